@@ -1,0 +1,225 @@
+//! What a client does with a request to an upstream: the effective policy, every field known.
+//!
+//! A [`Policy`] is plain data without `Option`s for "not said": the layers (built-in, host, published,
+//! upstream, route) are merged field by field while the configuration is validated, so the request path
+//! never asks "and if it is missing?". The other crates read these types and nothing else of the configuration.
+
+use std::time::Duration;
+
+/// Everything that decides how one request is balanced, repeated, bounded and buffered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// To the response's head, all attempts together.
+    pub timeout: Duration,
+    /// Between bytes of a body, and of an upgraded connection.
+    pub idle_timeout: Duration,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// Which requests may be sent twice at all.
+    pub repeat: Repeat,
+    /// Attempts in sequence.
+    pub retry: Retry,
+    /// Copies beside the first attempt.
+    pub hedge: Hedge,
+    /// When an endpoint that errs is left out for a while.
+    pub eject: Eject,
+    /// Below this share of usable endpoints all of them are used again.
+    pub panic: Share,
+    /// Limits on what is open towards one upstream.
+    pub circuit: Circuit,
+    /// A new endpoint's share of requests grows over this time.
+    pub slow_start: Duration,
+    /// Bytes of a request body kept so that it can be sent again.
+    pub max_body_buffer: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Policy {
+            timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(300),
+            balance: Balance::P2c,
+            repeat: Repeat::default(),
+            retry: Retry::default(),
+            hedge: Hedge::default(),
+            eject: Eject::default(),
+            panic: Share::percent(50),
+            circuit: Circuit::default(),
+            slow_start: Duration::from_secs(10),
+            max_body_buffer: 64 * 1024,
+        }
+    }
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// The cheaper of two random endpoints by peak EWMA × requests in flight.
+    P2c,
+    /// The one of two random endpoints with fewer requests in flight.
+    LeastRequest,
+    /// One after the other.
+    RoundRobin,
+    /// Any, evenly.
+    Random,
+}
+
+/// Which requests may be sent twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repeat {
+    /// HTTP methods, upper case.
+    pub methods: Vec<String>,
+    /// gRPC methods as `package.Service/Method`, with `*`.
+    pub grpc: Vec<String>,
+    /// A request header, lower case, whose presence allows a retry in sequence, never a copy.
+    pub key_header: Option<String>,
+}
+
+impl Default for Repeat {
+    fn default() -> Self {
+        Repeat {
+            methods: ["GET", "HEAD", "OPTIONS", "TRACE"].map(String::from).to_vec(),
+            grpc: Vec::new(),
+            key_header: None,
+        }
+    }
+}
+
+/// Attempts in sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retry {
+    /// Attempts after the first.
+    pub max: u32,
+    /// Retries as a share of requests over 10 s, beside a floor of 10 a second.
+    pub budget: Share,
+    /// What is worth another attempt.
+    pub when: Vec<RetryOn>,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry {
+            max: 2,
+            budget: Share::percent(20),
+            when: vec![RetryOn::Connect, RetryOn::Refused, RetryOn::Reset, RetryOn::Status(503)],
+        }
+    }
+}
+
+/// What is worth another attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryOn {
+    /// The endpoint could not be reached: nothing was sent.
+    Connect,
+    /// The peer said that the application never saw the request.
+    Refused,
+    /// The connection broke before the response's head.
+    Reset,
+    /// A response with this status.
+    Status(u16),
+}
+
+/// Copies beside the first attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hedge {
+    /// Off, counted only, or done.
+    pub mode: Mode,
+    /// How long to wait before a copy.
+    pub after: After,
+    /// Never sooner than this.
+    pub min: Duration,
+    /// Copies as a share of requests over 10 s.
+    pub budget: Share,
+    /// Copies beside the first attempt.
+    pub max: u32,
+}
+
+impl Default for Hedge {
+    fn default() -> Self {
+        Hedge {
+            mode: Mode::Observe,
+            after: After::Percentile(95.0),
+            min: Duration::from_millis(1),
+            budget: Share::percent(5),
+            max: 2,
+        }
+    }
+}
+
+/// How long to wait before a copy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum After {
+    /// A percentile (0 < p < 100) of this route's recent time to the response's head.
+    Percentile(f64),
+    /// A fixed time.
+    Fixed(Duration),
+}
+
+/// Whether a mechanism acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Neither acts nor counts.
+    Off,
+    /// Counts what it would have done.
+    Observe,
+    /// Acts.
+    Enforce,
+}
+
+/// When an endpoint that errs is left out for a while.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Eject {
+    /// Failures in a row; 0 switches ejection off.
+    pub consecutive: u32,
+    /// The first time out; doubled for each ejection in a row.
+    pub base: Duration,
+    /// At most this share of the endpoints at once, rounded up to one.
+    pub max: Share,
+}
+
+impl Default for Eject {
+    fn default() -> Self {
+        Eject { consecutive: 5, base: Duration::from_secs(10), max: Share::percent(50) }
+    }
+}
+
+/// Limits on what is open towards one upstream, over all workers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Circuit {
+    /// Open connections.
+    pub connections: u32,
+    /// Requests waiting for a connection.
+    pub pending: u32,
+    /// Requests in flight.
+    pub requests: u32,
+}
+
+impl Default for Circuit {
+    fn default() -> Self {
+        Circuit { connections: 1024, pending: 1024, requests: 4096 }
+    }
+}
+
+/// A share of a whole, written as `5%`: 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Share(f64);
+
+impl Share {
+    /// A share from whole percents; above 100 is 100.
+    #[must_use]
+    pub fn percent(percent: u32) -> Share {
+        Share(f64::from(percent.min(100)) / 100.0)
+    }
+
+    /// A share from a fraction, `None` outside 0 to 1.
+    #[must_use]
+    pub fn fraction(fraction: f64) -> Option<Share> {
+        (0.0..=1.0).contains(&fraction).then_some(Share(fraction))
+    }
+
+    /// The share as a fraction, 0 to 1.
+    #[must_use]
+    pub fn as_fraction(self) -> f64 {
+        self.0
+    }
+}

@@ -1,0 +1,264 @@
+//! The validated configuration: what the rest of the program reads.
+//!
+//! Parsed, not checked: an address is a [`SocketAddr`], a duration a [`Duration`], a policy a whole
+//! [`Policy`]. A `Settings` that exists is usable; everything that could be wrong with the file was
+//! reported, all at once, before one came to be.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::policy::Policy;
+
+/// The whole configuration of one host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Who this host is.
+    pub node: Node,
+    /// Worker threads; `None`: the CPU quota, at most 4.
+    pub workers: Option<usize>,
+    /// The mesh it belongs to.
+    pub mesh: Mesh,
+    /// What this host offers.
+    pub services: Vec<Service>,
+    /// This host's default policy (built-in defaults merged with `policy:`).
+    pub policy: Policy,
+    /// Services found otherwise, or this client's own policy for a mesh service.
+    pub upstreams: Vec<Upstream>,
+    /// Where applications send requests.
+    pub outbound: Outbound,
+    /// Where applications look services up.
+    pub discovery: Discovery,
+    /// Where the operator looks.
+    pub admin: Listen,
+    /// Upper bounds.
+    pub limits: Limits,
+    /// How a host goes away.
+    pub shutdown: Shutdown,
+    /// What is written to the log.
+    pub log: Log,
+}
+
+/// Who this host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Default: the hostname.
+    pub name: String,
+    /// What others dial; `None`: the default route's source address, else 127.0.0.1.
+    pub address: Option<IpAddr>,
+    /// Where this host stands, published with its record.
+    pub zone: Option<String>,
+    /// `None`: keeps nothing.
+    pub data_dir: DataDir,
+}
+
+/// Where the host keeps its identity, members and registrations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataDir {
+    /// `$STATE_DIRECTORY`, else the XDG state directory, else nothing with a warning.
+    Default,
+    /// This directory.
+    Path(PathBuf),
+    /// Written as `""`: keep nothing.
+    Nothing,
+}
+
+/// The mesh a host belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// Hosts of different meshes ignore each other; also Consul's datacenter.
+    pub name: String,
+    /// The DNS domain answered here.
+    pub domain: String,
+    /// `host:port` of other hosts' gossip; names are looked up again at every try.
+    pub join: Vec<String>,
+    /// Gossip's listener.
+    pub gossip: Listen,
+    /// 32-byte keys: the first sends, all receive. Empty: loopback only.
+    pub keys: Vec<Key>,
+    /// The listener for requests from other hosts.
+    pub data: Listen,
+    /// Allows other addresses than loopback without keys.
+    pub insecure: bool,
+}
+
+/// A gossip key; `Debug` never shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Key(pub [u8; 32]);
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Key(redacted)")
+    }
+}
+
+/// A listener's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Written in the file: a taken port is an error, where a default that is taken may be left out.
+    pub explicit: bool,
+}
+
+/// What this host offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// `name` or `name.namespace`, lower case.
+    pub name: String,
+    /// Unique on this host; default: the name.
+    pub id: String,
+    /// The application.
+    pub address: SocketAddr,
+    /// Where look-ups send those who come without the mesh; `None`: not announced outside the mesh.
+    pub advertise: Option<SocketAddr>,
+    /// What the application speaks; `None`: told from the first bytes (HTTP/1.1 towards the application).
+    pub protocol: Option<Protocol>,
+    /// Shown by look-ups.
+    pub tags: Vec<String>,
+    /// Shown by look-ups.
+    pub meta: std::collections::BTreeMap<String, String>,
+    /// How its health is known; `None`: always passing.
+    pub check: Option<Check>,
+}
+
+/// What an application speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC over HTTP/2.
+    Grpc,
+}
+
+/// How an application's health is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Between two checks.
+    pub interval: Duration,
+    /// Of one check.
+    pub timeout: Duration,
+    /// Successes in a row that make it passing.
+    pub rise: u32,
+    /// Failures in a row that make it critical.
+    pub fall: u32,
+}
+
+/// What a check asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    /// GET this path: 2xx passes.
+    Http(String),
+    /// A connection passes.
+    Tcp,
+}
+
+/// Services found otherwise, or this client's own policy for a mesh service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    /// The service's name.
+    pub name: String,
+    /// `host:port` of each endpoint; empty: the mesh's own instances.
+    pub endpoints: Vec<SocketAddr>,
+    /// What the endpoints speak; `None`: HTTP/1.1.
+    pub protocol: Option<Protocol>,
+    /// Merged: built-in < host < upstream.
+    pub policy: Policy,
+    /// First match wins; none: `policy`.
+    pub routes: Vec<Route>,
+}
+
+/// Requests of an upstream that have a policy of their own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// What it matches.
+    pub matches: Match,
+    /// Merged: built-in < host < upstream < route.
+    pub policy: Policy,
+}
+
+/// Which requests a route is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Match {
+    /// The path: exact, or a prefix when it ends in `*`.
+    pub path: Option<String>,
+    /// The method, upper case.
+    pub method: Option<String>,
+}
+
+/// Where applications send requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbound {
+    /// The proxy's listener.
+    pub listen: Listen,
+    /// Requests for names outside the mesh pass through.
+    pub passthrough: bool,
+    /// Listeners for one service each.
+    pub listeners: Vec<ServiceListener>,
+}
+
+/// A listener whose every request goes to one service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceListener {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where its requests go.
+    pub service: String,
+}
+
+/// Where applications look services up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Discovery {
+    /// Consul's HTTP API.
+    pub http: Listen,
+    /// DNS over UDP and TCP.
+    pub dns: Listen,
+}
+
+/// Upper bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Accepted connections, each of outbound and inbound.
+    pub connections: usize,
+    /// Hosts of the mesh.
+    pub members: usize,
+    /// Service instances of the mesh.
+    pub records: usize,
+    /// Bytes of bodies kept for a repeat.
+    pub buffers: usize,
+}
+
+/// How a host goes away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shutdown {
+    /// After announcing, requests are accepted for this long.
+    pub settle: Duration,
+    /// Then what is in flight has this long to finish.
+    pub timeout: Duration,
+}
+
+/// What is written to the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// `error | warn | info | debug | trace`.
+    pub level: String,
+    /// JSON instead of text.
+    pub json: bool,
+    /// Which requests are logged.
+    pub access: Access,
+}
+
+/// Which requests are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// None.
+    Off,
+    /// Those that failed.
+    Errors,
+    /// All.
+    All,
+}
