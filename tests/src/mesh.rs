@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use crate::client::{self, Answer, Version};
 use crate::load::{Load, Plan};
 use crate::metrics::Metrics;
-use crate::process::{self, Process};
+use crate::process::{self, Process, Watchdog};
 use crate::wait;
 
 /// The addresses and the folder of one test.
@@ -26,6 +26,7 @@ pub struct Lab {
     net: u8,
     workers: usize,
     folder: TempDir,
+    _watchdog: Watchdog,
     /// Held for as long as the network is ours.
     _claim: TcpListener,
 }
@@ -101,7 +102,6 @@ impl Lab {
     /// When all 253 networks are taken, or there is no temporary folder.
     #[must_use]
     pub fn new(workers: usize) -> Lab {
-        process::end_after(TEST_MAX);
         let first = std::process::id() % NETS;
         let claimed = (0..NETS).find_map(|i| {
             let net = u8::try_from(1 + (first + i) % NETS).ok()?;
@@ -114,7 +114,7 @@ impl Lab {
             .prefix("evenkeel-test-")
             .tempdir()
             .expect("a temporary folder");
-        Lab { net, workers, folder, _claim: claim }
+        Lab { net, workers, folder, _watchdog: Watchdog::start(TEST_MAX), _claim: claim }
     }
 
     /// The address of host (or application) number `last`.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -114,21 +114,38 @@ impl Drop for Process {
     }
 }
 
-/// Ends the whole test, its children first, when it has not ended by itself within `limit`.
+/// Ends the whole test, its children first, when it runs for longer than a limit.
 ///
 /// A condition that is awaited has a limit of its own; this is for what hangs where nobody looked.
-pub fn end_after(limit: Duration) {
-    std::thread::spawn(move || {
-        std::thread::sleep(limit);
-        eprintln!("the test did not end within {limit:?}");
-        for (pid, log) in RUNNING.lock().expect("nobody panics with it").drain(..) {
-            print_tail(&log);
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
+/// Dropping it calls it off.
+#[derive(Debug)]
+pub struct Watchdog {
+    _called_off: mpsc::Sender<()>,
+}
+
+impl Watchdog {
+    /// Starts counting.
+    #[must_use]
+    pub fn start(limit: Duration) -> Watchdog {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            if receiver.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("the test did not end within {limit:?}");
+                end_all();
             }
+        });
+        Watchdog { _called_off: sender }
+    }
+}
+
+fn end_all() -> ! {
+    for (pid, log) in RUNNING.lock().expect("nobody panics with it").drain(..) {
+        print_tail(&log);
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
         }
-        std::process::exit(101);
-    });
+    }
+    std::process::exit(101)
 }
 
 fn print_tail(log: &Path) {
@@ -157,7 +174,7 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// The children of this test process and their logs, for [`end_after`].
+/// The children of this test process and their logs, for [`Watchdog`].
 static RUNNING: Mutex<Vec<(u32, PathBuf)>> = Mutex::new(Vec::new());
 
 /// Lines of a log printed when a test fails.
