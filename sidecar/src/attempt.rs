@@ -19,11 +19,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::repeat::{self, BodyState, Outcome};
-use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, Ticket, Verdict};
+use evenkeel_balancer::repeat::{self, Outcome, Pushback};
+use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
 use evenkeel_config::policy::{Mode, Policy};
 use evenkeel_config::settings::Protocol;
-use http::header::{HOST, HeaderMap, HeaderValue, RETRY_AFTER};
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
@@ -79,9 +79,17 @@ pub async fn send(
     let policy = &route.policy;
     let metrics = upstream.metrics.of(worker.id);
     let start = Instant::now();
-    let safe = repeat::is_safe(&policy.repeat, template.method.as_str(), template.path.path(), template.grpc);
+    let grpc_path = template.grpc.then(|| template.path.path());
+    let safe = repeat::is_safe(&policy.repeat, template.method.as_str(), grpc_path);
     let keyed = policy.repeat.key_header.as_ref().is_some_and(|name| template.headers.contains_key(name.as_str()));
-    let facts = || repeat::Request { safe, keyed, body: body_state(body.as_ref()) };
+    let facts = |retries| repeat::Request {
+        safe,
+        keyed,
+        body: body_state(body.as_ref()),
+        streaming: false,
+        retry_of_retry: false,
+        retries,
+    };
     upstream.retries.request(start);
     route.hedger.request(start);
     let pick = |now, kind, tried: &[u64]| {
@@ -97,15 +105,15 @@ pub async fn send(
     metrics.attempts[Attempt::First as usize].inc();
     tried.push(ticket.endpoint().serial());
     let mut first = pin!(Some(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false)));
-    let mut ticket = Some(ticket);
+    let mut ticket = Waiting(Some(ticket));
     let mut copies: Vec<Copied<_>> = Vec::new();
     let (mut copies_sent, mut retries) = (0, 0);
     let mut failed: Option<Failed> = None;
 
-    let may_copy = repeat::may_copy(&facts(), &policy.hedge);
-    let delay = route.hedger.delay(start, &policy.hedge).filter(|_| may_copy);
-    let enforced = delay.filter(|_| policy.hedge.mode == Mode::Enforce && policy.hedge.max > 0);
-    let mut copy_at = enforced.map(|delay| start + delay);
+    // A body that is still coming may be complete when a copy is due: that is looked at then.
+    let may_copy = repeat::may_copy(&repeat::Request { body: repeat::Body::Complete, ..facts(0) }, &policy.hedge);
+    let delay = if may_copy { route.hedger.delay(start, &policy.hedge) } else { None };
+    let mut copy_at = delay.map(|delay| start + delay);
     let mut timer = pin!(tokio::time::sleep_until(earliest(copy_at, deadline.at).into()));
 
     loop {
@@ -116,28 +124,30 @@ pub async fn send(
                 if !deadline.hard && body.as_ref().is_some_and(|b| b.arriving(now, policy.idle_timeout)) {
                     deadline.at = now + policy.timeout;
                 } else {
-                    let waiting = ticket.iter_mut().chain(copies.iter_mut().map(|copy| &mut copy.ticket));
-                    waiting.for_each(|ticket| ticket.head(now, Verdict::Timeout));
+                    let waiting = std::iter::once(&mut ticket).chain(copies.iter_mut().map(|copy| &mut copy.ticket));
+                    waiting.filter_map(|w| w.0.as_mut()).for_each(|ticket| ticket.head(now, Verdict::Timeout));
                     let waited = now.saturating_duration_since(start);
                     return Err(Error::Timeout(format!("{} did not answer within {waited:.1?}", upstream.name)));
                 }
             }
             Event::Timer if copy_at.is_some_and(|at| now >= at) => {
-                copy_at = enforced.map(|delay| now + delay);
+                copy_at = delay.map(|delay| now + delay);
                 if body.as_ref().is_some_and(|body| !body.complete()) {
                     // Not yet: a copy needs the whole body.
-                } else if !route.hedger.try_copy(now, &policy.hedge, &upstream.retries, policy.retry.budget) {
-                    metrics.hedges[Hedges::Refused as usize].inc();
+                } else if !route.hedger.try_copy(now, &policy.hedge, &policy.retry, &upstream.retries) {
+                    let observed = policy.hedge.mode == Mode::Observe;
+                    metrics.hedges[if observed { Hedges::Observed } else { Hedges::Refused } as usize].inc();
                     copy_at = None;
                 } else if let Ok(ticket) = pick(now, Attempt::Hedge, &tried) {
                     copies_sent += 1;
                     metrics.attempts[Attempt::Hedge as usize].inc();
                     tried.push(ticket.endpoint().serial());
                     let future = Box::pin(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false));
-                    copies.push(Copied { ticket, future });
+                    copies.push(Copied { ticket: Waiting(Some(ticket)), future });
                     copy_at = copy_at.filter(|_| copies_sent < policy.hedge.max);
                 } else {
-                    // Every endpoint was tried.
+                    // No endpoint is left that was not tried.
+                    route.hedger.not_sent(now, &upstream.retries);
                     copy_at = None;
                 }
             }
@@ -145,13 +155,12 @@ pub async fn send(
             Event::Timer => {}
             Event::First(ended) => {
                 first.set(None);
-                let ticket = ticket.take().expect("an attempt has a ticket");
-                match judge(ended, ticket, upstream, now) {
+                match judge(ended, ticket.take(), upstream, now) {
                     Ok(won) => {
                         let latency = now.saturating_duration_since(start);
                         route.hedger.record(now, latency);
-                        if policy.hedge.mode == Mode::Observe && delay.is_some_and(|delay| latency > delay) {
-                            metrics.hedges[Hedges::Observed as usize].inc();
+                        if let Some(delay) = delay.filter(|d| policy.hedge.mode == Mode::Observe && latency > *d) {
+                            route.hedger.observe(now, delay, latency);
                         }
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
                         return Ok(won);
@@ -160,9 +169,10 @@ pub async fn send(
                 }
             }
             Event::Copy(at, ended) => {
-                let Copied { ticket, .. } = copies.swap_remove(at);
-                match judge(ended, ticket, upstream, now) {
+                let Copied { mut ticket, .. } = copies.swap_remove(at);
+                match judge(ended, ticket.take(), upstream, now) {
                     Ok(won) => {
+                        route.hedger.copy_won();
                         route.hedger.record(now, now.saturating_duration_since(start));
                         metrics.hedges[Hedges::Won as usize].inc();
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
@@ -174,8 +184,7 @@ pub async fn send(
         }
         if first.is_none() && copies.is_empty() {
             let why = failed.take().expect("an attempt ended, and not well");
-            let may = retries < policy.retry.max
-                && repeat::may_retry(&facts(), &why.outcome, &policy.retry)
+            let may = repeat::may_retry(&facts(retries), &why.outcome, &policy.retry)
                 && upstream.retries.withdraw(now, policy.retry.budget, RETRY_FLOOR_PER_SEC);
             let Some(next) = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten() else {
                 return why.give_up(body.as_ref());
@@ -184,9 +193,13 @@ pub async fn send(
             metrics.attempts[Attempt::Retry as usize].inc();
             let same = tried.contains(&next.endpoint().serial());
             tried.push(next.endpoint().serial());
-            let wait = if same { backoff(&mut *worker.rng.borrow_mut(), retries) } else { Duration::ZERO };
+            let wait = match why.outcome {
+                Outcome::Response { pushback: Some(Pushback::After(wait)), .. } => wait,
+                _ if same => backoff(&mut *worker.rng.borrow_mut(), retries),
+                _ => Duration::ZERO,
+            };
             first.set(Some(begin(next.endpoint(), deadline.at, wait, same)));
-            ticket = Some(next);
+            ticket = Waiting(Some(next));
         }
         timer.as_mut().reset(earliest(copy_at, deadline.at).into());
     }
@@ -358,8 +371,26 @@ enum Event {
 }
 
 struct Copied<F> {
-    ticket: Ticket,
+    ticket: Waiting,
     future: Pin<Box<F>>,
+}
+
+/// The ticket of an attempt that has not ended. Dropped with it when another attempt won or the caller went
+/// away: how long the endpoint was silent is then all that is learnt.
+struct Waiting(Option<Ticket>);
+
+impl Waiting {
+    fn take(&mut self) -> Ticket {
+        self.0.take().expect("an attempt has one ticket and ends once")
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(ticket) = &mut self.0 {
+            ticket.caller_gone(Instant::now());
+        }
+    }
 }
 
 fn poll_event<F: Future<Output = Ended>>(
@@ -478,10 +509,11 @@ fn judge(ended: Ended, mut ticket: Ticket, upstream: &Upstream, now: Instant) ->
     if verdict == Verdict::Success {
         return Ok(Won { head, ticket });
     }
-    // gRPC's UNAVAILABLE is what 503 is to HTTP.
-    let status = if grpc == Some(b"14") { 503 } else { status };
+    let pushback = head.response.headers().get(RETRY_PUSHBACK).map(|value| Pushback::parse(value.as_bytes()));
+    let grpc = grpc.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+    let status = grpc.map_or(status, repeat::grpc_as_http);
     let error = Error::Reset(format!("status {status}"));
-    Err(Failed { outcome: Outcome::Response { status }, error, response: Some(Won { head, ticket }) })
+    Err(Failed { outcome: Outcome::Response { status, pushback }, error, response: Some(Won { head, ticket }) })
 }
 
 /// What a receiving host says when it answers instead of its application.
@@ -556,12 +588,12 @@ fn again(body: Option<&Replay>) -> Body {
     body.map_or(Body::Empty, |body| Body::Replay(body.again()))
 }
 
-fn body_state(body: Option<&Replay>) -> BodyState {
+fn body_state(body: Option<&Replay>) -> repeat::Body {
     match body {
-        None => BodyState::Complete,
-        Some(body) if body.complete() => BodyState::Complete,
-        Some(body) if body.replayable() => BodyState::Kept,
-        Some(_) => BodyState::Lost,
+        None => repeat::Body::Complete,
+        Some(body) if body.complete() => repeat::Body::Complete,
+        Some(body) if body.replayable() => repeat::Body::Partial,
+        Some(_) => repeat::Body::Lost,
     }
 }
 
@@ -595,5 +627,5 @@ fn backoff(rng: &mut impl rand::Rng, retries: u32) -> Duration {
 
 const BACKOFF: Duration = Duration::from_millis(5);
 const BACKOFF_DOUBLINGS_MAX: u32 = 6;
-/// Retries allowed whatever the budget says: a service with little traffic may retry, too.
-const RETRY_FLOOR_PER_SEC: u32 = 10;
+/// When a gRPC server wants to see the call again, if at all.
+const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");

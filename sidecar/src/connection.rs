@@ -143,7 +143,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
         },
     };
     let link = Rc::new(Link::new(peer, local, version != Version::HTTP_2, Instant::now()));
-    worker.links.borrow_mut().insert(&link);
+    worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
     let io = TokioIo::new(Watched { stream, link: Rc::clone(&link) });
     let service = service_fn({
         let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));

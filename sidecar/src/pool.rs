@@ -307,7 +307,7 @@ fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Se
     SendError::Reset(error.to_string())
 }
 
-fn find<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> Option<&E> {
+fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
     std::iter::successors(Some(error), |e| e.source()).find_map(|e| e.downcast_ref())
 }
 

@@ -98,6 +98,9 @@ impl Router {
                 Some(upstream) => Destination::Upstream(upstream),
                 None => Destination::Unknown(name),
             },
+            HostName::ServiceOrForeign(name) => {
+                self.hosts.get(name.as_str()).map_or(Destination::Foreign, Destination::Upstream)
+            }
             HostName::Foreign => Destination::Foreign,
         }
     }

@@ -171,7 +171,7 @@ fn spec_of(instance: &evenkeel_discovery::catalog::Instance, own: u64) -> Endpoi
         dial: if here { instance.address } else { instance.node.mesh },
         hop: if here { Hop::Direct } else { Hop::Mesh },
         protocol: instance.protocol,
-        weight: instance.weights.passing,
+        weight: instance.weights.passing.into(),
         serving: instance.takes_requests(),
     }
 }

@@ -74,8 +74,8 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// Decides among endpoints.
     pub rng: RefCell<SmallRng>,
-    /// Accepted connections.
-    pub links: RefCell<Links>,
+    /// Accepted connections: outbound, inbound.
+    pub links: [RefCell<Links>; 2],
     router: RefCell<Cache<Arc<ArcSwap<Router>>, Arc<Router>>>,
     busy: Cell<usize>,
     wake_lag: Notify,
@@ -90,8 +90,8 @@ pub enum Order {
     Close(SocketAddr),
     /// Serve a connection that another worker accepted.
     Serve(std::net::TcpStream, Role),
-    /// End connections of this side gracefully.
-    Drain,
+    /// End the connections of this side gracefully.
+    Drain(usize),
     /// End the thread.
     Stop,
 }
@@ -128,7 +128,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
         router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
         pool: Rc::default(),
         rng: RefCell::new(rand::make_rng()),
-        links: RefCell::default(),
+        links: Default::default(),
         busy: Cell::new(0),
         wake_lag: Notify::new(),
         shared,
@@ -157,12 +157,12 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
                         serve(&worker, stream, Rc::new(role));
                     }
                 }
-                Some(Order::Drain) => worker.links.borrow().drain(),
+                Some(Order::Drain(side)) => worker.links[side].borrow().drain(),
                 Some(Order::Stop) | None => return,
             },
             _ = sweep.tick() => {
                 let now = Instant::now();
-                worker.links.borrow_mut().sweep(now);
+                worker.links.iter().for_each(|links| links.borrow_mut().sweep(now));
                 worker.pool.sweep(now);
             }
         }
@@ -215,7 +215,8 @@ fn serve(worker: &Rc<Worker>, stream: tokio::net::TcpStream, role: Rc<Role>) {
     });
 }
 
-fn side(role: &Role) -> usize {
+/// Which side a role is on.
+pub fn side(role: &Role) -> usize {
     match role {
         Role::Outbound | Role::Service(_) => OUTBOUND,
         Role::Inbound => INBOUND,
