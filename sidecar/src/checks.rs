@@ -20,9 +20,11 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::gossip::Command;
 
 /// A verdict to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +39,12 @@ pub struct Verdict {
     pub output: String,
 }
 
-/// Runs the checks of whatever is registered on this host, until `local` closes. `report` gets each check's first
-/// result and each change after it. Must be called within a `LocalSet`.
-pub async fn run(mut local: watch::Receiver<Arc<Vec<Registration>>>, report: impl Fn(Verdict) + Clone + 'static) {
+/// Runs the checks of whatever is registered on this host, until `local` closes. Each check's first result and each
+/// change after it goes to `commands`. Must be called within a `LocalSet`.
+pub async fn run(
+    mut local: watch::Receiver<Arc<Vec<Registration>>>,
+    commands: mpsc::Sender<Command>,
+) {
     let mut running: BTreeMap<(String, String), Running> = BTreeMap::new();
     loop {
         let registered = Arc::clone(&local.borrow_and_update());
@@ -52,7 +57,11 @@ pub async fn run(mut local: watch::Receiver<Arc<Vec<Registration>>>, report: imp
         running.retain(|key, run| wanted.get(key) == Some(&run.check));
         for (key, check) in wanted {
             running.entry(key).or_insert_with_key(|(instance, _)| {
-                let task = tokio::task::spawn_local(repeat(instance.clone(), check.clone(), report.clone()));
+                let task = tokio::task::spawn_local(repeat(
+                    instance.clone(),
+                    check.clone(),
+                    commands.clone(),
+                ));
                 Running { check, task: task.abort_handle() }
             });
         }
@@ -74,10 +83,13 @@ impl Drop for Running {
     }
 }
 
-async fn repeat(instance: String, check: Check, report: impl Fn(Verdict)) {
+async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>) {
     let mut health = RiseFall::new(check.initial, check.rise, check.fall);
     // Checks of one host are spread over the interval by their name, so that they do not run in lockstep.
-    let spread = instance.bytes().chain(check.id.bytes()).fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    let spread = instance
+        .bytes()
+        .chain(check.id.bytes())
+        .fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     let first = Instant::now() + check.interval.min(FIRST_WITHIN) * (spread % 1000) / 1000;
     let mut due = tokio::time::interval_at(first, check.interval.max(INTERVAL_MIN));
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -93,7 +105,9 @@ async fn repeat(instance: String, check: Check, report: impl Fn(Verdict)) {
                 status: health.status(),
                 output,
             };
-            report(verdict);
+            if commands.send(Command::Health(verdict)).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -107,7 +121,9 @@ async fn ask(kind: &CheckKind, timeout: Duration) -> (Status, String) {
         CheckKind::Tcp { authority } => (
             authority,
             tokio::time::timeout(timeout, async {
-                connect(authority).await.map(|_| (Status::Passing, format!("{authority} accepts connections")))
+                connect(authority)
+                    .await
+                    .map(|_| (Status::Passing, format!("{authority} accepts connections")))
             })
             .await,
         ),
@@ -120,14 +136,17 @@ async fn ask(kind: &CheckKind, timeout: Duration) -> (Status, String) {
 }
 
 async fn connect(authority: &str) -> Result<TcpStream, String> {
-    TcpStream::connect(authority).await.map_err(|cause| format!("cannot connect to {authority}: {cause}"))
+    TcpStream::connect(authority)
+        .await
+        .map_err(|cause| format!("cannot connect to {authority}: {cause}"))
 }
 
 async fn ask_http(authority: &str, path: &str, method: &str) -> Result<(Status, String), String> {
     let stream = connect(authority).await?;
     let what = format!("{method} http://{authority}{path}");
     let broken = |cause: &dyn std::fmt::Display| format!("{what} broke off: {cause}");
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|cause| broken(&cause))?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|cause| broken(&cause))?;
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -165,7 +184,11 @@ mod tests {
     use tokio::net::TcpListener;
 
     fn http(authority: &str) -> CheckKind {
-        CheckKind::Http { authority: authority.to_owned(), path: "/healthz".into(), method: "GET".into() }
+        CheckKind::Http {
+            authority: authority.to_owned(),
+            path: "/healthz".into(),
+            method: "GET".into(),
+        }
     }
 
     /// Answers every connection with these bytes.
@@ -176,7 +199,11 @@ mod tests {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut head = [0; 1024];
                 let read = stream.read(&mut head).await.unwrap();
-                assert!(head[..read].starts_with(b"GET /healthz HTTP/1.1\r\n"), "{:?}", &head[..read]);
+                assert!(
+                    head[..read].starts_with(b"GET /healthz HTTP/1.1\r\n"),
+                    "{:?}",
+                    &head[..read]
+                );
                 let _ = stream.write_all(answer).await;
             }
         });
@@ -189,9 +216,21 @@ mod tests {
             (&b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..], Status::Passing, "200"),
             (b"HTTP/1.1 204 No Content\r\n\r\n", Status::Passing, "204"),
             (b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", Status::Passing, "200"),
-            (b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n", Status::Warning, "429"),
-            (b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", Status::Critical, "302"),
-            (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n", Status::Critical, "503"),
+            (
+                b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n",
+                Status::Warning,
+                "429",
+            ),
+            (
+                b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n",
+                Status::Critical,
+                "302",
+            ),
+            (
+                b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+                Status::Critical,
+                "503",
+            ),
             (b"SSH-2.0-OpenSSH_9.6\r\n", Status::Critical, "broke off"),
             (b"", Status::Critical, "broke off"),
         ] {

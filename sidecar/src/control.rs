@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
+use evenkeel_config::settings::Listen;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -44,7 +45,10 @@ pub struct Surface {
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn start<F>(surfaces: Vec<Surface>, beside: impl FnOnce() -> F + Send + 'static) -> std::io::Result<Control>
+pub fn start<F>(
+    surfaces: Vec<Surface>,
+    beside: impl FnOnce() -> F + Send + 'static,
+) -> std::io::Result<Control>
 where
     F: Future<Output = ()> + 'static,
 {
@@ -80,13 +84,39 @@ impl Drop for Control {
     }
 }
 
+/// Binds a listener whose default port may be taken by someone else (a Consul agent): then it is warned about and left out.
+///
+/// # Errors
+/// The address was written in the configuration and cannot be used.
+pub fn optional<S>(
+    key: &str,
+    listen: Listen,
+    bind: impl FnOnce(SocketAddr) -> std::io::Result<S>,
+) -> anyhow::Result<Option<S>> {
+    match bind(listen.address) {
+        Ok(bound) => Ok(Some(bound)),
+        Err(cause) if listen.explicit => Err(anyhow::anyhow!(
+            "{key} {}: {cause}. Is another process on this port? Stop it or set {key} to another address",
+            listen.address
+        )),
+        Err(cause) => {
+            warn!(
+                address = %listen.address, %cause,
+                "{key} is left out: its default address cannot be used. Set {key} to another address"
+            );
+            Ok(None)
+        }
+    }
+}
+
 /// Accepts under the limit until stopped.
 async fn serve(surface: Surface, mut stopped: watch::Receiver<bool>) {
     let Surface { name, listener, router, timeout } = surface;
-    let listener = match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
-        Ok(listener) => listener,
-        Err(cause) => return tracing::error!(name, %cause, "cannot serve"),
-    };
+    let listener =
+        match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
+            Ok(listener) => listener,
+            Err(cause) => return tracing::error!(name, %cause, "cannot serve"),
+        };
     let router = router
         .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, timeout));
@@ -113,7 +143,12 @@ async fn serve(surface: Surface, mut stopped: watch::Receiver<bool>) {
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, mut stopped: watch::Receiver<bool>) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
     let service = TowerToHyperService::new(router);
     let connection = hyper::server::conn::http1::Builder::new()

@@ -16,12 +16,14 @@ use evenkeel_discovery::Catalog;
 use evenkeel_discovery::answers::{self, Transport};
 use prometheus::{IntCounter, IntCounterVec, Opts};
 use rand::SeedableRng as _;
-use rand_chacha::ChaCha8Rng;
+use rand::rngs::SmallRng;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, warn};
+
+use crate::gossip::entropy;
 
 /// The running thread. Dropping it stops it and waits for that.
 pub struct Dns {
@@ -66,16 +68,17 @@ impl Sockets {
     }
 }
 
-/// Starts the thread. `seed` orders the answers' addresses: random, so that clients that take the first spread.
+/// Starts the thread.
 ///
 /// # Errors
-/// No thread, or the metrics are registered already.
+/// No entropy, no thread, or the metrics are registered already.
 pub fn spawn(
     sockets: Sockets,
     catalog: Arc<ArcSwap<Catalog>>,
-    seed: u64,
     metrics: &prometheus::Registry,
 ) -> io::Result<Dns> {
+    // Orders the addresses of an answer, so that clients that take the first are spread.
+    let rng = SmallRng::from_seed(entropy()?);
     let queries = Queries::registered(metrics).map_err(io::Error::other)?;
     let (stop, stopped) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("ek-dns".into()).spawn(move || {
@@ -84,12 +87,9 @@ pub fn spawn(
             Err(cause) => return tracing::error!(%cause, "DNS cannot start"),
         };
         let serve = async move {
-            let (udp, tcp) = (UdpSocket::from_std(sockets.udp)?, TcpListener::from_std(sockets.tcp)?);
-            let answerer = Arc::new(Answerer {
-                catalog,
-                rng: std::sync::Mutex::new(ChaCha8Rng::seed_from_u64(seed)),
-                queries,
-            });
+            let (udp, tcp) =
+                (UdpSocket::from_std(sockets.udp)?, TcpListener::from_std(sockets.tcp)?);
+            let answerer = Arc::new(Answerer { catalog, rng: std::sync::Mutex::new(rng), queries });
             tokio::select! {
                 _ = stopped => Ok(()),
                 ended = datagrams(&udp, &answerer) => ended,
@@ -116,7 +116,7 @@ impl Drop for Dns {
 struct Answerer {
     catalog: Arc<ArcSwap<Catalog>>,
     /// One thread uses it: never contended.
-    rng: std::sync::Mutex<ChaCha8Rng>,
+    rng: std::sync::Mutex<SmallRng>,
     queries: Queries,
 }
 
@@ -140,8 +140,8 @@ impl Queries {
             Opts::new("evenkeel_dns_queries_total", "DNS messages, by how they were answered."),
             &["transport", "rcode"],
         )?;
-        let by_transport =
-            ["udp", "tcp"].map(|transport| RCODES.map(|rcode| family.with_label_values(&[transport, rcode])));
+        let by_transport = ["udp", "tcp"]
+            .map(|transport| RCODES.map(|rcode| family.with_label_values(&[transport, rcode])));
         metrics.register(Box::new(family))?;
         Ok(Queries { by_transport })
     }
@@ -221,7 +221,10 @@ async fn stream_of_queries(mut stream: TcpStream, answerer: &Answerer) -> io::Re
             Err(_) => return Ok(()),
         };
         if length > QUERY_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a question of {length} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a question of {length} bytes"),
+            ));
         }
         query.resize(length, 0);
         timeout(IDLE_TIMEOUT, stream.read_exact(&mut query)).await??;

@@ -78,7 +78,14 @@ impl Events {
         if ring.events.len() == EVENTS_MAX {
             ring.events.pop_front();
         }
-        ring.events.push_back(Event { number, at, severity, kind: kind.to_owned(), subject, detail });
+        ring.events.push_back(Event {
+            number,
+            at,
+            severity,
+            kind: kind.to_owned(),
+            subject,
+            detail,
+        });
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -95,7 +102,8 @@ pub fn rfc3339(time: SystemTime) -> String {
     let z = days + 719_468;
     let era = z / 146_097;
     let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;

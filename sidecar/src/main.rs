@@ -1,18 +1,17 @@
-//! Evenkeel: the demo's entry points.
+//! Evenkeel: a service mesh without a control plane. One process a host.
+
+mod admin;
+mod app;
+mod catalog_http;
+mod checks;
+mod cli;
+mod control;
 mod demo;
+mod dns;
+mod events;
+mod gossip;
+mod state;
 
-use clap::Parser;
-
-#[derive(Parser)]
-enum Command {
-    Demo(demo::DemoArgs),
-    #[command(hide = true)]
-    DemoApplication(demo::ApplicationArgs),
-}
-
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
-        Command::Demo(args) => demo::run(args),
-        Command::DemoApplication(args) => demo::run_application(args),
-    }
+fn main() -> std::process::ExitCode {
+    cli::main()
 }

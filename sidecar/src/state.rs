@@ -114,7 +114,11 @@ impl State {
     }
 
     /// Reads one file. `None` when there is none, or it cannot be understood (then it was moved aside).
-    pub fn read<T, E: fmt::Display>(&self, name: &'static str, decode: impl FnOnce(&[u8]) -> Result<T, E>) -> Option<T> {
+    pub fn read<T, E: fmt::Display>(
+        &self,
+        name: &'static str,
+        decode: impl FnOnce(&[u8]) -> Result<T, E>,
+    ) -> Option<T> {
         let path = self.dir()?.join(name);
         let problem = match read_bounded(&path) {
             Ok(bytes) => match decode(&bytes) {
@@ -145,7 +149,9 @@ impl State {
             Ok(()) => {}
             Err(TrySendError::Full(mut job) | TrySendError::Disconnected(mut job)) => {
                 if let Some(done) = job.done.take() {
-                    let _ = done.send(Err(io::Error::other("the disk under node.data_dir is too slow: too many writes wait")));
+                    let _ = done.send(Err(io::Error::other(
+                        "the disk under node.data_dir is too slow: too many writes wait",
+                    )));
                 }
             }
         }
@@ -222,7 +228,8 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 
 fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = dir.join(format!(".{name}.new"));
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, dir.join(name))?;

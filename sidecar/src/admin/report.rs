@@ -53,16 +53,16 @@ pub struct Member {
     pub address: String,
     /// Where its gossip listens.
     pub gossip: String,
+    /// Where it takes requests from other hosts.
+    pub mesh: String,
     /// Where it stands.
     pub zone: String,
-    /// `alive | draining | down | left`.
+    /// `alive | draining | failed | left`.
     pub state: String,
     /// For how long.
     pub for_ms: u64,
     /// Instances it offers.
     pub instances: usize,
-    /// The version it runs.
-    pub version: String,
     /// It is the one asked.
     pub myself: bool,
 }
@@ -85,8 +85,8 @@ pub struct Service {
     pub tags: Vec<String>,
     /// Instances on hosts that are up.
     pub instances: usize,
-    /// Of them, those that look-ups return.
-    pub passing: usize,
+    /// Of them, those that requests may go to.
+    pub usable: usize,
     /// Of them, those whose check fails.
     pub critical: usize,
     /// Of them, those on their way out.

@@ -30,11 +30,12 @@ pub enum Command {
     /// default. SIGHUP reloads the file, SIGTERM drains and leaves.
     Run(FileArg),
     /// Show what Evenkeel does for the tail of the latency, against three ordinary balancers, on this machine.
-    Demo(DemoArgs),
+    Demo(crate::demo::DemoArgs),
+    /// One of the demo's applications; started by `evenkeel demo` only.
+    #[command(hide = true)]
+    DemoApplication(crate::demo::ApplicationArgs),
     /// Check a configuration and print what it means: every default filled in, secrets left out.
     Check(FileArg),
-    /// Print the JSON Schema of the configuration file.
-    Schema,
     /// Show the hosts of the mesh, as the running host sees them.
     Members(AskArgs),
     /// Show the services of the mesh and how many of their instances are healthy.
@@ -61,20 +62,6 @@ pub struct FileArg {
     /// The configuration (YAML); without it: an empty one.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-}
-
-/// How the demonstration runs.
-#[derive(Debug, Clone, Args)]
-pub struct DemoArgs {
-    /// How long the load runs.
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub seconds: u64,
-    /// End with one line of JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// Leave the mesh running afterwards, until Ctrl-C, to try things on it.
-    #[arg(long)]
-    pub keep: bool,
 }
 
 /// Whom to ask, and how to print the answer.

@@ -2,6 +2,7 @@
 //!
 //! On a runtime of its own, because nothing else runs in these modes. Errors are for the person at the terminal.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -10,9 +11,8 @@ use http::header::{ACCEPT, HOST};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-
-use crate::io::TokioIo;
 
 /// GETs a path from the host that answers at `admin` (`host:port`) and returns the body of a 200.
 ///
@@ -20,7 +20,10 @@ use crate::io::TokioIo;
 /// Says what to do when nobody answers, and the host's own words when it refuses.
 pub fn get(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
     let admin = admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/');
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
     let asked = runtime.block_on(async {
         tokio::time::timeout(ANSWER_TIMEOUT, ask(admin, path_and_query))
             .await
@@ -32,16 +35,21 @@ pub fn get(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
 }
 
 async fn ask(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
-    let stream = TcpStream::connect(admin).await.map_err(|cause| match cause.kind() {
-        std::io::ErrorKind::InvalidInput | std::io::ErrorKind::Uncategorized => {
-            anyhow!("--admin {admin}: {cause}. Write it as HOST:PORT, for example 127.0.0.1:7119")
-        }
-        _ => anyhow!(
+    let unreadable = |cause| {
+        anyhow!("--admin {admin}: {cause}. Write it as HOST:PORT, for example 127.0.0.1:7119")
+    };
+    let addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host(admin).await.map_err(unreadable)?.collect();
+    let stream = TcpStream::connect(addresses.as_slice()).await.map_err(|cause| {
+        anyhow!(
             "no evenkeel answers at {admin} ({cause}): is it running? Start it with `evenkeel run -c FILE`, or say where its admin listener is with --admin HOST:PORT"
-        ),
+        )
     })?;
-    let not_ours = || format!("{admin} does not speak HTTP as evenkeel's admin listener does: is --admin right?");
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.with_context(not_ours)?;
+    let not_ours = || {
+        format!("{admin} does not speak HTTP as evenkeel's admin listener does: is --admin right?")
+    };
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.with_context(not_ours)?;
     let driver = tokio::spawn(connection);
     let request = Request::get(path_and_query)
         .header(HOST, admin)

@@ -11,7 +11,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 /// When the kernel gives no randomness.
 pub fn key() -> anyhow::Result<String> {
     let mut bytes = [0; 32];
-    let filled = getrandom(&mut bytes, GetRandomFlags::empty()).context("the kernel gives no random bytes")?;
+    let filled = getrandom(&mut bytes, GetRandomFlags::empty())
+        .context("the kernel gives no random bytes")?;
     // Up to 256 bytes come whole or not at all (getrandom(2)); a short key must not look like a good one.
     anyhow::ensure!(filled == bytes.len(), "the kernel gave only {filled} random bytes");
     Ok(STANDARD.encode(bytes))

@@ -16,7 +16,6 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use evenkeel_config::{Environment, Loaded, Problems};
 
-pub use args::DemoArgs;
 use args::{Cli, Command};
 
 /// Parses the command line, does what it says and returns the exit status.
@@ -46,12 +45,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
-    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = std::io::stdout().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     match command {
         Command::Run(file) => crate::app::run(load(file.config.as_deref())?, file.config),
         Command::Demo(args) => crate::demo::run(args),
+        Command::DemoApplication(args) => crate::demo::run_application(args),
         Command::Check(file) => check(file.config.as_deref()),
-        Command::Schema => print(&evenkeel_config::schema()),
         Command::Members(ask) => print(&show::members(&ask, colour)?),
         Command::Services(ask) => print(&show::services(&ask, colour)?),
         Command::Endpoints(args) => print(&show::endpoints(&args, colour)?),
@@ -80,7 +80,7 @@ fn check(file: Option<&Path>) -> anyhow::Result<()> {
     for warning in &loaded.warnings {
         writeln!(std::io::stderr(), "warning: {warning}")?;
     }
-    print(&evenkeel_config::effective(&loaded.settings))
+    print(&format!("{:#?}", loaded.settings))
 }
 
 /// Writes to stdout, with a newline at the end.
@@ -94,7 +94,9 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 fn is_closed_pipe(failure: &anyhow::Error) -> bool {
-    failure.downcast_ref::<std::io::Error>().is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+    failure
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 const DONE: u8 = 0;

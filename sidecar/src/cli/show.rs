@@ -23,8 +23,9 @@ fn asked<T: DeserializeOwned>(
         }
         return Ok(text);
     }
-    let report = serde_json::from_slice(&body)
-        .with_context(|| format!("{} answered something else than an evenkeel: is --admin right?", ask.admin))?;
+    let report = serde_json::from_slice(&body).with_context(|| {
+        format!("{} answered something else than an evenkeel: is --admin right?", ask.admin)
+    })?;
     Ok(table(&report))
 }
 
@@ -61,9 +62,13 @@ pub fn explain(args: &ExplainArgs, colour: bool) -> anyhow::Result<String> {
 }
 
 fn members_table(report: &Members, colour: bool) -> String {
-    let mut table = Table::new(&["NAME", "ADDRESS", "STATE", "FOR", "ZONE", "INSTANCES", "VERSION", "ID"]);
+    let mut table = Table::new(&["NAME", "ADDRESS", "STATE", "FOR", "ZONE", "INSTANCES", "ID"]);
     for member in &report.members {
-        let name = if member.myself { format!("{} (this host)", member.name) } else { member.name.clone() };
+        let name = if member.myself {
+            format!("{} (this host)", member.name)
+        } else {
+            member.name.clone()
+        };
         table.row(vec![
             Cell::text(name),
             Cell::text(&member.address),
@@ -71,7 +76,6 @@ fn members_table(report: &Members, colour: bool) -> String {
             Cell::number(age(member.for_ms)),
             Cell::text(&member.zone),
             Cell::number(member.instances),
-            Cell::text(&member.version),
             Cell::text(&member.id).tone(Tone::Dim),
         ]);
     }
@@ -82,19 +86,27 @@ fn services_table(report: &Services, colour: bool) -> String {
     if report.services.is_empty() {
         return "No services yet: name them under `services:` in the configuration, or register them with PUT /v1/agent/service/register.\n".to_owned();
     }
-    let mut table = Table::new(&["SERVICE", "PASSING", "INSTANCES", "CRITICAL", "DRAINING", "TAGS"]);
+    let mut table = Table::new(&["SERVICE", "USABLE", "INSTANCES", "CRITICAL", "DRAINING", "TAGS"]);
     for service in &report.services {
-        let passing = match (service.passing, service.instances) {
+        let tone = match (service.usable, service.instances) {
             (0, _) => Tone::Bad,
-            (passing, instances) if passing < instances => Tone::Warn,
+            (usable, instances) if usable < instances => Tone::Warn,
             _ => Tone::Good,
         };
         table.row(vec![
             Cell::text(&service.name),
-            Cell::number(service.passing).tone(passing),
+            Cell::number(service.usable).tone(tone),
             Cell::number(service.instances),
-            Cell::number(service.critical).tone(if service.critical > 0 { Tone::Bad } else { Tone::Dim }),
-            Cell::number(service.draining).tone(if service.draining > 0 { Tone::Warn } else { Tone::Dim }),
+            Cell::number(service.critical).tone(if service.critical > 0 {
+                Tone::Bad
+            } else {
+                Tone::Dim
+            }),
+            Cell::number(service.draining).tone(if service.draining > 0 {
+                Tone::Warn
+            } else {
+                Tone::Dim
+            }),
             Cell::text(service.tags.join(",")),
         ]);
     }
@@ -102,13 +114,23 @@ fn services_table(report: &Services, colour: bool) -> String {
 }
 
 fn endpoints_table(report: &Endpoints, colour: bool) -> String {
-    let mut out = format!("{}, balance: {}\n", printable(&report.service), printable(&report.balance));
+    let mut out =
+        format!("{}, balance: {}\n", printable(&report.service), printable(&report.balance));
     if report.endpoints.is_empty() {
         out.push_str("No endpoints: no host that is up offers this service.\n");
         return out;
     }
-    let mut table =
-        Table::new(&["INSTANCE", "HOST", "ADDRESS", "STATE", "IN FLIGHT", "LATENCY", "STALLED", "FAILURES", "REQUESTS"]);
+    let mut table = Table::new(&[
+        "INSTANCE",
+        "HOST",
+        "ADDRESS",
+        "STATE",
+        "IN FLIGHT",
+        "LATENCY",
+        "STALLED",
+        "FAILURES",
+        "REQUESTS",
+    ]);
     for endpoint in &report.endpoints {
         let state = match endpoint.ejected_ms {
             Some(ms) if endpoint.state == "ejected" => format!("ejected for {}", age(ms)),
@@ -120,9 +142,15 @@ fn endpoints_table(report: &Endpoints, colour: bool) -> String {
             Cell::text(&endpoint.address),
             Cell::text(state).tone(state_tone(&endpoint.state)),
             Cell::number(endpoint.in_flight),
-            Cell::number(endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms"))),
+            Cell::number(
+                endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms")),
+            ),
             Cell::number(format!("{:.1}ms", endpoint.stall_ms)).tone(stall_tone(endpoint.stall_ms)),
-            Cell::number(endpoint.failures).tone(if endpoint.failures > 0 { Tone::Warn } else { Tone::Dim }),
+            Cell::number(endpoint.failures).tone(if endpoint.failures > 0 {
+                Tone::Warn
+            } else {
+                Tone::Dim
+            }),
             Cell::number(endpoint.requests),
         ]);
     }
@@ -146,7 +174,8 @@ fn explained(report: &Explain, colour: bool) -> String {
     if report.endpoints.is_empty() {
         out.push_str("No endpoints: no host that is up offers this service.\n");
     } else {
-        let mut table = Table::new(&["INSTANCE", "HOST", "ADDRESS", "USABLE", "COST", "FILTER", "VERDICT"]);
+        let mut table =
+            Table::new(&["INSTANCE", "HOST", "ADDRESS", "USABLE", "COST", "FILTER", "VERDICT"]);
         for endpoint in &report.endpoints {
             let usable = if endpoint.usable { ("yes", Tone::Good) } else { ("no", Tone::Bad) };
             let mut lead = vec![
@@ -154,7 +183,9 @@ fn explained(report: &Explain, colour: bool) -> String {
                 Cell::text(&endpoint.host),
                 Cell::text(&endpoint.address),
                 Cell::text(usable.0).tone(usable.1),
-                Cell::number(endpoint.cost.map_or_else(|| "-".to_owned(), |cost| format!("{cost:.3}"))),
+                Cell::number(
+                    endpoint.cost.map_or_else(|| "-".to_owned(), |cost| format!("{cost:.3}")),
+                ),
             ];
             if endpoint.verdicts.is_empty() {
                 table.row(lead.clone());
@@ -162,7 +193,11 @@ fn explained(report: &Explain, colour: bool) -> String {
             for verdict in &endpoint.verdicts {
                 let mut row = std::mem::replace(&mut lead, vec![Cell::default(); 5]);
                 row.push(Cell::text(&verdict.filter));
-                row.push(Cell::text(&verdict.reason).tone(if verdict.pass { Tone::Plain } else { Tone::Bad }));
+                row.push(Cell::text(&verdict.reason).tone(if verdict.pass {
+                    Tone::Plain
+                } else {
+                    Tone::Bad
+                }));
                 table.row(row);
             }
         }
@@ -204,7 +239,7 @@ fn events_table(report: &EventList, colour: bool) -> String {
 fn state_tone(state: &str) -> Tone {
     match state {
         "alive" | "usable" | "passing" => Tone::Good,
-        "down" | "critical" | "ejected" => Tone::Bad,
+        "failed" | "critical" | "ejected" => Tone::Bad,
         "left" => Tone::Dim,
         _ => Tone::Warn,
     }

@@ -3,7 +3,7 @@
 //! Names, tags and errors in them come from other hosts: control characters are shown as `?`, or one host
 //! could steer the terminal of whoever looks at it.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 /// Rows under a header, columns as wide as their widest cell.
 pub struct Table {
@@ -63,8 +63,8 @@ impl Cell {
     }
 
     /// A number, on the right.
-    pub fn number(number: impl ToString) -> Cell {
-        Cell { text: number.to_string(), right: true, ..Cell::default() }
+    pub fn number(number: impl Display) -> Cell {
+        Cell { text: format!("{number}"), right: true, ..Cell::default() }
     }
 
     /// In this tone.
@@ -87,25 +87,29 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// Whether there are no rows.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// The table as lines, without trailing blanks.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
         let columns = self.header.len();
         let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.text.chars().count());
+            let cells = self
+                .rows
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.text.chars().count());
             cells.chain([self.header[column].len()]).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
-        let right: Vec<bool> =
-            (0..columns).map(|column| self.rows.iter().any(|row| row.get(column).is_some_and(|cell| cell.right))).collect();
-        let header: Vec<Cell> =
-            self.header.iter().map(|name| Cell { text: (*name).to_owned(), tone: Tone::Dim, right: false }).collect();
+        let right: Vec<bool> = (0..columns)
+            .map(|column| {
+                self.rows.iter().any(|row| row.get(column).is_some_and(|cell| cell.right))
+            })
+            .collect();
+        let header: Vec<Cell> = self
+            .header
+            .iter()
+            .map(|name| Cell { text: (*name).to_owned(), tone: Tone::Dim, right: false })
+            .collect();
         let mut out = String::new();
         for row in std::iter::once(&header).chain(&self.rows) {
             let mut line = String::new();

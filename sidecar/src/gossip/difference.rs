@@ -19,7 +19,11 @@ pub fn note(old: &Catalog, new: &Catalog, events: &Events) {
         compare(Some(before), None, &mut noted);
     }
     if noted.suppressed > 0 {
-        events.info("instances_changed", "mesh", format!("and {} more instances changed", noted.suppressed));
+        events.info(
+            "instances_changed",
+            "mesh",
+            format!("and {} more instances changed", noted.suppressed),
+        );
     }
 }
 
@@ -30,7 +34,13 @@ struct Noted<'e> {
 }
 
 impl Noted<'_> {
-    fn note(&mut self, worth_a_look: bool, kind: &'static str, instance: &Instance, detail: String) {
+    fn note(
+        &mut self,
+        worth_a_look: bool,
+        kind: &'static str,
+        instance: &Instance,
+        detail: String,
+    ) {
         if self.left == 0 {
             self.suppressed += 1;
             return;
@@ -47,12 +57,19 @@ impl Noted<'_> {
 
 fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Noted<'_>) {
     let key = |instance: &Instance| (instance.node.id, instance.id.clone());
-    let instances = |view: Option<&ServiceView>| -> std::collections::BTreeMap<(u64, String), Arc<Instance>> {
-        view.map(|view| view.instances.iter().map(|one| (key(one), Arc::clone(one))).collect()).unwrap_or_default()
-    };
+    let instances =
+        |view: Option<&ServiceView>| -> std::collections::BTreeMap<(u64, String), Arc<Instance>> {
+            view.map(|view| view.instances.iter().map(|one| (key(one), Arc::clone(one))).collect())
+                .unwrap_or_default()
+        };
     let (old, new) = (instances(old), instances(new));
     for (key, instance) in &new {
-        let on = format!("{} on {} ({})", instance.address, instance.node.name, instance.status.as_str());
+        let on = format!(
+            "{} on {} ({})",
+            instance.address,
+            instance.node.name,
+            instance.status.as_str()
+        );
         match old.get(key) {
             None => noted.note(false, "instance_registered", instance, on),
             Some(before) if before.status != instance.status => {
@@ -73,7 +90,12 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
         }
     }
     for (_, instance) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
-        noted.note(false, "instance_gone", instance, format!("{} on {}", instance.address, instance.node.name));
+        noted.note(
+            false,
+            "instance_gone",
+            instance,
+            format!("{} on {}", instance.address, instance.node.name),
+        );
     }
 }
 

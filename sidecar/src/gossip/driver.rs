@@ -93,7 +93,10 @@ impl Driver {
         let mut commands_open = true;
         loop {
             self.carry_out(&mut round);
-            let due = [self.discovery.poll_timeout(), round.save_due, round.alone_at].into_iter().flatten().min();
+            let due = [self.discovery.poll_timeout(), round.save_due, round.alone_at]
+                .into_iter()
+                .flatten()
+                .min();
             let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 _ = &mut stopped => return Ok(()),
@@ -121,7 +124,12 @@ impl Driver {
             match udp.try_recv_from(&mut buffer) {
                 // One byte more than is allowed was read: `Discovery` refuses and counts it.
                 Ok((length, from)) => {
-                    self.discovery.handle_datagram(Instant::now(), wall_ms(), from, &buffer[..length]);
+                    self.discovery.handle_datagram(
+                        Instant::now(),
+                        wall_ms(),
+                        from,
+                        &buffer[..length],
+                    );
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return,
                 Err(cause) => return debug!(%cause, "gossip cannot receive"),
@@ -159,12 +167,18 @@ impl Driver {
             }
         }
         while let Some(dial) = self.discovery.poll_dial() {
-            tokio::spawn(stream::dial(dial, round.source, Arc::clone(&round.memory), round.arrivals.clone()));
+            tokio::spawn(stream::dial(
+                dial,
+                round.source,
+                Arc::clone(&round.memory),
+                round.arrivals.clone(),
+            ));
         }
         while let Some(event) = self.discovery.poll_event() {
             self.event(event, round);
         }
-        *self.published.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.discovery.counters();
+        *self.published.counters.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.discovery.counters();
     }
 
     fn event(&mut self, event: Event, round: &mut Round) {
@@ -231,21 +245,32 @@ impl Driver {
                 let id = registration.id.clone();
                 let result = match self.configured(&id) {
                     true => Err(ChangeError::Configured(id.clone())),
-                    false => self.discovery.register(now, wall, *registration).map_err(ChangeError::Refused),
+                    false => self
+                        .discovery
+                        .register(now, wall, *registration)
+                        .map_err(ChangeError::Refused),
                 };
                 self.finish(result, done, round, |events| events.info("registered", id, what));
             }
             Command::Deregister(id, done) => {
                 let result = match self.configured(&id) {
                     true => Err(ChangeError::Configured(id.clone())),
-                    false => self.discovery.deregister(now, wall, &id).map_err(ChangeError::Refused),
+                    false => {
+                        self.discovery.deregister(now, wall, &id).map_err(ChangeError::Refused)
+                    }
                 };
-                self.finish(result, done, round, |events| events.info("deregistered", id, "by the HTTP API"));
+                self.finish(result, done, round, |events| {
+                    events.info("deregistered", id, "by the HTTP API");
+                });
             }
             Command::Health(verdict) => self.health(verdict),
             Command::Draining(draining) => {
                 self.discovery.set_draining(now, wall, draining);
-                let detail = if draining { "asks all hosts to stop choosing it" } else { "may be chosen again" };
+                let detail = if draining {
+                    "asks all hosts to stop choosing it"
+                } else {
+                    "may be chosen again"
+                };
                 self.events.info("draining", "this host", detail);
             }
             Command::Reconcile(services, done) => {
@@ -262,7 +287,9 @@ impl Driver {
     }
 
     fn configured(&self, id: &str) -> bool {
-        self.discovery.registrations().any(|one| one.id == id && one.origin == Origin::Configuration)
+        self.discovery
+            .registrations()
+            .any(|one| one.id == id && one.origin == Origin::Configuration)
     }
 
     /// Answers a change made by the HTTP API once it is on the disk.
@@ -282,7 +309,8 @@ impl Driver {
         round.save_due = None;
         let kept = self.save();
         tokio::spawn(async move {
-            let kept = kept.await.unwrap_or_else(|_| Err(io::Error::other("the writer has stopped")));
+            let kept =
+                kept.await.unwrap_or_else(|_| Err(io::Error::other("the writer has stopped")));
             let _ = done.send(kept.map_err(ChangeError::NotKept));
         });
     }
@@ -296,7 +324,13 @@ impl Driver {
             .and_then(|one| one.checks.iter().position(|known| known.id == check));
         // Its instance may have gone while the check ran.
         if let Some(index) = index {
-            let set = self.discovery.set_health(Instant::now(), wall_ms(), &instance, index, Health { status, output });
+            let set = self.discovery.set_health(
+                Instant::now(),
+                wall_ms(),
+                &instance,
+                index,
+                Health { status, output },
+            );
             if let Err(cause) = set {
                 debug!(instance, check, %cause, "the result of a check was not published");
             }
@@ -310,10 +344,11 @@ impl Driver {
         let current: BTreeMap<String, Registration> =
             self.discovery.registrations().map(|one| (one.id.clone(), one.clone())).collect();
         for (id, one) in &current {
-            if one.origin == Origin::Configuration && !wanted.contains(id.as_str()) {
-                if let Err(cause) = self.discovery.deregister(now, wall, id) {
-                    warn!(id, %cause, "an instance of the old configuration was not withdrawn");
-                }
+            if one.origin == Origin::Configuration
+                && !wanted.contains(id.as_str())
+                && let Err(cause) = self.discovery.deregister(now, wall, id)
+            {
+                warn!(id, %cause, "an instance of the old configuration was not withdrawn");
             }
         }
         for service in services {
@@ -328,7 +363,11 @@ impl Driver {
                 _ => {}
             }
             if let Err(cause) = self.discovery.register(now, wall, service) {
-                self.events.warn("registration_refused", id, format!("{name} in the configuration file: {cause}"));
+                self.events.warn(
+                    "registration_refused",
+                    id,
+                    format!("{name} in the configuration file: {cause}"),
+                );
             }
         }
         self.publish_local();
@@ -366,10 +405,15 @@ impl Driver {
         for name in &self.join {
             let (name, resolved) = (name.clone(), round.resolved.clone());
             tokio::spawn(async move {
-                let found = match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(&name)).await {
-                    Ok(found) => found.map(|addresses| addresses.take(ADDRESSES_MAX).collect()),
-                    Err(_) => Err(io::Error::other(format!("no answer within {RESOLVE_TIMEOUT:?}"))),
-                };
+                let found =
+                    match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(&name))
+                        .await
+                    {
+                        Ok(found) => found.map(|addresses| addresses.take(ADDRESSES_MAX).collect()),
+                        Err(_) => {
+                            Err(io::Error::other(format!("no answer within {RESOLVE_TIMEOUT:?}")))
+                        }
+                    };
                 let _ = resolved.send((name, found)).await;
             });
         }
@@ -390,7 +434,11 @@ impl Driver {
             }
             Err(cause) => {
                 if round.unresolved.insert(name.clone()) {
-                    self.events.warn("join_failed", name, format!("named by mesh.join, cannot be looked up: {cause}. Trying on"));
+                    self.events.warn(
+                        "join_failed",
+                        name,
+                        format!("named by mesh.join, cannot be looked up: {cause}. Trying on"),
+                    );
                 }
             }
         }

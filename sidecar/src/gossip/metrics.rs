@@ -35,16 +35,38 @@ impl GossipMetrics {
         let counter = |name, help, label| IntCounterVec::new(Opts::new(name, help), &[label]);
         Ok(GossipMetrics {
             published,
-            datagrams: counter("evenkeel_gossip_datagrams_total", "Gossip datagrams.", "direction")?,
-            bytes: counter("evenkeel_gossip_datagram_bytes_total", "Bytes of gossip datagrams.", "direction")?,
-            streams: counter("evenkeel_gossip_streams_total", "Gossip exchanges over TCP.", "kind")?,
-            refused: counter("evenkeel_gossip_refused_total", "Gossip messages refused, by reason.", "reason")?,
-            members: IntGaugeVec::new(Opts::new("evenkeel_members", "Hosts of the mesh, this one included."), &["state"])?,
+            datagrams: counter(
+                "evenkeel_gossip_datagrams_total",
+                "Gossip datagrams.",
+                "direction",
+            )?,
+            bytes: counter(
+                "evenkeel_gossip_datagram_bytes_total",
+                "Bytes of gossip datagrams.",
+                "direction",
+            )?,
+            streams: counter(
+                "evenkeel_gossip_streams_total",
+                "Gossip exchanges over TCP.",
+                "kind",
+            )?,
+            refused: counter(
+                "evenkeel_gossip_refused_total",
+                "Gossip messages refused, by reason.",
+                "reason",
+            )?,
+            members: IntGaugeVec::new(
+                Opts::new("evenkeel_members", "Hosts of the mesh, this one included."),
+                &["state"],
+            )?,
             instances: IntGaugeVec::new(
                 Opts::new("evenkeel_instances", "Instances of services on hosts that are up."),
                 &["status"],
             )?,
-            services: IntGauge::new("evenkeel_services", "Services with an instance on a host that is up.")?,
+            services: IntGauge::new(
+                "evenkeel_services",
+                "Services with an instance on a host that is up.",
+            )?,
         })
     }
 
@@ -62,7 +84,11 @@ impl GossipMetrics {
         raise(&self.streams, "dialled", counters.dials);
         raise(&self.streams, "dial_failed", counters.dials_failed);
         let catalog = self.published.catalog.load();
-        for (label, status) in [("alive", NodeStatus::Alive), ("failed", NodeStatus::Failed), ("left", NodeStatus::Left)] {
+        for (label, status) in [
+            ("alive", NodeStatus::Alive),
+            ("failed", NodeStatus::Failed),
+            ("left", NodeStatus::Left),
+        ] {
             let count = catalog.nodes.values().filter(|node| node.status == status).count();
             self.members.with_label_values(&[label]).set(gauge(count));
         }
@@ -75,7 +101,15 @@ impl GossipMetrics {
     }
 
     fn families(&self) -> [&dyn Collector; 7] {
-        [&self.datagrams, &self.bytes, &self.streams, &self.refused, &self.members, &self.instances, &self.services]
+        [
+            &self.datagrams,
+            &self.bytes,
+            &self.streams,
+            &self.refused,
+            &self.members,
+            &self.instances,
+            &self.services,
+        ]
     }
 }
 

@@ -21,8 +21,12 @@ use std::thread::JoinHandle;
 use arc_swap::{ArcSwap, Guard};
 use evenkeel_config::Environment;
 use evenkeel_config::settings::{self, Settings};
-use evenkeel_discovery::registration::{Check, CheckKind, Origin, RegisterError, Registration, Weights};
-use evenkeel_discovery::{Catalog, Config, Counters, Discovery, Limits, NodeInfo, Profile, Saved, Status};
+use evenkeel_discovery::registration::{
+    Check, CheckKind, Origin, RegisterError, Registration, Weights,
+};
+use evenkeel_discovery::{
+    Catalog, Config, Counters, Discovery, Limits, NodeInfo, Profile, Saved, Status,
+};
 use rustix::rand::{GetRandomFlags, getrandom};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -115,7 +119,10 @@ impl fmt::Display for ChangeError {
                 "instance {id:?} is named in this host's configuration file: change it there and reload, or use another ID"
             ),
             ChangeError::NotKept(cause) => {
-                write!(f, "done, but it could not be written to node.data_dir, so a restart will forget it: {cause}")
+                write!(
+                    f,
+                    "done, but it could not be written to node.data_dir, so a restart will forget it: {cause}"
+                )
             }
             ChangeError::Stopped => f.write_str("this host is shutting down: use another host"),
         }
@@ -167,9 +174,12 @@ fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
 pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
     let GossipArgs { settings, env, sockets, mesh_port, state, events, metrics } = args;
     let listens = sockets.local_addr()?;
-    let saved: Option<Saved> = state.read(SAVED_FILE, serde_json::from_slice);
+    let saved: Option<Saved> = state.read(SAVED_FILE, |bytes| serde_json::from_slice(bytes));
     let node = NodeInfo {
-        id: saved.as_ref().map_or_else(|| Ok(u64::from_le_bytes(entropy()?)), |saved| io::Result::Ok(saved.node))?,
+        id: saved.as_ref().map_or_else(
+            || Ok(u64::from_le_bytes(entropy()?)),
+            |saved| io::Result::Ok(saved.node),
+        )?,
         name: settings.node.name.clone(),
         address: advertised(settings, env, listens),
         mesh_port,
@@ -184,10 +194,12 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         limits: Limits { members: settings.limits.members, records: settings.limits.records },
     };
     let (seed, salt) = (entropy()?, entropy()?);
-    let discovery = Discovery::new(config, saved, std::time::Instant::now(), driver::wall_ms(), seed, salt);
+    let discovery =
+        Discovery::new(config, saved, std::time::Instant::now(), driver::wall_ms(), seed, salt);
     let catalog = Arc::new(ArcSwap::new(discovery.snapshot()));
     let (changed, changes) = watch::channel(0);
-    let (publish_local, local) = watch::channel(Arc::new(discovery.registrations().cloned().collect::<Vec<_>>()));
+    let (publish_local, local) =
+        watch::channel(Arc::new(discovery.registrations().cloned().collect::<Vec<_>>()));
     let joined = Arc::new(AtomicBool::new(settings.mesh.join.is_empty()));
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let published = Arc::new(metrics::Published {
@@ -342,9 +354,9 @@ fn registrations(settings: &Settings, own: IpAddr) -> Vec<Registration> {
             id: service.id.clone(),
             service: service.name.clone(),
             address: service.address,
-            advertise: service
-                .advertise
-                .or_else(|| (own.is_loopback() && service.address.ip().is_loopback()).then_some(service.address)),
+            advertise: service.advertise.or_else(|| {
+                (own.is_loopback() && service.address.ip().is_loopback()).then_some(service.address)
+            }),
             protocol: service.protocol,
             tags: service.tags.clone(),
             meta: service.meta.clone(),
@@ -389,7 +401,10 @@ fn advertised(settings: &Settings, env: &Environment, listens: SocketAddr) -> So
 }
 
 /// Random bytes of the kernel.
-fn entropy<const N: usize>() -> io::Result<[u8; N]> {
+///
+/// # Errors
+/// When it gives none.
+pub fn entropy<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     if getrandom(&mut bytes, GetRandomFlags::empty())? == N {
         Ok(bytes)

@@ -39,7 +39,9 @@ pub async fn accept(listener: TcpListener, arrivals: mpsc::Sender<Arrival>) {
                     match timeout(SERVE_TIMEOUT, exchange).await {
                         Ok(Ok(())) => {}
                         Ok(Err(cause)) => debug!(%from, %cause, "a gossip stream broke off"),
-                        Err(_) => debug!(%from, "a gossip stream took longer than {SERVE_TIMEOUT:?}"),
+                        Err(_) => {
+                            debug!(%from, "a gossip stream took longer than {SERVE_TIMEOUT:?}");
+                        }
                     }
                     drop(place);
                 });
@@ -73,7 +75,12 @@ async fn serve(
 }
 
 /// Makes one dial and tells how it ended. `source`: the address to dial from.
-pub async fn dial(dial: Dial, source: Option<IpAddr>, memory: Arc<Semaphore>, arrivals: mpsc::Sender<Arrival>) {
+pub async fn dial(
+    dial: Dial,
+    source: Option<IpAddr>,
+    memory: Arc<Semaphore>,
+    arrivals: mpsc::Sender<Arrival>,
+) {
     let Dial { id, to, request, timeout: limit } = dial;
     let exchange = async {
         let mut stream = connect(to, source).await?;
@@ -83,7 +90,9 @@ pub async fn dial(dial: Dial, source: Option<IpAddr>, memory: Arc<Semaphore>, ar
     };
     let result = match timeout(limit, exchange).await {
         Ok(Ok(response)) => Ok(response),
-        Ok(Err(cause)) if cause.kind() == io::ErrorKind::ConnectionRefused => Err(DialError::Refused),
+        Ok(Err(cause)) if cause.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(DialError::Refused)
+        }
         Ok(Err(cause)) => {
             debug!(%to, %cause, "a gossip dial failed");
             Err(DialError::Other)
@@ -114,20 +123,29 @@ async fn connect(to: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream
 
 async fn write_frame(stream: &mut TcpStream, frame: &[u8]) -> io::Result<()> {
     let length = u32::try_from(frame.len()).ok().filter(|_| frame.len() <= FRAME_MAX);
-    let length = length.ok_or_else(|| io::Error::other("our own frame is larger than a frame may be"))?;
+    let length =
+        length.ok_or_else(|| io::Error::other("our own frame is larger than a frame may be"))?;
     stream.write_all(&length.to_be_bytes()).await?;
     stream.write_all(frame).await
 }
 
 /// Reads one frame; the permits stand for its memory and are kept as long as it is.
-async fn read_frame<'m>(stream: &mut TcpStream, memory: &'m Semaphore) -> io::Result<(Vec<u8>, Vec<SemaphorePermit<'m>>)> {
+async fn read_frame<'m>(
+    stream: &mut TcpStream,
+    memory: &'m Semaphore,
+) -> io::Result<(Vec<u8>, Vec<SemaphorePermit<'m>>)> {
     let length = stream.read_u32().await? as usize;
     if length > FRAME_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes, more than {FRAME_MAX}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a frame of {length} bytes, more than {FRAME_MAX}"),
+        ));
     }
     let (mut frame, mut held) = (Vec::new(), Vec::new());
     while frame.len() < length {
-        let permit = memory.try_acquire().map_err(|_| io::Error::other("all memory for gossip streams is in use"))?;
+        let permit = memory
+            .try_acquire()
+            .map_err(|_| io::Error::other("all memory for gossip streams is in use"))?;
         held.push(permit);
         let chunk = CHUNK.min(length - frame.len());
         frame.reserve(chunk);
@@ -192,9 +210,17 @@ mod tests {
         let address = doubling().await;
         for size in [1, 100, CHUNK, CHUNK + 1, 1_000_000] {
             let request: Vec<u8> = (0..size).map(|n| n as u8).collect();
-            assert_eq!(dialled(address, request.clone()).await, Ok(request.repeat(2)), "{size} bytes");
+            assert_eq!(
+                dialled(address, request.clone()).await,
+                Ok(request.repeat(2)),
+                "{size} bytes"
+            );
         }
-        assert_eq!(dialled(address, Vec::new()).await, Err(DialError::Other), "closed without an answer");
+        assert_eq!(
+            dialled(address, Vec::new()).await,
+            Err(DialError::Other),
+            "closed without an answer"
+        );
     }
 
     #[tokio::test]
