@@ -9,6 +9,10 @@
 //! Reading order: [`discovery`] (the owner), then what it is made of, from the wire up to the answers.
 #![forbid(unsafe_code)]
 
+mod seal;
+mod session;
+mod wire;
+
 pub mod discovery;
 pub mod registration;
 

@@ -1,18 +1,38 @@
-//! Evenkeel: the demo's entry points.
-mod access; mod attempt; mod body; mod connection; mod data_plane; mod demo; mod error; mod headers; mod inbound; mod listener; mod metrics; mod outbound; mod passthrough; mod pool; mod route; mod upstreams; mod worker;
+//! Evenkeel: a service mesh without a control plane. One process a host.
 
-use clap::Parser;
+mod access;
+mod admin;
+mod app;
+mod attempt;
+mod body;
+mod catalog_http;
+mod checks;
+mod cli;
+mod connection;
+mod control;
+mod data_plane;
+mod demo;
+mod dns;
+mod error;
+mod events;
+mod gossip;
+mod headers;
+mod inbound;
+mod listener;
+mod logging;
+mod metrics;
+mod outbound;
+mod passthrough;
+mod pool;
+mod route;
+mod state;
+mod upstreams;
+mod views;
+mod worker;
 
-#[derive(Parser)]
-enum Command {
-    Demo(demo::DemoArgs),
-    #[command(hide = true)]
-    DemoApplication(demo::ApplicationArgs),
-}
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> anyhow::Result<()> {
-    match Command::parse() {
-        Command::Demo(args) => demo::run(args),
-        Command::DemoApplication(args) => demo::run_application(args),
-    }
+fn main() -> std::process::ExitCode {
+    cli::main()
 }

@@ -60,9 +60,7 @@ pub fn run_application(args: ApplicationArgs) -> anyhow::Result<()> {
         ledger,
         service_time: Duration::from_micros(args.service_time_us),
     });
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(tokio::task::LocalSet::new().run_until(serve(application, args.listen)))
 }
 
@@ -73,9 +71,8 @@ struct Application {
 }
 
 async fn serve(application: Rc<Application>, listen: SocketAddr) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on {listen}"))?;
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     println!("{}", listener.local_addr()?);
     std::io::stdout().flush()?;
     loop {
@@ -122,15 +119,8 @@ impl Application {
                 format!("cannot write the ledger: {error}\n"),
             );
         }
-        let status = if head.method == Method::POST {
-            StatusCode::CREATED
-        } else {
-            StatusCode::OK
-        };
-        reply(
-            status,
-            format!("{{\"application\":\"{}\",\"path\":{path:?}}}\n", self.name),
-        )
+        let status = if head.method == Method::POST { StatusCode::CREATED } else { StatusCode::OK };
+        reply(status, format!("{{\"application\":\"{}\",\"path\":{path:?}}}\n", self.name))
     }
 }
 

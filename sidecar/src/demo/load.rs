@@ -100,9 +100,7 @@ impl Load {
         let thread = std::thread::Builder::new()
             .name("load".into())
             .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()?;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime
                     .block_on(LocalSet::new().run_until(Generator::new(&plan).run(&plan, &publish)))
             })
@@ -122,9 +120,7 @@ impl Load {
 
     /// Waits for the end, then the final counters.
     pub fn finish(self) -> anyhow::Result<Progress> {
-        self.thread
-            .join()
-            .map_err(|_| anyhow!("the load's thread panicked"))??;
+        self.thread.join().map_err(|_| anyhow!("the load's thread panicked"))??;
         Ok(self.progress.borrow().clone())
     }
 }
@@ -153,10 +149,7 @@ struct ArmState {
 impl Generator {
     fn new(plan: &Plan) -> Generator {
         let now = Instant::now();
-        let kinds = [
-            (Kind::Get, plan.gets_per_sec),
-            (Kind::Post, plan.posts_per_sec),
-        ];
+        let kinds = [(Kind::Get, plan.gets_per_sec), (Kind::Post, plan.posts_per_sec)];
         let streams = Arm::ALL
             .into_iter()
             .flat_map(|arm| kinds.map(|(kind, per_sec)| (arm, kind, per_sec)))
@@ -164,14 +157,7 @@ impl Generator {
             .enumerate()
             .map(|(index, (arm, kind, per_sec))| {
                 let random = SmallRng::seed_from_u64(plan.seed ^ (index as u64 + 1));
-                Stream {
-                    arm,
-                    kind,
-                    due: now,
-                    per_sec,
-                    next_id: 0,
-                    random,
-                }
+                Stream { arm, kind, due: now, per_sec, next_id: 0, random }
             })
             .collect();
         let arms = plan
@@ -184,11 +170,7 @@ impl Generator {
                 })
             })
             .collect();
-        Generator {
-            streams,
-            arms,
-            lateness: histogram(),
-        }
+        Generator { streams, arms, lateness: histogram() }
     }
 
     async fn run(mut self, plan: &Plan, publish: &watch::Sender<Progress>) -> anyhow::Result<()> {
@@ -260,9 +242,7 @@ fn request(kind: Kind, name: &str, id: u64) -> anyhow::Result<Request<Full<Bytes
         .header(HOST, "orders.mesh");
     let request = match kind {
         Kind::Get => builder.body(Full::default()),
-        Kind::Post => builder
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::from(POST_BODY)),
+        Kind::Post => builder.header(CONTENT_TYPE, "application/json").body(Full::from(POST_BODY)),
     };
     request.context("cannot build a request")
 }
@@ -337,9 +317,7 @@ impl Tally {
             self.in_second.sort_unstable();
             // The smallest value that 99 % do not exceed.
             let rank = (self.in_second.len() * 99).div_ceil(100);
-            let p99 = rank
-                .checked_sub(1)
-                .map(|index| Duration::from_micros(self.in_second[index]));
+            let p99 = rank.checked_sub(1).map(|index| Duration::from_micros(self.in_second[index]));
             self.counts.p99_by_second.push(p99);
             self.in_second.clear();
             self.second += 1;
@@ -351,12 +329,7 @@ impl Tally {
             let known = !self.latency.is_empty();
             known.then(|| Duration::from_micros(self.latency.value_at_quantile(quantile)))
         };
-        ArmProgress {
-            p50: at(0.5),
-            p99: at(0.99),
-            p999: at(0.999),
-            ..self.counts.clone()
-        }
+        ArmProgress { p50: at(0.5), p99: at(0.99), p999: at(0.999), ..self.counts.clone() }
     }
 }
 
@@ -382,14 +355,8 @@ impl DueTimer {
             return Ok(());
         }
         let value = Timespec::try_from(wait).context("a due time out of range")?;
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let once = Itimerspec {
-            it_interval: zero,
-            it_value: value,
-        };
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval: zero, it_value: value };
         timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &once)?;
         loop {
             let mut ready = self.0.readable().await?;
@@ -478,9 +445,6 @@ mod tests {
             assert_eq!(stream.advance(), (Arm::P2c, Kind::Post, expected));
         }
         let seconds = (stream.due - start).as_secs_f64();
-        assert!(
-            (97.0..103.0).contains(&seconds),
-            "20,000 arrivals at 200/s took {seconds} s"
-        );
+        assert!((97.0..103.0).contains(&seconds), "20,000 arrivals at 200/s took {seconds} s");
     }
 }

@@ -69,11 +69,7 @@ pub struct Results {
 impl Row {
     /// Extra GETs as a share of those sent, in percent.
     fn extra_percent(&self) -> f64 {
-        if self.sent == 0 {
-            0.0
-        } else {
-            self.extra as f64 * 100.0 / self.sent as f64
-        }
+        if self.sent == 0 { 0.0 } else { self.extra as f64 * 100.0 / self.sent as f64 }
     }
 }
 
@@ -95,8 +91,7 @@ impl Results {
                 milliseconds(row.p999),
                 grouped(row.failed),
                 row.extra_percent(),
-                row.cpu
-                    .map_or_else(|| "-".to_owned(), |cpu| format!("{} µs", cpu.as_micros())),
+                row.cpu.map_or_else(|| "-".to_owned(), |cpu| format!("{} µs", cpu.as_micros())),
             );
         }
         text
@@ -138,17 +133,10 @@ impl Results {
     /// What became of the POSTs.
     pub fn posts(&self) -> String {
         let ours = self.row(Arm::Evenkeel).posts;
-        let others = self
-            .rows
-            .iter()
-            .filter(|row| row.arm != Arm::Evenkeel)
-            .map(|row| row.posts);
+        let others = self.rows.iter().filter(|row| row.arm != Arm::Evenkeel).map(|row| row.posts);
         let others = others.fold(Posts::default(), Posts::plus);
-        let mut text = format!(
-            "Through Evenkeel   {}\nThe other three    {}",
-            told(ours),
-            told(others)
-        );
+        let mut text =
+            format!("Through Evenkeel   {}\nThe other three    {}", told(ours), told(others));
         if ours.ok < ours.sent {
             text.push_str(
                 "\nA POST under way on a host that dies gets an error: it may have been executed, so it\n\
@@ -198,10 +186,7 @@ impl Results {
 
     /// The first arm with a POST that was executed twice.
     pub fn executed_twice(&self) -> Option<Arm> {
-        self.rows
-            .iter()
-            .find(|row| row.posts.twice > 0)
-            .map(|row| row.arm)
+        self.rows.iter().find(|row| row.posts.twice > 0).map(|row| row.arm)
     }
 
     fn row(&self, arm: Arm) -> &Row {
@@ -224,11 +209,7 @@ fn told(posts: Posts) -> String {
 }
 
 fn number_or_no(number: u64) -> String {
-    if number == 0 {
-        "No".to_owned()
-    } else {
-        grouped(number)
-    }
+    if number == 0 { "No".to_owned() } else { grouped(number) }
 }
 
 /// Three significant digits where that makes sense: `0.42`, `9.31`, `98.4`.
@@ -307,56 +288,32 @@ mod tests {
         assert_eq!(lines.len(), 2 + Arm::ALL.len());
         let widths: Vec<usize> = lines.iter().map(|line| line.chars().count()).collect();
         assert!(
-            widths
-                .iter()
-                .all(|&width| width == widths[0] && width <= 80),
+            widths.iter().all(|&width| width == widths[0] && width <= 80),
             "{widths:?}\n{table}"
         );
         assert_eq!(
             lines[2].split_whitespace().collect::<Vec<_>>(),
-            [
-                "round", "robin", "0.52", "98.4", "99.9", "1,312", "0.0%", "61", "µs"
-            ]
+            ["round", "robin", "0.52", "98.4", "99.9", "1,312", "0.0%", "61", "µs"]
         );
-        assert!(
-            lines[5].contains("2.10") && lines[5].contains("3.2%"),
-            "{}",
-            lines[5]
-        );
+        assert!(lines[5].contains("2.10") && lines[5].contains("3.2%"), "{}", lines[5]);
     }
 
     #[test]
     fn sentences_follow_the_figures() {
         let mut results = results();
         let verdict = results.verdict();
-        assert!(
-            verdict.contains("2.10 ms with Evenkeel and 98.4 ms"),
-            "{verdict}"
-        );
-        assert!(
-            verdict.contains("(47 times as long), for 3.2 % extra"),
-            "{verdict}"
-        );
-        assert!(
-            verdict.contains("No GETs failed with Evenkeel,\n1,312 with plain"),
-            "{verdict}"
-        );
+        assert!(verdict.contains("2.10 ms with Evenkeel and 98.4 ms"), "{verdict}");
+        assert!(verdict.contains("(47 times as long), for 3.2 % extra"), "{verdict}");
+        assert!(verdict.contains("No GETs failed with Evenkeel,\n1,312 with plain"), "{verdict}");
         assert_eq!(results.warning(), None);
 
         results.rows[3].p99 = Some(Duration::from_millis(97));
         results.rows[3].failed = 2;
         let verdict = results.verdict();
-        assert!(
-            verdict.contains("was not better than round robin"),
-            "{verdict}"
-        );
+        assert!(verdict.contains("was not better than round robin"), "{verdict}");
         assert!(verdict.contains("2 GETs failed with Evenkeel"), "{verdict}");
         results.late_p99 = Duration::from_millis(8);
-        assert!(
-            results
-                .warning()
-                .is_some_and(|text| text.contains("8.00 ms late"))
-        );
+        assert!(results.warning().is_some_and(|text| text.contains("8.00 ms late")));
     }
 
     #[test]
@@ -368,12 +325,7 @@ mod tests {
              The other three    1,500 POSTs: 1,451 executed once, 0 twice, 50 answered with an error"
         );
         assert_eq!(results.executed_twice(), None);
-        results.rows[3].posts = Posts {
-            sent: 500,
-            ok: 499,
-            once: 499,
-            twice: 1,
-        };
+        results.rows[3].posts = Posts { sent: 500, ok: 499, once: 499, twice: 1 };
         assert!(results.posts().contains("never sent again"));
         assert_eq!(results.executed_twice(), Some(Arm::Evenkeel));
     }
@@ -381,16 +333,9 @@ mod tests {
     #[test]
     fn json_has_the_promised_shape() {
         let json = results().json();
-        let names: Vec<_> = json["arms"]
-            .as_array()
-            .expect("an array")
-            .iter()
-            .map(|arm| &arm["name"])
-            .collect();
-        assert_eq!(
-            names,
-            ["round_robin", "round_robin_retry", "p2c", "evenkeel"]
-        );
+        let names: Vec<_> =
+            json["arms"].as_array().expect("an array").iter().map(|arm| &arm["name"]).collect();
+        assert_eq!(names, ["round_robin", "round_robin_retry", "p2c", "evenkeel"]);
         let evenkeel = &json["arms"][3];
         assert_eq!(evenkeel["p50_ms"], 0.52);
         assert_eq!(evenkeel["p99_ms"], 2.1);
@@ -398,10 +343,7 @@ mod tests {
         assert_eq!(evenkeel["failed"], 0);
         assert_eq!(evenkeel["extra"], 3.2);
         assert_eq!(evenkeel["cpu_us"], 61.7);
-        assert_eq!(
-            json["posts"],
-            json!({"sent": 500, "ok": 500, "once": 500, "twice": 0})
-        );
+        assert_eq!(json["posts"], json!({"sent": 500, "ok": 500, "once": 500, "twice": 0}));
 
         let mut none = results();
         none.rows[0].p50 = None;
@@ -411,12 +353,8 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped_by_thousands() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1_000, "1,000"),
-            (12_345_678, "12,345,678"),
-        ] {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345_678, "12,345,678")]
+        {
             assert_eq!(grouped(number), text);
         }
     }
