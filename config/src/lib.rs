@@ -24,6 +24,12 @@ mod model;
 mod read;
 mod validate;
 
+mod diff;
+mod effective;
+mod schema;
+
+pub use diff::{Change, diff};
 pub use environment::Environment;
 pub use load::{Loaded, load, parse};
 pub use problem::{Problem, Problems};
+pub use schema::schema;

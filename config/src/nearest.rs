@@ -11,7 +11,7 @@ pub(crate) fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> O
         .map(|key| (distance(&word, &fold(key)), key))
         .min_by_key(|(distance, _)| *distance);
     let (distance, key) = near?;
-    (distance <= (key.len().max(word.len()) / 3).max(1)).then_some(key)
+    (distance <= key.len().max(word.len()).div_ceil(3)).then_some(key)
 }
 
 /// `idleTimeout`, `idle-timeout` and `IDLE_TIMEOUT` are all `idle_timeout` written by another habit.

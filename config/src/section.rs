@@ -488,7 +488,7 @@ impl<'a> Value<'a> {
     }
 }
 
-static META_VALUE: Shape = Shape::Plain {
+pub(crate) static META_VALUE: Shape = Shape::Plain {
     pattern: crate::forms::FREE,
 };
 
