@@ -203,7 +203,7 @@ fn nginx_behind_the_mesh_and_h2load_before_it(workers: usize) {
     std::fs::create_dir_all(folder.join("www")).unwrap();
     std::fs::write(folder.join("www/index.html"), "from nginx\n").unwrap();
     let conf = format!(
-        "daemon off; worker_processes 1; pid {0}/nginx.pid; error_log stderr; events {{}}\n\
+        "daemon off; user root; worker_processes 1; pid {0}/nginx.pid; error_log stderr; events {{}}\n\
          http {{ access_log off; client_body_temp_path {0}/t1; proxy_temp_path {0}/t2; fastcgi_temp_path {0}/t3;\n\
          uwsgi_temp_path {0}/t4; scgi_temp_path {0}/t5; keepalive_requests 100;\n\
          server {{ listen {address}:8080; root {0}/www; location = /healthz {{ return 200 \"ok\\n\"; }} }} }}\n",
