@@ -58,9 +58,9 @@ fn nobody_listening_503(workers: usize) {
     let upstreams = format!("[{{name: catalog, endpoints: [\"{0}:9\", \"{0}:10\"]}}]", lab.ip(120));
     let trio = Trio::start(lab, &Setup { upstreams, ..Setup::default() });
     let refused = ["connection_refused", "destination_unavailable"];
-    assert_reason(&trio.caller.get("catalog", "/"), 503, &refused, "catalog");
+    assert_reason(&trio.caller.get("catalog", "/"), 503, &refused, "nothing was sent");
     // Nothing was sent: a POST fails the same way, and says so.
-    assert_reason(&post(&trio, "catalog", "/ledger/x"), 503, &refused, "catalog");
+    assert_reason(&post(&trio, "catalog", "/ledger/x"), 503, &refused, "nothing was sent");
 
     // The same behind another host: its application does not listen, and the check has not seen it yet.
     let lab = Lab::new(workers);
@@ -77,11 +77,11 @@ fn broken_after_sending_502_and_never_repeated(workers: usize) {
     let requests = || trio.apps.iter().map(|app| app.count().0).sum::<u64>();
     let before = requests();
     let answer = post(&trio, "payments", "/reset?at=head");
-    assert_reason(&answer, 502, &["connection_terminated"], "payments");
+    assert_reason(&answer, 502, &["connection_terminated"], "connection broke");
     assert_eq!(requests(), before + 1, "a POST that may have been executed is not sent again");
     // A GET is tried again (retry.max: 2), and told the same in the end.
     let answer = trio.caller.get("payments", "/reset?at=head");
-    assert_reason(&answer, 502, &["connection_terminated"], "payments");
+    assert_reason(&answer, 502, &["connection_terminated"], "connection broke");
     assert_eq!(requests(), before + 4);
     // After the head there is nothing left but to end the body early.
     let broken = client::get(trio.caller.outbound().into(), "payments", "/reset?at=body");
@@ -100,7 +100,7 @@ fn too_late_504_and_cancelled_to_the_application(workers: usize) {
         let slow = request(method, "payments", "/slow?ms=20000");
         let answer = client::send(trio.caller.outbound().into(), version, slow).unwrap();
         assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
-        assert_reason(&answer, 504, &["http_response_timeout"], "payments");
+        assert_reason(&answer, 504, &["http_response_timeout"], "no response in time");
         wait::for_true("the application learns of it", Duration::from_secs(5), || {
             cancelled() > earlier
         });
