@@ -1,5 +1,5 @@
 //! Evenkeel: the demo's entry points.
-mod demo;
+mod access; mod attempt; mod body; mod connection; mod demo; mod error; mod headers; mod inbound; mod listener; mod metrics; mod outbound; mod passthrough; mod pool; mod route; mod upstreams; mod worker;
 
 use clap::Parser;
 
