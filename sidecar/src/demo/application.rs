@@ -21,9 +21,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use super::io::HyperStream;
 use super::ledger::Entry;
 use super::process;
 
@@ -60,9 +60,7 @@ pub fn run_application(args: ApplicationArgs) -> anyhow::Result<()> {
         ledger,
         service_time: Duration::from_micros(args.service_time_us),
     });
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(tokio::task::LocalSet::new().run_until(serve(application, args.listen)))
 }
 
@@ -73,9 +71,8 @@ struct Application {
 }
 
 async fn serve(application: Rc<Application>, listen: SocketAddr) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on {listen}"))?;
+    let listener =
+        TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     println!("{}", listener.local_addr()?);
     std::io::stdout().flush()?;
     loop {
@@ -95,7 +92,7 @@ async fn serve(application: Rc<Application>, listen: SocketAddr) -> anyhow::Resu
         });
         tokio::task::spawn_local(async move {
             let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(HyperStream(stream), service);
+                .serve_connection(TokioIo::new(stream), service);
             // A caller that breaks off (a cancelled copy) is no news to an application.
             let _ = connection.await;
         });
@@ -122,15 +119,8 @@ impl Application {
                 format!("cannot write the ledger: {error}\n"),
             );
         }
-        let status = if head.method == Method::POST {
-            StatusCode::CREATED
-        } else {
-            StatusCode::OK
-        };
-        reply(
-            status,
-            format!("{{\"application\":\"{}\",\"path\":{path:?}}}\n", self.name),
-        )
+        let status = if head.method == Method::POST { StatusCode::CREATED } else { StatusCode::OK };
+        reply(status, format!("{{\"application\":\"{}\",\"path\":{path:?}}}\n", self.name))
     }
 }
 

@@ -19,12 +19,7 @@ pub enum Arm {
 
 impl Arm {
     /// All four, in the order of the table.
-    pub const ALL: [Arm; 4] = [
-        Arm::RoundRobin,
-        Arm::RoundRobinRetry,
-        Arm::P2c,
-        Arm::Evenkeel,
-    ];
+    pub const ALL: [Arm; 4] = [Arm::RoundRobin, Arm::RoundRobinRetry, Arm::P2c, Arm::Evenkeel];
 
     /// The name in paths, ledgers, file names and `--json`.
     pub fn name(self) -> &'static str {
@@ -80,11 +75,7 @@ mod tests {
         for (index, arm) in Arm::ALL.into_iter().enumerate() {
             assert_eq!(Arm::from_name(arm.name()), Some(arm));
             assert_eq!(arm.index(), index);
-            assert!(
-                arm.title().len() <= 22,
-                "{} does not fit the table's column",
-                arm.title()
-            );
+            assert!(arm.title().len() <= 22, "{} does not fit the table's column", arm.title());
         }
         assert_eq!(Arm::from_name("warm-up"), None);
     }

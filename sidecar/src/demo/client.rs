@@ -12,9 +12,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-
-use super::io::HyperStream;
 
 /// Connections to one sidecar.
 pub struct Client {
@@ -58,11 +57,7 @@ impl std::fmt::Display for Failure {
 impl Client {
     /// A client of the sidecar at this address; connects when asked to send.
     pub fn new(target: SocketAddr) -> Client {
-        Client {
-            target,
-            idle: RefCell::default(),
-            open: Cell::new(0),
-        }
+        Client { target, idle: RefCell::default(), open: Cell::new(0) }
     }
 
     /// Sends a request and reads its whole answer.
@@ -75,36 +70,19 @@ impl Client {
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(), Failure> {
         let mut connection = match self.take_idle() {
-            Some(sender) => Open {
-                sender: Some(sender),
-                open: &self.open,
-            },
+            Some(sender) => Open { sender: Some(sender), open: &self.open },
             None => self.connect().await?,
         };
         let sender = connection.sender.as_mut().expect("taken out only below");
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|_| Failure::Broken)?;
+        let response = sender.send_request(request).await.map_err(|_| Failure::Broken)?;
         let status = response.status();
-        response
-            .into_body()
-            .collect()
-            .await
-            .map_err(|_| Failure::Broken)?;
+        response.into_body().collect().await.map_err(|_| Failure::Broken)?;
         if let Some(sender) = connection.sender.take() {
-            self.idle.borrow_mut().push(Idle {
-                sender,
-                since: Instant::now(),
-            });
+            self.idle.borrow_mut().push(Idle { sender, since: Instant::now() });
             // Idle is still open.
             self.open.set(self.open.get() + 1);
         }
-        if status.is_success() {
-            Ok(())
-        } else {
-            Err(Failure::Status(status))
-        }
+        if status.is_success() { Ok(()) } else { Err(Failure::Status(status)) }
     }
 
     /// The connection used last, so that those above the need grow old and are closed here, before the
@@ -122,17 +100,11 @@ impl Client {
             return Err(Failure::TooManyInFlight);
         }
         self.open.set(self.open.get() + 1);
-        let mut connection = Open {
-            sender: None,
-            open: &self.open,
-        };
-        let stream = TcpStream::connect(self.target)
-            .await
-            .map_err(|_| Failure::Connect)?;
+        let mut connection = Open { sender: None, open: &self.open };
+        let stream = TcpStream::connect(self.target).await.map_err(|_| Failure::Connect)?;
         stream.set_nodelay(true).map_err(|_| Failure::Connect)?;
-        let (sender, driver) = http1::handshake(HyperStream(stream))
-            .await
-            .map_err(|_| Failure::Connect)?;
+        let (sender, driver) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Connect)?;
         tokio::task::spawn_local(async move {
             // Its error is the error of the request that was under way, reported there.
             let _ = driver.await;

@@ -71,11 +71,7 @@ impl Entry {
             "POST" => Kind::Post,
             _ => return None,
         };
-        Some(Entry {
-            kind,
-            arm: Arm::from_name(arm)?,
-            id: id.parse().ok()?,
-        })
+        Some(Entry { kind, arm: Arm::from_name(arm)?, id: id.parse().ok()? })
     }
 }
 
@@ -101,40 +97,25 @@ pub struct Counts {
 impl Counts {
     /// GETs executed again after their first time, among the first `sent`.
     pub fn extra_gets(&self, sent: u64) -> u64 {
-        self.gets
-            .range(..sent)
-            .map(|(_, &times)| u64::from(times) - 1)
-            .sum()
+        self.gets.range(..sent).map(|(_, &times)| u64::from(times) - 1).sum()
     }
 
     /// POSTs executed exactly once, among the first `sent`.
     pub fn posts_once(&self, sent: u64) -> u64 {
-        self.posts
-            .range(..sent)
-            .filter(|&(_, &times)| times == 1)
-            .count() as u64
+        self.posts.range(..sent).filter(|&(_, &times)| times == 1).count() as u64
     }
 
     /// POSTs executed more than once, among the first `sent`.
     pub fn posts_twice(&self, sent: u64) -> u64 {
-        self.posts
-            .range(..sent)
-            .filter(|&(_, &times)| times > 1)
-            .count() as u64
+        self.posts.range(..sent).filter(|&(_, &times)| times > 1).count() as u64
     }
 }
 
 impl Ledgers {
     /// Ledgers of which nothing was read yet; the files may not exist.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Ledgers {
-        let files = paths
-            .into_iter()
-            .map(|path| Reader { path, offset: 0 })
-            .collect();
-        Ledgers {
-            files,
-            arms: Default::default(),
-        }
+        let files = paths.into_iter().map(|path| Reader { path, offset: 0 }).collect();
+        Ledgers { files, arms: Default::default() }
     }
 
     /// Reads what was added since the last call.
@@ -170,12 +151,7 @@ impl Reader {
         file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = Vec::new();
         file.take(READ_MAX).read_to_end(&mut bytes)?;
-        bytes.truncate(
-            bytes
-                .iter()
-                .rposition(|&byte| byte == b'\n')
-                .map_or(0, |end| end + 1),
-        );
+        bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
         self.offset += bytes.len() as u64;
         String::from_utf8(bytes).map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))
     }
@@ -194,14 +170,7 @@ mod tests {
     fn a_request_becomes_a_line_and_comes_back() {
         let entry = Entry::from_request(&Method::POST, &path("p2c", 17));
         let entry = entry.expect("a path of the load");
-        assert_eq!(
-            entry,
-            Entry {
-                kind: Kind::Post,
-                arm: Arm::P2c,
-                id: 17
-            }
-        );
+        assert_eq!(entry, Entry { kind: Kind::Post, arm: Arm::P2c, id: 17 });
         assert_eq!(entry.to_line(), "POST p2c 17\n");
         assert_eq!(Entry::from_line("POST p2c 17"), Some(entry));
     }
@@ -233,40 +202,18 @@ mod tests {
         let mut b = File::create(&paths[1]).expect("a ledger");
         a.write_all(b"GET evenkeel 1\nGET evenkeel 2\nPOST evenkeel 1\nGET p2c 1\nPOST even")
             .expect("written");
-        b.write_all(b"GET evenkeel 2\nGET evenkeel 2\nPOST evenkeel 3\n")
-            .expect("written");
+        b.write_all(b"GET evenkeel 2\nGET evenkeel 2\nPOST evenkeel 3\n").expect("written");
 
         let mut ledgers = Ledgers::new(paths);
         ledgers.read_on().expect("read");
         let counts = ledgers.counts(Arm::Evenkeel);
-        assert_eq!(
-            (
-                counts.extra_gets(9),
-                counts.posts_once(9),
-                counts.posts_twice(9)
-            ),
-            (2, 2, 0)
-        );
+        assert_eq!((counts.extra_gets(9), counts.posts_once(9), counts.posts_twice(9)), (2, 2, 0));
 
         a.write_all(b"keel 3\n").expect("written");
         ledgers.read_on().expect("read");
         let counts = ledgers.counts(Arm::Evenkeel);
-        assert_eq!(
-            (
-                counts.extra_gets(9),
-                counts.posts_once(9),
-                counts.posts_twice(9)
-            ),
-            (2, 1, 1)
-        );
-        assert_eq!(
-            (
-                counts.extra_gets(2),
-                counts.posts_once(3),
-                counts.posts_twice(3)
-            ),
-            (0, 1, 0)
-        );
+        assert_eq!((counts.extra_gets(9), counts.posts_once(9), counts.posts_twice(9)), (2, 1, 1));
+        assert_eq!((counts.extra_gets(2), counts.posts_once(3), counts.posts_twice(3)), (0, 1, 0));
         assert_eq!(ledgers.counts(Arm::P2c).extra_gets(9), 0);
         std::fs::remove_dir_all(directory).expect("removed");
     }

@@ -102,9 +102,7 @@ impl Load {
         let thread = std::thread::Builder::new()
             .name("load".into())
             .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()?;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
                 runtime
                     .block_on(LocalSet::new().run_until(Generator::new(&plan).run(&plan, &publish)))
             })
@@ -124,9 +122,7 @@ impl Load {
 
     /// Waits for the end, then the final counters.
     pub fn finish(self) -> anyhow::Result<Progress> {
-        self.thread
-            .join()
-            .map_err(|_| anyhow!("the load's thread panicked"))??;
+        self.thread.join().map_err(|_| anyhow!("the load's thread panicked"))??;
         Ok(self.progress.borrow().clone())
     }
 }
@@ -156,10 +152,7 @@ struct ArmState {
 impl Generator {
     fn new(plan: &Plan) -> Generator {
         let now = Instant::now();
-        let kinds = [
-            (Kind::Get, plan.gets_per_sec),
-            (Kind::Post, plan.posts_per_sec),
-        ];
+        let kinds = [(Kind::Get, plan.gets_per_sec), (Kind::Post, plan.posts_per_sec)];
         let streams = Arm::ALL
             .into_iter()
             .flat_map(|arm| kinds.map(|(kind, per_sec)| (arm, kind, per_sec)))
@@ -167,15 +160,7 @@ impl Generator {
             .enumerate()
             .map(|(index, (arm, kind, per_sec))| {
                 let random = SmallRng::seed_from_u64(plan.seed ^ (index as u64 + 1));
-                Stream {
-                    arm,
-                    kind,
-                    due: now,
-                    per_sec,
-                    measured: false,
-                    next_id: 0,
-                    random,
-                }
+                Stream { arm, kind, due: now, per_sec, measured: false, next_id: 0, random }
             })
             .collect();
         let arms = plan
@@ -188,11 +173,7 @@ impl Generator {
                 })
             })
             .collect();
-        Generator {
-            streams,
-            arms,
-            lateness: histogram(),
-        }
+        Generator { streams, arms, lateness: histogram() }
     }
 
     async fn run(mut self, plan: &Plan, publish: &watch::Sender<Progress>) -> anyhow::Result<()> {
@@ -268,9 +249,7 @@ fn request(kind: Kind, name: &str, id: u64) -> anyhow::Result<Request<Full<Bytes
         .header(HOST, "orders.mesh");
     let request = match kind {
         Kind::Get => builder.body(Full::default()),
-        Kind::Post => builder
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::from(POST_BODY)),
+        Kind::Post => builder.header(CONTENT_TYPE, "application/json").body(Full::from(POST_BODY)),
     };
     request.context("cannot build a request")
 }
@@ -346,9 +325,7 @@ impl Tally {
             self.in_second.sort_unstable();
             // The smallest value that 99 % do not exceed.
             let rank = (self.in_second.len() * 99).div_ceil(100);
-            let p99 = rank
-                .checked_sub(1)
-                .map(|index| Duration::from_micros(self.in_second[index]));
+            let p99 = rank.checked_sub(1).map(|index| Duration::from_micros(self.in_second[index]));
             self.counts.p99_by_second.push(p99);
             self.in_second.clear();
             self.second += 1;
@@ -360,12 +337,7 @@ impl Tally {
             let known = !self.latency.is_empty();
             known.then(|| Duration::from_micros(self.latency.value_at_quantile(quantile)))
         };
-        ArmProgress {
-            p50: at(0.5),
-            p99: at(0.99),
-            p999: at(0.999),
-            ..self.counts.clone()
-        }
+        ArmProgress { p50: at(0.5), p99: at(0.99), p999: at(0.999), ..self.counts.clone() }
     }
 }
 
@@ -391,14 +363,8 @@ impl DueTimer {
             return Ok(());
         }
         let value = Timespec::try_from(wait).context("a due time out of range")?;
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let once = Itimerspec {
-            it_interval: zero,
-            it_value: value,
-        };
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Itimerspec { it_interval: zero, it_value: value };
         timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &once)?;
         loop {
             let mut ready = self.0.readable().await?;
@@ -451,14 +417,7 @@ mod tests {
         tally.done(Kind::Post, Err(Failure::Broken), ms(1), ms(1));
         let progress = tally.progress();
         assert_eq!((progress.gets_sent, progress.gets_failed), (4, 1));
-        assert_eq!(
-            (
-                progress.posts_sent,
-                progress.posts_ok,
-                progress.posts_failed
-            ),
-            (1, 0, 1)
-        );
+        assert_eq!((progress.posts_sent, progress.posts_ok, progress.posts_failed), (1, 0, 1));
         assert_eq!(
             progress.failures.into_iter().collect::<Vec<_>>(),
             [(Failure::Broken, 1), (Failure::Timeout, 1)]
@@ -495,9 +454,6 @@ mod tests {
             assert_eq!(stream.advance(), (Arm::P2c, Kind::Post, expected));
         }
         let seconds = (stream.due - start).as_secs_f64();
-        assert!(
-            (97.0..103.0).contains(&seconds),
-            "20,000 arrivals at 200/s took {seconds} s"
-        );
+        assert!((97.0..103.0).contains(&seconds), "20,000 arrivals at 200/s took {seconds} s");
     }
 }

@@ -64,13 +64,9 @@ impl Mesh {
         let directory = Directory::create(keep_files)?;
         let (network, claim) = claim_network(seed)?;
         let offering = (0..OFFERING).map(|index| network.host(11 + index as u8));
-        let offering = offering
-            .map(Ports::find)
-            .collect::<anyhow::Result<Vec<Ports>>>()?;
+        let offering = offering.map(Ports::find).collect::<anyhow::Result<Vec<Ports>>>()?;
         let clients = (0..Arm::ALL.len()).map(|index| network.host(21 + index as u8));
-        let clients = clients
-            .map(Ports::find)
-            .collect::<anyhow::Result<Vec<Ports>>>()?;
+        let clients = clients.map(Ports::find).collect::<anyhow::Result<Vec<Ports>>>()?;
         let join: Vec<SocketAddr> = offering.iter().map(|ports| ports.gossip).collect();
 
         let mut mesh = Mesh {
@@ -116,10 +112,7 @@ impl Mesh {
         let path = self.directory.path.join(format!("{name}.yaml"));
         std::fs::write(&path, config)
             .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Host {
-            process: Process::host(&self.directory.path, name, &path)?,
-            ports,
-        })
+        Ok(Host { process: Process::host(&self.directory.path, name, &path)?, ports })
     }
 
     /// The client host of an arm.
@@ -167,11 +160,7 @@ impl Mesh {
 
     /// Fails if a process has ended that was not killed on purpose.
     pub fn check_running(&mut self, killed: bool) -> anyhow::Result<()> {
-        let hosts = self
-            .offering
-            .iter_mut()
-            .chain(&mut self.clients)
-            .map(|host| &mut host.process);
+        let hosts = self.offering.iter_mut().chain(&mut self.clients).map(|host| &mut host.process);
         for process in hosts.chain(&mut self.applications) {
             if !(killed && process.name() == KILLED) {
                 process.check_running()?;
@@ -189,10 +178,7 @@ impl Mesh {
                 return Ok(());
             };
             if Instant::now() > deadline {
-                bail!(
-                    "the mesh did not come together in {} s: {missing}",
-                    START_MAX.as_secs()
-                );
+                bail!("the mesh did not come together in {} s: {missing}", START_MAX.as_secs());
             }
             tokio::time::sleep(START_POLL).await;
         }
@@ -229,31 +215,23 @@ impl Mesh {
 
 /// The number of elements of the JSON array at this path.
 async fn count_of(address: SocketAddr, path: &str) -> anyhow::Result<usize> {
-    let body = tokio::time::timeout(LOOK_UP_MAX, http_get(address, path))
-        .await
-        .context("no answer")??;
+    let body =
+        tokio::time::timeout(LOOK_UP_MAX, http_get(address, path)).await.context("no answer")??;
     let value: serde_json::Value = serde_json::from_slice(&body).context("not JSON")?;
     Ok(value.as_array().context("not an array")?.len())
 }
 
 /// HTTP/1.0, so that the answer ends with the connection.
 async fn http_get(address: SocketAddr, path: &str) -> anyhow::Result<Vec<u8>> {
-    let mut stream = tokio::net::TcpStream::connect(address)
-        .await
-        .context("no connection")?;
+    let mut stream = tokio::net::TcpStream::connect(address).await.context("no connection")?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX).read_to_end(&mut answer).await?;
-    let end = answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .context("no HTTP answer")?;
-    let status = String::from_utf8_lossy(&answer[..end])
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned();
+    let end =
+        answer.windows(4).position(|window| window == b"\r\n\r\n").context("no HTTP answer")?;
+    let status =
+        String::from_utf8_lossy(&answer[..end]).lines().next().unwrap_or_default().to_owned();
     if status.split(' ').nth(1) != Some("200") {
         bail!("answered {status}");
     }
@@ -327,10 +305,7 @@ fn config(
     services: &[(String, SocketAddr)],
     policy: &str,
 ) -> String {
-    let join: Vec<String> = join
-        .iter()
-        .map(|address| format!("\"{address}\""))
-        .collect();
+    let join: Vec<String> = join.iter().map(|address| format!("\"{address}\"")).collect();
     let mut text = format!(
         "node: {{name: {name}, address: {address}, data_dir: \"\"}}\n\
          workers: 1\n\
@@ -384,10 +359,7 @@ impl Directory {
                 }
             }
         }
-        bail!(
-            "{}/evenkeel-demo-* is full of old directories: remove them",
-            base.display()
-        )
+        bail!("{}/evenkeel-demo-* is full of old directories: remove them", base.display())
     }
 }
 

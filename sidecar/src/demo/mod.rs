@@ -11,7 +11,6 @@
 mod application;
 mod arms;
 mod client;
-mod io;
 mod ledger;
 mod load;
 mod mesh;
@@ -83,9 +82,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
         return process::become_host(config, parent);
     }
     // One runtime on this thread, which starts the children and so must live as long as they.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         let _mesh = tokio::select! {
             mesh = demonstrate(&args) => mesh?,
@@ -122,13 +119,7 @@ async fn demonstrate(args: &DemoArgs) -> anyhow::Result<Mesh> {
 
     let mut mesh = Mesh::start(args.keep, seed).await?;
     let pauses = (args.pause_ms > 0)
-        .then(|| {
-            Pauses::start(
-                mesh.application_pids(),
-                Duration::from_millis(args.pause_ms),
-                seed,
-            )
-        })
+        .then(|| Pauses::start(mesh.application_pids(), Duration::from_millis(args.pause_ms), seed))
         .transpose()
         .context("cannot start the pauses")?;
     let measure_from = Instant::now() + WARM_UP;
@@ -153,10 +144,7 @@ async fn demonstrate(args: &DemoArgs) -> anyhow::Result<Mesh> {
     report(args, &mesh, &watch.results, &progress)?;
     match watch.results.executed_twice() {
         None => Ok(mesh),
-        Some(arm) => bail!(
-            "a POST through {} was executed twice, which must never be",
-            arm.name()
-        ),
+        Some(arm) => bail!("a POST through {} was executed twice, which must never be", arm.name()),
     }
 }
 
@@ -184,10 +172,7 @@ impl Watch {
             over: false,
             killed_at: None,
             progress: Progress::default(),
-            results: Results {
-                rows: Vec::new(),
-                late_p99: Duration::ZERO,
-            },
+            results: Results { rows: Vec::new(), late_p99: Duration::ZERO },
         };
         watch.results = watch.compute();
         watch
@@ -207,10 +192,7 @@ impl Watch {
         let now = Instant::now();
         let moments =
             [Duration::ZERO, self.length / 2, self.length].map(|after| self.measure_from + after);
-        let waits = moments
-            .into_iter()
-            .filter(|moment| *moment > now)
-            .map(|moment| moment - now);
+        let waits = moments.into_iter().filter(|moment| *moment > now).map(|moment| moment - now);
         waits.fold(REDRAW_EVERY, Duration::min)
     }
 
@@ -238,9 +220,7 @@ impl Watch {
     }
 
     fn update(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        self.ledgers
-            .read_on()
-            .context("cannot read the applications' ledgers")?;
+        self.ledgers.read_on().context("cannot read the applications' ledgers")?;
         self.progress = progress.clone();
         self.results = self.compute();
         Ok(())
@@ -270,10 +250,7 @@ impl Watch {
                 },
             }
         });
-        Results {
-            rows: rows.collect(),
-            late_p99: self.progress.late_p99,
-        }
+        Results { rows: rows.collect(), late_p99: self.progress.late_p99 }
     }
 
     fn frame(&self) -> Frame<'_> {
@@ -309,14 +286,8 @@ fn report(
     for arm in Arm::ALL {
         let failures = &progress.arms[arm.index()].failures;
         if !failures.is_empty() {
-            let each = failures
-                .iter()
-                .map(|(failure, count)| format!("{count} × {failure}"));
-            println!(
-                "Errors, {}: {}",
-                arm.title(),
-                each.collect::<Vec<_>>().join(", ")
-            );
+            let each = failures.iter().map(|(failure, count)| format!("{count} × {failure}"));
+            println!("Errors, {}: {}", arm.title(), each.collect::<Vec<_>>().join(", "));
         }
     }
     for remark in results.remarks() {
@@ -355,9 +326,7 @@ fn next_steps(args: &DemoArgs, mesh: &Mesh) -> anyhow::Result<String> {
 
 /// Different for each run and for demos started at the same time.
 fn seed_of_this_run() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // Only the low bits matter: they change fastest.
     since.as_nanos() as u64 ^ (u64::from(std::process::id()) << 32)
 }

@@ -24,33 +24,24 @@ impl Pauses {
     /// Starts to stop the processes with these ids for `length` each time.
     pub fn start(pids: Vec<Pid>, length: Duration, seed: u64) -> std::io::Result<Pauses> {
         let (stop, stopped) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("pauses".into())
-            .spawn(move || {
-                let mut schedule = Schedule::new(pids.len(), length, seed, Instant::now());
-                loop {
-                    let event = schedule.next_event();
-                    let wait = event.at.saturating_duration_since(Instant::now());
-                    match stopped.recv_timeout(wait) {
-                        Err(RecvTimeoutError::Timeout) => {}
-                        Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
-                    }
-                    let signal = if event.stop {
-                        Signal::STOP
-                    } else {
-                        Signal::CONT
-                    };
-                    // Fails only for a process that is gone, which needs no pause.
-                    let _ = kill_process(pids[event.index], signal);
+        let thread = std::thread::Builder::new().name("pauses".into()).spawn(move || {
+            let mut schedule = Schedule::new(pids.len(), length, seed, Instant::now());
+            loop {
+                let event = schedule.next_event();
+                let wait = event.at.saturating_duration_since(Instant::now());
+                match stopped.recv_timeout(wait) {
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
                 }
-                for pid in pids {
-                    let _ = kill_process(pid, Signal::CONT);
-                }
-            })?;
-        Ok(Pauses {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+                let signal = if event.stop { Signal::STOP } else { Signal::CONT };
+                // Fails only for a process that is gone, which needs no pause.
+                let _ = kill_process(pids[event.index], signal);
+            }
+            for pid in pids {
+                let _ = kill_process(pid, Signal::CONT);
+            }
+        })?;
+        Ok(Pauses { stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -89,17 +80,10 @@ impl Schedule {
             .map(|index| {
                 let mut random = SmallRng::seed_from_u64(seed.wrapping_add(index));
                 let first = now + PERIOD.mul_f64(random.random_range(0.0..1.0));
-                Upcoming {
-                    at: first,
-                    stop: true,
-                    random,
-                }
+                Upcoming { at: first, stop: true, random }
             })
             .collect();
-        Schedule {
-            applications,
-            length,
-        }
+        Schedule { applications, length }
     }
 
     /// The earliest event. The gap between the end of a pause and the next one is uniform, 0.4 to 1.6 of
@@ -111,17 +95,11 @@ impl Schedule {
             .enumerate()
             .min_by_key(|(_, upcoming)| upcoming.at)
             .expect("there is at least one application");
-        let event = Event {
-            at: upcoming.at,
-            index,
-            stop: upcoming.stop,
-        };
+        let event = Event { at: upcoming.at, index, stop: upcoming.stop };
         upcoming.at += if event.stop {
             self.length
         } else {
-            PERIOD
-                .saturating_sub(self.length)
-                .mul_f64(upcoming.random.random_range(0.4..1.6))
+            PERIOD.saturating_sub(self.length).mul_f64(upcoming.random.random_range(0.4..1.6))
         };
         upcoming.stop = !event.stop;
         event
@@ -154,9 +132,7 @@ mod tests {
                 assert_eq!(stopped_at[event.index].replace(event.at), None);
                 pauses[event.index] += 1;
             } else {
-                let since = stopped_at[event.index]
-                    .take()
-                    .expect("it was stopped before");
+                let since = stopped_at[event.index].take().expect("it was stopped before");
                 assert_eq!(event.at - since, length);
             }
         }

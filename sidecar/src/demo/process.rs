@@ -38,11 +38,7 @@ pub fn die_with(parent: i32) -> anyhow::Result<()> {
 /// Turns the calling process into `evenkeel run -c CONFIG`, tied to `parent`. Returns only to say why not.
 pub fn become_host(config: &Path, parent: i32) -> anyhow::Result<()> {
     die_with(parent)?;
-    let error = Command::new(own_binary()?)
-        .arg("run")
-        .arg("-c")
-        .arg(config)
-        .exec();
+    let error = Command::new(own_binary()?).arg("run").arg("-c").arg(config).exec();
     Err(error).context("cannot start `evenkeel run`")
 }
 
@@ -55,12 +51,7 @@ impl Process {
     pub fn host(directory: &Path, name: &str, config: &Path) -> anyhow::Result<Process> {
         let mut command = Command::new(own_binary()?);
         command
-            .args([
-                "demo",
-                "--parent",
-                &std::process::id().to_string(),
-                "--as-host",
-            ])
+            .args(["demo", "--parent", &std::process::id().to_string(), "--as-host"])
             .arg(config);
         Process::start(directory, name, command, false)
     }
@@ -74,13 +65,7 @@ impl Process {
     ) -> anyhow::Result<(Process, SocketAddr)> {
         let mut command = Command::new(own_binary()?);
         command
-            .args([
-                "demo-application",
-                "--name",
-                name,
-                "--listen",
-                &listen.to_string(),
-            ])
+            .args(["demo-application", "--name", name, "--listen", &listen.to_string()])
             .args(["--parent", &std::process::id().to_string(), "--ledger"])
             .arg(ledger);
         let mut process = Process::start(directory, name, command, true)?;
@@ -103,11 +88,7 @@ impl Process {
         let log = directory.join(format!("{name}.log"));
         let file =
             File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        let stdout = if read_stdout {
-            Stdio::piped()
-        } else {
-            Stdio::from(file.try_clone()?)
-        };
+        let stdout = if read_stdout { Stdio::piped() } else { Stdio::from(file.try_clone()?) };
         let child = command
             .current_dir(directory)
             .stdin(Stdio::null())
@@ -116,11 +97,7 @@ impl Process {
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {name}"))?;
-        Ok(Process {
-            name: name.to_owned(),
-            child,
-            log,
-        })
+        Ok(Process { name: name.to_owned(), child, log })
     }
 
     /// What the demo calls it.
@@ -137,11 +114,9 @@ impl Process {
     pub fn check_running(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!(
-                "{} ended ({status}). Its last words:\n{}",
-                self.name,
-                self.log_tail()
-            ),
+            Some(status) => {
+                bail!("{} ended ({status}). Its last words:\n{}", self.name, self.log_tail())
+            }
         }
     }
 
@@ -193,9 +168,7 @@ fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
 }
 
 fn parse_schedstat(text: &str) -> Option<Duration> {
-    Some(Duration::from_nanos(
-        text.split_ascii_whitespace().next()?.parse().ok()?,
-    ))
+    Some(Duration::from_nanos(text.split_ascii_whitespace().next()?.parse().ok()?))
 }
 
 /// User and system time: the 14th and 15th field; the second, the name in brackets, may contain anything.
@@ -218,10 +191,7 @@ mod tests {
 
     #[test]
     fn processor_time_is_read_from_either_file() {
-        assert_eq!(
-            parse_schedstat("522524 0 1\n"),
-            Some(Duration::from_nanos(522_524))
-        );
+        assert_eq!(parse_schedstat("522524 0 1\n"), Some(Duration::from_nanos(522_524)));
         assert_eq!(parse_schedstat(""), None);
         let stat = "7 (a) b) S 1 7 7 0 -1 4194304 100 0 0 0 25 17 0 0 20 0 1 0 100 0 0";
         assert_eq!(parse_stat(stat), Some(Duration::from_millis(420)));
@@ -235,9 +205,6 @@ mod tests {
         for value in 0..20_000_000u64 {
             sum = std::hint::black_box(sum.wrapping_add(value));
         }
-        assert!(
-            cpu_of(std::process::id()).expect("readable") > before,
-            "{sum}"
-        );
+        assert!(cpu_of(std::process::id()).expect("readable") > before, "{sum}");
     }
 }

@@ -33,11 +33,7 @@ pub struct Frame<'a> {
 impl Screen {
     /// The live view on standard output.
     pub fn new() -> Screen {
-        Screen {
-            terminal: std::io::stdout().is_terminal(),
-            drawn: 0,
-            last_line_at: None,
-        }
+        Screen { terminal: std::io::stdout().is_terminal(), drawn: 0, last_line_at: None }
     }
 
     /// Prints one line that stays.
@@ -85,11 +81,8 @@ impl Frame<'_> {
             None => "all hosts alive".to_owned(),
             Some(at) => format!("{} killed at {} s", super::mesh::KILLED, at.as_secs()),
         };
-        let mut text = format!(
-            "{:>2} of {} s   {killed}\n\n",
-            clock.as_secs(),
-            self.length.as_secs()
-        );
+        let mut text =
+            format!("{:>2} of {} s   {killed}\n\n", clock.as_secs(), self.length.as_secs());
         text.push_str(&self.results.table());
         text.push_str("\np99 of each second: ▁ up to 2 ms, █ over 128 ms\n");
         for (arm, seconds) in Arm::ALL.into_iter().zip(self.p99_by_second) {
@@ -104,20 +97,11 @@ impl Frame<'_> {
     fn line(&self, elapsed: Duration) -> String {
         let p99 = |arm: Arm| {
             let p99 = self.results.rows[arm.index()].p99;
-            p99.map_or_else(
-                || "-".to_owned(),
-                |p99| format!("{:.1}", p99.as_secs_f64() * 1e3),
-            )
+            p99.map_or_else(|| "-".to_owned(), |p99| format!("{:.1}", p99.as_secs_f64() * 1e3))
         };
-        let arms: Vec<String> = Arm::ALL
-            .iter()
-            .map(|&arm| format!("{} {}", arm.name(), p99(arm)))
-            .collect();
-        format!(
-            "{:>3} s  p99 so far in ms: {}",
-            elapsed.as_secs(),
-            arms.join(", ")
-        )
+        let arms: Vec<String> =
+            Arm::ALL.iter().map(|&arm| format!("{} {}", arm.name(), p99(arm))).collect();
+        format!("{:>3} s  p99 so far in ms: {}", elapsed.as_secs(), arms.join(", "))
     }
 }
 
@@ -148,20 +132,8 @@ mod tests {
 
     #[test]
     fn bars_double_from_two_milliseconds_up() {
-        let seconds = [
-            Some(1),
-            Some(2),
-            Some(3),
-            Some(5),
-            Some(100),
-            Some(129),
-            Some(9_000),
-            None,
-        ];
-        let seconds: Vec<_> = seconds
-            .iter()
-            .map(|ms| ms.map(Duration::from_millis))
-            .collect();
+        let seconds = [Some(1), Some(2), Some(3), Some(5), Some(100), Some(129), Some(9_000), None];
+        let seconds: Vec<_> = seconds.iter().map(|ms| ms.map(Duration::from_millis)).collect();
         assert_eq!(bars(&seconds), "▁▁▂▃▇██ ");
         let long = vec![Some(Duration::from_millis(1)); 500];
         assert_eq!(bars(&long).chars().count(), BARS_MAX);

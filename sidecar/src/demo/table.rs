@@ -72,11 +72,7 @@ pub struct Results {
 impl Row {
     /// Extra GETs as a share of those sent, in percent.
     fn extra_percent(&self) -> f64 {
-        if self.sent == 0 {
-            0.0
-        } else {
-            self.extra as f64 * 100.0 / self.sent as f64
-        }
+        if self.sent == 0 { 0.0 } else { self.extra as f64 * 100.0 / self.sent as f64 }
     }
 }
 
@@ -98,8 +94,7 @@ impl Results {
                 milliseconds(row.p999),
                 grouped(row.failed),
                 row.extra_percent(),
-                row.cpu
-                    .map_or_else(|| "-".to_owned(), |cpu| format!("{} µs", cpu.as_micros())),
+                row.cpu.map_or_else(|| "-".to_owned(), |cpu| format!("{} µs", cpu.as_micros())),
             );
         }
         text
@@ -130,10 +125,9 @@ impl Results {
         };
         let failed = match (evenkeel.failed, plain.failed) {
             (0, 0) => "No GET failed either way.".to_owned(),
-            (0, plain) => format!(
-                "No GET failed, against {} with plain round robin.",
-                grouped(plain)
-            ),
+            (0, plain) => {
+                format!("No GET failed, against {} with plain round robin.", grouped(plain))
+            }
             (ours, plain) => {
                 format!(
                     "{} GETs failed, against {} with plain round robin.",
@@ -148,17 +142,9 @@ impl Results {
     /// What became of the POSTs.
     pub fn posts(&self) -> String {
         let ours = self.row(Arm::Evenkeel).posts;
-        let others = self
-            .rows
-            .iter()
-            .filter(|row| row.arm != Arm::Evenkeel)
-            .map(|row| row.posts);
+        let others = self.rows.iter().filter(|row| row.arm != Arm::Evenkeel).map(|row| row.posts);
         let others = others.fold(Posts::default(), Posts::plus);
-        format!(
-            "Through Evenkeel     {}\nThe other three      {}",
-            told(ours),
-            told(others)
-        )
+        format!("Through Evenkeel     {}\nThe other three      {}", told(ours), told(others))
     }
 
     /// What the figures need said beside them.
@@ -203,10 +189,7 @@ impl Results {
 
     /// The first arm with a POST that was executed twice.
     pub fn executed_twice(&self) -> Option<Arm> {
-        self.rows
-            .iter()
-            .find(|row| row.posts.twice > 0)
-            .map(|row| row.arm)
+        self.rows.iter().find(|row| row.posts.twice > 0).map(|row| row.arm)
     }
 
     fn row(&self, arm: Arm) -> &Row {
@@ -244,12 +227,7 @@ struct JsonPosts {
 
 impl From<Posts> for JsonPosts {
     fn from(posts: Posts) -> JsonPosts {
-        JsonPosts {
-            sent: posts.sent,
-            ok: posts.ok,
-            once: posts.once,
-            twice: posts.twice,
-        }
+        JsonPosts { sent: posts.sent, ok: posts.ok, once: posts.once, twice: posts.twice }
     }
 }
 
@@ -338,13 +316,7 @@ mod tests {
             failed,
             extra,
             cpu: Some(Duration::from_nanos(61_700)),
-            posts: Posts {
-                sent: 500,
-                ok: posts.0,
-                failed: posts.1,
-                once: posts.2,
-                twice: 0,
-            },
+            posts: Posts { sent: 500, ok: posts.0, failed: posts.1, once: posts.2, twice: 0 },
         };
         Results {
             rows: vec![
@@ -364,32 +336,21 @@ mod tests {
         assert_eq!(lines.len(), 2 + Arm::ALL.len());
         let widths: Vec<usize> = lines.iter().map(|line| line.chars().count()).collect();
         assert!(
-            widths
-                .iter()
-                .all(|&width| width == widths[0] && width <= 80),
+            widths.iter().all(|&width| width == widths[0] && width <= 80),
             "{widths:?}\n{table}"
         );
         assert_eq!(
             lines[2].split_whitespace().collect::<Vec<_>>(),
-            [
-                "round", "robin", "0.52", "98.4", "99.9", "1,312", "0.0%", "61", "µs"
-            ]
+            ["round", "robin", "0.52", "98.4", "99.9", "1,312", "0.0%", "61", "µs"]
         );
-        assert!(
-            lines[5].contains("2.10") && lines[5].contains("3.2%"),
-            "{}",
-            lines[5]
-        );
+        assert!(lines[5].contains("2.10") && lines[5].contains("3.2%"), "{}", lines[5]);
     }
 
     #[test]
     fn sentences_follow_the_figures_and_fit_eighty_columns() {
         let mut results = results();
         let verdict = results.verdict();
-        assert!(
-            verdict.lines().all(|line| line.chars().count() < 80),
-            "{verdict}"
-        );
+        assert!(verdict.lines().all(|line| line.chars().count() < 80), "{verdict}");
         let verdict = verdict.replace('\n', " ");
         assert!(
             verdict.contains("at most 2.10 ms, with round robin 47 times as long"),
@@ -406,14 +367,8 @@ mod tests {
         results.rows[3].posts.failed = 1;
         results.late_p99 = Duration::from_millis(8);
         let verdict = results.verdict().replace('\n', " ");
-        assert!(
-            verdict.contains("was not better than round robin"),
-            "{verdict}"
-        );
-        assert!(
-            verdict.contains("2 GETs failed, against 1,312"),
-            "{verdict}"
-        );
+        assert!(verdict.contains("was not better than round robin"), "{verdict}");
+        assert!(verdict.contains("2 GETs failed, against 1,312"), "{verdict}");
         let remarks = results.remarks();
         assert!(
             remarks[0].contains("never sent again") && remarks[1].contains("8.00 ms late"),
@@ -444,16 +399,9 @@ mod tests {
         let text = results.json();
         assert!(!text.contains('\n'), "one line: {text}");
         let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        let names: Vec<_> = json["arms"]
-            .as_array()
-            .expect("an array")
-            .iter()
-            .map(|arm| &arm["name"])
-            .collect();
-        assert_eq!(
-            names,
-            ["round_robin", "round_robin_retry", "p2c", "evenkeel"]
-        );
+        let names: Vec<_> =
+            json["arms"].as_array().expect("an array").iter().map(|arm| &arm["name"]).collect();
+        assert_eq!(names, ["round_robin", "round_robin_retry", "p2c", "evenkeel"]);
         assert_eq!(
             json["arms"][3],
             json!({
@@ -461,24 +409,14 @@ mod tests {
                 "extra": 3.2, "cpu_us": 61.7, "posts": {"sent": 500, "ok": 500, "once": 500, "twice": 0}
             })
         );
-        assert_eq!(
-            json["posts"],
-            json!({"sent": 500, "ok": 500, "once": 500, "twice": 0})
-        );
-        assert!(
-            json["arms"][0]["p50_ms"].is_null(),
-            "nothing answered is not zero"
-        );
+        assert_eq!(json["posts"], json!({"sent": 500, "ok": 500, "once": 500, "twice": 0}));
+        assert!(json["arms"][0]["p50_ms"].is_null(), "nothing answered is not zero");
     }
 
     #[test]
     fn numbers_are_grouped_by_thousands() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1_000, "1,000"),
-            (12_345_678, "12,345,678"),
-        ] {
+        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (12_345_678, "12,345,678")]
+        {
             assert_eq!(grouped(number), text);
         }
     }
