@@ -90,10 +90,8 @@ impl Balancer {
     pub fn update(&self, now: Instant, specs: Vec<EndpointSpec>) -> usize {
         let now = self.epoch.moment(now);
         let before = self.set.load();
-        let known: BTreeMap<_, _> = before
-            .iter()
-            .map(|endpoint| (endpoint.spec.identity(), endpoint))
-            .collect();
+        let known: BTreeMap<_, _> =
+            before.iter().map(|endpoint| (endpoint.spec.identity(), endpoint)).collect();
         let mut wanted: BTreeMap<_, _> = specs.iter().map(|spec| (spec.identity(), spec)).collect();
         let left_out = wanted.len().saturating_sub(ENDPOINTS_MAX);
         while wanted.len() > ENDPOINTS_MAX {
@@ -101,43 +99,28 @@ impl Balancer {
         }
         let serves_still =
             |(identity, spec): (&(u64, &str, std::net::SocketAddr), &&EndpointSpec)| {
-                spec.serving
-                    && known
-                        .get(identity)
-                        .is_some_and(|endpoint| endpoint.spec.serving)
+                spec.serving && known.get(identity).is_some_and(|endpoint| endpoint.spec.serving)
             };
-        let ramp_from = if wanted.iter().any(serves_still) {
-            now
-        } else {
-            0
-        };
-        let endpoints = wanted
-            .iter()
-            .map(|(identity, &spec)| match known.get(identity) {
-                Some(&endpoint) if endpoint.spec == *spec => Arc::clone(endpoint),
-                Some(endpoint) => {
-                    let state = Arc::clone(&endpoint.state);
-                    if spec.serving && !endpoint.spec.serving {
-                        state.ramp_from.store(ramp_from, Relaxed);
-                    }
-                    Arc::new(Endpoint {
-                        spec: spec.clone(),
-                        state,
-                    })
+        let ramp_from = if wanted.iter().any(serves_still) { now } else { 0 };
+        let endpoints = wanted.iter().map(|(identity, &spec)| match known.get(identity) {
+            Some(&endpoint) if endpoint.spec == *spec => Arc::clone(endpoint),
+            Some(endpoint) => {
+                let state = Arc::clone(&endpoint.state);
+                if spec.serving && !endpoint.spec.serving {
+                    state.ramp_from.store(ramp_from, Relaxed);
                 }
-                None => {
-                    let state = State::new(
-                        self.epoch,
-                        ramp_from,
-                        Arc::clone(self.circuit.request_gauge()),
-                        Arc::clone(&self.ejections),
-                    );
-                    Arc::new(Endpoint {
-                        spec: spec.clone(),
-                        state: Arc::new(state),
-                    })
-                }
-            });
+                Arc::new(Endpoint { spec: spec.clone(), state })
+            }
+            None => {
+                let state = State::new(
+                    self.epoch,
+                    ramp_from,
+                    Arc::clone(self.circuit.request_gauge()),
+                    Arc::clone(&self.ejections),
+                );
+                Arc::new(Endpoint { spec: spec.clone(), state: Arc::new(state) })
+            }
+        });
         let set = Arc::new(Set::new(endpoints.collect()));
         self.recount(now, &set);
         self.set.store(set);
@@ -180,9 +163,9 @@ impl Balancer {
                 pick.cheaper_of_two(rng, |state| Load::by_latency(state, now, attempt))
             }
             Balance::LeastRequest => pick.cheaper_of_two(rng, Load::by_requests),
-            Balance::RoundRobin => pick.first_fresh(rng, |set, _| {
-                set.rotate(self.rotation.fetch_add(1, Relaxed))
-            }),
+            Balance::RoundRobin => {
+                pick.first_fresh(rng, |set, _| set.rotate(self.rotation.fetch_add(1, Relaxed)))
+            }
             Balance::Random => pick.first_fresh(rng, |set, random| set.draw(random)),
         }?;
         let requests = self.circuit.request_gauge();
@@ -236,8 +219,7 @@ impl Balancer {
 
     fn recount(&self, now: u64, set: &Set) {
         let serving = set.iter().filter(|endpoint| endpoint.spec.serving);
-        self.ejections
-            .recount(now, serving.map(|endpoint| &endpoint.state.ejection));
+        self.ejections.recount(now, serving.map(|endpoint| &endpoint.state.ejection));
     }
 }
 
@@ -281,11 +263,7 @@ impl Pick<'_> {
             match best {
                 None => best = Some(drawn),
                 Some(first) => {
-                    return Ok(if drawn.1.is_better_than(&first.1) {
-                        drawn.0
-                    } else {
-                        first.0
-                    });
+                    return Ok(if drawn.1.is_better_than(&first.1) { drawn.0 } else { first.0 });
                 }
             }
         }
@@ -325,21 +303,14 @@ impl Pick<'_> {
                 (best, found) = (rank, 0);
             }
             // Reservoir sampling of two.
-            let place = if found < 2 {
-                found
-            } else {
-                below(rng, found + 1)
-            };
+            let place = if found < 2 { found } else { below(rng, found + 1) };
             if let Some(slot) = chosen.get_mut(place as usize) {
                 *slot = index;
             }
             found += 1;
         }
-        let last_resort = if self.attempt == Attempt::Hedge {
-            Rank::Starting
-        } else {
-            Rank::NotServing
-        };
+        let last_resort =
+            if self.attempt == Attempt::Hedge { Rank::Starting } else { Rank::NotServing };
         match found {
             0 => Err(NoEndpoint::Unhealthy),
             _ if best > last_resort => Err(NoEndpoint::AllTried),
@@ -370,11 +341,7 @@ impl Pick<'_> {
         if held {
             return Rank::Held;
         }
-        if endpoint.spec.weight == 0 || !self.admits(state) {
-            Rank::Starting
-        } else {
-            Rank::Fresh
-        }
+        if endpoint.spec.weight == 0 || !self.admits(state) { Rank::Starting } else { Rank::Fresh }
     }
 
     /// Slow start: as many of the choices as the endpoint's share by now.

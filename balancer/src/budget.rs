@@ -66,10 +66,7 @@ impl Budget {
     #[must_use]
     pub fn recent(&self, now: Instant) -> (u64, u64) {
         let second = self.second(now);
-        (
-            self.requests.sum(second, WINDOW),
-            self.withdrawals.sum(second, WINDOW),
-        )
+        (self.requests.sum(second, WINDOW), self.withdrawals.sum(second, WINDOW))
     }
 
     fn second(&self, now: Instant) -> u32 {
@@ -156,27 +153,16 @@ mod tests {
     fn a_share_of_the_requests_and_no_more() {
         let t0 = start();
         let budget = Budget::new(t0);
-        assert!(
-            !budget.withdraw(t0, Share::percent(20), 0),
-            "nothing was paid in"
-        );
+        assert!(!budget.withdraw(t0, Share::percent(20), 0), "nothing was paid in");
         (0..100).for_each(|_| budget.request(t0));
-        assert_eq!(
-            (0..100)
-                .filter(|_| budget.withdraw(t0, Share::percent(20), 0))
-                .count(),
-            20
-        );
+        assert_eq!((0..100).filter(|_| budget.withdraw(t0, Share::percent(20), 0)).count(), 20);
         assert_eq!(budget.recent(t0), (100, 20));
         let later = t0 + Duration::from_secs(11);
         assert!(
             !budget.withdraw(later, Share::percent(20), 0),
             "requests of eleven seconds ago pay for nothing"
         );
-        assert!(
-            budget.withdraw(later, Share::percent(20), 1),
-            "the floor pays"
-        );
+        assert!(budget.withdraw(later, Share::percent(20), 1), "the floor pays");
     }
 
     #[test]

@@ -81,11 +81,7 @@ pub(crate) struct Gauge(AtomicU32);
 impl Gauge {
     /// One more, unless `limit` are inside.
     pub(crate) fn try_enter(&self, limit: u32) -> bool {
-        self.0
-            .try_update(Relaxed, Relaxed, |inside| {
-                (inside < limit).then(|| inside + 1)
-            })
-            .is_ok()
+        self.0.try_update(Relaxed, Relaxed, |inside| (inside < limit).then(|| inside + 1)).is_ok()
     }
 
     /// One more, whatever the limit: what has begun is allowed to go on.
@@ -115,16 +111,10 @@ mod tests {
         assert_eq!(circuit.connections(), 1);
         let third = circuit.try_connection(2);
         assert!(third.is_some());
-        assert!(
-            circuit.try_connection(1).is_none(),
-            "a lowered limit counts at once"
-        );
+        assert!(circuit.try_connection(1).is_none(), "a lowered limit counts at once");
         drop((second, third));
         assert_eq!(circuit.connections(), 0);
-        assert!(
-            circuit.try_pending(0).is_none(),
-            "a limit of none admits none"
-        );
+        assert!(circuit.try_pending(0).is_none(), "a limit of none admits none");
         assert_eq!(circuit.pending(), 0);
     }
 }

@@ -74,9 +74,8 @@ impl Ejection {
             return None;
         }
         let recent = self.recent_at(now);
-        let base = nanos(eject.base)
-            .min(EJECTION_MAX)
-            .saturating_mul(1 << recent.min(EXPONENT_MAX));
+        let base =
+            nanos(eject.base).min(EJECTION_MAX).saturating_mul(1 << recent.min(EXPONENT_MAX));
         let jittered = base as f64 * (1.0 + JITTER * f64::from(jitter) / f64::from(u32::MAX));
         let until = now.saturating_add((jittered as u64).min(EJECTION_MAX));
         self.recent.store(recent.saturating_add(1), Relaxed);
@@ -89,9 +88,7 @@ impl Ejection {
 
     fn recent_at(&self, now: u64) -> u32 {
         let forgiven = now.saturating_sub(self.until()) / FORGIVE;
-        self.recent
-            .load(Relaxed)
-            .saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+        self.recent.load(Relaxed).saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
     }
 }
 
@@ -130,9 +127,7 @@ impl Ejections {
 
     fn try_add(&self, max: Share) -> bool {
         let allowed = (f64::from(self.serving.load(Relaxed)) * max.as_fraction()).ceil() as u32;
-        self.out
-            .try_update(Relaxed, Relaxed, |out| (out < allowed).then(|| out + 1))
-            .is_ok()
+        self.out.try_update(Relaxed, Relaxed, |out| (out < allowed).then(|| out + 1)).is_ok()
     }
 
     fn ends_at(&self, until: u64) {

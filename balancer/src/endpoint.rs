@@ -110,11 +110,7 @@ impl Endpoint {
     /// For how long failures still keep it out of rotation.
     #[must_use]
     pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
-        let left = self
-            .state
-            .ejection
-            .until()
-            .saturating_sub(self.state.epoch.moment(now));
+        let left = self.state.ejection.until().saturating_sub(self.state.epoch.moment(now));
         (left > 0).then(|| Duration::from_nanos(left))
     }
 
@@ -181,10 +177,7 @@ impl State {
 
     /// Until when a `Retry-After` and a failed connection hold it; in the past: they do not.
     pub(crate) fn holds(&self) -> (u64, u64) {
-        (
-            self.retry_after.load(Relaxed),
-            self.unreachable.load(Relaxed),
-        )
+        (self.retry_after.load(Relaxed), self.unreachable.load(Relaxed))
     }
 
     /// The share of its draws that count, `RAMP_MIN` to 1, while it starts slowly.

@@ -70,13 +70,9 @@ impl Balancer {
                 },
                 weight: endpoint.spec.weight,
                 in_flight: endpoint.in_flight(),
-                latency_ms: endpoint
-                    .latency(now)
-                    .map(|latency| latency.as_secs_f64() * 1e3),
+                latency_ms: endpoint.latency(now).map(|latency| latency.as_secs_f64() * 1e3),
                 stall_ms: endpoint.stall_age(now).map(|age| age.as_secs_f64() * 1e3),
-                ejected_for_ms: endpoint
-                    .ejected_for(now)
-                    .map(|left| left.as_secs_f64() * 1e3),
+                ejected_for_ms: endpoint.ejected_for(now).map(|left| left.as_secs_f64() * 1e3),
                 ejections: endpoint.ejections(),
                 verdicts: verdicts(endpoint, self.moment(now), policy, panic),
             })
@@ -116,10 +112,7 @@ fn verdicts(endpoint: &Endpoint, now: u64, policy: &Policy, panic: bool) -> Vec<
         (true, false) => verdict(
             "ejection",
             false,
-            format!(
-                "ejected for failures, for another {:.0} ms",
-                left_ms(state.ejection.until())
-            ),
+            format!("ejected for failures, for another {:.0} ms", left_ms(state.ejection.until())),
         ),
     };
     let (retry_after, unreachable) = state.holds();
@@ -136,27 +129,19 @@ fn verdicts(endpoint: &Endpoint, now: u64, policy: &Policy, panic: bool) -> Vec<
         verdict(
             "hold",
             false,
-            format!(
-                "could not be reached; next try in {:.0} ms",
-                left_ms(unreachable)
-            ),
+            format!("could not be reached; next try in {:.0} ms", left_ms(unreachable)),
         )
     } else {
         verdict("hold", true, "none".into())
     };
     let share = state.ramp(now, policy.slow_start);
-    let slow_start = verdict(
-        "slow_start",
-        share >= 1.0,
-        format!("{:.0} % of its share", share * 100.0),
-    );
+    let slow_start =
+        verdict("slow_start", share >= 1.0, format!("{:.0} % of its share", share * 100.0));
     let stall = match state.stall.silence(now) {
         Silence::None => verdict("stall", true, "owes no answer".into()),
-        Silence::Waiting { age_ns } => verdict(
-            "stall",
-            true,
-            format!("has owed an answer for {:.1} ms", age_ns as f64 / 1e6),
-        ),
+        Silence::Waiting { age_ns } => {
+            verdict("stall", true, format!("has owed an answer for {:.1} ms", age_ns as f64 / 1e6))
+        }
         Silence::Suspect { age_ns } => verdict(
             "stall",
             false,
@@ -168,10 +153,7 @@ fn verdicts(endpoint: &Endpoint, now: u64, policy: &Policy, panic: bool) -> Vec<
         Silence::Trial { age_ns } => verdict(
             "stall",
             true,
-            format!(
-                "silent for {:.1} ms; the next request is a trial",
-                age_ns as f64 / 1e6
-            ),
+            format!("silent for {:.1} ms; the next request is a trial", age_ns as f64 / 1e6),
         ),
     };
     vec![serving, ejection, hold, slow_start, stall]

@@ -82,9 +82,9 @@ impl Hedger {
         }
         let delay = match hedge.after {
             After::Fixed(delay) => delay,
-            After::Percentile(percent) => self
-                .latencies
-                .recent_quantile(self.epoch.moment(now), percent)?,
+            After::Percentile(percent) => {
+                self.latencies.recent_quantile(self.epoch.moment(now), percent)?
+            }
         };
         Some(delay.max(hedge.min))
     }
@@ -131,10 +131,7 @@ impl Hedger {
 
     /// In `observe`, for a request whose copy was due after `delay`: its head took `latency` in all.
     pub fn observe(&self, now: Instant, delay: Duration, latency: Duration) {
-        let usual = self
-            .latencies
-            .quantile(self.epoch.moment(now), 50.0)
-            .unwrap_or_default();
+        let usual = self.latencies.quantile(self.epoch.moment(now), 50.0).unwrap_or_default();
         if latency > delay.saturating_add(usual) {
             self.observed_won.fetch_add(1, Relaxed);
         }

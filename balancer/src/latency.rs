@@ -85,9 +85,8 @@ impl Latencies {
         let quantile = self.quantile(now, percent);
         self.cached.store(
             which
-                | quantile.map_or(0, |quantile| {
-                    (quantile.as_micros() as u64).clamp(1, MICROS_MASK)
-                }),
+                | quantile
+                    .map_or(0, |quantile| (quantile.as_micros() as u64).clamp(1, MICROS_MASK)),
             Relaxed,
         );
         quantile
@@ -105,9 +104,7 @@ impl Latencies {
             };
             if turn + 1 != wanted {
                 let keep_from = turn; // windows up to `turn` are still valid where the ring still holds them
-                stale
-                    .filter(|&window| window > keep_from)
-                    .for_each(|window| self.clear(window));
+                stale.filter(|&window| window > keep_from).for_each(|window| self.clear(window));
             } else {
                 stale.for_each(|window| self.clear(window));
             }

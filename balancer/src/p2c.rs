@@ -44,12 +44,7 @@ impl Load {
 
     /// By requests in flight alone.
     pub(crate) fn by_requests(state: &State) -> Load {
-        Load {
-            suspect: false,
-            estimate: None,
-            age_ns: 0.0,
-            factor: in_flight(state),
-        }
+        Load { suspect: false, estimate: None, age_ns: 0.0, factor: in_flight(state) }
     }
 
     /// Whether this one is to be preferred; with equal costs it is not.
@@ -61,11 +56,7 @@ impl Load {
     }
 
     fn cost(&self, other: &Load) -> f32 {
-        self.estimate
-            .or(other.estimate)
-            .unwrap_or(1.0)
-            .max(self.age_ns)
-            * self.factor
+        self.estimate.or(other.estimate).unwrap_or(1.0).max(self.age_ns) * self.factor
     }
 }
 

@@ -66,11 +66,7 @@ fn tick(now: u64) -> u32 {
 /// e^(−Δt/τ); 1 when `now` is not after `last`.
 fn remaining(last: u32, now: u32) -> f32 {
     let ticks = now.wrapping_sub(last) as i32;
-    if ticks <= 0 {
-        1.0
-    } else {
-        (ticks as f32 * -DECAY_PER_TICK).exp()
-    }
+    if ticks <= 0 { 1.0 } else { (ticks as f32 * -DECAY_PER_TICK).exp() }
 }
 
 const TICK_BITS: u32 = 20;
@@ -90,10 +86,7 @@ mod tests {
 
     fn near(actual: Option<f32>, expected: f64) {
         let actual = f64::from(actual.expect("a sample was given"));
-        assert!(
-            (actual - expected).abs() <= expected * 0.01,
-            "{actual} is not near {expected}"
-        );
+        assert!((actual - expected).abs() <= expected * 0.01, "{actual} is not near {expected}");
     }
 
     #[test]
@@ -107,10 +100,7 @@ mod tests {
         ewma.observe(S + 20 * MS, 2 * MS);
         near(ewma.read(S + 20 * MS), 50e6 - 48e6 * 0.001);
         ewma.observe(S + 20 * MS + 10 * S, 2 * MS);
-        near(
-            ewma.read(S + 20 * MS + 10 * S),
-            2e6 + 48e6 * (-1.0f64).exp(),
-        );
+        near(ewma.read(S + 20 * MS + 10 * S), 2e6 + 48e6 * (-1.0f64).exp());
     }
 
     #[test]

@@ -45,12 +45,9 @@ impl Pushback {
     /// What the header's value says; negative or malformed means never (gRFC A6).
     #[must_use]
     pub fn parse(value: &[u8]) -> Pushback {
-        let millis = std::str::from_utf8(value)
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok());
-        millis.map_or(Pushback::Never, |millis| {
-            Pushback::After(Duration::from_millis(millis))
-        })
+        let millis =
+            std::str::from_utf8(value).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        millis.map_or(Pushback::Never, |millis| Pushback::After(Duration::from_millis(millis)))
     }
 }
 
@@ -97,10 +94,7 @@ pub fn may_retry(request: &Request, outcome: &Outcome, retry: &Retry) -> bool {
         Outcome::Refused => on(RetryOn::Refused),
         Outcome::ResetBeforeHead => repeatable && on(RetryOn::Reset),
         Outcome::ResetAfterHead => false,
-        Outcome::Response {
-            pushback: Some(Pushback::Never),
-            ..
-        } => false,
+        Outcome::Response { pushback: Some(Pushback::Never), .. } => false,
         Outcome::Response { status, .. } => repeatable && on(RetryOn::Status(status)),
     }
 }
@@ -123,10 +117,7 @@ pub fn is_safe(repeat: &Repeat, method: &str, grpc_path: Option<&str>) -> bool {
     match grpc_path {
         Some(path) => {
             let name = path.strip_prefix('/').unwrap_or(path);
-            repeat
-                .grpc
-                .iter()
-                .any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
+            repeat.grpc.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
         }
         None => repeat.methods.iter().any(|safe| safe == method),
     }

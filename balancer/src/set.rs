@@ -28,14 +28,8 @@ impl Deref for Set {
 
 impl Set {
     pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>) -> Set {
-        let serving = endpoints
-            .iter()
-            .filter(|endpoint| endpoint.spec.serving)
-            .count();
-        let weights: Vec<u32> = endpoints
-            .iter()
-            .map(|endpoint| endpoint.spec.weight)
-            .collect();
+        let serving = endpoints.iter().filter(|endpoint| endpoint.spec.serving).count();
+        let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.spec.weight).collect();
         Set {
             aliases: aliases(&weights),
             endpoints: endpoints.into_boxed_slice(),
@@ -85,16 +79,9 @@ fn aliases(weights: &[u32]) -> Option<Box<[Alias]>> {
     let count = weights.len() as u128;
     let total: u128 = weights.iter().copied().map(u128::from).sum();
     // Column heights in units where every column is `total` high.
-    let mut heights: Vec<u128> = weights
-        .iter()
-        .map(|&weight| u128::from(weight) * count)
-        .collect();
-    let mut table: Vec<Alias> = (0..weights.len())
-        .map(|index| Alias {
-            keep: u64::MAX,
-            other: index as u32,
-        })
-        .collect();
+    let mut heights: Vec<u128> = weights.iter().map(|&weight| u128::from(weight) * count).collect();
+    let mut table: Vec<Alias> =
+        (0..weights.len()).map(|index| Alias { keep: u64::MAX, other: index as u32 }).collect();
     let (mut low, mut high) = (Vec::new(), Vec::new());
     for (index, height) in heights.iter().enumerate() {
         match height.cmp(&total) {

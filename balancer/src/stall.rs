@@ -66,9 +66,7 @@ impl Stall {
         let until = self.until.load(Relaxed);
         if now >= until.max(since.saturating_add(PAUSE_MIN)) {
             let pause = now.saturating_sub(since).clamp(PAUSE_MIN, PAUSE_MAX);
-            let _ = self
-                .until
-                .compare_exchange(until, now.saturating_add(pause), Relaxed, Relaxed);
+            let _ = self.until.compare_exchange(until, now.saturating_add(pause), Relaxed, Relaxed);
         }
     }
 
@@ -85,8 +83,7 @@ impl Stall {
         let since = self.since.load(Relaxed);
         if since != 0 {
             let _ =
-                self.until
-                    .compare_exchange(0, since.saturating_add(PAUSE_MIN), Relaxed, Relaxed);
+                self.until.compare_exchange(0, since.saturating_add(PAUSE_MIN), Relaxed, Relaxed);
         }
     }
 

@@ -77,9 +77,7 @@ impl Ticket {
             Verdict::Success => {
                 state.stall.answered();
                 if self.sample && self.started >= state.clean_since.load(Relaxed) {
-                    state
-                        .estimate
-                        .observe(now, now.saturating_sub(self.started));
+                    state.estimate.observe(now, now.saturating_sub(self.started));
                 }
                 state.ejection.succeeded();
                 state.bias.clear();
@@ -93,10 +91,9 @@ impl Ticket {
                 state.stall.answered();
                 state.bias.failed();
                 if let Some(wait) = retry_after {
-                    state.retry_after.fetch_max(
-                        now.saturating_add(nanos(wait.min(RETRY_AFTER_MAX))),
-                        Relaxed,
-                    );
+                    state
+                        .retry_after
+                        .fetch_max(now.saturating_add(nanos(wait.min(RETRY_AFTER_MAX))), Relaxed);
                 }
             }
             Verdict::Unreachable => {
@@ -105,9 +102,7 @@ impl Ticket {
                 let wait = UNREACHABLE_BASE.saturating_mul(1 << failures.saturating_sub(1));
                 let jittered =
                     wait.mul_f64(1.0 + 0.25 * f64::from(self.jitter) / f64::from(u32::MAX));
-                state
-                    .unreachable
-                    .store(now.saturating_add(nanos(jittered)), Relaxed);
+                state.unreachable.store(now.saturating_add(nanos(jittered)), Relaxed);
             }
             Verdict::Reset => {
                 state.stall.withdrawn(self.started);
@@ -145,9 +140,7 @@ impl Ticket {
     fn failed(&self, now: u64) -> u32 {
         let state = &self.endpoint.state;
         let failures = state.bias.failed();
-        if let Some(until) = state
-            .ejection
-            .failed(now, &self.eject, self.jitter, &state.ejections)
+        if let Some(until) = state.ejection.failed(now, &self.eject, self.jitter, &state.ejections)
         {
             state.bias.clear();
             state.ramp_from.store(until, Relaxed);

@@ -1,0 +1,285 @@
+//! What a name means: a service, a host of the mesh, an address, or something of the world outside.
+//!
+//! Applications write a service in many ways (`payments`, `payments.shop`, `payments.mesh`,
+//! `payments.service.mesh`, `payments.service.prod.mesh`, with a port, a trailing dot, in any case); all are read
+//! here, once, for DNS and for the HTTP router alike, so that the two never disagree.
+//! Nothing here looks at what exists: where a name can be read in two ways, the caller is told both.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// What the host of a request means to the HTTP router.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostName {
+    /// A service of the mesh, known or not: nobody else answers for this name.
+    Service(String),
+    /// Two labels outside the mesh's domain (`payments.shop`, `example.com`): the service if there is one, else foreign.
+    ServiceOrForeign(String),
+    /// An address, or a name outside the mesh.
+    Foreign,
+}
+
+/// What a DNS name under the mesh's domain asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsName {
+    /// The domain itself.
+    Apex,
+    /// A service: the labels before `service` (or before the domain), lower case, in order; the caller decides
+    /// whether the first is a tag or the last a namespace.
+    Service(Vec<String>),
+    /// RFC 2782: `_service._tag` or `_service._tcp` (no tag).
+    Rfc2782 {
+        /// Without the underscore.
+        service: String,
+        /// Without the underscore; `None` for `_tcp`.
+        tag: Option<String>,
+    },
+    /// A host of the mesh, by name.
+    Node(String),
+    /// An address in hexadecimal.
+    Address(IpAddr),
+    /// Under our domain, but nothing we know.
+    Unknown,
+    /// Not under our domain.
+    Foreign,
+}
+
+/// Reads the host of a request (`Host`, `:authority`): `domain` is the mesh's domain, `dc` its name.
+#[must_use]
+pub fn service_of_host(host: &str, domain: &str, dc: &str) -> HostName {
+    let host = without_port(host);
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.is_empty() || host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
+        return HostName::Foreign;
+    }
+    let host = host.to_ascii_lowercase();
+    if host == "localhost" || host.ends_with(".localhost") {
+        return HostName::Foreign;
+    }
+    if let Some(inner) = strip_domain(&host, &domain.to_ascii_lowercase()) {
+        let dc = dc.to_ascii_lowercase();
+        let inner = inner
+            .strip_suffix(".service")
+            .or_else(|| inner.strip_suffix(&*format!(".service.{dc}")))
+            .unwrap_or(inner);
+        return HostName::Service(inner.to_owned());
+    }
+    if !is_service_name(&host) {
+        return HostName::Foreign;
+    }
+    if host.contains('.') {
+        HostName::ServiceOrForeign(host)
+    } else {
+        HostName::Service(host)
+    }
+}
+
+/// Reads the labels of a DNS question, without the root, in any case.
+#[must_use]
+pub fn dns_name<'a>(labels: impl IntoIterator<Item = &'a str>, domain: &str, dc: &str) -> DnsName {
+    let labels: Vec<String> = labels.into_iter().map(str::to_ascii_lowercase).collect();
+    let domain = domain.to_ascii_lowercase();
+    let domain: Vec<&str> = domain.split('.').collect();
+    let Some(cut) = labels.len().checked_sub(domain.len()) else {
+        return DnsName::Foreign;
+    };
+    if labels[cut..] != domain[..] {
+        return DnsName::Foreign;
+    }
+    let inner = &labels[..cut];
+    // `x.service.mesh` and `x.service.dc.mesh` mean the same.
+    let inner = match inner {
+        [rest @ .., kind, last]
+            if last.eq_ignore_ascii_case(dc) && is_kind(kind) && !rest.is_empty() =>
+        {
+            &inner[..inner.len() - 1]
+        }
+        _ => inner,
+    };
+    match inner {
+        [] => DnsName::Apex,
+        [service, second, kind]
+            if kind == "service" && service.starts_with('_') && second.starts_with('_') =>
+        {
+            let tag = (second != "_tcp").then(|| second[1..].to_owned());
+            DnsName::Rfc2782 {
+                service: service[1..].to_owned(),
+                tag,
+            }
+        }
+        [rest @ .., kind] if kind == "service" && !rest.is_empty() => {
+            DnsName::Service(rest.to_vec())
+        }
+        [rest @ .., kind] if kind == "node" && !rest.is_empty() => DnsName::Node(rest.join(".")),
+        [hex, kind] if kind == "addr" => {
+            parse_hex_address(hex).map_or(DnsName::Unknown, DnsName::Address)
+        }
+        [.., kind] if is_kind(kind) => DnsName::Unknown,
+        labels => DnsName::Service(labels.to_vec()),
+    }
+}
+
+/// Whether this is `name` or `name.namespace`: labels of lower-case letters, digits, `-` and `_`, at most 63 bytes each.
+#[must_use]
+pub fn is_service_name(name: &str) -> bool {
+    let labels: Vec<&str> = name.split('.').collect();
+    labels.len() <= 2 && labels.iter().all(|label| is_label(label))
+}
+
+/// `10.0.0.5` as `0a000005`, the form Consul uses in SRV targets.
+#[must_use]
+pub fn hex_address(address: IpAddr) -> String {
+    use std::fmt::Write as _;
+    let octets: &[u8] = match &address {
+        IpAddr::V4(v4) => &v4.octets(),
+        IpAddr::V6(v6) => &v6.octets(),
+    };
+    octets
+        .iter()
+        .fold(String::with_capacity(32), |mut hex, octet| {
+            let _ = write!(hex, "{octet:02x}");
+            hex
+        })
+}
+
+fn parse_hex_address(hex: &str) -> Option<IpAddr> {
+    if !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    match hex.len() {
+        8 => Some(Ipv4Addr::from(u32::from_str_radix(hex, 16).ok()?).into()),
+        32 => Some(Ipv6Addr::from(u128::from_str_radix(hex, 16).ok()?).into()),
+        _ => None,
+    }
+}
+
+fn is_kind(label: &str) -> bool {
+    matches!(label, "service" | "node" | "addr")
+}
+
+fn is_label(label: &str) -> bool {
+    !label.is_empty()
+        && label.len() <= 63
+        && !label.starts_with('-')
+        && label
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+}
+
+fn strip_domain<'a>(host: &'a str, domain: &str) -> Option<&'a str> {
+    host.strip_suffix(domain)?
+        .strip_suffix('.')
+        .filter(|inner| !inner.is_empty())
+}
+
+/// `host`, `host:port`, `[v6]:port` without the port; a bare IPv6 address is left alone.
+fn without_port(host: &str) -> &str {
+    if host.starts_with('[') {
+        return host;
+    }
+    match host.split_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_requests() {
+        let service = |name: &str| HostName::Service(name.to_owned());
+        for (host, meaning) in [
+            ("payments", service("payments")),
+            ("Payments", service("payments")),
+            ("payments:8080", service("payments")),
+            ("payments.", service("payments")),
+            ("payments.mesh", service("payments")),
+            ("payments.mesh.:80", service("payments")),
+            ("payments.service.mesh", service("payments")),
+            ("payments.service.prod.mesh:80", service("payments")),
+            ("payments.shop.mesh", service("payments.shop")),
+            ("payments.shop.service.mesh", service("payments.shop")),
+            ("PAYMENTS.SHOP.SERVICE.PROD.MESH", service("payments.shop")),
+            (
+                "payments.shop",
+                HostName::ServiceOrForeign("payments.shop".into()),
+            ),
+            (
+                "example.com:443",
+                HostName::ServiceOrForeign("example.com".into()),
+            ),
+            ("a.example.com", HostName::Foreign),
+            ("10.0.0.1", HostName::Foreign),
+            ("10.0.0.1:80", HostName::Foreign),
+            ("[::1]:80", HostName::Foreign),
+            ("::1", HostName::Foreign),
+            ("localhost:3000", HostName::Foreign),
+            ("", HostName::Foreign),
+            (".", HostName::Foreign),
+            ("mesh", service("mesh")),
+            ("notmesh", service("notmesh")),
+            ("pay ments", HostName::Foreign),
+        ] {
+            assert_eq!(service_of_host(host, "mesh", "prod"), meaning, "{host}");
+        }
+    }
+
+    #[test]
+    fn names_of_questions() {
+        let service =
+            |labels: &[&str]| DnsName::Service(labels.iter().map(|l| (*l).to_owned()).collect());
+        for (name, meaning) in [
+            ("mesh", DnsName::Apex),
+            ("payments.service.mesh", service(&["payments"])),
+            ("Payments.SERVICE.mesh", service(&["payments"])),
+            ("v2.payments.service.mesh", service(&["v2", "payments"])),
+            ("payments.service.prod.mesh", service(&["payments"])),
+            ("payments.mesh", service(&["payments"])),
+            ("payments.shop.mesh", service(&["payments", "shop"])),
+            (
+                "_payments._tcp.service.mesh",
+                DnsName::Rfc2782 {
+                    service: "payments".into(),
+                    tag: None,
+                },
+            ),
+            (
+                "_payments._v2.service.prod.mesh",
+                DnsName::Rfc2782 {
+                    service: "payments".into(),
+                    tag: Some("v2".into()),
+                },
+            ),
+            ("host-a.node.mesh", DnsName::Node("host-a".into())),
+            (
+                "host-a.example.node.prod.mesh",
+                DnsName::Node("host-a.example".into()),
+            ),
+            (
+                "0a000005.addr.prod.mesh",
+                DnsName::Address("10.0.0.5".parse().unwrap()),
+            ),
+            ("0a00000.addr.mesh", DnsName::Unknown),
+            ("service.mesh", DnsName::Unknown),
+            ("x.service.other.mesh", service(&["x", "service", "other"])),
+            ("example.com", DnsName::Foreign),
+            ("amesh", DnsName::Foreign),
+            ("", DnsName::Foreign),
+        ] {
+            assert_eq!(
+                dns_name(name.split('.').filter(|l| !l.is_empty()), "mesh", "prod"),
+                meaning,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn addresses_in_hexadecimal() {
+        for address in ["10.0.0.5", "127.0.0.1", "::1", "2001:db8::5"] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(parse_hex_address(&hex_address(address)), Some(address));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What is seen while the demo runs: a table that redraws itself in a terminal, a line a second elsewhere.
+//!
+//! Redrawing moves the cursor up over the lines drawn before; nothing else of the terminal is touched,
+//! and what was drawn last stays in the scroll-back.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use super::arms::Arm;
+use super::table::Results;
+
+/// Where the live view is drawn.
+pub struct Screen {
+    terminal: bool,
+    drawn: usize,
+    last_line_at: Option<u64>,
+}
+
+/// What the live view shows.
+pub struct Frame<'a> {
+    /// Since measuring began; `None`: warming up.
+    pub elapsed: Option<Duration>,
+    /// Of the whole measurement.
+    pub length: Duration,
+    /// The figures so far.
+    pub results: &'a Results,
+    /// For each arm the p99 of each second so far.
+    pub p99_by_second: [&'a [Option<Duration>]; Arm::ALL.len()],
+    /// When the host was killed, since measuring began.
+    pub killed_at: Option<Duration>,
+}
+
+impl Screen {
+    /// The live view on standard output.
+    pub fn new() -> Screen {
+        Screen {
+            terminal: std::io::stdout().is_terminal(),
+            drawn: 0,
+            last_line_at: None,
+        }
+    }
+
+    /// Prints one line that stays.
+    pub fn say(&mut self, line: &str) {
+        self.erase();
+        println!("{line}");
+    }
+
+    /// Shows the state of things: redraws in a terminal, else one line every five seconds.
+    pub fn draw(&mut self, frame: &Frame<'_>) {
+        if self.terminal {
+            let text = frame.text();
+            self.erase();
+            self.drawn = text.lines().count();
+            print!("{text}");
+            // A terminal that is gone shows nothing; the result is still computed.
+            let _ = std::io::stdout().flush();
+        } else if let Some(elapsed) = frame.elapsed {
+            let step = elapsed.as_secs() / PLAIN_EVERY_SECS;
+            if step > 0 && self.last_line_at != Some(step) {
+                self.last_line_at = Some(step);
+                println!("{}", frame.line(elapsed));
+            }
+        }
+    }
+
+    /// Removes what was drawn last.
+    pub fn erase(&mut self) {
+        if self.drawn > 0 {
+            // To the first line drawn, then clear from there to the end of the screen.
+            print!("\x1b[{}F\x1b[J", self.drawn);
+            self.drawn = 0;
+        }
+    }
+}
+
+impl Frame<'_> {
+    fn text(&self) -> String {
+        let Some(elapsed) = self.elapsed else {
+            return "Warming up: learning what is normal …\n".to_owned();
+        };
+        let clock = elapsed.min(self.length);
+        let killed = match self.killed_at {
+            None => "all hosts alive".to_owned(),
+            Some(at) => format!("{} killed at {} s", super::mesh::KILLED, at.as_secs()),
+        };
+        let mut text = format!(
+            "{:>2} of {} s   {killed}\n\n",
+            clock.as_secs(),
+            self.length.as_secs()
+        );
+        text.push_str(&self.results.table());
+        text.push_str("\np99 of each second: ▁ up to 2 ms, █ over 128 ms\n");
+        for (arm, seconds) in Arm::ALL.into_iter().zip(self.p99_by_second) {
+            text.push_str(&format!("{:<20}  {}\n", arm.title(), bars(seconds)));
+        }
+        text.push('\n');
+        text.push_str(&self.results.posts());
+        text.push('\n');
+        text
+    }
+
+    fn line(&self, elapsed: Duration) -> String {
+        let p99 = |arm: Arm| {
+            let p99 = self.results.rows[arm.index()].p99;
+            p99.map_or_else(
+                || "-".to_owned(),
+                |p99| format!("{:.1}", p99.as_secs_f64() * 1e3),
+            )
+        };
+        let arms: Vec<String> = Arm::ALL
+            .iter()
+            .map(|&arm| format!("{} {}", arm.name(), p99(arm)))
+            .collect();
+        format!(
+            "{:>3} s  p99 so far in ms: {}",
+            elapsed.as_secs(),
+            arms.join(", ")
+        )
+    }
+}
+
+/// One character for each second, the last [`BARS_MAX`] of them; each step is twice the one below.
+fn bars(seconds: &[Option<Duration>]) -> String {
+    let shown = &seconds[seconds.len().saturating_sub(BARS_MAX)..];
+    shown
+        .iter()
+        .map(|p99| match p99 {
+            None => ' ',
+            Some(p99) => {
+                let steps = (p99.as_secs_f64() * 1e3 / LOWEST_BAR_MS).log2().ceil();
+                // Between 0 and 7, so no digit is lost.
+                BARS[steps.clamp(0.0, 7.0) as usize]
+            }
+        })
+        .collect()
+}
+
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+const LOWEST_BAR_MS: f64 = 2.0;
+const BARS_MAX: usize = 56;
+const PLAIN_EVERY_SECS: u64 = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_double_from_two_milliseconds_up() {
+        let seconds = [
+            Some(1),
+            Some(2),
+            Some(3),
+            Some(5),
+            Some(100),
+            Some(129),
+            Some(9_000),
+            None,
+        ];
+        let seconds: Vec<_> = seconds
+            .iter()
+            .map(|ms| ms.map(Duration::from_millis))
+            .collect();
+        assert_eq!(bars(&seconds), "▁▁▂▃▇██ ");
+        let long = vec![Some(Duration::from_millis(1)); 500];
+        assert_eq!(bars(&long).chars().count(), BARS_MAX);
+    }
+}
