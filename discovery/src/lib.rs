@@ -13,6 +13,10 @@ mod seal;
 mod session;
 mod wire;
 
+mod membership;
+mod record;
+mod registry;
+
 pub mod discovery;
 pub mod registration;
 
