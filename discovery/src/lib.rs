@@ -14,8 +14,11 @@ mod session;
 mod wire;
 
 mod membership;
+mod publish;
 mod record;
+mod refusal;
 mod registry;
+mod spread;
 
 pub mod discovery;
 pub mod registration;

@@ -188,7 +188,8 @@ impl Registry {
         for (seq, entry) in (1..).zip(record.entries.values_mut()) {
             entry.seq = seq;
         }
-        record.upto = record.entries.len() as u64;
+        // Even an empty new generation is news.
+        record.upto = (record.entries.len() as u64).max(1);
         record.gc = 0;
         self.withdrawn.clear();
         true
