@@ -457,3 +457,6 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         ("max_body_buffer", Doc::text(Bytes(*max_body_buffer))),
     ])
 }
+
+#[cfg(test)]
+mod tests;
