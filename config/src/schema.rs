@@ -106,3 +106,6 @@ fn list(of: &'static Shape, max: usize) -> Map<String, Value> {
 fn object(value: &Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -338,7 +338,7 @@ impl<'a> Section<'a> {
             let path = join(&value.path, &entry.key);
             let warn = |why: &str| {
                 self.report
-                    .warning(entry.at, &format!("{path}: the key {why}"))
+                    .warning(entry.at, &format!("{path}: the key {why}"));
             };
             let survived = |_| survives(&entry.key, entry.plain, true, warn);
             if let Err(why) = form(&entry.key).and_then(survived) {
@@ -450,7 +450,7 @@ impl<'a> Value<'a> {
         // The form first: to put `listen: 7080` in quotes would only bring the next problem.
         let warn = |why: &str| {
             self.report
-                .warning(self.node.at, &format!("{}: {why}", self.path))
+                .warning(self.node.at, &format!("{}: {why}", self.path));
         };
         match form(text).and_then(|value| survives(text, plain, typed, warn).map(|()| value)) {
             Ok(value) => Some(self.found(value)),
