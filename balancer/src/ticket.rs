@@ -23,6 +23,8 @@ pub struct Ticket {
     jitter: u32,
     head_due: bool,
     sample: bool,
+    /// When it was dispatched, if it tries an endpoint that had fallen silent.
+    trial: Option<u64>,
 }
 
 /// How an attempt went, as far as its endpoint is concerned.
@@ -49,7 +51,7 @@ impl Ticket {
     pub(crate) fn new(endpoint: &Arc<Endpoint>, now: u64, eject: &Eject, jitter: u32) -> Ticket {
         let state = &endpoint.state;
         state.in_flight.fetch_add(1, Relaxed);
-        state.stall.dispatched(now);
+        let trial = state.stall.dispatched(now).then_some(now);
         Ticket {
             endpoint: Arc::clone(endpoint),
             started: now,
@@ -57,6 +59,7 @@ impl Ticket {
             jitter,
             head_due: true,
             sample: true,
+            trial,
         }
     }
 
@@ -75,7 +78,7 @@ impl Ticket {
         let now = state.epoch.moment(now);
         match verdict {
             Verdict::Success => {
-                state.stall.answered();
+                state.stall.answered(now, self.trial);
                 if self.sample && self.started >= state.clean_since.load(Relaxed) {
                     state.estimate.observe(now, now.saturating_sub(self.started));
                 }
@@ -84,11 +87,11 @@ impl Ticket {
                 state.unreachable.store(0, Relaxed);
             }
             Verdict::Failure => {
-                state.stall.answered();
+                state.stall.answered(now, self.trial);
                 self.failed(now);
             }
             Verdict::Overloaded { retry_after } => {
-                state.stall.answered();
+                state.stall.answered(now, self.trial);
                 state.bias.failed();
                 if let Some(wait) = retry_after {
                     state
@@ -109,9 +112,17 @@ impl Ticket {
                 self.failed(now);
             }
             Verdict::Timeout => {
-                state.stall.given_up();
+                state.stall.given_up(self.trial);
                 self.failed(now);
             }
+        }
+    }
+
+    /// No head within the time after which a copy is due (`Hedger::delay`), whether or not one is sent: until its next head the endpoint
+    /// is under suspicion, so that others go elsewhere. Worth calling for requests that must not be copied, too.
+    pub fn late(&self) {
+        if self.head_due && self.sample {
+            self.endpoint.state.stall.late();
         }
     }
 
@@ -153,7 +164,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let state = &self.endpoint.state;
         if self.head_due && self.sample {
-            state.stall.given_up();
+            state.stall.given_up(self.trial);
         }
         let before = state.in_flight.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "a ticket left twice");
