@@ -383,10 +383,10 @@ fn scramble(mut bits: u64) -> u64 {
 const CHOICES_FOR_A_COPY: usize = 4;
 /// So many suspects are passed over. Not all of them, whatever their number: when most endpoints are silent at once the cause is
 /// likely to be elsewhere, and the rest must not be buried.
-const SUSPECTS_PASSED: usize = 2;
+const SUSPECTS_PASSED: usize = 4;
 /// After so many draws without a fresh endpoints the whole set is looked at. With half of a large set out that happens to
 /// one pick in a thousand.
-const DRAWS_MAX: usize = 10;
+const DRAWS_MAX: usize = 12;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,8 @@
 //! when a copy elsewhere wins and the first attempt is cancelled, never. So the endpoint keeps two moments:
 //!
 //! - `since`: the first dispatch after the last head, while no head has come since. Its age is the **stall age**.
-//! - `until`: set when an attempt was given up without a head, or is late, which makes the endpoint **suspect** until then.
+//! - `until`: set when an attempt is late, or was given up, and *no* head came since its dispatch, which makes the endpoint **suspect** until
+//!   then. (A slow or queueing request at an endpoint that answers others is no evidence.)
 //!
 //! A head, whichever request it answers, proves the process alive and clears both. Therefore what was dispatched *before* the last
 //! head never counts again: a long poll or a stream that waits for an hour makes its host look stalled only until the next
@@ -98,40 +99,39 @@ impl Stall {
                 .is_ok()
     }
 
-    /// A head came, so the process lives. `trial`: when the request that it answers was dispatched, if that was a trial.
-    pub(crate) fn answered(&self, now: u64, trial: Option<u64>) {
+    /// The attempt dispatched at `started` was answered, so the process lives.
+    pub(crate) fn answered(&self, now: u64, started: u64, trial: bool) {
         self.heard.store(now, Relaxed);
         if self.since.load(Relaxed) != 0 {
             self.since.store(0, Relaxed);
             self.until.store(0, Relaxed);
         }
-        if let Some(dispatched) = trial {
-            let pause = self.pause.load(Relaxed);
-            // An answer that was long in coming ended the silence: the pause was not too long.
-            if now.saturating_sub(dispatched) < pause / 4 {
-                self.pause.store((pause - pause / 10).max(PAUSE_MIN), Relaxed);
-            }
+        let pause = self.pause.load(Relaxed);
+        // An answer that was long in coming ended the silence: the pause was not too long.
+        if trial && now.saturating_sub(started) < pause / 4 {
+            self.pause.store((pause - pause / 10).max(PAUSE_MIN), Relaxed);
         }
     }
 
-    /// An attempt has waited for longer than most do.
-    pub(crate) fn late(&self) {
+    /// The attempt dispatched at `started` has waited for longer than most do. Evidence only if no head came since then: else the
+    /// process lives, and the attempt is slow or queues.
+    pub(crate) fn late(&self, started: u64) {
         let since = self.since.load(Relaxed);
-        if since != 0 {
+        if since != 0 && since <= started {
             let until = since.saturating_add(self.pause.load(Relaxed));
             let _ = self.until.compare_exchange(0, until, Relaxed, Relaxed);
         }
     }
 
-    /// An attempt was given up without a head. `trial`: when it was dispatched, if it was a trial.
-    pub(crate) fn given_up(&self, trial: Option<u64>) {
-        match trial {
-            Some(dispatched) if self.since.load(Relaxed) != 0 => {
-                let pause = self.pause.load(Relaxed).saturating_mul(2).min(PAUSE_MAX);
-                self.pause.store(pause, Relaxed);
-                self.until.store(dispatched.saturating_add(pause), Relaxed);
-            }
-            _ => self.late(),
+    /// The attempt dispatched at `started` was given up without a head.
+    pub(crate) fn given_up(&self, started: u64, trial: bool) {
+        let since = self.since.load(Relaxed);
+        if trial && since != 0 && since <= started {
+            let pause = self.pause.load(Relaxed).saturating_mul(2).min(PAUSE_MAX);
+            self.pause.store(pause, Relaxed);
+            self.until.store(started.saturating_add(pause), Relaxed);
+        } else {
+            self.late(started);
         }
     }
 

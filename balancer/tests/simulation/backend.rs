@@ -72,9 +72,14 @@ impl Backend {
         }
     }
 
+    /// One more pause, after those before it.
     pub fn pause(&mut self, from: u64, to: u64) {
+        assert!(self.pauses.last().is_none_or(|&(_, end)| end <= from));
         self.pauses.push((from, to));
-        self.pauses.sort_unstable();
+    }
+
+    pub fn is_awake_from(&self, at: u64) -> bool {
+        self.pauses.last().is_none_or(|&(_, end)| end <= at)
     }
 
     pub fn is_down(&self, at: u64) -> bool {

@@ -3,6 +3,8 @@
 //! Every run comes from a seed, which a failing assertion names. `EVENKEEL_SEEDS=N` runs N seeds instead of the fixed few.
 
 mod backend;
+mod faults;
+mod load;
 mod pauses;
 mod world;
 

@@ -13,11 +13,28 @@ use evenkeel_balancer::{
     Attempt, Balancer, Budget, EndpointSpec, Hedger, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket,
     Verdict,
 };
-use evenkeel_config::policy::Policy;
+use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, Share};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::backend::{Backend, MS, S, Served, Service, US, exponential};
+
+/// Two choices, copies sent.
+pub fn hedged() -> Policy {
+    let hedge = Hedge {
+        mode: Mode::Enforce,
+        after: After::Percentile(95.0),
+        min: Duration::from_millis(1),
+        budget: Share::percent(5),
+        max: 2,
+    };
+    Policy { hedge, ..Policy::default() }
+}
+
+/// No copies.
+pub fn unhedged(balance: Balance) -> Policy {
+    Policy { balance, hedge: Hedge { mode: Mode::Off, ..Hedge::default() }, ..Policy::default() }
+}
 
 /// What is simulated.
 #[derive(Debug, Clone)]
@@ -269,8 +286,7 @@ impl World {
             self.fail(id);
             return;
         }
-        if let Some(delay) = self.hedger.delay(now, &self.load.policy.hedge)
-        {
+        if let Some(delay) = self.hedger.delay(now, &self.load.policy.hedge) {
             self.schedule_copy(id, delay);
         }
     }
@@ -323,7 +339,11 @@ impl World {
         let (now, policy) = (self.instant(), self.load.policy.clone());
         let Some(request) = self.requests.get(&id) else { return };
         let waits = request.attempts.iter().any(|attempt| attempt.ticket.is_some());
-        request.attempts.iter().filter_map(|attempt| attempt.ticket.as_ref()).for_each(Ticket::late);
+        request
+            .attempts
+            .iter()
+            .filter_map(|attempt| attempt.ticket.as_ref())
+            .for_each(|ticket| ticket.late(now));
         if request.head
             || !waits
             || request.copies >= policy.hedge.max
@@ -487,10 +507,38 @@ impl Measured {
     }
 }
 
-/// The median and the worst of a figure over several runs.
-pub fn median_and_worst(mut figures: Vec<f64>) -> (f64, f64) {
-    figures.sort_by(f64::total_cmp);
-    (figures[figures.len() / 2], figures[figures.len() - 1])
+/// Median and worst of several runs: p50, p99, p99.9 in ms, extra attempts in percent of the requests.
+#[derive(Debug)]
+pub struct Summary {
+    pub p50: (f64, f64),
+    pub p99: (f64, f64),
+    pub p999: (f64, f64),
+    pub extra: (f64, f64),
+    pub failed: u64,
+}
+
+impl Summary {
+    /// Of the runs, and a line that shows it.
+    pub fn of(name: &str, runs: &[Measured]) -> Summary {
+        let figure = |of: &dyn Fn(&Measured) -> f64| {
+            let mut figures: Vec<f64> = runs.iter().map(of).collect();
+            figures.sort_by(f64::total_cmp);
+            (figures[figures.len() / 2], figures[figures.len() - 1])
+        };
+        let summary = Summary {
+            p50: figure(&|run| run.quantile_ms(0.5)),
+            p99: figure(&|run| run.quantile_ms(0.99)),
+            p999: figure(&|run| run.quantile_ms(0.999)),
+            extra: figure(&|run| 100.0 * run.extra()),
+            failed: runs.iter().map(|run| run.failed).sum(),
+        };
+        let Summary { p50, p99, p999, extra, failed } = &summary;
+        println!(
+            "{name:<42} p50 {:6.2} ms  p99 {:6.2} ({:6.2})  p99.9 {:6.2} ({:6.2})  extra {:5.2} % ({:5.2})  failed {failed}",
+            p50.0, p99.0, p99.1, p999.0, p999.1, extra.0, extra.1
+        );
+        summary
+    }
 }
 
 /// One way through kernel and network, and the proxy's own work.
