@@ -114,6 +114,26 @@ pub enum Balance {
     Random,
 }
 
+impl Balance {
+    pub(crate) const ALL: [Balance; 4] = [
+        Balance::P2c,
+        Balance::LeastRequest,
+        Balance::RoundRobin,
+        Balance::Random,
+    ];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Balance::P2c => "p2c",
+            Balance::LeastRequest => "least_request",
+            Balance::RoundRobin => "round_robin",
+            Balance::Random => "random",
+        }
+    }
+}
+
 /// Which requests may be sent twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repeat {
@@ -221,6 +241,20 @@ pub enum Mode {
     Observe,
     /// Acts.
     Enforce,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Mode; 3] = [Mode::Off, Mode::Observe, Mode::Enforce];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Off => "off",
+            Mode::Observe => "observe",
+            Mode::Enforce => "enforce",
+        }
+    }
 }
 
 /// When an endpoint that errs is left out for a while.

@@ -135,6 +135,20 @@ pub enum Protocol {
     Grpc,
 }
 
+impl Protocol {
+    pub(crate) const ALL: [Protocol; 3] = [Protocol::Http, Protocol::Http2, Protocol::Grpc];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Http => "http",
+            Protocol::Http2 => "http2",
+            Protocol::Grpc => "grpc",
+        }
+    }
+}
+
 /// How an application's health is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
@@ -267,6 +281,20 @@ pub enum Access {
     Errors,
     /// All.
     All,
+}
+
+impl Access {
+    pub(crate) const ALL: [Access; 3] = [Access::Off, Access::Errors, Access::All];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Access::Off => "off",
+            Access::Errors => "errors",
+            Access::All => "all",
+        }
+    }
 }
 
 impl Settings {
