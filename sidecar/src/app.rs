@@ -72,7 +72,7 @@ pub fn run(loaded: Loaded, file: Option<PathBuf>) -> anyhow::Result<()> {
     for (name, address) in &listeners {
         info!(name, %address, "listening");
     }
-    let effective = format!("{settings:#?}");
+    let effective = settings.to_effective_yaml();
     let address: SocketAddr = admin_listener.local_addr()?;
     let router = admin::router(
         admin::Admin {
