@@ -15,6 +15,7 @@
 //! | `/echo` | the request's body and trailers, streamed back |
 //! | `/hang` | never answers |
 //! | `/reset?at=head`, `/reset?at=body` | closes the socket with RST before or after the response's head |
+//! | `PUT /flaky?every=N` | from now on every Nth other request ends in RST; a POST to the ledger is executed first |
 //! | `/headers` | the request's method, target and headers, as text |
 //! | `/healthz`, `PUT /healthz?ok=false` | 200 or 503, and the switch |
 //! | `/count` | `{"requests", "cancelled", "methods"}`: without itself, the ledger's list and the health check |
@@ -67,6 +68,9 @@ struct App {
     methods: RefCell<BTreeMap<Method, u64>>,
     cancelled: Cell<u64>,
     healthy: Cell<bool>,
+    /// Every this many requests one ends in RST; 0: none.
+    flaky_every: Cell<u64>,
+    seen: Cell<u64>,
 }
 
 impl App {
@@ -87,6 +91,8 @@ impl App {
             methods: RefCell::default(),
             cancelled: Cell::new(0),
             healthy: Cell::new(true),
+            flaky_every: Cell::new(0),
+            seen: Cell::new(0),
         })
     }
 
@@ -98,9 +104,20 @@ impl App {
         let path = request.uri().path().to_owned();
         if !matches!(
             (request.method(), path.as_str()),
-            (_, "/healthz" | "/count") | (&Method::GET, "/ledger")
+            (_, "/healthz" | "/count" | "/flaky") | (&Method::GET, "/ledger")
         ) {
             *self.methods.borrow_mut().entry(request.method().clone()).or_default() += 1;
+            self.seen.set(self.seen.get() + 1);
+            let every = self.flaky_every.get();
+            if every > 0 && self.seen.get().is_multiple_of(every) {
+                // The worst moment: what was asked is done, and nobody is told.
+                if let (&Method::POST, Some(id)) = (request.method(), path.strip_prefix("/ledger/"))
+                {
+                    let _ = self.execute(id);
+                }
+                let _ = socket.set_linger(Some(Duration::ZERO));
+                return Err(Reset);
+            }
         }
         let mut response = match path.as_str() {
             "/ledger" => {
@@ -147,6 +164,10 @@ impl App {
                 } else {
                     StatusCode::SERVICE_UNAVAILABLE
                 })
+            }
+            "/flaky" => {
+                self.flaky_every.set(number(&request, "every").unwrap_or(0));
+                status(StatusCode::OK)
             }
             "/count" => {
                 let methods = self.methods.borrow();

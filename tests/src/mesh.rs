@@ -325,9 +325,14 @@ impl Host {
         });
     }
 
+    /// Replaces its file. A running host may see that and reload.
+    pub fn write(&self, setup: &Setup) {
+        write_config(&self.folder, self.ip, self.number, self.workers, setup);
+    }
+
     /// Replaces its file and asks it to read it (SIGHUP), without waiting for what comes of it.
     pub fn reload(&mut self, setup: &Setup) {
-        write_config(&self.folder, self.ip, self.number, self.workers, setup);
+        self.write(setup);
         self.process.signal(Signal::HUP);
     }
 
@@ -372,6 +377,16 @@ impl App {
     /// When it does not answer.
     pub fn set_healthy(&self, ok: bool) {
         let request = client::request(Method::PUT, "app", &format!("/healthz?ok={ok}"));
+        client::send(self.address.into(), Version::Http1, request)
+            .expect("the application answers");
+    }
+
+    /// From now on every `every`th request ends in RST, executed or not; 0 ends that.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn set_flaky(&self, every: u64) {
+        let request = client::request(Method::PUT, "app", &format!("/flaky?every={every}"));
         client::send(self.address.into(), Version::Http1, request)
             .expect("the application answers");
     }

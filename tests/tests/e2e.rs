@@ -21,4 +21,15 @@ macro_rules! each_workers {
 
 mod e2e {
     pub mod harness;
+
+    pub mod trio;
+
+    pub mod bad_input;
+    pub mod errors;
+    pub mod find;
+    pub mod grpc;
+    pub mod reach;
+
+    pub mod change;
+    pub mod faults;
 }

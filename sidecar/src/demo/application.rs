@@ -21,9 +21,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-use super::io::HyperStream;
 use super::ledger::Entry;
 use super::process;
 
@@ -92,7 +92,7 @@ async fn serve(application: Rc<Application>, listen: SocketAddr) -> anyhow::Resu
         });
         tokio::task::spawn_local(async move {
             let connection = hyper::server::conn::http1::Builder::new()
-                .serve_connection(HyperStream(stream), service);
+                .serve_connection(TokioIo::new(stream), service);
             // A caller that breaks off (a cancelled copy) is no news to an application.
             let _ = connection.await;
         });

@@ -12,9 +12,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-
-use super::io::HyperStream;
 
 /// Connections to one sidecar.
 pub struct Client {
@@ -105,7 +104,7 @@ impl Client {
         let stream = TcpStream::connect(self.target).await.map_err(|_| Failure::Connect)?;
         stream.set_nodelay(true).map_err(|_| Failure::Connect)?;
         let (sender, driver) =
-            http1::handshake(HyperStream(stream)).await.map_err(|_| Failure::Connect)?;
+            http1::handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Connect)?;
         tokio::task::spawn_local(async move {
             // Its error is the error of the request that was under way, reported there.
             let _ = driver.await;

@@ -86,7 +86,8 @@ struct Reader {
     offset: u64,
 }
 
-/// Executions of one arm's requests.
+/// Executions of one arm's requests. Ids count up from 0, so that "the first so many" leaves out what was
+/// executed after the moment that a live view shows.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
     gets: BTreeMap<u64, u32>,
@@ -94,19 +95,19 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// GETs executed again after their first time.
-    pub fn extra_gets(&self) -> u64 {
-        self.gets.values().map(|&times| u64::from(times) - 1).sum()
+    /// GETs executed again after their first time, among the first `sent`.
+    pub fn extra_gets(&self, sent: u64) -> u64 {
+        self.gets.range(..sent).map(|(_, &times)| u64::from(times) - 1).sum()
     }
 
-    /// POSTs executed exactly once.
-    pub fn posts_once(&self) -> u64 {
-        self.posts.values().filter(|&&times| times == 1).count() as u64
+    /// POSTs executed exactly once, among the first `sent`.
+    pub fn posts_once(&self, sent: u64) -> u64 {
+        self.posts.range(..sent).filter(|&(_, &times)| times == 1).count() as u64
     }
 
-    /// POSTs executed more than once.
-    pub fn posts_twice(&self) -> u64 {
-        self.posts.values().filter(|&&times| times > 1).count() as u64
+    /// POSTs executed more than once, among the first `sent`.
+    pub fn posts_twice(&self, sent: u64) -> u64 {
+        self.posts.range(..sent).filter(|&(_, &times)| times > 1).count() as u64
     }
 }
 
@@ -206,13 +207,14 @@ mod tests {
         let mut ledgers = Ledgers::new(paths);
         ledgers.read_on().expect("read");
         let counts = ledgers.counts(Arm::Evenkeel);
-        assert_eq!((counts.extra_gets(), counts.posts_once(), counts.posts_twice()), (2, 2, 0));
+        assert_eq!((counts.extra_gets(9), counts.posts_once(9), counts.posts_twice(9)), (2, 2, 0));
 
         a.write_all(b"keel 3\n").expect("written");
         ledgers.read_on().expect("read");
         let counts = ledgers.counts(Arm::Evenkeel);
-        assert_eq!((counts.extra_gets(), counts.posts_once(), counts.posts_twice()), (2, 1, 1));
-        assert_eq!(ledgers.counts(Arm::P2c).extra_gets(), 0);
+        assert_eq!((counts.extra_gets(9), counts.posts_once(9), counts.posts_twice(9)), (2, 1, 1));
+        assert_eq!((counts.extra_gets(2), counts.posts_once(3), counts.posts_twice(3)), (0, 1, 0));
+        assert_eq!(ledgers.counts(Arm::P2c).extra_gets(9), 0);
         std::fs::remove_dir_all(directory).expect("removed");
     }
 }

@@ -75,6 +75,8 @@ pub struct ArmProgress {
     pub posts_sent: u64,
     /// POSTs answered with a 2xx.
     pub posts_ok: u64,
+    /// POSTs answered otherwise or not at all.
+    pub posts_failed: u64,
     /// Median of answered GETs; `None`: none yet.
     pub p50: Option<Duration>,
     /// 99th of 100.
@@ -137,6 +139,7 @@ struct Stream {
     kind: Kind,
     due: Instant,
     per_sec: f64,
+    measured: bool,
     next_id: u64,
     random: SmallRng,
 }
@@ -157,7 +160,7 @@ impl Generator {
             .enumerate()
             .map(|(index, (arm, kind, per_sec))| {
                 let random = SmallRng::seed_from_u64(plan.seed ^ (index as u64 + 1));
-                Stream { arm, kind, due: now, per_sec, next_id: 0, random }
+                Stream { arm, kind, due: now, per_sec, measured: false, next_id: 0, random }
             })
             .collect();
         let arms = plan
@@ -188,6 +191,10 @@ impl Generator {
             let measured = due >= plan.measure_from;
             if measured {
                 self.lateness.saturating_record(micros(due.elapsed()));
+            }
+            if measured && !stream.measured {
+                // The ids that count begin at 0.
+                (stream.measured, stream.next_id) = (true, 0);
             }
             let (arm, kind, id) = stream.advance();
             let state = Rc::clone(&self.arms[arm.index()]);
@@ -304,8 +311,9 @@ impl Tally {
             }
             (Kind::Post, Ok(())) => self.counts.posts_ok += 1,
             (kind, Err(failure)) => {
-                if kind == Kind::Get {
-                    self.counts.gets_failed += 1;
+                match kind {
+                    Kind::Get => self.counts.gets_failed += 1,
+                    Kind::Post => self.counts.posts_failed += 1,
                 }
                 *self.counts.failures.entry(failure).or_default() += 1;
             }
@@ -409,7 +417,7 @@ mod tests {
         tally.done(Kind::Post, Err(Failure::Broken), ms(1), ms(1));
         let progress = tally.progress();
         assert_eq!((progress.gets_sent, progress.gets_failed), (4, 1));
-        assert_eq!((progress.posts_sent, progress.posts_ok), (1, 0));
+        assert_eq!((progress.posts_sent, progress.posts_ok, progress.posts_failed), (1, 0, 1));
         assert_eq!(
             progress.failures.into_iter().collect::<Vec<_>>(),
             [(Failure::Broken, 1), (Failure::Timeout, 1)]
@@ -438,6 +446,7 @@ mod tests {
             kind: Kind::Post,
             due: start,
             per_sec: 200.0,
+            measured: true,
             next_id: 0,
             random: SmallRng::seed_from_u64(3),
         };

@@ -11,7 +11,6 @@
 mod application;
 mod arms;
 mod client;
-mod io;
 mod ledger;
 mod load;
 mod mesh;
@@ -85,10 +84,17 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     // One runtime on this thread, which starts the children and so must live as long as they.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
-        tokio::select! {
-            result = demonstrate(&args) => result,
-            result = interrupted() => result.and_then(|()| bail!("interrupted")),
+        let _mesh = tokio::select! {
+            mesh = demonstrate(&args) => mesh?,
+            signals = interrupted() => {
+                signals?;
+                bail!("interrupted: everything that was started is ended");
+            }
+        };
+        if args.keep {
+            interrupted().await?;
         }
+        Ok(())
     })
 }
 
@@ -104,8 +110,8 @@ async fn interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Everything in order; what is started is ended by its guard, however this ends.
-async fn demonstrate(args: &DemoArgs) -> anyhow::Result<()> {
+/// Everything in order. What is started is ended by its guard, however this ends; the mesh is the caller's.
+async fn demonstrate(args: &DemoArgs) -> anyhow::Result<Mesh> {
     let mut screen = Screen::new();
     let seed = args.seed.unwrap_or_else(seed_of_this_run);
     let length = Duration::from_secs(args.seconds);
@@ -136,12 +142,8 @@ async fn demonstrate(args: &DemoArgs) -> anyhow::Result<()> {
     watch.finish(&progress)?;
     screen.erase();
     report(args, &mesh, &watch.results, &progress)?;
-    if args.keep {
-        // Until the interruption that ends the demo.
-        std::future::pending::<()>().await;
-    }
     match watch.results.executed_twice() {
-        None => Ok(()),
+        None => Ok(mesh),
         Some(arm) => bail!("a POST through {} was executed twice, which must never be", arm.name()),
     }
 }
@@ -228,6 +230,7 @@ impl Watch {
         let rows = Arm::ALL.into_iter().map(|arm| {
             let load = &self.progress.arms[arm.index()];
             let executed = self.ledgers.counts(arm);
+            let posts_sent = load.posts_sent;
             let requests = u32::try_from(load.gets_sent + load.posts_sent).unwrap_or(u32::MAX);
             Row {
                 arm,
@@ -236,13 +239,14 @@ impl Watch {
                 p999: load.p999,
                 sent: load.gets_sent,
                 failed: load.gets_failed,
-                extra: executed.extra_gets(),
+                extra: executed.extra_gets(load.gets_sent),
                 cpu: self.cpu_used[arm.index()].checked_div(requests),
                 posts: Posts {
-                    sent: load.posts_sent,
+                    sent: posts_sent,
                     ok: load.posts_ok,
-                    once: executed.posts_once(),
-                    twice: executed.posts_twice(),
+                    failed: load.posts_failed,
+                    once: executed.posts_once(posts_sent),
+                    twice: executed.posts_twice(posts_sent),
                 },
             }
         });
@@ -261,13 +265,13 @@ impl Watch {
 }
 
 fn introduction(args: &DemoArgs) -> String {
-    format!(
-        "Six applications on three hosts, each stopped for {} ms about once a second, the way\n\
-         garbage collection or a throttled processor stops them. Four ways through the mesh to\n\
-         them at the same time, {} GETs and {} POSTs a second each, and half-way one of the\n\
-         three hosts is killed.\n",
+    let text = format!(
+        "Six applications on three hosts, each stopped for {} ms about once a second, as garbage collection \
+         or a throttled processor would. Four ways through the mesh to them at the same time, {} GETs and {} \
+         POSTs a second each. Half-way one of the three hosts is killed.",
         args.pause_ms, args.gets, args.posts
-    )
+    );
+    format!("{}\n", table::wrapped(&text))
 }
 
 fn report(
@@ -286,8 +290,8 @@ fn report(
             println!("Errors, {}: {}", arm.title(), each.collect::<Vec<_>>().join(", "));
         }
     }
-    if let Some(warning) = results.warning() {
-        println!("\n{warning}");
+    for remark in results.remarks() {
+        println!("\n{remark}");
     }
     println!("\n{}", next_steps(args, mesh)?);
     if args.json {

@@ -48,7 +48,8 @@ impl Screen {
             let text = frame.text();
             self.erase();
             self.drawn = text.lines().count();
-            print!("{text}");
+            // Without wrapping, so that a line is a line in a narrow terminal too.
+            print!("\x1b[?7l{text}\x1b[?7h");
             // A terminal that is gone shows nothing; the result is still computed.
             let _ = std::io::stdout().flush();
         } else if let Some(elapsed) = frame.elapsed {

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde_json::json;
+use serde::Serialize;
 
 use super::arms::Arm;
 
@@ -40,6 +40,8 @@ pub struct Posts {
     pub sent: u64,
     /// Answered with a 2xx.
     pub ok: u64,
+    /// Answered otherwise or not at all; sent, neither ok nor failed: still under way.
+    pub failed: u64,
     /// Executed exactly once, counted at the applications.
     pub once: u64,
     /// Executed more than once.
@@ -51,6 +53,7 @@ impl Posts {
         Posts {
             sent: self.sent + other.sent,
             ok: self.ok + other.ok,
+            failed: self.failed + other.failed,
             once: self.once + other.once,
             twice: self.twice + other.twice,
         }
@@ -101,33 +104,39 @@ impl Results {
     pub fn verdict(&self) -> String {
         let evenkeel = self.row(Arm::Evenkeel);
         let plain = self.row(Arm::RoundRobin);
-        let mut text = String::new();
-        if let (Some(ours), Some(theirs)) = (evenkeel.p99, plain.p99) {
-            let times = theirs.as_secs_f64() / ours.as_secs_f64().max(1e-6);
-            text = if times >= 1.2 {
+        let (Some(ours), Some(theirs)) = (evenkeel.p99, plain.p99) else {
+            return "Nothing was answered: there is nothing to compare.".to_owned();
+        };
+        let times = theirs.as_secs_f64() / ours.as_secs_f64().max(1e-6);
+        let latency = if times >= BETTER {
+            format!(
+                "With Evenkeel 99 of 100 requests took at most {} ms, with round robin {times:.0} times as \
+                 long; that cost {:.1} % extra requests.",
+                milliseconds(Some(ours)),
+                evenkeel.extra_percent(),
+            )
+        } else {
+            format!(
+                "In this run Evenkeel was not better than round robin: 99 of 100 requests took at most {} ms, \
+                 against {} ms.",
+                milliseconds(Some(ours)),
+                milliseconds(Some(theirs)),
+            )
+        };
+        let failed = match (evenkeel.failed, plain.failed) {
+            (0, 0) => "No GET failed either way.".to_owned(),
+            (0, plain) => {
+                format!("No GET failed, against {} with plain round robin.", grouped(plain))
+            }
+            (ours, plain) => {
                 format!(
-                    "99 of 100 requests took at most {} ms with Evenkeel and {} ms with round robin\n\
-                     ({times:.0} times as long), for {:.1} % extra requests.",
-                    milliseconds(Some(ours)),
-                    milliseconds(Some(theirs)),
-                    evenkeel.extra_percent(),
+                    "{} GETs failed, against {} with plain round robin.",
+                    grouped(ours),
+                    grouped(plain)
                 )
-            } else {
-                format!(
-                    "In this run Evenkeel was not better than round robin: 99 of 100 requests took at\n\
-                     most {} ms, against {} ms.",
-                    milliseconds(Some(ours)),
-                    milliseconds(Some(theirs)),
-                )
-            };
-        }
-        let _ = write!(
-            text,
-            " {} GETs failed with Evenkeel,\n{} with plain round robin.",
-            number_or_no(evenkeel.failed),
-            grouped(plain.failed)
-        );
-        text
+            }
+        };
+        wrapped(&format!("{latency} {failed}"))
     }
 
     /// What became of the POSTs.
@@ -135,53 +144,47 @@ impl Results {
         let ours = self.row(Arm::Evenkeel).posts;
         let others = self.rows.iter().filter(|row| row.arm != Arm::Evenkeel).map(|row| row.posts);
         let others = others.fold(Posts::default(), Posts::plus);
-        let mut text =
-            format!("Through Evenkeel   {}\nThe other three    {}", told(ours), told(others));
-        if ours.ok < ours.sent {
-            text.push_str(
-                "\nA POST under way on a host that dies gets an error: it may have been executed, so it\n\
-                 is never sent again.",
-            );
-        }
-        text
+        format!("Through Evenkeel     {}\nThe other three      {}", told(ours), told(others))
     }
 
-    /// Says that the figures suffer from the machine, if they do.
-    pub fn warning(&self) -> Option<String> {
-        (self.late_p99 > LATE_MAX).then(|| {
-            format!(
-                "This machine was too busy: the load itself was {} ms late for 1 request in 100, which the\n\
-                 figures above contain. Run it again with less beside it.",
+    /// What the figures need said beside them.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if self.row(Arm::Evenkeel).posts.failed > 0 {
+            remarks.push(wrapped(
+                "A POST under way on a host that dies fails: it may have been executed, so it is never sent again.",
+            ));
+        }
+        if self.late_p99 > LATE_MAX {
+            remarks.push(wrapped(&format!(
+                "This machine was too busy: the load itself was {} ms late for 1 request in 100, which is part of \
+                 the figures above. Run it again with less beside it.",
                 milliseconds(Some(self.late_p99))
-            )
-        })
+            )));
+        }
+        remarks
     }
 
     /// The object that `--json` prints: milliseconds, percent, microseconds. `posts` are Evenkeel's own;
     /// each arm has the same about itself.
-    pub fn json(&self) -> serde_json::Value {
-        let arms: Vec<serde_json::Value> = self
-            .rows
-            .iter()
-            .map(|row| {
-                json!({
-                    "name": row.arm.name(),
-                    "p50_ms": row.p50.map(json_milliseconds),
-                    "p99_ms": row.p99.map(json_milliseconds),
-                    "p999_ms": row.p999.map(json_milliseconds),
-                    "sent": row.sent,
-                    "failed": row.failed,
-                    "extra": rounded(row.extra_percent()),
-                    "cpu_us": row.cpu.map(|cpu| rounded(cpu.as_secs_f64() * 1e6)),
-                    "posts": json_posts(row.posts),
-                })
-            })
-            .collect();
-        json!({
-            "arms": arms,
-            "posts": json_posts(self.row(Arm::Evenkeel).posts),
-            "late_p99_ms": json_milliseconds(self.late_p99),
-        })
+    pub fn json(&self) -> String {
+        let arms = self.rows.iter().map(|row| JsonArm {
+            name: row.arm.name(),
+            p50_ms: row.p50.map(json_milliseconds),
+            p99_ms: row.p99.map(json_milliseconds),
+            p999_ms: row.p999.map(json_milliseconds),
+            sent: row.sent,
+            failed: row.failed,
+            extra: rounded(row.extra_percent()),
+            cpu_us: row.cpu.map(|cpu| rounded(cpu.as_secs_f64() * 1e6)),
+            posts: JsonPosts::from(row.posts),
+        });
+        let object = Json {
+            arms: arms.collect(),
+            posts: JsonPosts::from(self.row(Arm::Evenkeel).posts),
+            late_p99_ms: json_milliseconds(self.late_p99),
+        };
+        serde_json::to_string(&object).expect("names and numbers can always be written")
     }
 
     /// The first arm with a POST that was executed twice.
@@ -194,6 +197,40 @@ impl Results {
     }
 }
 
+#[derive(Serialize)]
+struct Json {
+    arms: Vec<JsonArm>,
+    posts: JsonPosts,
+    late_p99_ms: f64,
+}
+
+#[derive(Serialize)]
+struct JsonArm {
+    name: &'static str,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    p999_ms: Option<f64>,
+    sent: u64,
+    failed: u64,
+    extra: f64,
+    cpu_us: Option<f64>,
+    posts: JsonPosts,
+}
+
+#[derive(Serialize)]
+struct JsonPosts {
+    sent: u64,
+    ok: u64,
+    once: u64,
+    twice: u64,
+}
+
+impl From<Posts> for JsonPosts {
+    fn from(posts: Posts) -> JsonPosts {
+        JsonPosts { sent: posts.sent, ok: posts.ok, once: posts.once, twice: posts.twice }
+    }
+}
+
 fn told(posts: Posts) -> String {
     let mut text = format!(
         "{} POSTs: {} executed once, {} twice",
@@ -201,15 +238,10 @@ fn told(posts: Posts) -> String {
         grouped(posts.once),
         grouped(posts.twice)
     );
-    let errors = posts.sent.saturating_sub(posts.ok);
-    if errors > 0 {
-        let _ = write!(text, ", {} answered with an error", grouped(errors));
+    if posts.failed > 0 {
+        let _ = write!(text, ", {} failed", grouped(posts.failed));
     }
     text
-}
-
-fn number_or_no(number: u64) -> String {
-    if number == 0 { "No".to_owned() } else { grouped(number) }
 }
 
 /// Three significant digits where that makes sense: `0.42`, `9.31`, `98.4`.
@@ -225,12 +257,25 @@ fn json_milliseconds(duration: Duration) -> f64 {
     rounded(duration.as_secs_f64() * 1e3)
 }
 
-fn json_posts(posts: Posts) -> serde_json::Value {
-    json!({"sent": posts.sent, "ok": posts.ok, "once": posts.once, "twice": posts.twice})
-}
-
 fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
+}
+
+/// Broken at spaces into lines of at most [`COLUMNS`].
+pub fn wrapped(text: &str) -> String {
+    let mut lines = String::new();
+    let mut column = 0;
+    for word in text.split(' ') {
+        let width = word.chars().count();
+        if column > 0 {
+            let fits = column + 1 + width <= COLUMNS;
+            lines.push(if fits { ' ' } else { '\n' });
+            column = if fits { column + 1 } else { 0 };
+        }
+        lines.push_str(word);
+        column += width;
+    }
+    lines
 }
 
 /// `12,345`.
@@ -246,15 +291,23 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
+/// Less would be noise.
+const BETTER: f64 = 1.2;
+
+/// Of the smallest usual terminal, less one for the cursor.
+const COLUMNS: usize = 79;
+
 /// The load's own lateness above which the figures are about the machine.
 const LATE_MAX: Duration = Duration::from_millis(2);
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn results() -> Results {
-        let row = |arm, p99_us, failed, extra, sent_ok_once: (u64, u64, u64)| Row {
+        let row = |arm, p99_us, failed, extra, posts: (u64, u64, u64)| Row {
             arm,
             p50: Some(Duration::from_micros(520)),
             p99: Some(Duration::from_micros(p99_us)),
@@ -263,19 +316,14 @@ mod tests {
             failed,
             extra,
             cpu: Some(Duration::from_nanos(61_700)),
-            posts: Posts {
-                sent: sent_ok_once.0,
-                ok: sent_ok_once.1,
-                once: sent_ok_once.2,
-                twice: 0,
-            },
+            posts: Posts { sent: 500, ok: posts.0, failed: posts.1, once: posts.2, twice: 0 },
         };
         Results {
             rows: vec![
-                row(Arm::RoundRobin, 98_412, 1_312, 0, (500, 450, 451)),
-                row(Arm::RoundRobinRetry, 98_000, 0, 0, (500, 500, 500)),
-                row(Arm::P2c, 70_000, 0, 0, (500, 500, 500)),
-                row(Arm::Evenkeel, 2_100, 0, 128, (500, 500, 500)),
+                row(Arm::RoundRobin, 98_412, 1_312, 0, (450, 50, 451)),
+                row(Arm::RoundRobinRetry, 98_000, 0, 0, (500, 0, 500)),
+                row(Arm::P2c, 70_000, 0, 0, (500, 0, 500)),
+                row(Arm::Evenkeel, 2_100, 0, 128, (500, 0, 500)),
             ],
             late_p99: Duration::from_micros(120),
         }
@@ -299,56 +347,70 @@ mod tests {
     }
 
     #[test]
-    fn sentences_follow_the_figures() {
+    fn sentences_follow_the_figures_and_fit_eighty_columns() {
         let mut results = results();
         let verdict = results.verdict();
-        assert!(verdict.contains("2.10 ms with Evenkeel and 98.4 ms"), "{verdict}");
-        assert!(verdict.contains("(47 times as long), for 3.2 % extra"), "{verdict}");
-        assert!(verdict.contains("No GETs failed with Evenkeel,\n1,312 with plain"), "{verdict}");
-        assert_eq!(results.warning(), None);
+        assert!(verdict.lines().all(|line| line.chars().count() < 80), "{verdict}");
+        let verdict = verdict.replace('\n', " ");
+        assert!(
+            verdict.contains("at most 2.10 ms, with round robin 47 times as long"),
+            "{verdict}"
+        );
+        assert!(
+            verdict.contains("cost 3.2 % extra requests. No GET failed, against 1,312"),
+            "{verdict}"
+        );
+        assert_eq!(results.remarks(), Vec::<String>::new());
 
         results.rows[3].p99 = Some(Duration::from_millis(97));
         results.rows[3].failed = 2;
-        let verdict = results.verdict();
-        assert!(verdict.contains("was not better than round robin"), "{verdict}");
-        assert!(verdict.contains("2 GETs failed with Evenkeel"), "{verdict}");
+        results.rows[3].posts.failed = 1;
         results.late_p99 = Duration::from_millis(8);
-        assert!(results.warning().is_some_and(|text| text.contains("8.00 ms late")));
+        let verdict = results.verdict().replace('\n', " ");
+        assert!(verdict.contains("was not better than round robin"), "{verdict}");
+        assert!(verdict.contains("2 GETs failed, against 1,312"), "{verdict}");
+        let remarks = results.remarks();
+        assert!(
+            remarks[0].contains("never sent again") && remarks[1].contains("8.00 ms late"),
+            "{remarks:?}"
+        );
+
+        results.rows[3].p99 = None;
+        assert!(results.verdict().contains("nothing to compare"));
     }
 
     #[test]
-    fn posts_are_told_with_their_errors() {
+    fn posts_are_told_with_their_failures() {
         let mut results = results();
         assert_eq!(
             results.posts(),
-            "Through Evenkeel   500 POSTs: 500 executed once, 0 twice\n\
-             The other three    1,500 POSTs: 1,451 executed once, 0 twice, 50 answered with an error"
+            "Through Evenkeel     500 POSTs: 500 executed once, 0 twice\n\
+             The other three      1,500 POSTs: 1,451 executed once, 0 twice, 50 failed"
         );
         assert_eq!(results.executed_twice(), None);
-        results.rows[3].posts = Posts { sent: 500, ok: 499, once: 499, twice: 1 };
-        assert!(results.posts().contains("never sent again"));
+        results.rows[3].posts.twice = 1;
         assert_eq!(results.executed_twice(), Some(Arm::Evenkeel));
     }
 
     #[test]
     fn json_has_the_promised_shape() {
-        let json = results().json();
+        let mut results = results();
+        results.rows[0].p50 = None;
+        let text = results.json();
+        assert!(!text.contains('\n'), "one line: {text}");
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         let names: Vec<_> =
             json["arms"].as_array().expect("an array").iter().map(|arm| &arm["name"]).collect();
         assert_eq!(names, ["round_robin", "round_robin_retry", "p2c", "evenkeel"]);
-        let evenkeel = &json["arms"][3];
-        assert_eq!(evenkeel["p50_ms"], 0.52);
-        assert_eq!(evenkeel["p99_ms"], 2.1);
-        assert_eq!(evenkeel["p999_ms"], 99.9);
-        assert_eq!(evenkeel["failed"], 0);
-        assert_eq!(evenkeel["extra"], 3.2);
-        assert_eq!(evenkeel["cpu_us"], 61.7);
+        assert_eq!(
+            json["arms"][3],
+            json!({
+                "name": "evenkeel", "p50_ms": 0.52, "p99_ms": 2.1, "p999_ms": 99.9, "sent": 4000, "failed": 0,
+                "extra": 3.2, "cpu_us": 61.7, "posts": {"sent": 500, "ok": 500, "once": 500, "twice": 0}
+            })
+        );
         assert_eq!(json["posts"], json!({"sent": 500, "ok": 500, "once": 500, "twice": 0}));
-
-        let mut none = results();
-        none.rows[0].p50 = None;
-        assert!(none.json()["arms"][0]["p50_ms"].is_null());
-        assert!(!none.json().to_string().contains('\n'), "one line");
+        assert!(json["arms"][0]["p50_ms"].is_null(), "nothing answered is not zero");
     }
 
     #[test]

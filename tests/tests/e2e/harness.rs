@@ -40,7 +40,7 @@ fn a_killed_application_loses_requests_but_not_its_ledger() {
             report.gets().any(|get| !get.succeeded()),
             "nothing answers while the application is dead"
         );
-        assert!(report.posts().any(|post| post.succeeded()));
+        assert!(report.posts().any(evenkeel_tests::load::Sample::succeeded));
         let ledger = Ledger::read([&app.ledger]);
         assert!(ledger.compare(report).is_err(), "the other load's ids are unknown to this one");
     }

@@ -1,0 +1,156 @@
+//! Requests for names outside the mesh: so that `http_proxy` can point here for everything.
+//!
+//! Nothing is balanced, repeated or hedged: the name is resolved, the request sent once in HTTP/1.1, and CONNECT
+//! becomes a tunnel. A request that is addressed to one of our own listeners would come back for ever and is
+//! refused; so is one that already passed a proxy with our `Via` (RFC 9110 §7.6.3).
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::header::{HeaderValue, VIA};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
+use http::{Request, Response, StatusCode};
+use hyper::body::{Body as _, Incoming};
+use hyper_util::rt::TokioIo;
+
+use crate::access::Record;
+use crate::attempt::{self, Template, Unsent};
+use crate::body::{Body, Reply};
+use crate::connection::Link;
+use crate::error::Error;
+use crate::headers;
+use crate::outbound::clean;
+use crate::pool::{DialError, SendError};
+use crate::worker::{InFlight, Shared, Worker};
+
+/// Sends a request to a host outside the mesh.
+pub async fn forward(
+    worker: &Rc<Worker>,
+    link: &Link,
+    in_flight: InFlight,
+    authority: Authority,
+    mut parts: Parts,
+    body: Incoming,
+    record: &mut Record,
+) -> Result<Response<Reply>, Error> {
+    if parts.headers.get_all(VIA).iter().any(|via| via.as_bytes() == OUR_VIA.as_bytes()) {
+        return Err(Error::Loop);
+    }
+    if parts.uri.scheme_str() == Some("https") {
+        return Err(Error::BadRequest("https through a proxy goes by CONNECT"));
+    }
+    let address = resolve(&worker.shared, &authority, 80).await?;
+    // A request that was not written for a proxy and goes to where it was sent is a loop even behind a redirect.
+    if address == link.local {
+        return Err(Error::Loop);
+    }
+    let grpc = headers::is_grpc(&parts.headers);
+    clean(&mut parts.headers);
+    parts.headers.append(VIA, HeaderValue::from_static(OUR_VIA));
+    let path =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let template = Template { method: parts.method, path, authority, headers: parts.headers, grpc };
+    let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
+    let mut request = template.blank(body);
+    template.address(&mut request, grpc);
+    let sending = attempt::once(worker, address, None, None, request, false);
+    let head = tokio::time::timeout(HEAD_TIMEOUT, sending)
+        .await
+        .map_err(|_| Error::Timeout(format!("{address} did not answer")))?
+        .map_err(|unsent| match unsent {
+            Unsent::Dial(DialError::Unreachable(what)) => Error::Passthrough(what),
+            Unsent::Dial(DialError::CircuitOpen) => {
+                Error::Passthrough("too many connections".into())
+            }
+            Unsent::Send(SendError::Reset(what) | SendError::Refused(what)) => Error::Reset(what),
+            Unsent::Send(SendError::NotSent(_)) => {
+                Error::Passthrough(format!("{address} closed the connection"))
+            }
+            Unsent::Send(SendError::Caller) => Error::CallerGone,
+        })?;
+    Ok(head.into_response(in_flight, record.take(), IDLE_TIMEOUT))
+}
+
+/// Opens a tunnel to a host outside the mesh.
+pub async fn connect(
+    worker: &Rc<Worker>,
+    in_flight: InFlight,
+    target: Authority,
+    request: Request<Incoming>,
+    record: &mut Record,
+) -> Result<Response<Reply>, Error> {
+    record.upstream = target.as_str().into();
+    if !worker.router().passthrough {
+        return Err(Error::PassthroughOff(target.to_string()));
+    }
+    let address = resolve(&worker.shared, &target, 443).await?;
+    let mut far = tokio::time::timeout(HEAD_TIMEOUT, tokio::net::TcpStream::connect(address))
+        .await
+        .map_err(|_| Error::Timeout(format!("{address} did not accept")))?
+        .map_err(|error| Error::Passthrough(format!("{address}: {error}")))?;
+    let mut record = record.take();
+    record.status = StatusCode::OK.as_u16();
+    tokio::task::spawn_local(async move {
+        let _in_flight = in_flight;
+        let reason = match hyper::upgrade::on(request).await {
+            Ok(near) => {
+                tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut far).await.is_err()
+            }
+            Err(_) => true,
+        };
+        record.complete(Instant::now(), reason.then_some("reset_after_head"));
+    });
+    Ok(Response::new(Reply::Empty))
+}
+
+async fn resolve(
+    shared: &Shared,
+    authority: &Authority,
+    default_port: u16,
+) -> Result<SocketAddr, Error> {
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let port = authority.port_u16().unwrap_or(default_port);
+    let address = match host.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, port),
+        Err(_) => tokio::net::lookup_host((host, port))
+            .await
+            .ok()
+            .and_then(|mut found| found.next())
+            .ok_or_else(|| Error::Passthrough(format!("{host} does not resolve")))?,
+    };
+    if is_own(&shared.own.load(), shared.node_address, address) {
+        return Err(Error::Loop);
+    }
+    Ok(address)
+}
+
+fn is_own(own: &[SocketAddr], node: IpAddr, address: SocketAddr) -> bool {
+    own.iter().any(|ours| {
+        let here =
+            ours.ip().is_unspecified() && (address.ip().is_loopback() || address.ip() == node);
+        ours.port() == address.port() && (ours.ip() == address.ip() || here)
+    }) || address.ip().is_unspecified()
+}
+
+const OUR_VIA: &str = "1.1 evenkeel";
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_listeners_are_not_passed_through_to() {
+        let own: Vec<SocketAddr> =
+            vec!["127.0.0.1:7080".parse().unwrap(), "0.0.0.0:7110".parse().unwrap()];
+        let node: IpAddr = "192.0.2.5".parse().unwrap();
+        let is = |address: &str| is_own(&own, node, address.parse().unwrap());
+        assert!(is("127.0.0.1:7080"));
+        assert!(is("127.0.0.1:7110") && is("192.0.2.5:7110"));
+        assert!(is("0.0.0.0:1"));
+        assert!(!is("127.0.0.2:7080") && !is("192.0.2.6:7110"));
+    }
+}
