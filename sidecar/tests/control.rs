@@ -27,7 +27,9 @@ fn what_is_registered_on_one_host_is_found_on_the_other() {
     );
     assert_eq!(registered, (200, String::new()));
 
-    eventually("the other host's DNS knows it", || a.dig("web.service.mesh", "A") == [application.address.ip().to_string()]);
+    eventually("the other host's DNS knows it", || {
+        a.dig("web.service.mesh", "A") == [application.address.ip().to_string()]
+    });
     assert_eq!(a.dig("web.mesh", "A"), [application.address.ip().to_string()]);
     assert_eq!(a.dig_tcp("v2.web.service.mesh", "A"), [application.address.ip().to_string()]);
     assert!(a.dig("v3.web.service.mesh", "A").is_empty());
@@ -43,7 +45,10 @@ fn what_is_registered_on_one_host_is_found_on_the_other() {
     assert_eq!(a.get("/v1/catalog/services")["web"], serde_json::json!(["v2"]));
     assert_eq!(a.get("/v1/catalog/service/web")[0]["ServiceID"], "web:1");
     assert!(b.get("/v1/agent/services")["web:1"].is_object());
-    assert!(a.get("/v1/agent/services").get("web:1").is_none(), "it is not registered on this host");
+    assert!(
+        a.get("/v1/agent/services").get("web:1").is_none(),
+        "it is not registered on this host"
+    );
 
     application.answer(503);
     eventually("a failing check takes it out", || a.dig("web.service.mesh", "A").is_empty());
@@ -72,7 +77,8 @@ fn a_killed_host_is_gone_from_every_lookup_within_five_seconds() {
     eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
     b.kill();
     within(Duration::from_secs(5), "its service is gone from DNS and the catalogue", || {
-        a.dig("web.service.mesh", "A").is_empty() && a.get("/v1/health/service/web") == Value::Array(Vec::new())
+        a.dig("web.service.mesh", "A").is_empty()
+            && a.get("/v1/health/service/web") == Value::Array(Vec::new())
     });
     eventually("it is shown as failed", || a.evenkeel(&["members"]).contains("failed"));
     assert!(a.evenkeel(&["events"]).contains("member_down"));
@@ -84,7 +90,9 @@ fn a_host_that_says_goodbye_is_gone_within_a_second() {
     b.offer("web", "10.0.0.9", 80);
     eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
     b.terminate();
-    within(Duration::from_secs(1), "its service is gone", || a.dig("web.service.mesh", "A").is_empty());
+    within(Duration::from_secs(1), "its service is gone", || {
+        a.dig("web.service.mesh", "A").is_empty()
+    });
     eventually("it is shown as left", || a.evenkeel(&["members"]).contains("left"));
     assert!(a.evenkeel(&["events"]).contains("member_left"));
     assert_eq!(b.wait(), Some(0));
@@ -118,7 +126,8 @@ fn registrations_that_cannot_be_are_refused_with_a_reason() {
         assert_eq!(found, status, "{body}: {text}");
         assert!(text.contains(says), "{body}: {text}");
     }
-    let (status, text) = host.put("/v1/agent/service/register", &format!(r#"{{"Name": "{}"}}"#, "x".repeat(300_000)));
+    let (status, text) = host
+        .put("/v1/agent/service/register", &format!(r#"{{"Name": "{}"}}"#, "x".repeat(300_000)));
     assert_eq!(status, 413, "{text}");
     assert_eq!(host.put("/v1/kv/key", "value").0, 501);
     assert_eq!(host.get("/v1/catalog/services"), serde_json::json!({}));
@@ -129,14 +138,20 @@ fn a_blocking_query_wakes_at_a_change_of_its_service_alone() {
     let host = Host::alone("blocking");
     host.offer("web", "10.0.0.9", 80);
     host.offer("other", "10.0.0.9", 81);
-    eventually("both are there", || host.get("/v1/catalog/services").as_object().is_some_and(|all| all.len() == 2));
+    eventually("both are there", || {
+        host.get("/v1/catalog/services").as_object().is_some_and(|all| all.len() == 2)
+    });
     let index = host.header("/v1/health/service/web", "x-consul-index");
     let waiting = {
         let url = host.url(&format!("/v1/health/service/web?index={index}&wait=60s"));
-        std::thread::spawn(move || output_of(Command::new("curl").args(["-sS", "-i", "--max-time", "50", &url])))
+        std::thread::spawn(move || {
+            output_of(Command::new("curl").args(["-sS", "-i", "--max-time", "50", &url]))
+        })
     };
     assert_eq!(host.put("/v1/agent/service/deregister/other", "").0, 200);
-    eventually("the other service is gone", || host.get("/v1/catalog/services").as_object().is_some_and(|all| all.len() == 1));
+    eventually("the other service is gone", || {
+        host.get("/v1/catalog/services").as_object().is_some_and(|all| all.len() == 1)
+    });
     assert!(!waiting.is_finished(), "a change of another service must not wake it");
     host.offer_as("web", "web-2", "10.0.0.10", 80);
     let answer = waiting.join().unwrap();
@@ -163,7 +178,8 @@ fn garbage_on_the_gossip_port_is_counted_and_harmless() {
     }
     eventually("they are counted", || {
         let metrics = a.admin_text("/metrics");
-        let refused = metrics.lines().filter(|line| line.starts_with("evenkeel_gossip_refused_total"));
+        let refused =
+            metrics.lines().filter(|line| line.starts_with("evenkeel_gossip_refused_total"));
         let counts = refused.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         counts.sum::<f64>() >= 5.0
     });
@@ -178,7 +194,9 @@ fn sealed_hosts_find_each_other_and_ignore_a_stranger() {
     let b = Host::with("sealed", "", Some(&key), &[&a]);
     let stranger = Host::with("sealed", "", Some(&host::keygen()), &[&a]);
     eventually("those with the key know each other", || a.alive() == 2 && b.alive() == 2);
-    eventually("the stranger is told why", || stranger.evenkeel(&["events"]).contains("join_failed"));
+    eventually("the stranger is told why", || {
+        stranger.evenkeel(&["events"]).contains("join_failed")
+    });
     assert_eq!(stranger.alive(), 1);
     assert_eq!(stranger.admin_status("/readyz"), 503);
     assert_eq!(a.alive(), 2);
@@ -199,7 +217,8 @@ fn a_configured_service_is_offered_checked_and_changed_by_a_reload() {
     assert_eq!(status, 409, "{text}");
     host.reconfigure(&service("second"));
     eventually("the new name is there, the old one gone", || {
-        !host.dig("second.service.mesh", "A").is_empty() && host.dig("first.service.mesh", "A").is_empty()
+        !host.dig("second.service.mesh", "A").is_empty()
+            && host.dig("first.service.mesh", "A").is_empty()
     });
 }
 
@@ -219,8 +238,10 @@ fn ports_are_chosen_and_shown_and_a_taken_one_is_named() {
 
 #[test]
 fn the_command_line_says_what_to_do_and_ends_with_the_right_status() {
-    let evenkeel = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap();
-    let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().to_string();
+    let evenkeel =
+        |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap();
+    let closed =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().to_string();
     let nobody = evenkeel(&["members", "--admin", &closed]);
     assert_eq!(nobody.status.code(), Some(1));
     let text = String::from_utf8_lossy(&nobody.stderr).into_owned();
@@ -245,7 +266,10 @@ fn the_command_line_says_what_to_do_and_ends_with_the_right_status() {
     let bad = evenkeel(&["check", "-c", &file.display().to_string()]);
     assert_eq!(bad.status.code(), Some(78));
     let text = String::from_utf8_lossy(&bad.stderr).into_owned();
-    assert!(text.contains("bad.yaml:1:") && text.contains("bad.yaml:2:"), "both problems at once: {text}");
+    assert!(
+        text.contains("bad.yaml:1:") && text.contains("bad.yaml:2:"),
+        "both problems at once: {text}"
+    );
 }
 
 #[test]

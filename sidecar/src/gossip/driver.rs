@@ -100,10 +100,8 @@ impl Driver {
             let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 _ = &mut stopped => return Ok(()),
-                readable = round.udp.readable() => {
-                    readable?;
-                    self.receive(&round.udp);
-                }
+                // Read below, in every round.
+                readable = round.udp.readable() => readable?,
                 command = commands.recv(), if commands_open => match command {
                     Some(command) => self.command(command, &mut round),
                     None => commands_open = false,

@@ -63,7 +63,12 @@ impl Host {
         let file = directory.path().join("evenkeel.yaml");
         let text = "node: {data_dir: \"\"}\nmesh: {gossip: {listen: \"127.0.0.1:0\"}, data: {listen: \"127.0.0.1:0\"}}\nadmin: {listen: \"127.0.0.1:0\"}\noutbound: {listen: \"127.0.0.1:0\"}\n";
         fs::write(&file, format!("{text}{more}")).unwrap();
-        let run = Command::new(env!("CARGO_BIN_EXE_evenkeel")).arg("run").arg("-c").arg(&file).output().unwrap();
+        let run = Command::new(env!("CARGO_BIN_EXE_evenkeel"))
+            .arg("run")
+            .arg("-c")
+            .arg(&file)
+            .output()
+            .unwrap();
         assert_eq!(run.status.code(), Some(1));
         String::from_utf8_lossy(&run.stderr).into_owned()
     }
@@ -111,8 +116,11 @@ impl Host {
             for line in log.lines().map_while(Result::ok) {
                 // Shown by the test runner when the test fails.
                 println!("{name}: {line}");
-                if let Some(address) = line.split_once("name=\"admin\" address=").map(|(_, rest)| rest) {
-                    let _ = found.send(address.split_whitespace().next().unwrap_or_default().to_owned());
+                if let Some(address) =
+                    line.split_once("name=\"admin\" address=").map(|(_, rest)| rest)
+                {
+                    let _ = found
+                        .send(address.split_whitespace().next().unwrap_or_default().to_owned());
                 }
             }
         });
@@ -134,7 +142,9 @@ impl Host {
 
     fn signal(&mut self, signal: &str) {
         let pid = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+        assert!(
+            Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success()
+        );
     }
 
     /// Its exit status.
@@ -149,14 +159,21 @@ impl Host {
 
     /// The same with an id of its own.
     pub fn offer_as(&self, name: &str, id: &str, address: &str, port: u16) {
-        let body = format!(r#"{{"Name": "{name}", "ID": "{id}", "Address": "{address}", "Port": {port}}}"#);
+        let body = format!(
+            r#"{{"Name": "{name}", "ID": "{id}", "Address": "{address}", "Port": {port}}}"#
+        );
         assert_eq!(self.put("/v1/agent/service/register", &body), (200, String::new()));
     }
 
     /// Hosts that are alive, as this one sees them.
     pub fn alive(&self) -> usize {
         let members = self.admin("/v1/members");
-        members["members"].as_array().unwrap().iter().filter(|member| member["state"] == "alive").count()
+        members["members"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|member| member["state"] == "alive")
+            .count()
     }
 
     /// Where this listener is bound.
@@ -171,14 +188,27 @@ impl Host {
 
     /// GETs JSON from the catalogue.
     pub fn get(&self, path: &str) -> Value {
-        let text = output_of(Command::new("curl").args(["-sS", "--fail-with-body", "--max-time", "20", &self.url(path)]));
+        let text = output_of(Command::new("curl").args([
+            "-sS",
+            "--fail-with-body",
+            "--max-time",
+            "20",
+            &self.url(path),
+        ]));
         serde_json::from_str(&text).unwrap()
     }
 
     /// One header of the catalogue's answer.
     pub fn header(&self, path: &str, name: &str) -> String {
         let format = format!("%header{{{name}}}");
-        output_of(Command::new("curl").args(["-sS", "-o", "/dev/null", "-w", &format, &self.url(path)]))
+        output_of(Command::new("curl").args([
+            "-sS",
+            "-o",
+            "/dev/null",
+            "-w",
+            &format,
+            &self.url(path),
+        ]))
     }
 
     /// PUTs to the catalogue: status and body.
@@ -187,9 +217,16 @@ impl Host {
         fs::write(&file, body).unwrap();
         let data = format!("@{}", file.display());
         let url = self.url(path);
-        let text = output_of(
-            Command::new("curl").args(["-sS", "-X", "PUT", "--data-binary", &data, "-w", "\n%{http_code}", &url]),
-        );
+        let text = output_of(Command::new("curl").args([
+            "-sS",
+            "-X",
+            "PUT",
+            "--data-binary",
+            &data,
+            "-w",
+            "\n%{http_code}",
+            &url,
+        ]));
         let (body, status) = text.rsplit_once('\n').unwrap();
         (status.parse().unwrap(), body.to_owned())
     }
@@ -207,13 +244,18 @@ impl Host {
     /// The status with which the admin listener answers; 0: not at all.
     pub fn admin_status(&self, path: &str) -> u16 {
         let url = format!("http://{}{path}", self.admin);
-        let asked = Command::new("curl").args(["-s", "-o", "/dev/null", "-w", "%{http_code}", &url]).output().unwrap();
+        let asked = Command::new("curl")
+            .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", &url])
+            .output()
+            .unwrap();
         String::from_utf8_lossy(&asked.stdout).trim().parse().unwrap_or_default()
     }
 
     /// What the command line prints about this host.
     pub fn evenkeel(&self, args: &[&str]) -> String {
-        output_of(Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).args(["--admin", &self.admin]))
+        output_of(
+            Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).args(["--admin", &self.admin]),
+        )
     }
 
     /// The answers to a question, one a line, over UDP.
@@ -229,7 +271,16 @@ impl Host {
     fn dig_with(&self, name: &str, kind: &str, transport: &str) -> Vec<String> {
         let address: SocketAddr = self.listener("dns").parse().unwrap();
         let (at, port) = (format!("@{}", address.ip()), address.port().to_string());
-        let text = output_of(Command::new("dig").args([&at, "-p", &port, "+short", "+timeout=5", transport, name, kind]));
+        let text = output_of(Command::new("dig").args([
+            &at,
+            "-p",
+            &port,
+            "+short",
+            "+timeout=5",
+            transport,
+            name,
+            kind,
+        ]));
         text.lines().map(str::to_owned).collect()
     }
 }
@@ -261,7 +312,10 @@ impl Application {
             for mut stream in listener.incoming().map_while(Result::ok) {
                 let _ = stream.read(&mut [0; 1024]);
                 let status = shared.load(Ordering::Relaxed);
-                let _ = write!(stream, "HTTP/1.1 {status} Status\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status} Status\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                );
             }
         });
         Application { address, status }
