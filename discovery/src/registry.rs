@@ -343,6 +343,22 @@ impl Registry {
         changes
     }
 
+    /// How much we have of a record; or its tombstone.
+    pub fn extent(&self, node: u64) -> Option<Extent> {
+        let buried = || {
+            let tombstone = self.tombstones.get(&node)?;
+            Some(Extent {
+                node,
+                generation: tombstone.generation,
+                upto: Extent::TOMBSTONE,
+            })
+        };
+        self.records
+            .get(&node)
+            .map(|record| record.extent(node))
+            .or_else(buried)
+    }
+
     /// How much we have of each record, tombstones included, by host.
     pub fn digest(&self) -> Vec<Extent> {
         let tombstone = |(node, t): (&u64, &Tombstone)| Extent {

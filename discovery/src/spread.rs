@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::registry::Registry;
-use crate::wire::Frame;
+use crate::wire::{Extent, Frame};
 
 /// Hosts that get news at a time.
 pub(crate) const FANOUT: usize = 3;
@@ -74,9 +74,10 @@ impl Spread {
         self.due = Some(self.due.map_or(first, |due| due.min(first)));
     }
 
-    /// There is nothing left to tell of this host's record.
-    pub fn forget(&mut self, node: u64) {
-        self.items.remove(&node);
+    /// There is nobody to tell: who joins is told everything.
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.due = None;
     }
 
     pub fn due(&self) -> Option<Instant> {
@@ -130,20 +131,22 @@ impl Spread {
 
 const HAVE_LEN: usize = 2 + 8 + 2 * 10;
 
-/// The delta, or how much there is if it is larger than a datagram.
+/// The delta, or how much there is if it is larger than a datagram, or that the record was buried.
 fn news(registry: &Registry, node: u64, item: Item, room: usize) -> Option<Frame> {
-    let record = registry.record(node)?;
-    let known = crate::wire::Extent {
+    let extent = registry.extent(node)?;
+    if extent.upto == Extent::TOMBSTONE {
+        return Some(Frame::Have(extent));
+    }
+    let delta = registry.delta_for(Extent {
         node,
         generation: item.generation,
         upto: item.base,
-    };
-    let delta = registry.delta_for(known)?;
-    if delta.encoded_len_max() <= room {
-        Some(Frame::Delta(delta))
+    })?;
+    Some(if delta.encoded_len_max() <= room {
+        Frame::Delta(delta)
     } else {
-        Some(Frame::Have(record.extent(node)))
-    }
+        Frame::Have(extent)
+    })
 }
 
 /// How often each host passes news on: enough that a thousand hosts all hear it with near certainty.
@@ -154,7 +157,6 @@ fn copies(size: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Extent;
 
     #[expect(
         clippy::disallowed_methods,
