@@ -56,9 +56,15 @@ fn time_until_gone(hosts: usize, trials: u64, stop: impl Fn(&mut World, usize)) 
         });
         times.push(took.unwrap_or_else(|| panic!("seed {seed}: host {victim} is still there")));
         let victim_id = world.hosts[victim].id;
-        let mut others =
-            world.downs.iter().filter(|(_, observer, subject)| *observer != victim && *subject != victim_id);
-        assert_eq!(others.next(), None, "seed {seed}: a host that runs was taken for dead");
+        let mut others = world
+            .downs
+            .iter()
+            .filter(|(_, observer, subject)| *observer != victim && *subject != victim_id);
+        assert_eq!(
+            others.next(),
+            None,
+            "seed {seed}: a host that runs was taken for dead"
+        );
     }
     times
 }
