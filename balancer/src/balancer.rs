@@ -65,7 +65,7 @@ pub enum NoEndpoint {
     Unhealthy,
     /// For a copy: no usable endpoint is left that this request has not tried.
     AllTried,
-    /// As many attempts are in flight as `circuit.requests` allows.
+    /// As many attempts are in flight as `circuit.requests` allows, or for a copy: as many copies as `hedge.budget` allows at once.
     CircuitOpen,
 }
 
@@ -112,12 +112,7 @@ impl Balancer {
                 Arc::new(Endpoint { spec: spec.clone(), state })
             }
             None => {
-                let state = State::new(
-                    self.epoch,
-                    ramp_from,
-                    Arc::clone(self.circuit.request_gauge()),
-                    Arc::clone(&self.ejections),
-                );
+                let state = State::new(self.epoch, ramp_from, Arc::clone(&self.ejections));
                 Arc::new(Endpoint { spec: spec.clone(), state: Arc::new(state) })
             }
         });
@@ -166,15 +161,10 @@ impl Balancer {
             }
             Balance::Random => pick.first_well(rng, Set::draw),
         }?;
-        let requests = self.circuit.request_gauge();
-        match attempt {
-            Attempt::First | Attempt::Hedge if !requests.try_enter(policy.circuit.requests) => {
-                return Err(NoEndpoint::CircuitOpen);
-            }
-            Attempt::First | Attempt::Hedge => {}
-            Attempt::Retry => requests.enter(),
-        }
-        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32))
+        let places =
+            self.circuit.try_attempt(attempt, policy.circuit.requests, policy.hedge.budget);
+        let places = places.ok_or(NoEndpoint::CircuitOpen)?;
+        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, places))
     }
 
     /// The endpoints as they are now.

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::settings::Protocol;
 
-use crate::circuit::Gauge;
 use crate::ejection::{Ejection, Ejections};
 use crate::epoch::Epoch;
 use crate::peak_ewma::PeakEwma;
@@ -140,19 +139,12 @@ pub(crate) struct State {
     pub(crate) ramp_from: AtomicU64,
     /// Attempts begun earlier give no samples: this process itself stood still.
     pub(crate) clean_since: AtomicU64,
-    /// Of the upstream: every attempt in flight.
-    pub(crate) requests: Arc<Gauge>,
     /// Of the upstream: how many of its endpoints are ejected.
     pub(crate) ejections: Arc<Ejections>,
 }
 
 impl State {
-    pub(crate) fn new(
-        epoch: Epoch,
-        ramp_from: u64,
-        requests: Arc<Gauge>,
-        ejections: Arc<Ejections>,
-    ) -> State {
+    pub(crate) fn new(epoch: Epoch, ramp_from: u64, ejections: Arc<Ejections>) -> State {
         State {
             serial: NEXT_SERIAL.fetch_add(1, Relaxed),
             epoch,
@@ -165,7 +157,6 @@ impl State {
             unreachable: AtomicU64::new(0),
             ramp_from: AtomicU64::new(ramp_from),
             clean_since: AtomicU64::new(0),
-            requests,
             ejections,
         }
     }
