@@ -346,14 +346,21 @@ impl Pick<'_> {
         if held {
             return Rank::Held;
         }
-        if endpoint.spec.weight == 0 || !self.admits(state) { Rank::Starting } else { Rank::Fresh }
+        if endpoint.spec.weight == 0 || !self.admits(index, state) {
+            Rank::Starting
+        } else {
+            Rank::Fresh
+        }
     }
 
-    /// Slow start: as many of the choices as the endpoint's share by now.
-    fn admits(&self, state: &State) -> bool {
+    /// Slow start: as many of the choices as the endpoint's share by now. One that is used although it is ejected has its full share.
+    fn admits(&self, index: usize, state: &State) -> bool {
+        if self.panic && state.ejection.is_out(self.now) {
+            return true;
+        }
         let share = state.ramp(self.now, self.slow_start);
         share >= 1.0
-            || ((scramble(self.nonce ^ state.serial) >> 11) as f64) < share * (1u64 << 53) as f64
+            || ((scramble(self.nonce ^ index as u64) >> 11) as f64) < share * (1u64 << 53) as f64
     }
 }
 

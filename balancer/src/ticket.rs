@@ -101,7 +101,8 @@ impl Ticket {
             }
             Verdict::Overloaded { retry_after } => {
                 state.stall.answered(now, self.started, self.trial);
-                state.bias.failed();
+                state.bias.failed(now);
+                state.estimate.refresh(now);
                 if let Some(wait) = retry_after {
                     state
                         .retry_after
@@ -164,7 +165,8 @@ impl Ticket {
     /// Counts a failure; returns how many there are in a row for the bias.
     fn failed(&self, now: u64) -> u32 {
         let state = &self.endpoint.state;
-        let failures = state.bias.failed();
+        let failures = state.bias.failed(now);
+        state.estimate.refresh(now);
         if let Some(until) = state.ejection.failed(now, &self.eject, self.jitter, &state.ejections)
         {
             state.bias.clear();

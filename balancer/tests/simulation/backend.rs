@@ -82,8 +82,6 @@ impl Backend {
         self.pauses.last().is_none_or(|&(_, end)| end <= at)
     }
 
-        self.free_at.iter().map(|f| f.saturating_sub(at)).min().unwrap()
-    }
     pub fn is_down(&self, at: u64) -> bool {
         self.down.iter().any(|&(from, to)| (from..to).contains(&at))
     }

@@ -12,13 +12,13 @@ use crate::world::{Load, World, hedged};
 
 const COUNT: usize = 8;
 const PEACE: u64 = 30 * S;
-/// By then an endpoint that was ejected (at most for `base` × 2³ here) and starts slowly has its share again.
-const HEALED: u64 = 75 * S;
-const END: u64 = 105 * S;
+/// By then an endpoint that was ejected, each time for twice as long as the storm has lasted at most, has started slowly and has its share again.
+const HEALED: u64 = 105 * S;
+const END: u64 = 135 * S;
 
 fn storm(seed: u64, balance: Balance) {
     let mut policy = Policy { balance, ..hedged() };
-    policy.eject.base = std::time::Duration::from_secs(1);
+    policy.eject.base = std::time::Duration::from_millis(100);
     let load = Load {
         unsafe_share: 0.2,
         impatient_share: 0.05,

@@ -183,15 +183,15 @@ fn an_endpoint_that_errs_is_ejected_ever_longer() {
     assert_eq!(run.failed, 0, "another endpoint had the answer");
 }
 
-/// Three of four err: with half of them ejected at most, and panic below half, all are used and nobody drowns the last.
+/// Three of four err: half of them are ejected at most, that is too many for this panic threshold, so all are used and nobody drowns the last.
 #[test]
 fn in_panic_all_are_used() {
-    let mut policy = unhedged(Balance::RoundRobin);
+    let mut policy = unhedged(Balance::Random);
     policy.panic = evenkeel_config::policy::Share::percent(60);
     let load = Load::new(policy, 500, Service::Exponential(5 * MS), 20);
     let mut backends = vec![Backend::new(8); 4];
     backends[..3].iter_mut().for_each(|backend| backend.errs = vec![(0, u64::MAX, 0.999)]);
     let run = World::new(2, load, backends).finish();
     let shares: Vec<f64> = (0..4).map(|backend| share_of(&run, backend)).collect();
-    assert!(shares.iter().all(|share| (0.2..=0.3).contains(share)), "{shares:?}");
+    assert!(shares.iter().all(|share| (0.15..=0.35).contains(share)), "{shares:?}");
 }
