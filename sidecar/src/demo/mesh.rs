@@ -286,7 +286,10 @@ impl Ports {
 
 fn find_port(address: IpAddr, preferred: u16) -> anyhow::Result<SocketAddr> {
     for step in 0..PORT_TRIES {
-        let candidate = SocketAddr::new(address, preferred + step * PORT_STEP);
+        let Some(port) = preferred.checked_add(step * PORT_STEP) else {
+            break;
+        };
+        let candidate = SocketAddr::new(address, port);
         if TcpListener::bind(candidate).is_ok() && UdpSocket::bind(candidate).is_ok() {
             return Ok(candidate);
         }
@@ -397,3 +400,62 @@ const START_MAX: Duration = Duration::from_secs(30);
 const START_POLL: Duration = Duration::from_millis(50);
 const LOOK_UP_MAX: Duration = Duration::from_secs(2);
 const ANSWER_MAX: u64 = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_config::policy::{Balance, Mode};
+    use evenkeel_config::{Environment, parse};
+
+    use super::*;
+
+    fn ports() -> Ports {
+        let at = |port| SocketAddr::from(([127, 130, 7, 21], port));
+        Ports {
+            gossip: at(7111),
+            data: at(7110),
+            outbound: at(7080),
+            http: at(8500),
+            dns: at(8600),
+            admin: at(7119),
+        }
+    }
+
+    #[test]
+    fn every_host_file_is_valid_and_means_what_the_table_says() {
+        let join = [SocketAddr::from(([127, 130, 7, 11], 7111))];
+        let service = [("orders-1".to_owned(), SocketAddr::from(([127, 130, 7, 11], 40_000)))];
+        for arm in Arm::ALL {
+            let text = config("client", &ports(), &join, &service, arm.policy());
+            let loaded = parse(&text, "client.yaml", &Environment::named("test"));
+            let settings = loaded.unwrap_or_else(|problems| panic!("{problems}\n{text}")).settings;
+            assert_eq!(settings.services[0].address, service[0].1);
+            assert_eq!(settings.outbound.listen.address, ports().outbound);
+            let policy = settings.policy;
+            let expected = match arm {
+                Arm::RoundRobin => (Balance::RoundRobin, 0, Mode::Off, 0),
+                Arm::RoundRobinRetry => (Balance::RoundRobin, 2, Mode::Off, 0),
+                Arm::P2c => (Balance::P2c, 2, Mode::Off, 5),
+                Arm::Evenkeel => (Balance::P2c, 2, Mode::Enforce, 5),
+            };
+            let found =
+                (policy.balance, policy.retry.max, policy.hedge.mode, policy.eject.consecutive);
+            assert_eq!(found, expected, "{}", arm.name());
+        }
+    }
+
+    #[test]
+    fn a_taken_port_is_avoided() {
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let taken = TcpListener::bind((address, 0)).expect("a free port");
+        let port = taken.local_addr().expect("bound").port();
+        let found = find_port(address, port).expect("not every other port is taken too");
+        assert_ne!(found.port(), port);
+    }
+
+    #[test]
+    fn two_demos_hold_different_networks() {
+        let first = claim_network(7).expect("a network");
+        let second = claim_network(7).expect("another network");
+        assert_ne!(first.0.host(1), second.0.host(1));
+    }
+}
