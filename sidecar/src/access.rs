@@ -140,7 +140,9 @@ impl Record {
             return;
         }
         let line = Line {
-            time_ms: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis()),
+            time_ms: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |d| d.as_millis()),
             direction: self.direction,
             upstream: Arc::clone(&self.upstream),
             method: self.method.to_string(),

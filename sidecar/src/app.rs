@@ -57,6 +57,12 @@ pub fn run(loaded: Loaded, file: Option<PathBuf>) -> anyhow::Result<()> {
     })
 }
 
+#[derive(PartialEq, Eq)]
+enum Asked {
+    End,
+    Reload,
+}
+
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -72,11 +78,16 @@ impl Signals {
         })
     }
 
-    async fn end(&mut self) {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hangup.recv() => Asked::Reload,
         }
+    }
+
+    async fn end(&mut self) {
+        while self.next().await != Asked::End {}
     }
 }
 
@@ -110,7 +121,8 @@ impl App {
             .map_err(|error| taken("mesh.gossip.listen", settings.mesh.gossip.address, &error))?;
         let admin_listener = TcpListener::bind(settings.admin.address)
             .map_err(|error| taken("admin.listen", settings.admin.address, &error))?;
-        let dns_sockets = control::optional("discovery.dns", settings.discovery.dns, dns::Sockets::bind)?;
+        let dns_sockets =
+            control::optional("discovery.dns", settings.discovery.dns, dns::Sockets::bind)?;
         let http = control::optional("discovery.http", settings.discovery.http, TcpListener::bind)?;
 
         let mut listeners = BTreeMap::from([
@@ -138,7 +150,9 @@ impl App {
         plane.listen(mesh, &Role::Inbound).await;
         plane.listen(outbound, &Role::Outbound).await;
         plane.reload(&settings).await?;
-        listeners.extend(plane.services().map(|(service, address)| (format!("service {service}"), address)));
+        listeners.extend(
+            plane.services().map(|(service, address)| (format!("service {service}"), address)),
+        );
 
         let mut surfaces = Vec::new();
         if let Some(listener) = http {
@@ -202,8 +216,10 @@ impl App {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         loop {
             tokio::select! {
-                () = signals.end() => break,
-                _ = signals.hangup.recv() => self.reload(file).await,
+                asked = signals.next() => match asked {
+                    Asked::End => break,
+                    Asked::Reload => self.reload(file).await,
+                },
                 changed = changes.changed() => changed.context("gossip stopped: restart this host")?,
                 _ = sweep.tick() => {}
             }
@@ -216,14 +232,20 @@ impl App {
     /// Takes over a changed file, or says why the old one stays.
     async fn reload(&mut self, file: Option<&Path>) {
         let Some(file) = file else {
-            return warn!("SIGHUP, but this process was started without a configuration file: nothing to read");
+            return warn!(
+                "SIGHUP, but this process was started without a configuration file: nothing to read"
+            );
         };
         let loaded = match evenkeel_config::load(file, &self.env) {
             Ok(loaded) => loaded,
             Err(problems) => {
                 self.metrics.reload_successful.set(0);
                 error!("the configuration file is not taken, the old one stays:\n{problems}");
-                return self.events.warn("reload refused", file.display().to_string(), problems.to_string());
+                return self.events.warn(
+                    "reload refused",
+                    file.display().to_string(),
+                    problems.to_string(),
+                );
             }
         };
         for warning in &loaded.warnings {
@@ -231,14 +253,22 @@ impl App {
         }
         let old = self.settings.load_full();
         let changes = evenkeel_config::diff(&old, &loaded.settings);
-        let restart: Vec<&str> = changes.iter().filter(|c| !c.live).map(|c| c.key.as_str()).collect();
+        let restart: Vec<&str> =
+            changes.iter().filter(|c| !c.live).map(|c| c.key.as_str()).collect();
         if !restart.is_empty() {
-            warn!(keys = restart.join(", "), "these changes need a restart; the others are taken now");
+            warn!(
+                keys = restart.join(", "),
+                "these changes need a restart; the others are taken now"
+            );
         }
         if let Err(problem) = self.plane.reload(&loaded.settings).await {
             self.metrics.reload_successful.set(0);
             error!("the configuration file is not taken whole: {problem:#}");
-            return self.events.warn("reload refused", file.display().to_string(), format!("{problem:#}"));
+            return self.events.warn(
+                "reload refused",
+                file.display().to_string(),
+                format!("{problem:#}"),
+            );
         }
         self.logging.set(&loaded.settings.log);
         self.handle.reconcile(&loaded.settings).await;
@@ -259,7 +289,9 @@ impl App {
             tokio::time::sleep(shutdown.settle).await;
             let end = Instant::now() + shutdown.timeout;
             self.plane.drain_inbound(shutdown.timeout).await;
-            self.plane.drain_outbound(end.saturating_duration_since(Instant::now()).max(DRAIN_MIN)).await;
+            self.plane
+                .drain_outbound(end.saturating_duration_since(Instant::now()).max(DRAIN_MIN))
+                .await;
         };
         tokio::select! {
             () = orderly => {}
@@ -273,11 +305,15 @@ impl App {
 }
 
 fn taken(what: &str, address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
-    anyhow::anyhow!("cannot listen on {address} ({what}): {error}; stop what has it (`ss -lntup` shows it) or choose another")
+    anyhow::anyhow!(
+        "cannot listen on {address} ({what}): {error}; stop what has it (`ss -lntup` shows it) or choose another"
+    )
 }
 
 fn unix_seconds() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs().try_into().unwrap_or(i64::MAX))
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs().try_into().unwrap_or(i64::MAX))
 }
 
 /// Names of services that are gone are forgotten some time.

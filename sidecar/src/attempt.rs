@@ -35,7 +35,7 @@ use crate::access::Record;
 use crate::body::{Body, Replay, Reply};
 use crate::error::{Error, GRPC_STATUS};
 use crate::headers;
-use crate::metrics::{Hedges, UpstreamMetrics};
+use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::route::{Route, Upstream};
 use crate::worker::{InFlight, Worker};
@@ -81,7 +81,11 @@ pub async fn send(
     let start = Instant::now();
     let grpc_path = template.grpc.then(|| template.path.path());
     let safe = repeat::is_safe(&policy.repeat, template.method.as_str(), grpc_path);
-    let keyed = policy.repeat.key_header.as_ref().is_some_and(|name| template.headers.contains_key(name.as_str()));
+    let keyed = policy
+        .repeat
+        .key_header
+        .as_ref()
+        .is_some_and(|name| template.headers.contains_key(name.as_str()));
     let facts = |retries| repeat::Request {
         safe,
         keyed,
@@ -111,7 +115,10 @@ pub async fn send(
     let mut failed: Option<Failed> = None;
 
     // A body that is still coming may be complete when a copy is due: that is looked at then.
-    let may_copy = repeat::may_copy(&repeat::Request { body: repeat::Body::Complete, ..facts(0) }, &policy.hedge);
+    let may_copy = repeat::may_copy(
+        &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
+        &policy.hedge,
+    );
     let delay = if may_copy { route.hedger.delay(start, &policy.hedge) } else { None };
     let mut copy_at = delay.map(|delay| start + delay);
     let mut timer = pin!(tokio::time::sleep_until(earliest(copy_at, deadline.at).into()));
@@ -121,28 +128,44 @@ pub async fn send(
         let now = Instant::now();
         match event {
             Event::Timer if now >= deadline.at => {
-                if !deadline.hard && body.as_ref().is_some_and(|b| b.arriving(now, policy.idle_timeout)) {
+                if !deadline.hard
+                    && body.as_ref().is_some_and(|b| b.arriving(now, policy.idle_timeout))
+                {
                     deadline.at = now + policy.timeout;
                 } else {
-                    let waiting = std::iter::once(&mut ticket).chain(copies.iter_mut().map(|copy| &mut copy.ticket));
-                    waiting.filter_map(|w| w.0.as_mut()).for_each(|ticket| ticket.head(now, Verdict::Timeout));
+                    let waiting = std::iter::once(&mut ticket)
+                        .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
+                    waiting
+                        .filter_map(|w| w.0.as_mut())
+                        .for_each(|ticket| ticket.head(now, Verdict::Timeout));
                     let waited = now.saturating_duration_since(start);
-                    return Err(Error::Timeout(format!("{} did not answer within {waited:.1?}", upstream.name)));
+                    return Err(Error::Timeout(format!(
+                        "{} did not answer within {waited:.1?}",
+                        upstream.name
+                    )));
                 }
             }
             Event::Timer if copy_at.is_some_and(|at| now >= at) => {
                 copy_at = delay.map(|delay| now + delay);
                 if body.as_ref().is_some_and(|body| !body.complete()) {
                     // Not yet: a copy needs the whole body.
-                } else if !route.hedger.try_copy(now, &policy.hedge, &policy.retry, &upstream.retries) {
+                } else if !route.hedger.try_copy(
+                    now,
+                    &policy.hedge,
+                    &policy.retry,
+                    &upstream.retries,
+                ) {
                     let observed = policy.hedge.mode == Mode::Observe;
-                    metrics.hedges[if observed { Hedges::Observed } else { Hedges::Refused } as usize].inc();
+                    metrics.hedges
+                        [if observed { Hedges::Observed } else { Hedges::Refused } as usize]
+                        .inc();
                     copy_at = None;
                 } else if let Ok(ticket) = pick(now, Attempt::Hedge, &tried) {
                     copies_sent += 1;
                     metrics.attempts[Attempt::Hedge as usize].inc();
                     tried.push(ticket.endpoint().serial());
-                    let future = Box::pin(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false));
+                    let future =
+                        Box::pin(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false));
                     copies.push(Copied { ticket: Waiting(Some(ticket)), future });
                     copy_at = copy_at.filter(|_| copies_sent < policy.hedge.max);
                 } else {
@@ -159,7 +182,9 @@ pub async fn send(
                     Ok(won) => {
                         let latency = now.saturating_duration_since(start);
                         route.hedger.record(now, latency);
-                        if let Some(delay) = delay.filter(|d| policy.hedge.mode == Mode::Observe && latency > *d) {
+                        if let Some(delay) =
+                            delay.filter(|d| policy.hedge.mode == Mode::Observe && latency > *d)
+                        {
                             route.hedger.observe(now, delay, latency);
                         }
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
@@ -214,14 +239,24 @@ pub struct Won {
 
 impl Won {
     /// The response, whose body ends the exchange.
-    pub fn into_response(self, in_flight: InFlight, record: Record, policy: &Policy) -> Response<Reply> {
+    pub fn into_response(
+        self,
+        in_flight: InFlight,
+        record: Record,
+        policy: &Policy,
+    ) -> Response<Reply> {
         self.head.exchange(Some(self.ticket), in_flight, record, policy.idle_timeout)
     }
 }
 
 impl Head {
     /// The response, whose body ends the exchange.
-    pub fn into_response(self, in_flight: InFlight, record: Record, idle_timeout: Duration) -> Response<Reply> {
+    pub fn into_response(
+        self,
+        in_flight: InFlight,
+        record: Record,
+        idle_timeout: Duration,
+    ) -> Response<Reply> {
         self.exchange(None, in_flight, record, idle_timeout)
     }
 
@@ -463,7 +498,12 @@ pub async fn once(
 }
 
 /// What an attempt's end says of its endpoint and of the request.
-fn judge(ended: Ended, mut ticket: Ticket, upstream: &Upstream, now: Instant) -> Result<Won, Failed> {
+fn judge(
+    ended: Ended,
+    mut ticket: Ticket,
+    upstream: &Upstream,
+    now: Instant,
+) -> Result<Won, Failed> {
     let failed = |outcome, error| Failed { outcome, error, response: None };
     let head = match ended {
         Ok(head) => head,
@@ -477,7 +517,10 @@ fn judge(ended: Ended, mut ticket: Ticket, upstream: &Upstream, now: Instant) ->
         }
         Err(Unsent::Send(SendError::NotSent(_))) => {
             ticket.head(now, Verdict::Unreachable);
-            return Err(failed(Outcome::NotSent, Error::Connect("the connection closed before the request".into())));
+            return Err(failed(
+                Outcome::NotSent,
+                Error::Connect("the connection closed before the request".into()),
+            ));
         }
         Err(Unsent::Send(SendError::Refused(what))) => {
             ticket.no_sample();
@@ -501,7 +544,9 @@ fn judge(ended: Ended, mut ticket: Ticket, upstream: &Upstream, now: Instant) ->
     let status = head.response.status().as_u16();
     let grpc = head.response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
     let verdict = match (status, grpc) {
-        (429 | 503, _) | (_, Some(b"8")) => Verdict::Overloaded { retry_after: retry_after(head.response.headers()) },
+        (429 | 503, _) | (_, Some(b"8")) => {
+            Verdict::Overloaded { retry_after: retry_after(head.response.headers()) }
+        }
         (500.., _) | (_, Some(b"13" | b"14" | b"15")) => Verdict::Failure,
         _ => Verdict::Success,
     };
@@ -509,11 +554,16 @@ fn judge(ended: Ended, mut ticket: Ticket, upstream: &Upstream, now: Instant) ->
     if verdict == Verdict::Success {
         return Ok(Won { head, ticket });
     }
-    let pushback = head.response.headers().get(RETRY_PUSHBACK).map(|value| Pushback::parse(value.as_bytes()));
+    let pushback =
+        head.response.headers().get(RETRY_PUSHBACK).map(|value| Pushback::parse(value.as_bytes()));
     let grpc = grpc.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
     let status = grpc.map_or(status, repeat::grpc_as_http);
     let error = Error::Reset(format!("status {status}"));
-    Err(Failed { outcome: Outcome::Response { status, pushback }, error, response: Some(Won { head, ticket }) })
+    Err(Failed {
+        outcome: Outcome::Response { status, pushback },
+        error,
+        response: Some(Won { head, ticket }),
+    })
 }
 
 /// What a receiving host says when it answers instead of its application.
@@ -528,14 +578,28 @@ fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
         return Some((Outcome::Refused, Verdict::Unreachable, error));
     }
     match headers.get(headers::FAILED).map(text)?.as_str() {
-        "timeout" => Some((Outcome::ResetAfterHead, Verdict::Timeout, Error::Timeout("at the receiving host".into()))),
-        why => Some((Outcome::ResetBeforeHead, Verdict::Reset, Error::Reset(format!("at the receiving host: {why}")))),
+        "timeout" => Some((
+            Outcome::ResetAfterHead,
+            Verdict::Timeout,
+            Error::Timeout("at the receiving host".into()),
+        )),
+        why => Some((
+            Outcome::ResetBeforeHead,
+            Verdict::Reset,
+            Error::Reset(format!("at the receiving host: {why}")),
+        )),
     }
 }
 
 impl Template {
     /// The request for one endpoint.
-    fn request(&self, upstream: &Upstream, endpoint: &Endpoint, body: Body, deadline: Instant) -> Request<Body> {
+    fn request(
+        &self,
+        upstream: &Upstream,
+        endpoint: &Endpoint,
+        body: Body,
+        deadline: Instant,
+    ) -> Request<Body> {
         let spec = endpoint.spec();
         let mut request = self.blank(body);
         if spec.hop == Hop::Mesh {
@@ -571,7 +635,8 @@ impl Template {
         {
             request.headers_mut().insert(HOST, host);
         }
-        *request.uri_mut() = Uri::from_parts(uri).expect("a path, or all three parts, are a valid URI");
+        *request.uri_mut() =
+            Uri::from_parts(uri).expect("a path, or all three parts, are a valid URI");
     }
 }
 

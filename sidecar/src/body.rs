@@ -69,9 +69,9 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Body::Empty => Poll::Ready(None),
-            Body::Stream(incoming) => {
-                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|f| f.map_err(BodyError::Source)))
-            }
+            Body::Stream(incoming) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|f| f.map_err(BodyError::Source))),
             Body::Replay(replay) => replay.poll(cx),
         }
     }
@@ -365,7 +365,9 @@ impl HttpBody for Reply {
     fn size_hint(&self) -> SizeHint {
         match self {
             Reply::Empty => SizeHint::with_exact(0),
-            Reply::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Reply::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
+            }
             Reply::Stream(incoming, _) => incoming.size_hint(),
         }
     }

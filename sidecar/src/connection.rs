@@ -137,10 +137,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     }
     let version = match &*role {
         Role::Inbound => Version::HTTP_2,
-        Role::Outbound | Role::Service(_) => match tokio::time::timeout(HEAD_TIMEOUT, sniff(&stream)).await {
-            Ok(Ok(version)) => version,
-            _ => return,
-        },
+        Role::Outbound | Role::Service(_) => {
+            match tokio::time::timeout(HEAD_TIMEOUT, sniff(&stream)).await {
+                Ok(Ok(version)) => version,
+                _ => return,
+            }
+        }
     };
     let link = Rc::new(Link::new(peer, local, version != Version::HTTP_2, Instant::now()));
     worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
@@ -249,7 +251,11 @@ struct Watched {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() && self.link.keep_head {
@@ -260,7 +266,11 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

@@ -70,7 +70,11 @@ impl DataPlane {
     ///
     /// # Errors
     /// The operating system gives no threads.
-    pub fn start(settings: &Settings, metrics: Metrics, node_address: IpAddr) -> io::Result<DataPlane> {
+    pub fn start(
+        settings: &Settings,
+        metrics: Metrics,
+        node_address: IpAddr,
+    ) -> io::Result<DataPlane> {
         let count = workers(settings);
         let shared = Arc::new(Shared {
             epoch: Instant::now(),
@@ -89,7 +93,8 @@ impl DataPlane {
             own: ArcSwap::default(),
             metrics,
         });
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(INBOX_MAX)).unzip();
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| mpsc::channel(INBOX_MAX)).unzip();
         let inboxes = Inboxes(senders);
         let threads = receivers
             .into_iter()
@@ -128,10 +133,13 @@ impl DataPlane {
         self.shared.access.set_mode(settings.log.access);
         let wanted: Vec<(SocketAddr, String)> =
             settings.outbound.listeners.iter().map(|l| (l.listen, l.service.clone())).collect();
-        let gone: Vec<_> = self.services.keys().filter(|key| !wanted.contains(key)).cloned().collect();
+        let gone: Vec<_> =
+            self.services.keys().filter(|key| !wanted.contains(key)).cloned().collect();
         for key in gone {
             let address = self.services.remove(&key).expect("it was listed");
-            self.shared.own.rcu(|own| own.iter().copied().filter(|a| *a != address).collect::<Vec<_>>());
+            self.shared
+                .own
+                .rcu(|own| own.iter().copied().filter(|a| *a != address).collect::<Vec<_>>());
             self.order(|| Order::Close(address)).await;
         }
         for key in wanted {
@@ -170,7 +178,10 @@ impl DataPlane {
         }
         let left = self.shared.in_flight[side].load(Ordering::Relaxed);
         if left > 0 {
-            tracing::warn!(left, "requests were still in flight after shutdown.timeout and are cut off");
+            tracing::warn!(
+                left,
+                "requests were still in flight after shutdown.timeout and are cut off"
+            );
         }
     }
 

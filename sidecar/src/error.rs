@@ -63,30 +63,64 @@ impl Error {
     fn facts(&self) -> Facts {
         let f = |status, reason, proxy, grpc| Facts { status, reason, proxy, grpc };
         match self {
-            Error::UnknownService(_) => f(StatusCode::NOT_FOUND, "unknown_service", "destination_not_found", UNIMPLEMENTED),
-            Error::NoEndpoint { .. } => {
-                f(StatusCode::SERVICE_UNAVAILABLE, "no_endpoint", "destination_unavailable", UNAVAILABLE)
+            Error::UnknownService(_) => {
+                f(StatusCode::NOT_FOUND, "unknown_service", "destination_not_found", UNIMPLEMENTED)
             }
-            Error::CircuitOpen(_) => {
-                f(StatusCode::SERVICE_UNAVAILABLE, "circuit_open", "connection_limit_reached", UNAVAILABLE)
+            Error::NoEndpoint { .. } => f(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_endpoint",
+                "destination_unavailable",
+                UNAVAILABLE,
+            ),
+            Error::CircuitOpen(_) => f(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "circuit_open",
+                "connection_limit_reached",
+                UNAVAILABLE,
+            ),
+            Error::Connect(_) => {
+                f(StatusCode::SERVICE_UNAVAILABLE, "connect", "connection_refused", UNAVAILABLE)
             }
-            Error::Connect(_) => f(StatusCode::SERVICE_UNAVAILABLE, "connect", "connection_refused", UNAVAILABLE),
-            Error::Refused(_) => f(StatusCode::SERVICE_UNAVAILABLE, "refused", "destination_unavailable", UNAVAILABLE),
-            Error::Reset(_) => f(StatusCode::BAD_GATEWAY, "reset", "connection_terminated", UNAVAILABLE),
-            Error::Timeout(_) => {
-                f(StatusCode::GATEWAY_TIMEOUT, "timeout", "http_response_timeout", DEADLINE_EXCEEDED)
+            Error::Refused(_) => f(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "refused",
+                "destination_unavailable",
+                UNAVAILABLE,
+            ),
+            Error::Reset(_) => {
+                f(StatusCode::BAD_GATEWAY, "reset", "connection_terminated", UNAVAILABLE)
             }
-            Error::BadRequest(_) => f(StatusCode::BAD_REQUEST, "bad_request", "http_request_error", INTERNAL),
-            Error::CallerGone => f(StatusCode::BAD_REQUEST, "caller_gone", "http_request_error", CANCELLED),
+            Error::Timeout(_) => f(
+                StatusCode::GATEWAY_TIMEOUT,
+                "timeout",
+                "http_response_timeout",
+                DEADLINE_EXCEEDED,
+            ),
+            Error::BadRequest(_) => {
+                f(StatusCode::BAD_REQUEST, "bad_request", "http_request_error", INTERNAL)
+            }
+            Error::CallerGone => {
+                f(StatusCode::BAD_REQUEST, "caller_gone", "http_request_error", CANCELLED)
+            }
             Error::Loop => f(StatusCode::LOOP_DETECTED, "loop", "proxy_loop_detected", INTERNAL),
-            Error::PassthroughOff(_) => {
-                f(StatusCode::FORBIDDEN, "passthrough_off", "http_request_denied", PERMISSION_DENIED)
+            Error::PassthroughOff(_) => f(
+                StatusCode::FORBIDDEN,
+                "passthrough_off",
+                "http_request_denied",
+                PERMISSION_DENIED,
+            ),
+            Error::Passthrough(_) => {
+                f(StatusCode::BAD_GATEWAY, "passthrough", "destination_unavailable", UNAVAILABLE)
             }
-            Error::Passthrough(_) => f(StatusCode::BAD_GATEWAY, "passthrough", "destination_unavailable", UNAVAILABLE),
-            Error::Misdirected(_) => {
-                f(StatusCode::MISDIRECTED_REQUEST, "misdirected", "destination_not_found", UNAVAILABLE)
+            Error::Misdirected(_) => f(
+                StatusCode::MISDIRECTED_REQUEST,
+                "misdirected",
+                "destination_not_found",
+                UNAVAILABLE,
+            ),
+            Error::NotMember => {
+                f(StatusCode::FORBIDDEN, "not_member", "http_request_denied", PERMISSION_DENIED)
             }
-            Error::NotMember => f(StatusCode::FORBIDDEN, "not_member", "http_request_denied", PERMISSION_DENIED),
         }
     }
 
@@ -102,23 +136,35 @@ impl Error {
             Error::CircuitOpen(service) => {
                 format!("too much is in flight to {service}; raise policy.circuit or add instances")
             }
-            Error::Connect(what) => format!("nothing was sent: {what}; `evenkeel endpoints SERVICE` shows who answers"),
-            Error::Refused(what) => format!("the receiving host refused the request before the application saw it: {what}"),
+            Error::Connect(what) => {
+                format!("nothing was sent: {what}; `evenkeel endpoints SERVICE` shows who answers")
+            }
+            Error::Refused(what) => format!(
+                "the receiving host refused the request before the application saw it: {what}"
+            ),
             Error::Reset(what) => format!(
                 "the connection broke after the request was sent, so it was not repeated and may have been executed: {what}"
             ),
-            Error::Timeout(what) => format!("no response in time: {what}; policy.timeout sets the limit"),
+            Error::Timeout(what) => {
+                format!("no response in time: {what}; policy.timeout sets the limit")
+            }
             Error::BadRequest(what) => (*what).to_owned(),
             Error::CallerGone => "the request's body ended before it was complete".to_owned(),
-            Error::Loop => "the request was addressed to this proxy itself; name a service in Host".to_owned(),
+            Error::Loop => {
+                "the request was addressed to this proxy itself; name a service in Host".to_owned()
+            }
             Error::PassthroughOff(host) => {
                 format!("{host} is outside the mesh and outbound.passthrough is false")
             }
             Error::Passthrough(what) => format!("outside the mesh: {what}"),
             Error::Misdirected(service) => {
-                format!("this host does not offer {service}; the caller's view of the mesh is being updated")
+                format!(
+                    "this host does not offer {service}; the caller's view of the mesh is being updated"
+                )
             }
-            Error::NotMember => "the caller's address belongs to no live member of this mesh".to_owned(),
+            Error::NotMember => {
+                "the caller's address belongs to no live member of this mesh".to_owned()
+            }
         }
     }
 

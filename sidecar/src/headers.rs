@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// The remaining time of a request, milliseconds.
@@ -46,7 +46,14 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION] {
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+    ] {
         headers.remove(name);
     }
     // `te: trailers` is end to end for gRPC; every other transfer coding is ours to negotiate.
@@ -147,7 +154,8 @@ mod tests {
 
     #[test]
     fn an_application_cannot_speak_for_a_host() {
-        let mut headers = map(&[("evenkeel-service", "x"), ("evenkeel-refused", "y"), ("evenkeelish", "z")]);
+        let mut headers =
+            map(&[("evenkeel-service", "x"), ("evenkeel-refused", "y"), ("evenkeelish", "z")]);
         strip_ours(&mut headers);
         assert_eq!(headers, map(&[("evenkeelish", "z")]));
     }
@@ -157,7 +165,10 @@ mod tests {
         let read = |pairs: &[(&str, &str)]| callers_timeout(&map(pairs));
         assert_eq!(read(&[("evenkeel-timeout", "250")]), Some(Duration::from_millis(250)));
         assert_eq!(read(&[("grpc-timeout", "2S")]), Some(Duration::from_secs(2)));
-        assert_eq!(read(&[("grpc-timeout", "100m"), ("evenkeel-timeout", "7")]), Some(Duration::from_millis(7)));
+        assert_eq!(
+            read(&[("grpc-timeout", "100m"), ("evenkeel-timeout", "7")]),
+            Some(Duration::from_millis(7))
+        );
         for bad in ["", "S", "123456789S", "1x", "-1S", "1\u{e9}"] {
             let mut headers = HeaderMap::new();
             headers.insert(GRPC_TIMEOUT, HeaderValue::from_bytes(bad.as_bytes()).unwrap());

@@ -29,7 +29,11 @@ use crate::route::Local;
 use crate::worker::{INBOUND, Worker};
 
 /// Answers one request.
-pub async fn handle(worker: &Rc<Worker>, link: &Link, request: Request<Incoming>) -> Response<Reply> {
+pub async fn handle(
+    worker: &Rc<Worker>,
+    link: &Link,
+    request: Request<Incoming>,
+) -> Response<Reply> {
     let start = Instant::now();
     let (parts, body) = request.into_parts();
     let mut record = Record {
@@ -93,7 +97,8 @@ async fn forward(
     record.upstream = Arc::from(local.service.as_str());
 
     let authority = parts.uri.authority().cloned();
-    let authority = authority.ok_or((Error::BadRequest("no :authority"), Told::Refused("bad_request")))?;
+    let authority =
+        authority.ok_or((Error::BadRequest("no :authority"), Told::Refused("bad_request")))?;
     let left = headers::callers_timeout(&parts.headers);
     let grpc = headers::is_grpc(&parts.headers);
     crate::outbound::clean(&mut parts.headers);
@@ -101,7 +106,8 @@ async fn forward(
         // So that the application can hand on what is left of its caller's time.
         parts.headers.insert(headers::TIMEOUT, headers::timeout_value(left));
     }
-    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let template = Template { method: parts.method, path, authority, headers: parts.headers, grpc };
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
 
@@ -111,7 +117,10 @@ async fn forward(
         Some(left) => tokio::time::timeout_at((record.start + left).into(), sending)
             .await
             .unwrap_or_else(|_| {
-                Err((Error::Timeout(format!("{} did not answer", local.service)), Told::Failed("timeout")))
+                Err((
+                    Error::Timeout(format!("{} did not answer", local.service)),
+                    Told::Failed("timeout"),
+                ))
             }),
     }?;
     Ok(head.into_response(in_flight, record.take(), IDLE_TIMEOUT))
@@ -126,17 +135,28 @@ async fn send(
     let h2 = attempt::speaks_h2(local.protocol, template.grpc);
     let mut request = template.blank(body);
     template.address(&mut request, h2);
-    attempt::once(worker, local.address, None, None, request, false).await.map_err(|unsent| match unsent {
-        attempt::Unsent::Dial(DialError::Unreachable(what)) => (Error::Connect(what), Told::Refused("connect")),
-        attempt::Unsent::Dial(DialError::CircuitOpen) => {
-            (Error::CircuitOpen(local.service.clone()), Told::Refused("circuit_open"))
+    attempt::once(worker, local.address, None, None, request, false).await.map_err(|unsent| {
+        match unsent {
+            attempt::Unsent::Dial(DialError::Unreachable(what)) => {
+                (Error::Connect(what), Told::Refused("connect"))
+            }
+            attempt::Unsent::Dial(DialError::CircuitOpen) => {
+                (Error::CircuitOpen(local.service.clone()), Told::Refused("circuit_open"))
+            }
+            attempt::Unsent::Send(SendError::NotSent(_)) => (
+                Error::Connect("the application closed the connection at once".into()),
+                Told::Refused("connect"),
+            ),
+            attempt::Unsent::Send(SendError::Refused(what)) => {
+                (Error::Refused(what), Told::Refused("application"))
+            }
+            attempt::Unsent::Send(SendError::Reset(what)) => {
+                (Error::Reset(what), Told::Failed("reset"))
+            }
+            attempt::Unsent::Send(SendError::Caller) => {
+                (Error::CallerGone, Told::Failed("caller_gone"))
+            }
         }
-        attempt::Unsent::Send(SendError::NotSent(_)) => {
-            (Error::Connect("the application closed the connection at once".into()), Told::Refused("connect"))
-        }
-        attempt::Unsent::Send(SendError::Refused(what)) => (Error::Refused(what), Told::Refused("application")),
-        attempt::Unsent::Send(SendError::Reset(what)) => (Error::Reset(what), Told::Failed("reset")),
-        attempt::Unsent::Send(SendError::Caller) => (Error::CallerGone, Told::Failed("caller_gone")),
     })
 }
 

@@ -60,7 +60,8 @@ fn bind(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 ///
 /// Its own, unless it serves more than a quarter (and at least one) above the least loaded.
 pub fn hand_over(own: usize, loads: &[usize]) -> usize {
-    let (least, &load) = loads.iter().enumerate().min_by_key(|&(_, load)| load).expect("at least one worker");
+    let (least, &load) =
+        loads.iter().enumerate().min_by_key(|&(_, load)| load).expect("at least one worker");
     if loads[own] > load + (load / 4).max(1) { least } else { own }
 }
 

@@ -24,7 +24,9 @@ impl Logging {
             registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()?;
         } else {
             let colour = std::io::stderr().is_terminal();
-            registry.with(fmt::layer().with_ansi(colour).with_writer(std::io::stderr)).try_init()?;
+            registry
+                .with(fmt::layer().with_ansi(colour).with_writer(std::io::stderr))
+                .try_init()?;
         }
         Ok(Logging { filter: handle })
     }

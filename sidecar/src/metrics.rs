@@ -131,8 +131,14 @@ impl Metrics {
                 "evenkeel_connections_refused_total",
                 "Accepted connections closed at limits.connections.",
             )?,
-            own_pauses: counter("evenkeel_own_pauses_total", "Times a worker was not running for more than 50 ms.")?,
-            access_dropped: counter("evenkeel_access_log_dropped_total", "Access log lines lost to a slow reader.")?,
+            own_pauses: counter(
+                "evenkeel_own_pauses_total",
+                "Times a worker was not running for more than 50 ms.",
+            )?,
+            access_dropped: counter(
+                "evenkeel_access_log_dropped_total",
+                "Access log lines lost to a slow reader.",
+            )?,
             reload_successful: gauge(
                 "evenkeel_config_last_reload_successful",
                 "Whether the last configuration file was taken.",
@@ -159,7 +165,8 @@ impl Metrics {
     pub fn upstream(&self, name: Arc<str>, direction: &'static str) -> Arc<UpstreamMetrics> {
         let cells = (0..self.workers).map(|_| Cells::default()).collect();
         let metrics = Arc::new(UpstreamMetrics { name, direction, cells });
-        let mut upstreams = self.upstreams.lock().expect("no thread panics while it holds this lock");
+        let mut upstreams =
+            self.upstreams.lock().expect("no thread panics while it holds this lock");
         upstreams.retain(|known| known.strong_count() > 0);
         upstreams.push(Arc::downgrade(&metrics));
         metrics
@@ -178,7 +185,12 @@ impl Upstreams {
             .iter()
             .map(|(name, help, labels)| {
                 let labels = labels.iter().map(|l| (*l).to_owned()).collect();
-                let desc = Desc::new((*name).into(), (*help).into(), labels, std::collections::HashMap::new())?;
+                let desc = Desc::new(
+                    (*name).into(),
+                    (*help).into(),
+                    labels,
+                    std::collections::HashMap::new(),
+                )?;
                 Ok((desc, Opts::new(*name, *help)))
             })
             .collect::<prometheus::Result<_>>()?;
@@ -196,13 +208,17 @@ impl Collector for Upstreams {
             let known = self.known.lock().expect("no thread panics while it holds this lock");
             known.iter().filter_map(Weak::upgrade).collect()
         };
-        let mut families: Vec<MetricFamily> = self.families.iter().map(|(_, opts)| family(opts)).collect();
+        let mut families: Vec<MetricFamily> =
+            self.families.iter().map(|(_, opts)| family(opts)).collect();
         for upstream in &known {
             let sum = |cell: &dyn Fn(&Cells) -> u64| upstream.cells.iter().map(cell).sum::<u64>();
             let base = [("direction", upstream.direction), ("upstream", &*upstream.name)];
             let mut push = |at: usize, label: (&str, &str), value: u64| {
-                let labels: &[(&str, &str)] =
-                    if OUTBOUND_ONLY.contains(&at) { &[base[1], label] } else { &[base[0], base[1], label] };
+                let labels: &[(&str, &str)] = if OUTBOUND_ONLY.contains(&at) {
+                    &[base[1], label]
+                } else {
+                    &[base[0], base[1], label]
+                };
                 if value > 0 || at < 2 {
                     families[at].mut_metric().push(counter(labels, value));
                 }
@@ -221,8 +237,13 @@ impl Collector for Upstreams {
             for (at, result) in ["won", "lost", "refused", "observed"].iter().enumerate() {
                 push(3, ("result", result), sum(&|c| c.hedges[at].value()));
             }
-            let counts: Vec<u64> = (0..=BUCKETS.len()).map(|at| sum(&|c| c.buckets[at].value())).collect();
-            families[4].mut_metric().push(histogram(&base, &counts, sum(&|c| c.seconds_ns.value())));
+            let counts: Vec<u64> =
+                (0..=BUCKETS.len()).map(|at| sum(&|c| c.buckets[at].value())).collect();
+            families[4].mut_metric().push(histogram(
+                &base,
+                &counts,
+                sum(&|c| c.seconds_ns.value()),
+            ));
         }
         families.retain(|family| !family.get_metric().is_empty());
         families
@@ -286,11 +307,23 @@ fn histogram(pairs: &[(&str, &str)], counts: &[u64], sum_ns: u64) -> prometheus:
 }
 
 const FAMILIES: [(&str, &str, &[&str]); 5] = [
-    ("evenkeel_responses_total", "Responses passed on, by status class.", &["direction", "upstream", "code"]),
+    (
+        "evenkeel_responses_total",
+        "Responses passed on, by status class.",
+        &["direction", "upstream", "code"],
+    ),
     ("evenkeel_attempts_total", "Attempts sent.", &["upstream", "kind"]),
-    ("evenkeel_failures_total", "Requests that failed, by reason.", &["direction", "upstream", "reason"]),
+    (
+        "evenkeel_failures_total",
+        "Requests that failed, by reason.",
+        &["direction", "upstream", "reason"],
+    ),
     ("evenkeel_hedges_total", "What became of copies.", &["upstream", "result"]),
-    ("evenkeel_request_duration_seconds", "From a request's head to the end of its response.", &["direction", "upstream"]),
+    (
+        "evenkeel_request_duration_seconds",
+        "From a request's head to the end of its response.",
+        &["direction", "upstream"],
+    ),
 ];
 
 /// Families that have no direction: attempts and hedges.
@@ -298,8 +331,20 @@ const OUTBOUND_ONLY: [usize; 2] = [1, 3];
 
 /// Upper bounds, nanoseconds.
 const BUCKETS: [u64; 14] = [
-    250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000, 100_000_000, 250_000_000,
-    500_000_000, 1_000_000_000, 2_500_000_000, 10_000_000_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    10_000_000_000,
 ];
 
 /// Every reason of [`crate::error::Error`], and of a response that broke.

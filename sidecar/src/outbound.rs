@@ -8,7 +8,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response};
@@ -73,13 +75,26 @@ async fn forward(
 ) -> Result<Response<Reply>, Error> {
     let in_flight = worker.request(OUTBOUND);
     if parts.method == Method::CONNECT {
-        let target = parts.uri.authority().cloned().ok_or(Error::BadRequest("CONNECT names no host and port"))?;
-        return passthrough::connect(worker, in_flight, target, Request::from_parts(parts, body), record).await;
+        let target = parts
+            .uri
+            .authority()
+            .cloned()
+            .ok_or(Error::BadRequest("CONNECT names no host and port"))?;
+        return passthrough::connect(
+            worker,
+            in_flight,
+            target,
+            Request::from_parts(parts, body),
+            record,
+        )
+        .await;
     }
     let authority = authority(&parts)?;
     let router = worker.router();
     let upstream = match fixed {
-        Some(name) => router.hosts.get(name).ok_or_else(|| Error::UnknownService(name.to_owned()))?,
+        Some(name) => {
+            router.hosts.get(name).ok_or_else(|| Error::UnknownService(name.to_owned()))?
+        }
         None => match router.resolve(authority.as_str()) {
             Destination::Upstream(upstream) => upstream,
             Destination::Unknown(name) => return Err(Error::UnknownService(name)),
@@ -88,21 +103,30 @@ async fn forward(
                 if !router.passthrough {
                     return Err(Error::PassthroughOff(authority.to_string()));
                 }
-                return passthrough::forward(worker, link, in_flight, authority, parts, body, record).await;
+                return passthrough::forward(
+                    worker, link, in_flight, authority, parts, body, record,
+                )
+                .await;
             }
         },
     };
     record.upstream = Arc::clone(&upstream.name);
     record.metrics = Some(Arc::clone(&upstream.metrics));
 
-    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let route = upstream.route(&parts.method, path.path());
     let asked = headers::callers_timeout(&parts.headers);
     let timeout = asked.map_or(route.policy.timeout, |asked| asked.min(route.policy.timeout));
     let deadline = Deadline { at: record.start + timeout, hard: asked.is_some() };
     clean(&mut parts.headers);
     let body = (!body.is_end_stream()).then(|| {
-        Replay::new(body, route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers), record.start)
+        Replay::new(
+            body,
+            route.policy.max_body_buffer,
+            Arc::clone(&worker.shared.buffers),
+            record.start,
+        )
     });
     let template = Template { method: parts.method, path, authority, headers: parts.headers, grpc };
     let won = attempt::send(worker, upstream, route, &template, body, deadline).await?;
@@ -128,7 +152,8 @@ pub fn authority(parts: &Parts) -> Result<Authority, Error> {
         return Ok(authority.clone());
     }
     let host = host.ok_or(Error::BadRequest("no Host header: name a service in it"))?;
-    Authority::try_from(host.as_bytes()).map_err(|_| Error::BadRequest("the Host header is not a host and port"))
+    Authority::try_from(host.as_bytes())
+        .map_err(|_| Error::BadRequest("the Host header is not a host and port"))
 }
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -49,7 +49,8 @@ pub async fn forward(
     let grpc = headers::is_grpc(&parts.headers);
     clean(&mut parts.headers);
     parts.headers.append(VIA, HeaderValue::from_static(OUR_VIA));
-    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let template = Template { method: parts.method, path, authority, headers: parts.headers, grpc };
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
     let mut request = template.blank(body);
@@ -60,9 +61,13 @@ pub async fn forward(
         .map_err(|_| Error::Timeout(format!("{address} did not answer")))?
         .map_err(|unsent| match unsent {
             Unsent::Dial(DialError::Unreachable(what)) => Error::Passthrough(what),
-            Unsent::Dial(DialError::CircuitOpen) => Error::Passthrough("too many connections".into()),
+            Unsent::Dial(DialError::CircuitOpen) => {
+                Error::Passthrough("too many connections".into())
+            }
             Unsent::Send(SendError::Reset(what) | SendError::Refused(what)) => Error::Reset(what),
-            Unsent::Send(SendError::NotSent(_)) => Error::Passthrough(format!("{address} closed the connection")),
+            Unsent::Send(SendError::NotSent(_)) => {
+                Error::Passthrough(format!("{address} closed the connection"))
+            }
             Unsent::Send(SendError::Caller) => Error::CallerGone,
         })?;
     Ok(head.into_response(in_flight, record.take(), IDLE_TIMEOUT))
@@ -90,7 +95,9 @@ pub async fn connect(
     tokio::task::spawn_local(async move {
         let _in_flight = in_flight;
         let reason = match hyper::upgrade::on(request).await {
-            Ok(near) => tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut far).await.is_err(),
+            Ok(near) => {
+                tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut far).await.is_err()
+            }
             Err(_) => true,
         };
         record.complete(Instant::now(), reason.then_some("reset_after_head"));
@@ -98,7 +105,11 @@ pub async fn connect(
     Ok(Response::new(Reply::Empty))
 }
 
-async fn resolve(shared: &Shared, authority: &Authority, default_port: u16) -> Result<SocketAddr, Error> {
+async fn resolve(
+    shared: &Shared,
+    authority: &Authority,
+    default_port: u16,
+) -> Result<SocketAddr, Error> {
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let port = authority.port_u16().unwrap_or(default_port);
     let address = match host.parse::<IpAddr>() {
@@ -117,7 +128,8 @@ async fn resolve(shared: &Shared, authority: &Authority, default_port: u16) -> R
 
 fn is_own(own: &[SocketAddr], node: IpAddr, address: SocketAddr) -> bool {
     own.iter().any(|ours| {
-        let here = ours.ip().is_unspecified() && (address.ip().is_loopback() || address.ip() == node);
+        let here =
+            ours.ip().is_unspecified() && (address.ip().is_loopback() || address.ip() == node);
         ours.port() == address.port() && (ours.ip() == address.ip() || here)
     }) || address.ip().is_unspecified()
 }
@@ -132,7 +144,8 @@ mod tests {
 
     #[test]
     fn our_own_listeners_are_not_passed_through_to() {
-        let own: Vec<SocketAddr> = vec!["127.0.0.1:7080".parse().unwrap(), "0.0.0.0:7110".parse().unwrap()];
+        let own: Vec<SocketAddr> =
+            vec!["127.0.0.1:7080".parse().unwrap(), "0.0.0.0:7110".parse().unwrap()];
         let node: IpAddr = "192.0.2.5".parse().unwrap();
         let is = |address: &str| is_own(&own, node, address.parse().unwrap());
         assert!(is("127.0.0.1:7080"));

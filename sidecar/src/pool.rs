@@ -95,7 +95,10 @@ pub struct Charge<'a> {
 
 impl Charge<'_> {
     fn connection(&self) -> Result<Guard, DialError> {
-        self.balancer.circuit().try_connection(self.limits.connections).ok_or(DialError::CircuitOpen)
+        self.balancer
+            .circuit()
+            .try_connection(self.limits.connections)
+            .ok_or(DialError::CircuitOpen)
     }
 
     fn pending(&self) -> Result<Guard, DialError> {
@@ -105,7 +108,11 @@ impl Charge<'_> {
 
 impl Pool {
     /// A connection to an HTTP/1.1 application: an idle one, else a new one.
-    pub async fn h1(&self, address: SocketAddr, charge: Option<Charge<'_>>) -> Result<H1, DialError> {
+    pub async fn h1(
+        &self,
+        address: SocketAddr,
+        charge: Option<Charge<'_>>,
+    ) -> Result<H1, DialError> {
         if let Some(connection) = self.take_idle(address) {
             return Ok(connection);
         }
@@ -113,7 +120,11 @@ impl Pool {
     }
 
     /// A connection to an HTTP/1.1 application that was not used before.
-    pub async fn dial_h1(&self, address: SocketAddr, charge: Option<Charge<'_>>) -> Result<H1, DialError> {
+    pub async fn dial_h1(
+        &self,
+        address: SocketAddr,
+        charge: Option<Charge<'_>>,
+    ) -> Result<H1, DialError> {
         let _pending = charge.map(|c| c.pending()).transpose()?;
         let guard = charge.map(|c| c.connection()).transpose()?;
         let stream = dial(address, None).await.map_err(|e| unreachable(address, &e))?;
@@ -191,7 +202,9 @@ impl Pool {
             // The dial is a task of its own: whoever waits may be cancelled without harm to the others.
             let outcome = match dialled.wait_for(Option::is_some).await {
                 Ok(value) => value.clone().expect("waited for a value"),
-                Err(_) => Err(DialError::Unreachable(format!("the dial of {address} was given up"))),
+                Err(_) => {
+                    Err(DialError::Unreachable(format!("the dial of {address} was given up")))
+                }
             };
             outcome?;
         }
@@ -216,7 +229,11 @@ impl Pool {
                         let _ = connection.await;
                         drop(guard);
                     });
-                    peer.connections.push(Mux { sender, streams: Rc::default(), idle_since: Cell::new(None) });
+                    peer.connections.push(Mux {
+                        sender,
+                        streams: Rc::default(),
+                        idle_since: Cell::new(None),
+                    });
                     Ok(())
                 }
                 Err(error) => Err(unreachable(address, &error)),
@@ -230,7 +247,8 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         self.h1.borrow_mut().retain(|_, idle| {
             idle.retain(|i| {
-                !i.connection.sender.is_closed() && now.saturating_duration_since(i.since) < H1_IDLE_MAX
+                !i.connection.sender.is_closed()
+                    && now.saturating_duration_since(i.since) < H1_IDLE_MAX
             });
             !idle.is_empty()
         });
@@ -241,7 +259,10 @@ impl Pool {
                 } else if mux.idle_since.get().is_none() {
                     mux.idle_since.set(Some(now));
                 }
-                let idle = mux.idle_since.get().map_or(Duration::ZERO, |t| now.saturating_duration_since(t));
+                let idle = mux
+                    .idle_since
+                    .get()
+                    .map_or(Duration::ZERO, |t| now.saturating_duration_since(t));
                 !mux.sender.is_closed() && idle < H2_IDLE_MAX
             });
             !peer.connections.is_empty() || peer.dialling.is_some()
@@ -254,7 +275,9 @@ impl Peer {
     fn place(&mut self) -> Option<H2> {
         self.connections.retain(|mux| !mux.sender.is_closed());
         let mux = self.connections.iter().min_by_key(|mux| mux.streams.get())?;
-        if mux.streams.get() >= STREAMS_SOFT_MAX && self.connections.len() < CONNECTIONS_PER_PEER_MAX {
+        if mux.streams.get() >= STREAMS_SOFT_MAX
+            && self.connections.len() < CONNECTIONS_PER_PEER_MAX
+        {
             return None;
         }
         mux.streams.set(mux.streams.get() + 1);
@@ -277,14 +300,20 @@ pub enum SendError {
 
 impl H1 {
     /// Sends a request and waits for the response's head.
-    pub async fn send(&mut self, request: Request<Body>) -> Result<http::Response<hyper::body::Incoming>, SendError> {
+    pub async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<http::Response<hyper::body::Incoming>, SendError> {
         self.sender.try_send_request(request).await.map_err(send_error)
     }
 }
 
 impl H2 {
     /// Sends a request and waits for the response's head; dropping the future resets the stream.
-    pub async fn send(&mut self, request: Request<Body>) -> Result<http::Response<hyper::body::Incoming>, SendError> {
+    pub async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<http::Response<hyper::body::Incoming>, SendError> {
         self.sender.try_send_request(request).await.map_err(send_error)
     }
 }
@@ -307,14 +336,19 @@ fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Se
     SendError::Reset(error.to_string())
 }
 
-fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a E> {
+fn find<'a, E: std::error::Error + 'static>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a E> {
     std::iter::successors(Some(error), |e| e.source()).find_map(|e| e.downcast_ref())
 }
 
 async fn handshake_h2(
     address: SocketAddr,
     from: Option<IpAddr>,
-) -> io::Result<(http2::SendRequest<Body>, http2::Connection<TokioIo<TcpStream>, Body, LocalExecutor>)> {
+) -> io::Result<(
+    http2::SendRequest<Body>,
+    http2::Connection<TokioIo<TcpStream>, Body, LocalExecutor>,
+)> {
     let stream = dial(address, from).await?;
     http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())

@@ -49,7 +49,10 @@ impl Upstreams {
             settings.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream)).collect();
         let mut wanted: BTreeMap<&str, Vec<EndpointSpec>> = BTreeMap::new();
         for view in catalog.services.values() {
-            wanted.insert(&view.name, view.instances.iter().map(|i| spec_of(i, catalog.own)).collect());
+            wanted.insert(
+                &view.name,
+                view.instances.iter().map(|i| spec_of(i, catalog.own)).collect(),
+            );
         }
         for upstream in &settings.upstreams {
             if upstream.endpoints.is_empty() {
@@ -59,7 +62,10 @@ impl Upstreams {
             }
         }
         for (name, specs) in wanted {
-            let known = self.known.entry(name.to_owned()).or_insert_with(|| Known::new(&self.shared, name, now));
+            let known = self
+                .known
+                .entry(name.to_owned())
+                .or_insert_with(|| Known::new(&self.shared, name, now));
             known.seen = now;
             known.update(now, specs);
         }
@@ -70,7 +76,11 @@ impl Upstreams {
 
         let mut hosts = HashMap::new();
         for (name, known) in &mut self.known {
-            let upstream = Arc::new(known.upstream(settings, configured.get(name.as_str()).copied(), self.shared.epoch));
+            let upstream = Arc::new(known.upstream(
+                settings,
+                configured.get(name.as_str()).copied(),
+                self.shared.epoch,
+            ));
             let (domain, mesh) = (&settings.mesh.domain, &settings.mesh.name);
             for host in [
                 name.clone(),
@@ -136,7 +146,12 @@ impl Known {
         }
     }
 
-    fn upstream(&mut self, settings: &Settings, configured: Option<&settings::Upstream>, epoch: Instant) -> Upstream {
+    fn upstream(
+        &mut self,
+        settings: &Settings,
+        configured: Option<&settings::Upstream>,
+        epoch: Instant,
+    ) -> Upstream {
         let policy = configured.map_or(&settings.policy, |upstream| &upstream.policy);
         let mut hedgers = Vec::new();
         let routes = configured.map_or(&[][..], |upstream| &upstream.routes);
@@ -144,7 +159,8 @@ impl Known {
             .iter()
             .map(|route| {
                 let learnt = self.hedgers.iter().find(|(matches, _)| *matches == route.matches);
-                let hedger = learnt.map_or_else(|| Arc::new(Hedger::new(epoch)), |(_, hedger)| Arc::clone(hedger));
+                let hedger = learnt
+                    .map_or_else(|| Arc::new(Hedger::new(epoch)), |(_, hedger)| Arc::clone(hedger));
                 hedgers.push((route.matches.clone(), Arc::clone(&hedger)));
                 (route.matches.clone(), Arc::new(Route { policy: route.policy.clone(), hedger }))
             })
@@ -155,7 +171,10 @@ impl Known {
             balancer: Arc::clone(&self.balancer),
             retries: Arc::clone(&self.retries),
             metrics: Arc::clone(&self.metrics),
-            default: Arc::new(Route { policy: policy.clone(), hedger: Arc::clone(&self.default_hedger) }),
+            default: Arc::new(Route {
+                policy: policy.clone(),
+                hedger: Arc::clone(&self.default_hedger),
+            }),
             routes,
         }
     }

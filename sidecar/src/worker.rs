@@ -117,7 +117,9 @@ pub fn spawn(
             .build_local(tokio::runtime::LocalOptions::default());
         match runtime {
             Ok(runtime) => runtime.block_on(run(id, shared, inboxes, inbox)),
-            Err(error) => tracing::error!(%error, id, "worker has no runtime; raise the limit on open files"),
+            Err(error) => {
+                tracing::error!(%error, id, "worker has no runtime; raise the limit on open files")
+            }
         }
     })
 }
@@ -169,7 +171,13 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
     }
 }
 
-async fn accept(worker: Rc<Worker>, listener: TcpListener, role: Rc<Role>, inboxes: Inboxes, close: Rc<Notify>) {
+async fn accept(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    role: Rc<Role>,
+    inboxes: Inboxes,
+    close: Rc<Notify>,
+) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "listener cannot be polled"),
@@ -191,11 +199,14 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, role: Rc<Role>, inbox
             }
         };
         let shared = &worker.shared;
-        if shared.accepted[side].load(Ordering::Relaxed) >= shared.connections_max.load(Ordering::Relaxed) {
+        if shared.accepted[side].load(Ordering::Relaxed)
+            >= shared.connections_max.load(Ordering::Relaxed)
+        {
             shared.metrics.connections_refused.inc();
             continue;
         }
-        let loads: Vec<usize> = shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
+        let loads: Vec<usize> =
+            shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
         let taker = crate::listener::hand_over(worker.id, &loads);
         if taker == worker.id {
             serve(&worker, stream, Rc::clone(&role));
@@ -275,7 +286,6 @@ impl Worker {
         self.shared.in_flight[side].fetch_add(1, Ordering::Relaxed);
         InFlight { worker: Rc::clone(self), side }
     }
-
 }
 
 /// A request that is being served, to the end of its response's body.

@@ -113,9 +113,11 @@ pub struct Endpoint {
     pub instance: String,
     /// The host it runs on.
     pub host: String,
-    /// What is dialled.
+    /// The application's own address.
     pub address: String,
-    /// `usable | slow_start | draining | critical | ejected`.
+    /// What is dialled: the host's mesh port, or the application itself.
+    pub dial: String,
+    /// `usable`, or what the first filter against it is about.
     pub state: String,
     /// Requests in flight from this host.
     pub in_flight: u64,
@@ -123,12 +125,10 @@ pub struct Endpoint {
     pub latency_ms: Option<f64>,
     /// How long a response's head has been awaited without any progress.
     pub stall_ms: f64,
-    /// Failures in a row.
-    pub failures: u64,
     /// How long it stays ejected.
     pub ejected_ms: Option<u64>,
-    /// Requests sent to it since it is known.
-    pub requests: u64,
+    /// How often it was ejected.
+    pub ejections: u64,
 }
 
 /// `/v1/explain/S`.

@@ -128,8 +128,7 @@ fn endpoints_table(report: &Endpoints, colour: bool) -> String {
         "IN FLIGHT",
         "LATENCY",
         "STALLED",
-        "FAILURES",
-        "REQUESTS",
+        "EJECTIONS",
     ]);
     for endpoint in &report.endpoints {
         let state = match endpoint.ejected_ms {
@@ -146,12 +145,11 @@ fn endpoints_table(report: &Endpoints, colour: bool) -> String {
                 endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms")),
             ),
             Cell::number(format!("{:.1}ms", endpoint.stall_ms)).tone(stall_tone(endpoint.stall_ms)),
-            Cell::number(endpoint.failures).tone(if endpoint.failures > 0 {
+            Cell::number(endpoint.ejections).tone(if endpoint.ejections > 0 {
                 Tone::Warn
             } else {
                 Tone::Dim
             }),
-            Cell::number(endpoint.requests),
         ]);
     }
     out.push_str(&table.render(colour));
