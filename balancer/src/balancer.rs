@@ -31,7 +31,7 @@ use crate::circuit::Circuit;
 use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
-use crate::p2c::Load;
+use crate::p2c::{Load, is_suspect};
 use crate::set::{ENDPOINTS_MAX, Set};
 use crate::ticket::Ticket;
 
@@ -158,15 +158,13 @@ impl Balancer {
             nonce: random,
         };
         let index = match policy.balance {
-            Balance::P2c => pick.cheaper_of_two(rng, |state| Load::by_latency(state, now, attempt)),
-            _ if attempt == Attempt::Hedge => {
-                pick.cheaper_of_two(rng, |state| Load::by_latency(state, now, attempt))
-            }
-            Balance::LeastRequest => pick.cheaper_of_two(rng, Load::by_requests),
+            Balance::P2c => pick.cheapest_of_a_few(rng, Load::by_latency),
+            _ if attempt == Attempt::Hedge => pick.cheapest_of_a_few(rng, Load::by_latency),
+            Balance::LeastRequest => pick.cheapest_of_a_few(rng, Load::by_requests),
             Balance::RoundRobin => {
-                pick.first_fresh(rng, |set, _| set.rotate(self.rotation.fetch_add(1, Relaxed)))
+                pick.first_well(rng, |set, _| set.rotate(self.rotation.fetch_add(1, Relaxed)))
             }
-            Balance::Random => pick.first_fresh(rng, |set, random| set.draw(random)),
+            Balance::Random => pick.first_well(rng, Set::draw),
         }?;
         let requests = self.circuit.request_gauge();
         match attempt {
@@ -248,42 +246,59 @@ enum Rank {
 }
 
 impl Pick<'_> {
-    fn cheaper_of_two(
+    /// The cheaper of two fresh ones drawn at random; for a copy of four. Each suspect among them is one more draw.
+    fn cheapest_of_a_few(
         &self,
         rng: &mut impl Rng,
-        load: impl Fn(&State) -> Load,
+        load: fn(&State, u64, Attempt) -> Load,
     ) -> Result<usize, NoEndpoint> {
+        let load = |index: usize| load(&self.set[index].state, self.now, self.attempt);
+        let mut wanted = if self.attempt == Attempt::Hedge { CHOICES_FOR_A_COPY } else { 2 };
+        let mut more = SUSPECTS_PASSED;
         let mut best: Option<(usize, Load)> = None;
         for _ in 0..DRAWS_MAX {
             let index = self.set.draw(rng.next_u64());
-            if best.is_some_and(|(first, _)| first == index) || self.rank(index) != Rank::Fresh {
+            if best.is_some_and(|(best, _)| best == index) || self.rank(index) != Rank::Fresh {
                 continue;
             }
-            let drawn = (index, load(&self.set[index].state));
-            match best {
-                None => best = Some(drawn),
-                Some(first) => {
-                    return Ok(if drawn.1.is_better_than(&first.1) { drawn.0 } else { first.0 });
-                }
+            let drawn = load(index);
+            if best.is_none_or(|(_, best)| drawn.is_better_than(&best)) {
+                best = Some((index, drawn));
+            }
+            if drawn.suspect && more > 0 {
+                more -= 1;
+            } else {
+                wanted -= 1;
+            }
+            if wanted == 0 {
+                break;
             }
         }
+        if let Some((index, _)) = best {
+            return Ok(index);
+        }
         let (first, second) = self.two_of_the_best_rank(rng)?;
-        let better = |second: usize| {
-            load(&self.set[second].state).is_better_than(&load(&self.set[first].state))
-        };
-        Ok(second.filter(|&second| better(second)).unwrap_or(first))
+        let better = |second: &usize| load(*second).is_better_than(&load(first));
+        Ok(second.filter(better).unwrap_or(first))
     }
 
-    fn first_fresh<R: Rng>(
+    /// The first fresh one of a sequence of draws; a few suspects are passed over.
+    fn first_well<R: Rng>(
         &self,
         rng: &mut R,
         draw: impl Fn(&Set, u64) -> usize,
     ) -> Result<usize, NoEndpoint> {
+        let mut more = SUSPECTS_PASSED;
         for _ in 0..DRAWS_MAX {
             let index = draw(self.set, rng.next_u64());
-            if self.rank(index) == Rank::Fresh {
+            if self.rank(index) != Rank::Fresh {
+                continue;
+            }
+            if more == 0 || !is_suspect(self.set[index].state.stall.silence(self.now), self.attempt)
+            {
                 return Ok(index);
             }
+            more -= 1;
         }
         self.two_of_the_best_rank(rng).map(|(first, _)| first)
     }
@@ -364,9 +379,14 @@ fn scramble(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// After so many draws without two fresh endpoints the whole set is looked at. With half of a large set out that happens to
-/// one pick in 28.
-const DRAWS_MAX: usize = 8;
+/// A copy is rare and must not land on another stuck endpoint: it looks at more of them.
+const CHOICES_FOR_A_COPY: usize = 4;
+/// So many suspects are passed over. Not all of them, whatever their number: when most endpoints are silent at once the cause is
+/// likely to be elsewhere, and the rest must not be buried.
+const SUSPECTS_PASSED: usize = 4;
+/// After so many draws without a fresh endpoints the whole set is looked at. With half of a large set out that happens to
+/// one pick in a thousand.
+const DRAWS_MAX: usize = 12;
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,9 @@
 //! everything takes 0.2 ms, noise alone would make a twentieth of all requests late and eat the budget that the pauses need. (Dean and
 //! Barroso, "The Tail at Scale": at the 95th percentile copies cost about 5 %.)
 //!
+//! More than 16 times the median is late in any case: where more requests stall than the percentile leaves over, the percentile
+//! itself lies within the stalls.
+//!
 //! Two budgets bound it: its own (`hedge.budget`, a share of requests over 10 s, no floor) and the upstream's retry budget, because a copy
 //! is an extra attempt like any other. So when all replicas are slow together, copies stop by themselves.
 //!
@@ -83,7 +86,7 @@ impl Hedger {
         let delay = match hedge.after {
             After::Fixed(delay) => delay,
             After::Percentile(percent) => {
-                self.latencies.recent_quantile(self.epoch.moment(now), percent)?
+                self.latencies.late_after(self.epoch.moment(now), percent)?
             }
         };
         Some(delay.max(hedge.min))
@@ -95,6 +98,9 @@ impl Hedger {
     }
 
     /// Whether a copy that is due goes out: only in `enforce`, and if both budgets pay. In `observe` it is counted.
+    ///
+    /// When it is refused, ask again after another delay: a request that is late for the second time needs the copy more than the
+    /// others, most of which will have been answered by then.
     #[must_use]
     pub fn try_copy(&self, now: Instant, hedge: &Hedge, retry: &Retry, retries: &Budget) -> bool {
         if hedge.mode == Mode::Off {

@@ -7,7 +7,7 @@
 //! a silence several windows are cleared at once; a sample recorded by another worker at that moment may be lost, which only delays the
 //! hundredth sample by one.
 //!
-//! The quantile is kept for [`REFRESH`] and computed anew by whoever asks then: summing 3 × 736 counters for each request would cost
+//! What is late is kept for [`REFRESH`] and computed anew by whoever asks then: summing 3 × 704 counters for each request would cost
 //! more than the request.
 //!
 //! Orderings: relaxed; the cached word holds the quantile and which one it is.
@@ -46,67 +46,59 @@ impl Latencies {
 
     /// The latency that `percent` of the recent ones do not exceed; `None` below [`SAMPLES_MIN`] samples.
     pub(crate) fn quantile(&self, now: u64, percent: f64) -> Option<Duration> {
-        let turn = self.turn_to(now);
-        let counts = |bucket: usize| {
-            (0..READ.min(turn + 1)).map(move |back| {
-                self.windows[((turn - back) % RING as u64) as usize][bucket].load(Relaxed)
-            })
-        };
-        let total: u64 = (0..BUCKETS).flat_map(counts).map(u64::from).sum();
-        if total < SAMPLES_MIN {
-            return None;
-        }
-        let wanted = ((total as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil() as u64).max(1);
-        let mut seen = 0;
-        let reached = (0..BUCKETS).find(|&bucket| {
-            seen += counts(bucket).map(u64::from).sum::<u64>();
-            seen >= wanted
-        });
-        Some(upper_bound(reached.unwrap_or(BUCKETS - 1)))
+        self.counts(now).map(|counts| counts.quantile(percent))
     }
 
-    /// As [`Latencies::quantile`], at most [`REFRESH`] old.
-    pub(crate) fn recent_quantile(&self, now: u64, percent: f64) -> Option<Duration> {
-        let which = ((percent * 100.0) as u64) << MICROS_BITS;
+    /// The latency from which on a request is late: the quantile, but at most [`MEDIANS_MAX`] times the median. At most [`REFRESH`] old.
+    pub(crate) fn late_after(&self, now: u64, percent: f64) -> Option<Duration> {
+        let which = ((percent.clamp(0.0, 100.0) * 100.0) as u64) << MICROS_BITS;
         let cached = self.cached.load(Relaxed);
         let refresh_at = self.refresh_at.load(Relaxed);
-        let fresh = now < refresh_at && cached & !MICROS_MASK == which;
-        // Of the workers that find it old, one computes it.
-        if fresh
-            || self
-                .refresh_at
-                .compare_exchange(refresh_at, now.saturating_add(REFRESH), Relaxed, Relaxed)
-                .is_err()
-        {
+        let known = cached & !MICROS_MASK == which;
+        let refresh = || {
+            self.refresh_at.compare_exchange(
+                refresh_at,
+                now.saturating_add(REFRESH),
+                Relaxed,
+                Relaxed,
+            )
+        };
+        // Of the workers that find it old, one computes it anew.
+        if (known && now < refresh_at) || refresh().is_err() {
             let micros = cached & MICROS_MASK;
-            return (micros > 0 && cached & !MICROS_MASK == which)
-                .then(|| Duration::from_micros(micros));
+            return (known && micros > 0).then(|| Duration::from_micros(micros));
         }
-        let quantile = self.quantile(now, percent);
-        self.cached.store(
-            which
-                | quantile
-                    .map_or(0, |quantile| (quantile.as_micros() as u64).clamp(1, MICROS_MASK)),
-            Relaxed,
-        );
-        quantile
+        let late = self
+            .counts(now)
+            .map(|counts| counts.quantile(percent).min(counts.quantile(50.0) * MEDIANS_MAX));
+        let micros = late.map_or(0, |late| (late.as_micros() as u64).clamp(1, MICROS_MASK));
+        self.cached.store(which | micros, Relaxed);
+        late
+    }
+
+    fn counts(&self, now: u64) -> Option<Counts> {
+        let turn = self.turn_to(now);
+        let mut counts = [0u64; BUCKETS];
+        for back in 0..READ.min(turn + 1) {
+            let window = &self.windows[((turn - back) % RING as u64) as usize];
+            for (sum, count) in counts.iter_mut().zip(window) {
+                *sum += u64::from(count.load(Relaxed));
+            }
+        }
+        let total = counts.iter().sum();
+        (total >= SAMPLES_MIN).then_some(Counts { counts, total })
     }
 
     /// Makes the window of `now` the running one, clearing what is reused; returns its number.
     fn turn_to(&self, now: u64) -> u64 {
         let (wanted, mut turn) = (now / WINDOW_NS, self.turn.load(Relaxed));
         while turn < wanted {
-            // The next window was cleared a turn ago, when this one began; past it nothing was.
-            let stale = if turn + 1 == wanted {
-                wanted + 1..=wanted + 1
-            } else {
-                wanted - READ + 1..=wanted + 1
-            };
-            if turn + 1 != wanted {
-                let keep_from = turn; // windows up to `turn` are still valid where the ring still holds them
-                stale.filter(|&window| window > keep_from).for_each(|window| self.clear(window));
-            } else {
-                stale.for_each(|window| self.clear(window));
+            // The window after `turn` was cleared when `turn` began.
+            let first = (turn + 2).max((wanted + 2).saturating_sub(RING as u64));
+            for window in first..=wanted + 1 {
+                self.windows[(window % RING as u64) as usize]
+                    .iter()
+                    .for_each(|count| count.store(0, Relaxed));
             }
             match self.turn.compare_exchange(turn, wanted, Relaxed, Relaxed) {
                 Ok(_) => return wanted,
@@ -115,11 +107,23 @@ impl Latencies {
         }
         turn
     }
+}
 
-    fn clear(&self, window: u64) {
-        self.windows[(window % RING as u64) as usize]
-            .iter()
-            .for_each(|count| count.store(0, Relaxed));
+/// The recent windows together.
+struct Counts {
+    counts: [u64; BUCKETS],
+    total: u64,
+}
+
+impl Counts {
+    fn quantile(&self, percent: f64) -> Duration {
+        let wanted = ((self.total as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil() as u64).max(1);
+        let mut seen = 0;
+        let reached = self.counts.iter().position(|count| {
+            seen += count;
+            seen >= wanted
+        });
+        upper_bound(reached.unwrap_or(BUCKETS - 1))
     }
 }
 
@@ -145,6 +149,10 @@ fn upper_bound(bucket: usize) -> Duration {
 
 /// Fewer say nothing about a percentile.
 pub(crate) const SAMPLES_MIN: u64 = 100;
+/// What takes 16 times the median is late whatever the percentile says. An exponential distribution has its p99.9 at ten medians; beyond
+/// that two kinds of answers are mixed, and if the slow kind is more than the percentile leaves over (replicas that
+/// pause a tenth of the time, before anything is done about it), the percentile lies within the slow kind and would keep it there.
+const MEDIANS_MAX: u32 = 16;
 const WINDOW_NS: u64 = 10_000_000_000;
 /// Windows that count.
 const READ: u64 = 3;
@@ -157,3 +165,87 @@ const BUCKETS: usize = (STEPS * (26 - STEPS.ilog2() + 1)) as usize;
 const REFRESH: u64 = 100_000_000;
 const MICROS_BITS: u32 = 48;
 const MICROS_MASK: u64 = (1 << MICROS_BITS) - 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn filled(now: u64, micros: impl IntoIterator<Item = u64>) -> Latencies {
+        let latencies = Latencies::new();
+        micros.into_iter().for_each(|micros| latencies.record(now, Duration::from_micros(micros)));
+        latencies
+    }
+
+    #[test]
+    fn quantiles_are_within_three_percent() {
+        let latencies = filled(S, (1..=10_000).map(|n| n * 10));
+        for (percent, expected) in
+            [(1.0, 1_000.0), (50.0, 50_000.0), (95.0, 95_000.0), (99.9, 99_900.0)]
+        {
+            let actual = latencies.quantile(S, percent).unwrap().as_micros() as f64;
+            assert!((actual / expected - 1.0).abs() < 0.035, "p{percent}: {actual} for {expected}");
+        }
+    }
+
+    #[test]
+    fn a_hundred_samples_are_needed_and_are_forgotten_after_thirty_seconds() {
+        let latencies = filled(S, std::iter::repeat_n(500, 99));
+        assert_eq!(latencies.quantile(S, 50.0), None);
+        assert_eq!(latencies.late_after(S, 95.0), None);
+        latencies.record(S, Duration::from_micros(500));
+        assert!(latencies.quantile(S, 50.0).is_some());
+        assert!(latencies.quantile(29 * S, 50.0).is_some());
+        assert_eq!(latencies.quantile(30 * S, 50.0), None);
+        assert_eq!(latencies.quantile(1_000 * S, 50.0), None);
+    }
+
+    #[test]
+    fn a_window_that_is_used_again_is_empty() {
+        for gap in [10, 20, 30, 40, 70, 1_000] {
+            let latencies = filled(S, std::iter::repeat_n(50_000, 1_000));
+            (1..=4).for_each(|turn| {
+                (0..200)
+                    .for_each(|_| latencies.record(S + turn * gap * S, Duration::from_micros(100)))
+            });
+            let p99 = latencies.quantile(S + 4 * gap * S, 99.0).unwrap();
+            assert!(p99 < Duration::from_micros(110), "after gaps of {gap} s: {p99:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_late_follows_the_percentile_asked_for_and_at_most_sixteen_medians() {
+        let latencies = filled(S, (1..=1_000).map(|n| n * 10));
+        let p95 = latencies.late_after(S, 95.0).unwrap();
+        assert_eq!(Some(p95), latencies.quantile(S, 95.0));
+        assert_eq!(
+            latencies.late_after(S, 50.0),
+            latencies.quantile(S, 50.0),
+            "another percentile is not answered from the cache"
+        );
+        let stalling = filled(S, (0..1_000).map(|n| if n % 10 == 0 { 90_000 } else { 300 }));
+        assert!(stalling.late_after(S, 95.0).unwrap() < Duration::from_millis(6));
+    }
+
+    #[test]
+    fn what_is_late_is_refreshed() {
+        let latencies = filled(S, std::iter::repeat_n(100, 100));
+        let before = latencies.late_after(S, 95.0);
+        (0..10_000).for_each(|_| latencies.record(S, Duration::from_micros(900)));
+        assert_eq!(latencies.late_after(S + REFRESH - 1, 95.0), before);
+        assert!(latencies.late_after(S + REFRESH, 95.0) > before);
+    }
+
+    proptest! {
+        #[test]
+        fn a_latency_is_below_its_buckets_bound(nanos in any::<u64>()) {
+            let latency = Duration::from_nanos(nanos);
+            let bound = upper_bound(bucket(latency));
+            let micros = (nanos / 1_000).min(MICROS_MAX);
+            prop_assert!(bound > Duration::from_micros(micros));
+            prop_assert!(bound.as_micros() as u64 <= micros + micros / 16 + 1);
+        }
+    }
+}

@@ -7,6 +7,8 @@
 //! - An endpoint under suspicion (`stall`) loses against one that is not, whatever they cost: its estimate is from before it fell silent.
 //!   Against another suspect it is compared as usual, so a pause of *all* endpoints changes nothing.
 //! - An endpoint that is due for a trial competes as if it were well, for first attempts only: a copy or a retry must not land on a guess.
+//! - For a copy the time since the endpoint's last head counts as its stall age, whether or not anything was asked since: a copy goes where
+//!   life was seen last. (Not for first attempts, which would all rush there.)
 //! - An endpoint without samples is taken to be as fast as the one it is compared with, so load alone decides: it is neither
 //!   flooded (as an estimate of 0 would have it) nor shunned (as a pessimistic constant would).
 
@@ -28,23 +30,22 @@ pub(crate) struct Load {
 impl Load {
     /// By latency, silence and requests in flight.
     pub(crate) fn by_latency(state: &State, now: u64, attempt: Attempt) -> Load {
-        let (suspect, age_ns) = match state.stall.silence(now) {
-            Silence::None => (false, 0),
-            Silence::Waiting { age_ns } => (false, age_ns),
-            Silence::Trial { .. } if attempt == Attempt::First => (false, 0),
-            Silence::Suspect { age_ns } | Silence::Trial { age_ns } => (true, age_ns),
+        let silence = state.stall.silence(now);
+        let suspect = is_suspect(silence, attempt);
+        let age_ns = match silence {
+            _ if attempt == Attempt::Hedge => state.stall.unheard_ns(now),
+            Silence::Waiting { age_ns } | Silence::Suspect { age_ns } => age_ns,
+            Silence::Trial { age_ns } if suspect => age_ns,
+            Silence::Trial { .. } | Silence::None => 0,
         };
-        Load {
-            suspect,
-            estimate: state.estimate.read(now),
-            age_ns: age_ns as f32,
-            factor: in_flight(state),
-        }
+        let estimate = state.estimate.read(now);
+        Load { suspect, estimate, age_ns: age_ns as f32, factor: in_flight(state) }
     }
 
     /// By requests in flight alone.
-    pub(crate) fn by_requests(state: &State) -> Load {
-        Load { suspect: false, estimate: None, age_ns: 0.0, factor: in_flight(state) }
+    pub(crate) fn by_requests(state: &State, now: u64, attempt: Attempt) -> Load {
+        let suspect = is_suspect(state.stall.silence(now), attempt);
+        Load { suspect, estimate: None, age_ns: 0.0, factor: in_flight(state) }
     }
 
     /// Whether this one is to be preferred; with equal costs it is not.
@@ -57,6 +58,15 @@ impl Load {
 
     fn cost(&self, other: &Load) -> f32 {
         self.estimate.or(other.estimate).unwrap_or(1.0).max(self.age_ns) * self.factor
+    }
+}
+
+/// Whether an endpoint so silent is a bad place for this attempt.
+pub(crate) fn is_suspect(silence: Silence, attempt: Attempt) -> bool {
+    match silence {
+        Silence::None | Silence::Waiting { .. } => false,
+        Silence::Suspect { .. } => true,
+        Silence::Trial { .. } => attempt != Attempt::First,
     }
 }
 

@@ -44,6 +44,13 @@ impl PeakEwma {
         }
     }
 
+    /// An attempt that has not been answered has waited for so long: a peak it is already, whatever it will be.
+    pub(crate) fn observe_at_least(&self, now: u64, waited_ns: u64) {
+        if unpack(self.0.load(Relaxed)).is_some_and(|(estimate, _)| waited_ns as f32 > estimate) {
+            self.observe(now, waited_ns);
+        }
+    }
+
     /// The estimate in ns, aged to the moment `now`; `None` before the first sample.
     pub(crate) fn read(&self, now: u64) -> Option<f32> {
         let (estimate, last) = unpack(self.0.load(Relaxed))?;

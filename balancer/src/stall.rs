@@ -4,26 +4,44 @@
 //! when a copy elsewhere wins and the first attempt is cancelled, never. So the endpoint keeps two moments:
 //!
 //! - `since`: the first dispatch after the last head, while no head has come since. Its age is the **stall age**.
-//! - `until`: set when an attempt was given up without a head, which makes the endpoint **suspect** until then.
+//! - `until`: set when an attempt is late, or was given up, and *no* head came since its dispatch, which makes the endpoint **suspect** until
+//!   then. (A slow or queueing request at an endpoint that answers others is no evidence.)
 //!
 //! A head, whichever request it answers, proves the process alive and clears both. Therefore what was dispatched *before* the last
 //! head never counts again: a long poll or a stream that waits for an hour makes its host look stalled only until the next
 //! answer, and without a list of requests. (Counting what is awaited, the obvious way, would see an endless stall age there.)
 //!
-//! Nothing is avoided for long on this evidence. From [`PAUSE_MIN`] after the first unanswered dispatch on, *one* request is let through
-//! as a trial; taking it moves `until` on by as long as the silence has lasted, between [`PAUSE_MIN`] and [`PAUSE_MAX`]: a silence
-//! of length L costs about 2 + log₂(L / PAUSE_MIN) attempts and the endpoint is back at most as long after its end as it lasted.
+//! Nothing is avoided for long on this evidence. A **pause** after the first unanswered dispatch *one* request is let through as a
+//! trial. How long the pause is each endpoint teaches: a trial that is given up doubles it (and starts it again), one that is
+//! answered shortens it by a tenth, within [`PAUSE_MIN`] and [`PAUSE_MAX`]. So a process that stops for 200 ms at a time is left alone for about 200 ms,
+//! at little more than one attempt each time, and a single slow answer costs its endpoint next to nothing. A fixed pause
+//! is the obvious alternative: too short it sends several attempts into each stop, too long it wastes the endpoint afterwards.
+//!
+//! `heard`, the moment of the last head, tells a copy where life was seen last.
 //!
 //! Orderings: relaxed. The moments are hints; a race between a dispatch and a head at most forgets one unanswered dispatch, and
 //! the next one is noted again.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The two moments; 0: none.
-#[derive(Debug, Default)]
+/// The moments (0: none) and the pause.
+#[derive(Debug)]
 pub(crate) struct Stall {
     since: AtomicU64,
     until: AtomicU64,
+    heard: AtomicU64,
+    pause: AtomicU64,
+}
+
+impl Default for Stall {
+    fn default() -> Self {
+        Stall {
+            since: AtomicU64::new(0),
+            until: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+            pause: AtomicU64::new(PAUSE_FIRST),
+        }
+    }
 }
 
 /// What the evidence says at a moment.
@@ -33,7 +51,7 @@ pub(crate) enum Silence {
     None,
     /// Asked `age_ns` ago and not answered yet.
     Waiting { age_ns: u64 },
-    /// An attempt was given up without a head; asked first `age_ns` ago.
+    /// An attempt is late or was given up without a head; asked first `age_ns` ago.
     Suspect { age_ns: u64 },
     /// Silent for `age_ns`, long enough that one request may try it again.
     Trial { age_ns: u64 },
@@ -47,7 +65,7 @@ impl Stall {
         }
         let until = self.until.load(Relaxed);
         let age_ns = now.saturating_sub(since);
-        if now >= until.max(since.saturating_add(PAUSE_MIN)) {
+        if now >= self.trial_at(since, until) {
             Silence::Trial { age_ns }
         } else if until != 0 {
             Silence::Suspect { age_ns }
@@ -56,34 +74,64 @@ impl Stall {
         }
     }
 
-    /// A request goes out. If a trial is due this is it: of several workers, one wins it and the others see a suspect.
-    pub(crate) fn dispatched(&self, now: u64) {
+    /// How long ago the last head came, whether or not anything was asked since.
+    pub(crate) fn unheard_ns(&self, now: u64) -> u64 {
+        now.saturating_sub(self.heard.load(Relaxed))
+    }
+
+    /// A request goes out; says whether it is a trial. Of several workers one gets a trial that is due, the others see a suspect.
+    pub(crate) fn dispatched(&self, now: u64) -> bool {
         let since = self.since.load(Relaxed);
         if since == 0 {
             let _ = self.since.compare_exchange(0, now, Relaxed, Relaxed);
-            return;
+            return false;
         }
         let until = self.until.load(Relaxed);
-        if now >= until.max(since.saturating_add(PAUSE_MIN)) {
-            let pause = now.saturating_sub(since).clamp(PAUSE_MIN, PAUSE_MAX);
-            let _ = self.until.compare_exchange(until, now.saturating_add(pause), Relaxed, Relaxed);
-        }
+        now >= self.trial_at(since, until)
+            && self
+                .until
+                .compare_exchange(
+                    until,
+                    now.saturating_add(self.pause.load(Relaxed)),
+                    Relaxed,
+                    Relaxed,
+                )
+                .is_ok()
     }
 
-    /// A head came: the process lives.
-    pub(crate) fn answered(&self) {
+    /// The attempt dispatched at `started` was answered, so the process lives.
+    pub(crate) fn answered(&self, now: u64, started: u64, trial: bool) {
+        self.heard.store(now, Relaxed);
         if self.since.load(Relaxed) != 0 {
             self.since.store(0, Relaxed);
             self.until.store(0, Relaxed);
         }
+        let pause = self.pause.load(Relaxed);
+        // An answer that was long in coming ended the silence: the pause was not too long.
+        if trial && now.saturating_sub(started) < pause / 4 {
+            self.pause.store((pause - pause / 10).max(PAUSE_MIN), Relaxed);
+        }
     }
 
-    /// An attempt was given up without a head.
-    pub(crate) fn given_up(&self) {
+    /// The attempt dispatched at `started` has waited for longer than most do. Evidence only if no head came since then: else the
+    /// process lives, and the attempt is slow or queues.
+    pub(crate) fn late(&self, started: u64) {
         let since = self.since.load(Relaxed);
-        if since != 0 {
-            let _ =
-                self.until.compare_exchange(0, since.saturating_add(PAUSE_MIN), Relaxed, Relaxed);
+        if since != 0 && since <= started {
+            let until = since.saturating_add(self.pause.load(Relaxed));
+            let _ = self.until.compare_exchange(0, until, Relaxed, Relaxed);
+        }
+    }
+
+    /// The attempt dispatched at `started` was given up without a head.
+    pub(crate) fn given_up(&self, started: u64, trial: bool) {
+        let since = self.since.load(Relaxed);
+        if trial && since != 0 && since <= started {
+            let pause = self.pause.load(Relaxed).saturating_mul(2).min(PAUSE_MAX);
+            self.pause.store(pause, Relaxed);
+            self.until.store(started.saturating_add(pause), Relaxed);
+        } else {
+            self.late(started);
         }
     }
 
@@ -101,11 +149,15 @@ impl Stall {
             self.until.store(0, Relaxed);
         }
     }
+
+    fn trial_at(&self, since: u64, until: u64) -> u64 {
+        if until == 0 { since.saturating_add(self.pause.load(Relaxed)) } else { until }
+    }
 }
 
-/// No trial earlier than this after the first unanswered dispatch. Found by the simulation (`tests/simulation/pauses.rs`): garbage
-/// collection and CPU throttling stop a process for 10 to 200 ms; trying again within a pause costs an extra request each time, and
-/// leaving an endpoint out a little longer than it was silent costs next to nothing while others answer.
-pub(crate) const PAUSE_MIN: u64 = 100_000_000;
-/// And none later than this after the one before.
-pub(crate) const PAUSE_MAX: u64 = 2_000_000_000;
+/// The first pause, before anything was learnt: garbage collection and CPU throttling stop a process for 10 to 200 ms.
+const PAUSE_FIRST: u64 = 100_000_000;
+/// Shorter ones cost attempts without giving anything back.
+const PAUSE_MIN: u64 = 20_000_000;
+/// An endpoint that never answers in time is tried at least this often.
+const PAUSE_MAX: u64 = 2_000_000_000;

@@ -23,6 +23,8 @@ pub struct Ticket {
     jitter: u32,
     head_due: bool,
     sample: bool,
+    /// It tries an endpoint that had fallen silent.
+    trial: bool,
 }
 
 /// How an attempt went, as far as its endpoint is concerned.
@@ -49,7 +51,7 @@ impl Ticket {
     pub(crate) fn new(endpoint: &Arc<Endpoint>, now: u64, eject: &Eject, jitter: u32) -> Ticket {
         let state = &endpoint.state;
         state.in_flight.fetch_add(1, Relaxed);
-        state.stall.dispatched(now);
+        let trial = state.stall.dispatched(now);
         Ticket {
             endpoint: Arc::clone(endpoint),
             started: now,
@@ -57,6 +59,7 @@ impl Ticket {
             jitter,
             head_due: true,
             sample: true,
+            trial,
         }
     }
 
@@ -75,7 +78,7 @@ impl Ticket {
         let now = state.epoch.moment(now);
         match verdict {
             Verdict::Success => {
-                state.stall.answered();
+                state.stall.answered(now, self.started, self.trial);
                 if self.sample && self.started >= state.clean_since.load(Relaxed) {
                     state.estimate.observe(now, now.saturating_sub(self.started));
                 }
@@ -84,11 +87,11 @@ impl Ticket {
                 state.unreachable.store(0, Relaxed);
             }
             Verdict::Failure => {
-                state.stall.answered();
+                state.stall.answered(now, self.started, self.trial);
                 self.failed(now);
             }
             Verdict::Overloaded { retry_after } => {
-                state.stall.answered();
+                state.stall.answered(now, self.started, self.trial);
                 state.bias.failed();
                 if let Some(wait) = retry_after {
                     state
@@ -109,8 +112,21 @@ impl Ticket {
                 self.failed(now);
             }
             Verdict::Timeout => {
-                state.stall.given_up();
+                state.stall.given_up(self.started, self.trial);
                 self.failed(now);
+            }
+        }
+    }
+
+    /// No head within the time after which a copy is due (`Hedger::delay`), whether or not one is sent: until its next head the endpoint
+    /// is under suspicion, so that others go elsewhere. Worth calling for requests that must not be copied, too.
+    pub fn late(&self, now: Instant) {
+        if self.head_due && self.sample {
+            let state = &self.endpoint.state;
+            let now = state.epoch.moment(now);
+            state.stall.late(self.started);
+            if self.started >= state.clean_since.load(Relaxed) {
+                state.estimate.observe_at_least(now, now.saturating_sub(self.started));
             }
         }
     }
@@ -153,7 +169,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let state = &self.endpoint.state;
         if self.head_due && self.sample {
-            state.stall.given_up();
+            state.stall.given_up(self.started, self.trial);
         }
         let before = state.in_flight.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "a ticket left twice");

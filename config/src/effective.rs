@@ -32,12 +32,12 @@ pub(crate) enum Doc {
 }
 
 impl Doc {
-    fn text(value: impl ToString) -> Doc {
+    fn text(value: &(impl ToString + ?Sized)) -> Doc {
         Doc::Text(value.to_string())
     }
 
     fn texts<T: ToString>(values: impl IntoIterator<Item = T>) -> Doc {
-        Doc::List(values.into_iter().map(Doc::text).collect())
+        Doc::List(values.into_iter().map(|value| Doc::text(&value)).collect())
     }
 
     fn number(value: usize) -> Doc {
@@ -45,7 +45,7 @@ impl Doc {
     }
 
     fn set_or(value: Option<impl ToString>, unset: &'static str) -> Doc {
-        value.map_or(Doc::Unset(unset), Doc::text)
+        value.map_or(Doc::Unset(unset), |value| Doc::text(&value))
     }
 
     fn map<const N: usize>(entries: [(&str, Doc); N]) -> Doc {
@@ -226,7 +226,7 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
     } = settings;
     let data_dir = match &node.data_dir {
         DataDir::Default => Doc::Unset("$STATE_DIRECTORY, else the XDG state directory"),
-        DataDir::Path(path) => Doc::text(path.display()),
+        DataDir::Path(path) => Doc::text(&path.display()),
         DataDir::Nothing => Doc::text(""),
     };
     let key = |key: &crate::settings::Key| match secrets {
@@ -235,7 +235,7 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
     };
     let listeners = outbound.listeners.iter().map(|listener| {
         Doc::map([
-            ("listen", Doc::text(listener.listen)),
+            ("listen", Doc::text(&listener.listen)),
             ("service", Doc::text(&listener.service)),
         ])
     });
@@ -268,12 +268,15 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
                 (
                     "gossip",
                     Doc::map([
-                        ("listen", Doc::text(mesh.gossip.address)),
+                        ("listen", Doc::text(&mesh.gossip.address)),
                         ("profile", Doc::text("lan")),
                         ("keys", Doc::texts(mesh.keys.iter().map(key))),
                     ]),
                 ),
-                ("data", Doc::map([("listen", Doc::text(mesh.data.address))])),
+                (
+                    "data",
+                    Doc::map([("listen", Doc::text(&mesh.data.address))]),
+                ),
                 ("insecure", Doc::Bool(mesh.insecure)),
             ]),
         ),
@@ -289,7 +292,7 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
         (
             "outbound",
             Doc::map([
-                ("listen", Doc::text(outbound.listen.address)),
+                ("listen", Doc::text(&outbound.listen.address)),
                 ("passthrough", Doc::Bool(outbound.passthrough)),
                 ("listeners", Doc::List(listeners.collect())),
             ]),
@@ -297,25 +300,25 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
         (
             "discovery",
             Doc::map([
-                ("http", Doc::text(discovery.http.address)),
-                ("dns", Doc::text(discovery.dns.address)),
+                ("http", Doc::text(&discovery.http.address)),
+                ("dns", Doc::text(&discovery.dns.address)),
             ]),
         ),
-        ("admin", Doc::map([("listen", Doc::text(admin.address))])),
+        ("admin", Doc::map([("listen", Doc::text(&admin.address))])),
         (
             "limits",
             Doc::map([
                 ("connections", Doc::number(limits.connections)),
                 ("members", Doc::number(limits.members)),
                 ("records", Doc::number(limits.records)),
-                ("buffers", Doc::text(Bytes(limits.buffers))),
+                ("buffers", Doc::text(&Bytes(limits.buffers))),
             ]),
         ),
         (
             "shutdown",
             Doc::map([
-                ("settle", Doc::text(AsText(shutdown.settle))),
-                ("timeout", Doc::text(AsText(shutdown.timeout))),
+                ("settle", Doc::text(&AsText(shutdown.settle))),
+                ("timeout", Doc::text(&AsText(shutdown.timeout))),
             ]),
         ),
         (
@@ -341,8 +344,8 @@ fn service(service: &Service) -> Doc {
         };
         Doc::map([
             kind,
-            ("interval", Doc::text(AsText(check.interval))),
-            ("timeout", Doc::text(AsText(check.timeout))),
+            ("interval", Doc::text(&AsText(check.interval))),
+            ("timeout", Doc::text(&AsText(check.timeout))),
             ("rise", Doc::Number(check.rise.into())),
             ("fall", Doc::Number(check.fall.into())),
         ])
@@ -351,7 +354,7 @@ fn service(service: &Service) -> Doc {
     Doc::map([
         ("name", Doc::text(&service.name)),
         ("id", Doc::text(&service.id)),
-        ("address", Doc::text(service.address)),
+        ("address", Doc::text(&service.address)),
         (
             "advertise",
             Doc::set_or(service.advertise, "not announced outside the mesh"),
@@ -404,8 +407,8 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         max_body_buffer,
     } = policy;
     Doc::map([
-        ("timeout", Doc::text(AsText(*timeout))),
-        ("idle_timeout", Doc::text(AsText(*idle_timeout))),
+        ("timeout", Doc::text(&AsText(*timeout))),
+        ("idle_timeout", Doc::text(&AsText(*idle_timeout))),
         ("balance", Doc::text(balance.name())),
         (
             "repeat",
@@ -422,7 +425,7 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
             "retry",
             Doc::map([
                 ("max", Doc::Number(retry.max.into())),
-                ("budget", Doc::text(retry.budget)),
+                ("budget", Doc::text(&retry.budget)),
                 ("when", Doc::texts(&retry.when)),
             ]),
         ),
@@ -430,9 +433,9 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
             "hedge",
             Doc::map([
                 ("mode", Doc::text(hedge.mode.name())),
-                ("after", Doc::text(hedge.after)),
-                ("min", Doc::text(AsText(hedge.min))),
-                ("budget", Doc::text(hedge.budget)),
+                ("after", Doc::text(&hedge.after)),
+                ("min", Doc::text(&AsText(hedge.min))),
+                ("budget", Doc::text(&hedge.budget)),
                 ("max", Doc::Number(hedge.max.into())),
             ]),
         ),
@@ -440,8 +443,8 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
             "eject",
             Doc::map([
                 ("consecutive", Doc::Number(eject.consecutive.into())),
-                ("base", Doc::text(AsText(eject.base))),
-                ("max", Doc::text(eject.max)),
+                ("base", Doc::text(&AsText(eject.base))),
+                ("max", Doc::text(&eject.max)),
             ]),
         ),
         ("panic", Doc::text(panic)),
@@ -453,7 +456,10 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
                 ("requests", Doc::Number(circuit.requests.into())),
             ]),
         ),
-        ("slow_start", Doc::text(AsText(*slow_start))),
-        ("max_body_buffer", Doc::text(Bytes(*max_body_buffer))),
+        ("slow_start", Doc::text(&AsText(*slow_start))),
+        ("max_body_buffer", Doc::text(&Bytes(*max_body_buffer))),
     ])
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,7 +135,7 @@ const GOSSIP: &[Key] = &[
 #[rustfmt::skip]
 const KEY_FILE: &[Key] = &[
     key("file", Shape::Text { pattern: forms::FILE }, "",
-        "One key a line, `#` starts a comment. Relative to this file's directory."),
+        "Required. One key a line, `#` starts a comment. Relative to this file's directory."),
 ];
 
 #[rustfmt::skip]

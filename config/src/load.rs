@@ -92,3 +92,8 @@ fn whole(file: &str, message: String) -> Problems {
 
 /// A thousand services with long policies stay below it.
 const FILE_MAX: usize = 1 << 20;
+
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod tests;

@@ -12,21 +12,32 @@ use crate::keys::{self, Key, Shape};
 #[must_use]
 pub fn schema() -> Value {
     let mut root = mapping(keys::ROOT);
-    root.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
+    root.insert(
+        "$schema".to_owned(),
+        json!("https://json-schema.org/draft/2020-12/schema"),
+    );
     root.insert("title".to_owned(), json!("Evenkeel"));
     Value::Object(root)
 }
 
 fn mapping(keys: &'static [Key]) -> Map<String, Value> {
-    let built = keys.iter().filter(|key| !matches!(key.shape, Shape::NotBuilt));
-    let properties: Map<String, Value> = built.map(|key| (key.name.to_owned(), Value::Object(property(key)))).collect();
+    let built = keys
+        .iter()
+        .filter(|key| !matches!(key.shape, Shape::NotBuilt));
+    let properties: Map<String, Value> = built
+        .map(|key| (key.name.to_owned(), Value::Object(property(key))))
+        .collect();
     let mut of = object(&json!({
         // Nothing but comments under a key is the same as the key left out.
         "type": ["object", "null"],
         "additionalProperties": false,
     }));
     of.insert("properties".to_owned(), Value::Object(properties));
-    let required: Vec<&str> = keys.iter().filter(|key| key.about.starts_with("Required.")).map(|key| key.name).collect();
+    let required: Vec<&str> = keys
+        .iter()
+        .filter(|key| key.about.starts_with("Required."))
+        .map(|key| key.name)
+        .collect();
     if !required.is_empty() {
         of.insert("required".to_owned(), json!(required));
     }
@@ -47,7 +58,9 @@ fn shape(shape: &'static Shape) -> Map<String, Value> {
     match shape {
         Shape::Text { pattern } => text(pattern),
         // What has no quotes is a number or a truth value to whoever checks with a schema.
-        Shape::Plain { pattern } => object(&json!({"type": ["string", "number", "boolean"], "pattern": pattern})),
+        Shape::Plain { pattern } => {
+            object(&json!({"type": ["string", "number", "boolean"], "pattern": pattern}))
+        }
         Shape::Duration { .. } => text(forms::DURATION),
         Shape::Share => text(forms::SHARE),
         Shape::Size => text(forms::SIZE),
@@ -55,7 +68,9 @@ fn shape(shape: &'static Shape) -> Map<String, Value> {
         Shape::RetryOn => object(&json!({
             "type": ["string", "integer"], "pattern": forms::RETRY_ON, "minimum": 100, "maximum": 599
         })),
-        Shape::Int { min, max } => object(&json!({"type": "integer", "minimum": min, "maximum": max})),
+        Shape::Int { min, max } => {
+            object(&json!({"type": "integer", "minimum": min, "maximum": max}))
+        }
         Shape::Bool => object(&json!({"type": "boolean"})),
         Shape::True => object(&json!({"const": true})),
         Shape::Choice { built, .. } => {
@@ -91,3 +106,6 @@ fn list(of: &'static Shape, max: usize) -> Map<String, Value> {
 fn object(value: &Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -336,8 +336,12 @@ impl<'a> Section<'a> {
         }
         let read = |entry: &'a Entry| {
             let path = join(&value.path, &entry.key);
-            if let Err(why) = form(&entry.key).and_then(|_| survives(&entry.key, entry.plain, true))
-            {
+            let warn = |why: &str| {
+                self.report
+                    .warning(entry.at, &format!("{path}: the key {why}"));
+            };
+            let survived = |_| survives(&entry.key, entry.plain, true, warn);
+            if let Err(why) = form(&entry.key).and_then(survived) {
                 self.report
                     .problem(entry.at, &format!("{path}: the key {why}"));
                 return None;
@@ -444,7 +448,11 @@ impl<'a> Value<'a> {
         };
         let (text, plain) = self.scalar()?;
         // The form first: to put `listen: 7080` in quotes would only bring the next problem.
-        match form(text).and_then(|value| survives(text, plain, typed).map(|()| value)) {
+        let warn = |why: &str| {
+            self.report
+                .warning(self.node.at, &format!("{}: {why}", self.path));
+        };
+        match form(text).and_then(|value| survives(text, plain, typed, warn).map(|()| value)) {
             Ok(value) => Some(self.found(value)),
             Err(why) => {
                 self.problem(&why);
@@ -492,18 +500,20 @@ pub(crate) static META_VALUE: Shape = Shape::Plain {
     pattern: crate::forms::FREE,
 };
 
-/// Whether YAML tools leave this text as it stands; `typed`: it may be a number as long as they do.
-fn survives(text: &str, plain: bool, typed: bool) -> Result<(), String> {
-    let quotes = |what: &str| {
-        Err(format!(
-            "`{text}` without quotes is {what} to YAML tools: write \"{text}\""
-        ))
-    };
+/// Whether YAML tools leave this text as it stands; `typed`: it may be a number as long as they do. Warns when
+/// only some of them do.
+fn survives(text: &str, plain: bool, typed: bool, warn: impl Fn(&str)) -> Result<(), String> {
+    let quotes =
+        |what: &str| format!("`{text}` without quotes is {what} to YAML tools: write \"{text}\"");
     match classify(text) {
         _ if !plain => Ok(()),
         Plain::Text => Ok(()),
+        Plain::Doubtful(what) => {
+            warn(&quotes(what));
+            Ok(())
+        }
         Plain::Kept(_) if typed => Ok(()),
-        Plain::Kept(what) | Plain::Rewritten(what) => quotes(what),
+        Plain::Kept(what) | Plain::Rewritten(what) => Err(quotes(what)),
     }
 }
 

@@ -105,6 +105,8 @@ pub struct Instance {
     pub status: Status,
     /// Each check.
     pub checks: Vec<CheckState>,
+    /// Its host vanished together with many others, so it may be this host that is cut off: try it last.
+    pub preserved: bool,
     /// When it was first seen with this id on this generation of its host.
     pub create_index: u64,
     /// When it last changed.

@@ -8,217 +8,113 @@
 //!    [`Discovery::poll_dial`] and [`Discovery::poll_event`] until they are empty.
 //!
 //! Read datagrams before timers when both are due: a late timer must not declare dead a host whose answer waits in the socket.
+//!
+//! The parts know nothing of each other; here is what connects them: who came up is asked for its record, who went
+//! down is hidden, what changed is told on, who does not answer is dialled. `discovery/` has one file for each
+//! direction: `datagrams` and `exchanges` take what arrives, `peers` follows who comes and goes, `offers` is this host's own record.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use crate::catalog::Catalog;
-use crate::health::Health;
-use crate::registration::{RegisterError, Registration};
+use crate::membership::{Membership, Note, Packet};
+use crate::publish::Publisher;
+use crate::record::{NODE_KEY, NodeBody};
+use crate::refusal::Cases;
+use crate::registration::Registration;
+use crate::registry::Registry;
+use crate::seal::{Channel, OVERHEAD, Refused, Sealer};
+use crate::session::Sessions;
+use crate::spread::{FANOUT, Spread};
+use crate::wire::{Extent, Frame, Located};
 
-/// Hosts that went away are still listed (as failed or left, without instances) for this long.
-pub const DOWN_KEPT: Duration = Duration::from_secs(3600);
-/// The largest TCP frame, either way. The shell prefixes each with its length as a big-endian `u32` and refuses longer ones.
-pub const FRAME_MAX: usize = 8 * 1024 * 1024;
-/// The largest datagram sent; longer ones received are refused.
-pub const DATAGRAM_MAX: usize = 1200;
+mod datagrams;
+mod exchanges;
+mod interface;
+mod offers;
+mod peers;
 
-/// Who this host is and which mesh it belongs to.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Hosts of different meshes ignore each other.
-    pub mesh: String,
-    /// The DNS domain answered here.
-    pub domain: String,
-    /// This host.
-    pub node: NodeInfo,
-    /// The first key sends, all receive. Empty: not sealed, only checksummed.
-    pub keys: Vec<[u8; 32]>,
-    /// How fast failures are found.
-    pub profile: Profile,
-    /// Upper bounds.
-    pub limits: Limits,
-}
+pub use interface::*;
 
-/// What other hosts need to know of a host to reach it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeInfo {
-    /// Random; that of [`Saved`] where there is one.
-    pub id: u64,
-    /// For humans, and in `<name>.node.<domain>`.
-    pub name: String,
-    /// What others dial for gossip, UDP and TCP.
-    pub address: SocketAddr,
-    /// The port of the mesh's data listener, at the same IP address.
-    pub mesh_port: u16,
-    /// Where it stands.
-    pub zone: Option<String>,
-}
+use datagrams::Allowance;
+use exchanges::{Outgoing, Purpose};
+use offers::Offer;
+use peers::Peers;
 
-/// How fast failures are found, and at what cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Profile {
-    /// One random host is probed this often.
-    pub probe_period: Duration,
-    /// A probe unanswered for this long is tried through others and over TCP. Less than half of the period.
-    pub probe_rtt: Duration,
-    /// A suspect has this long to refute, times log10 of the number of hosts if that is more than 1.
-    pub suspicion: Duration,
-    /// Changes are passed on this often.
-    pub gossip: Duration,
-}
-
-impl Profile {
-    /// Within a data centre.
-    pub const LAN: Profile = Profile {
-        probe_period: Duration::from_millis(500),
-        probe_rtt: Duration::from_millis(200),
-        suspicion: Duration::from_millis(2000),
-        gossip: Duration::from_millis(100),
-    };
-}
-
-/// Upper bounds on what other hosts can make this one remember.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Hosts of the mesh.
-    pub members: usize,
-    /// Service instances of the mesh.
-    pub records: usize,
-}
-
-/// What is kept across restarts; the shell writes it atomically to the data directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Saved {
-    /// The host's id.
-    pub node: u64,
-    /// The last generation used.
-    pub generation: u64,
-    /// The last membership epoch used.
-    pub epoch: u32,
-    /// Hosts to try at the next start.
-    pub members: Vec<SavedMember>,
-    /// Instances registered through the HTTP API, as their encoded bodies in base-16.
-    pub registrations: Vec<SavedRegistration>,
-}
-
-/// A host to try at the next start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedMember {
-    /// Its id.
-    pub node: u64,
-    /// Its gossip address.
-    pub address: SocketAddr,
-}
-
-pub use crate::registration::SavedRegistration;
-
-/// A datagram to send from the gossip socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transmit {
-    /// Where to.
-    pub to: SocketAddr,
-    /// At most [`DATAGRAM_MAX`] bytes.
-    pub payload: Vec<u8>,
-}
-
-/// Names one dial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DialId(pub u64);
-
-/// A TCP exchange to make: connect, send the request as one frame, read one frame, close; its end is told to [`Discovery::handle_response`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dial {
-    /// Names it.
-    pub id: DialId,
-    /// Where to.
-    pub to: SocketAddr,
-    /// The frame's content.
-    pub request: Vec<u8>,
-    /// For the whole exchange.
-    pub timeout: Duration,
-}
-
-/// How a dial failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DialError {
-    /// The address answered that nobody listens there (`ECONNREFUSED`): the host is there, its process is not.
-    Refused,
-    /// Anything else: says nothing about the process.
-    Other,
-}
-
-/// What happened, for the shell to act on or to show.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Look the join names up (again) and call [`Discovery::join`] with each address.
-    ResolveJoin,
-    /// [`Discovery::snapshot`] is a new one: publish it.
-    SnapshotChanged,
-    /// [`Discovery::saved`] differs from what was last asked for: write it soon.
-    SaveDue,
-    /// A host came up.
-    NodeUp {
-        /// Its id.
-        node: u64,
-        /// Its name, or its id in hexadecimal while its record is on its way.
-        name: String,
-    },
-    /// A host went away.
-    NodeDown {
-        /// Its id.
-        node: u64,
-        /// Its name, or its id in hexadecimal.
-        name: String,
-        /// It said goodbye.
-        left: bool,
-    },
-    /// The mesh took this host for dead; it has rejoined by itself.
-    Refuted,
-    /// A newer host claims the same gossip address: the older one is left out. If it is this host, change `node.address` of one of them.
-    AddressConflict {
-        /// The host that is left out.
-        loser: u64,
-        /// The host that is kept.
-        winner: u64,
-        /// What both claim.
-        address: SocketAddr,
-    },
-    /// Another process uses this host's id (a copied data directory): this host continues under a new one.
-    NewIdentity {
-        /// The new id; [`Discovery::saved`] has it.
-        node: u64,
-    },
-}
-
-/// What was received, sent and refused since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Datagrams received.
-    pub datagrams_received: u64,
-    /// Their bytes.
-    pub bytes_received: u64,
-    /// Datagrams sent.
-    pub datagrams_sent: u64,
-    /// Their bytes.
-    pub bytes_sent: u64,
-    /// TCP exchanges begun by this host.
-    pub dials: u64,
-    /// Of these, failed.
-    pub dials_failed: u64,
-    /// TCP exchanges begun by others.
-    pub requests: u64,
-}
+/// A host compares notes with a random other one this often.
+const ANTI_ENTROPY: Duration = Duration::from_secs(10);
+/// What is kept only for a while is looked through this often.
+const EXPIRE: Duration = Duration::from_secs(30);
+/// A lonely host tries to join after this, then twice as long each time.
+const JOIN_FIRST: Duration = Duration::from_millis(500);
+/// At the longest.
+const JOIN_LAST: Duration = Duration::from_secs(30);
+/// With others around, the join addresses are still tried this often, so that a split mesh heals.
+const JOIN_HEAL: Duration = Duration::from_secs(60);
+/// Gaps are collected this long before what is missing is fetched: often it is only late.
+const FETCH: Duration = Duration::from_millis(30);
+/// Hosts that something is fetched from at a time.
+const FETCH_PEERS_MAX: usize = 16;
+/// Generations are unix milliseconds; one beyond the year 2100 is damage that no host jumps above.
+const GENERATION_MAX: u64 = 130 * 365 * 24 * 3600 * 1000;
+/// More jumps of our own generation than this within [`JUMP_WINDOW`]: another process lives under our id.
+const JUMPS_MAX: usize = 3;
+const JUMP_WINDOW: Duration = Duration::from_secs(60);
+/// A goodbye goes directly to at most so many hosts; the rest hear of it from them.
+const LEAVE_FANOUT_MAX: usize = 1024;
 
 /// Membership, registry and envelope of one host.
 #[derive(Debug)]
 pub struct Discovery {
     config: Config,
-    catalog: Arc<Catalog>,
+    rng: ChaCha8Rng,
+    sealer: Sealer,
+    sessions: Sessions,
+    membership: Membership,
+    registry: Registry,
+    spread: Spread,
+    publisher: Publisher,
+    peers: Peers,
+    cases: Cases,
+    /// Suspects that are dialled again if their case is still open.
+    recheck: Vec<(Instant, u64, u32)>,
+    /// Who asked us to dial a suspect.
+    askers: BTreeMap<u64, BTreeSet<u64>>,
+    offers: BTreeMap<String, Offer>,
+    draining: bool,
+    dials: BTreeMap<DialId, Outgoing>,
+    dial_seq: u64,
+    /// What to fetch from whom.
+    missing: BTreeMap<u64, BTreeMap<u64, Extent>>,
+    jumps: VecDeque<Instant>,
+    timers: Timers,
+    /// Attempts to join since this host was last with others.
+    join_attempts: u32,
+    /// Hosts known from an earlier life.
+    saved_members: Vec<SavedMember>,
+    challenges: Allowance,
+    transmits: VecDeque<Transmit>,
+    dial_queue: VecDeque<Dial>,
+    events: VecDeque<Event>,
     counters: Counters,
+    left: bool,
+}
+
+/// When what is due next.
+#[derive(Debug)]
+struct Timers {
+    join: Instant,
+    anti_entropy: Instant,
+    expire: Instant,
+    fetch: Option<Instant>,
+    /// Saved members may differ from what was last saved.
+    save_members: Option<Instant>,
 }
 
 impl Discovery {
@@ -233,140 +129,205 @@ impl Discovery {
         seed: [u8; 32],
         salt: [u8; 16],
     ) -> Self {
-        let _ = (saved, now, wall_ms, seed, salt);
-        Discovery {
-            config,
-            catalog: Arc::default(),
+        let mut rng = ChaCha8Rng::from_seed(seed);
+        let own = config.node.id;
+        let saved = saved.filter(|saved| saved.node == own);
+        let last_generation = saved.as_ref().map_or(0, |saved| saved.generation);
+        let generation = wall_ms.max(last_generation + 1);
+        let epoch = u32::try_from(wall_ms / 1000).unwrap_or(u32::MAX / 2);
+        let epoch = epoch.max(
+            saved
+                .as_ref()
+                .map_or(0, |saved| saved.epoch.saturating_add(1)),
+        );
+        let members_max = config.limits.members.max(1);
+        let membership_rng = ChaCha8Rng::from_seed(rng.random());
+        let mut discovery = Discovery {
+            sealer: Sealer::new(&config.mesh, &config.keys, own, salt),
+            sessions: Sessions::new(rng.random(), 2 * members_max, now),
+            membership: Membership::new(own, epoch, config.profile, members_max, membership_rng),
+            registry: Registry::new(own, generation, members_max + 1, config.limits.records + 1),
+            spread: Spread::new(now, config.profile.gossip, members_max),
+            publisher: Publisher::new(&config.mesh, &config.domain, own),
+            peers: Peers::default(),
+            cases: Cases::default(),
+            recheck: Vec::new(),
+            askers: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            draining: false,
+            dials: BTreeMap::new(),
+            dial_seq: 0,
+            missing: BTreeMap::new(),
+            jumps: VecDeque::new(),
+            timers: Timers {
+                join: now,
+                anti_entropy: now + ANTI_ENTROPY,
+                expire: now + EXPIRE,
+                fetch: None,
+                save_members: None,
+            },
+            join_attempts: 0,
+            saved_members: Vec::new(),
+            challenges: Allowance::new(now),
+            transmits: VecDeque::new(),
+            dial_queue: VecDeque::new(),
+            events: VecDeque::from([Event::SaveDue]),
             counters: Counters::default(),
+            left: false,
+            config,
+            rng,
+        };
+        discovery.learn_address(now, discovery.own_location());
+        discovery.write_node(now);
+        if let Some(saved) = saved {
+            discovery.saved_members = saved.members;
+            for registration in saved.registrations {
+                // What was acceptable once may not be to a later version; what is left out here was logged then.
+                let _ = discovery.register(now, wall_ms, registration.into());
+            }
         }
+        discovery.publish(wall_ms);
+        discovery
+    }
+
+    /// Who this host is; its id changes with [`Event::NewIdentity`].
+    #[must_use]
+    pub fn node(&self) -> &NodeInfo {
+        &self.config.node
     }
 
     /// Asks the host at this address for all it knows, and tells it of us. A no-op for our own address and for one where a member is up already.
     pub fn join(&mut self, now: Instant, address: SocketAddr) {
-        let _ = (now, address);
-    }
-
-    /// Takes one datagram.
-    pub fn handle_datagram(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        from: SocketAddr,
-        datagram: &[u8],
-    ) {
-        let _ = (now, wall_ms, from);
-        self.counters.datagrams_received += 1;
-        self.counters.bytes_received += datagram.len() as u64;
-    }
-
-    /// Takes one TCP request frame; returns the response frame. `None`: close without an answer.
-    pub fn handle_request(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        from: SocketAddr,
-        request: &[u8],
-    ) -> Option<Vec<u8>> {
-        let _ = (now, wall_ms, from, request);
-        self.counters.requests += 1;
-        None
-    }
-
-    /// Takes the end of a dial: the response frame, or how it failed (a timeout is [`DialError::Other`]).
-    pub fn handle_response(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        dial: DialId,
-        response: Result<&[u8], DialError>,
-    ) {
-        let _ = (now, wall_ms, dial, response);
+        let is_known = self
+            .peers
+            .at(address)
+            .any(|node| self.membership.up().contains_key(&node));
+        let is_under_way = self
+            .dials
+            .values()
+            .any(|dial| dial.to == address && dial.purpose == Purpose::Join);
+        if self.left || address == self.config.node.address || is_known || is_under_way {
+            return;
+        }
+        self.dial_join(now, address);
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, wall_ms: u64) {
-        let _ = (now, wall_ms);
+        if self.left {
+            return;
+        }
+        self.membership.handle_timeout(now);
+        self.pump(now);
+        self.recheck_suspects(now);
+        if self.timers.fetch.is_some_and(|at| at <= now) {
+            self.timers.fetch = None;
+            self.fetch_missing(now);
+        }
+        if self.timers.join <= now {
+            self.try_to_join(now);
+        }
+        if self.timers.anti_entropy <= now {
+            self.timers.anti_entropy = now + self.jittered(ANTI_ENTROPY);
+            self.compare_with_random_peer(now);
+        }
+        if self.timers.expire <= now {
+            self.timers.expire = now + EXPIRE;
+            self.expire(now);
+        }
+        if self.timers.save_members.is_some_and(|at| at <= now) {
+            self.timers.save_members = None;
+            self.events.push_back(Event::SaveDue);
+        }
+        if self.spread.due().is_some_and(|at| at <= now) {
+            self.spread_news(now);
+        }
+        if self.publisher.due().is_some_and(|at| at <= now) {
+            self.publish(wall_ms);
+        }
     }
 
     /// When [`Discovery::handle_timeout`] wants to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        if self.left {
+            return None;
+        }
+        let always = [
+            self.timers.join,
+            self.timers.anti_entropy,
+            self.timers.expire,
+        ];
+        let sometimes = [
+            self.membership.poll_timeout(),
+            self.spread.due(),
+            self.publisher.due(),
+            self.timers.fetch,
+            self.timers.save_members,
+            self.recheck.iter().map(|(at, ..)| *at).min(),
+        ];
+        always
+            .into_iter()
+            .chain(sometimes.into_iter().flatten())
+            .min()
     }
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        None
+        let transmit = self.transmits.pop_front()?;
+        self.counters.datagrams_sent += 1;
+        self.counters.bytes_sent += transmit.payload.len() as u64;
+        Some(transmit)
     }
 
     /// The next TCP exchange to make.
     pub fn poll_dial(&mut self) -> Option<Dial> {
-        None
+        let dial = self.dial_queue.pop_front()?;
+        self.counters.dials += 1;
+        Some(dial)
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
-    }
-
-    /// Offers an instance, or replaces the one of the same id (its health is kept if its checks are the same).
-    ///
-    /// # Errors
-    /// What is wrong with it; nothing changed.
-    pub fn register(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        registration: Registration,
-    ) -> Result<(), RegisterError> {
-        let _ = (now, wall_ms);
-        registration.validate()
-    }
-
-    /// Withdraws an instance.
-    ///
-    /// # Errors
-    /// There is none of this id.
-    pub fn deregister(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        id: &str,
-    ) -> Result<(), RegisterError> {
-        let _ = (now, wall_ms);
-        Err(RegisterError::NoSuchId(id.to_owned()))
-    }
-
-    /// Publishes the health of one check (by its index in [`Registration::checks`]) if its status changed.
-    ///
-    /// # Errors
-    /// There is no instance of this id, or it has no such check.
-    pub fn set_health(
-        &mut self,
-        now: Instant,
-        wall_ms: u64,
-        id: &str,
-        check: usize,
-        health: Health,
-    ) -> Result<(), RegisterError> {
-        let _ = (now, wall_ms, check, health);
-        Err(RegisterError::NoSuchId(id.to_owned()))
-    }
-
-    /// Asks all hosts to stop (or start again) choosing this one.
-    pub fn set_draining(&mut self, now: Instant, wall_ms: u64, draining: bool) {
-        let _ = (now, wall_ms, draining);
+        self.events.pop_front()
     }
 
     /// Says goodbye to all: afterwards drain [`Discovery::poll_transmit`] once and stop. Nothing else is sent after that.
     pub fn leave(&mut self, now: Instant, wall_ms: u64) {
-        let _ = (now, wall_ms);
+        if self.left {
+            return;
+        }
+        let epoch = self.membership.epoch();
+        let generation = self.generation();
+        self.membership.leave(now);
+        self.pump(now);
+        let own = self.config.node.id;
+        let goodbye = [
+            Frame::Gone {
+                node: own,
+                epoch,
+                left: true,
+            },
+            Frame::Have(Extent {
+                node: own,
+                generation,
+                upto: Extent::TOMBSTONE,
+            }),
+        ];
+        for node in self.random_peers(LEAVE_FANOUT_MAX, &[]) {
+            self.send(node, &goodbye);
+        }
+        self.dial_queue.clear();
+        self.dials.clear();
+        // No timer will do it any more.
+        self.publish(wall_ms);
+        self.left = true;
     }
 
     /// What readers see. Changes are coalesced for at most 20 ms; [`Event::SnapshotChanged`] says when.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Catalog> {
-        Arc::clone(&self.catalog)
+        Arc::clone(self.publisher.catalog())
     }
 
     /// What to keep across restarts.
@@ -374,21 +335,223 @@ impl Discovery {
     pub fn saved(&self) -> Saved {
         Saved {
             node: self.config.node.id,
-            generation: 0,
-            epoch: 0,
-            members: Vec::new(),
-            registrations: Vec::new(),
+            generation: self.generation(),
+            epoch: self.membership.epoch(),
+            members: self.members_to_save(),
+            registrations: self.registrations_to_save(),
         }
     }
 
     /// This host's own registrations: after a restart those that were saved are among them, and their checks must be run.
     pub fn registrations(&self) -> impl Iterator<Item = &Registration> {
-        std::iter::empty()
+        self.offers.values().map(|offer| &offer.registration)
     }
 
     /// What was received, sent and refused since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            slowdown: self.membership.slowdown().into(),
+            ..self.counters
+        }
+    }
+
+    /// Acts on what membership said, until it says nothing more.
+    fn pump(&mut self, now: Instant) {
+        loop {
+            let notes = self.membership.take_notes();
+            let packets = self.membership.take_packets();
+            if notes.is_empty() && packets.is_empty() {
+                return;
+            }
+            for packet in packets {
+                self.send_packet(packet);
+            }
+            for note in notes {
+                match note {
+                    Note::Up { node } => self.peer_up(now, node),
+                    Note::Down { node } => self.peer_down(now, node),
+                    Note::Renewed => {
+                        self.events.push_back(Event::Refuted);
+                        self.events.push_back(Event::SaveDue);
+                    }
+                    Note::ProbeLate { node, epoch } => self.dial_suspect(now, node, epoch, true),
+                    Note::Nag {
+                        node,
+                        epoch,
+                        incarnation,
+                    } => {
+                        self.send(node, &[Frame::Suspected { epoch, incarnation }]);
+                    }
+                }
+            }
+        }
+    }
+
+    fn send_packet(&mut self, packet: Packet) {
+        let locations = packet
+            .named
+            .iter()
+            .filter_map(|node| self.peers.location(*node));
+        let own = self.own_location();
+        let frames = [
+            Frame::Membership(packet.bytes),
+            Frame::Addresses(
+                std::iter::once(own)
+                    .chain(locations.filter(|l| l.generation > 0))
+                    .collect(),
+            ),
+        ];
+        self.send(packet.to, &frames);
+    }
+
+    /// Sends to a host, if we know where it is.
+    fn send(&mut self, node: u64, frames: &[Frame]) {
+        match self.peers.location(node) {
+            Some(location) if node != self.config.node.id => self.send_to(location.address, frames),
+            Some(_) => {}
+            None => self.counters.unroutable += 1,
+        }
+    }
+
+    fn send_to(&mut self, to: SocketAddr, frames: &[Frame]) {
+        let mut body = Vec::with_capacity(DATAGRAM_MAX - OVERHEAD);
+        frames.iter().for_each(|frame| frame.encode(&mut body));
+        debug_assert!(
+            body.len() + OVERHEAD <= DATAGRAM_MAX,
+            "a datagram of {} bytes",
+            body.len() + OVERHEAD
+        );
+        let (payload, _) = self.sealer.seal(Channel::Datagram, &[], &body);
+        self.transmits.push_back(Transmit { to, payload });
+    }
+
+    fn spread_news(&mut self, now: Instant) {
+        if self.membership.up().is_empty() {
+            self.spread.clear();
+            return;
+        }
+        if !self.spread.begin(now) {
+            return;
+        }
+        for node in self.random_peers(FANOUT, &[]) {
+            let news = self
+                .spread
+                .fill(&self.registry, node, DATAGRAM_MAX - OVERHEAD);
+            if !news.is_empty() {
+                self.send(node, &news);
+            }
+        }
+    }
+
+    fn publish(&mut self, wall_ms: u64) {
+        let own = self.config.node.id;
+        let visible = |node| self.peers.visible(node, own, &self.membership);
+        if self
+            .publisher
+            .publish(own, wall_ms, &self.registry, visible)
+        {
+            self.events.push_back(Event::SnapshotChanged);
+        }
+    }
+
+    fn try_to_join(&mut self, now: Instant) {
+        self.events.push_back(Event::ResolveJoin);
+        if !self.membership.up().is_empty() {
+            self.timers.join = now + self.jittered(JOIN_HEAL);
+            return;
+        }
+        let backoff = JOIN_FIRST
+            .saturating_mul(1 << self.join_attempts.min(10))
+            .min(JOIN_LAST);
+        self.join_attempts = self.join_attempts.saturating_add(1);
+        self.timers.join = now + self.jittered(backoff);
+        let known: Vec<SocketAddr> = self.peers.lost_addresses().collect();
+        let saved = self.saved_members.iter().map(|member| member.address);
+        let mut addresses: Vec<SocketAddr> = known.into_iter().chain(saved).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.shuffle(&mut self.rng);
+        for address in addresses.into_iter().take(FANOUT) {
+            self.join(now, address);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        let changes = self.registry.expire(now);
+        self.publisher.touch_services(now, changes.services);
+        for node in self.peers.expire(now, &self.membership, &self.registry) {
+            self.publisher.touch_node(now, node, &self.registry);
+        }
+        self.dials.retain(|_, dial| dial.expires > now);
+        self.askers.clear();
+    }
+
+    /// Up to `count` random hosts that are up.
+    fn random_peers(&mut self, count: usize, except: &[u64]) -> Vec<u64> {
+        let peers: Vec<u64> = self
+            .membership
+            .up()
+            .keys()
+            .copied()
+            .filter(|node| !except.contains(node))
+            .collect();
+        peers.sample(&mut self.rng, count).copied().collect()
+    }
+
+    /// This long, give or take a fifth, so that hosts started together do not act together.
+    fn jittered(&mut self, duration: Duration) -> Duration {
+        duration.mul_f64(self.rng.random_range(0.8..1.2))
+    }
+
+    fn generation(&self) -> u64 {
+        self.registry
+            .record(self.config.node.id)
+            .map_or(0, |record| record.generation)
+    }
+
+    fn own_location(&self) -> Located {
+        let NodeInfo { id, address, .. } = self.config.node;
+        Located {
+            node: id,
+            generation: self.generation(),
+            address,
+        }
+    }
+
+    fn write_node(&mut self, now: Instant) {
+        let NodeInfo {
+            name,
+            address,
+            mesh_port,
+            zone,
+            ..
+        } = self.config.node.clone();
+        let mesh = SocketAddr::new(address.ip(), mesh_port);
+        let body = NodeBody {
+            name,
+            address,
+            mesh,
+            zone,
+            draining: self.draining,
+        }
+        .encode();
+        self.write_own(now, NODE_KEY, Some(body));
+    }
+
+    fn count_refused(&mut self, refused: Refused) {
+        let counter = match refused {
+            Refused::Length => &mut self.counters.refused_length,
+            Refused::Magic => &mut self.counters.refused_magic,
+            Refused::Version => &mut self.counters.refused_version,
+            Refused::ForeignMesh => &mut self.counters.refused_foreign_mesh,
+            Refused::UnknownKey => &mut self.counters.refused_key,
+            Refused::Seal => &mut self.counters.refused_seal,
+            Refused::Checksum => &mut self.counters.refused_checksum,
+        };
+        *counter += 1;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,13 @@ mod seal;
 mod session;
 mod wire;
 
+mod membership;
+mod publish;
+mod record;
+mod refusal;
+mod registry;
+mod spread;
+
 pub mod discovery;
 pub mod registration;
 

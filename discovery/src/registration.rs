@@ -211,8 +211,169 @@ impl Registration {
 /// A registration as it is saved; durations in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedRegistration {
-    /// See [`Registration`].
-    pub id: String,
-    /// See [`Registration`].
-    pub service: String,
+    id: String,
+    service: String,
+    address: SocketAddr,
+    advertise: Option<SocketAddr>,
+    protocol: Option<String>,
+    tags: Vec<String>,
+    meta: BTreeMap<String, String>,
+    weights: Weights,
+    checks: Vec<SavedCheck>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct SavedCheck {
+    id: String,
+    name: String,
+    kind: CheckKind,
+    interval_ms: u64,
+    timeout_ms: u64,
+    rise: u32,
+    fall: u32,
+    initial: Status,
+}
+
+impl From<&Registration> for SavedRegistration {
+    fn from(registration: &Registration) -> Self {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let check = |check: &Check| SavedCheck {
+            id: check.id.clone(),
+            name: check.name.clone(),
+            kind: check.kind.clone(),
+            interval_ms: millis(check.interval),
+            timeout_ms: millis(check.timeout),
+            rise: check.rise,
+            fall: check.fall,
+            initial: check.initial,
+        };
+        SavedRegistration {
+            id: registration.id.clone(),
+            service: registration.service.clone(),
+            address: registration.address,
+            advertise: registration.advertise,
+            protocol: registration
+                .protocol
+                .map(|protocol| protocol_name(protocol).to_owned()),
+            tags: registration.tags.clone(),
+            meta: registration.meta.clone(),
+            weights: registration.weights,
+            checks: registration.checks.iter().map(check).collect(),
+        }
+    }
+}
+
+impl From<SavedRegistration> for Registration {
+    fn from(saved: SavedRegistration) -> Self {
+        let check = |check: SavedCheck| Check {
+            id: check.id,
+            name: check.name,
+            kind: check.kind,
+            interval: Duration::from_millis(check.interval_ms),
+            timeout: Duration::from_millis(check.timeout_ms),
+            rise: check.rise,
+            fall: check.fall,
+            initial: check.initial,
+        };
+        Registration {
+            id: saved.id,
+            service: saved.service,
+            address: saved.address,
+            advertise: saved.advertise,
+            protocol: saved.protocol.as_deref().and_then(protocol_of),
+            tags: saved.tags,
+            meta: saved.meta,
+            weights: saved.weights,
+            checks: saved.checks.into_iter().map(check).collect(),
+            origin: Origin::Api,
+        }
+    }
+}
+
+/// The configuration's word for it.
+#[must_use]
+pub fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Http => "http",
+        Protocol::Http2 => "http2",
+        Protocol::Grpc => "grpc",
+    }
+}
+
+/// The protocol of the configuration's word.
+#[must_use]
+pub fn protocol_of(name: &str) -> Option<Protocol> {
+    [Protocol::Http, Protocol::Http2, Protocol::Grpc]
+        .into_iter()
+        .find(|protocol| protocol_name(*protocol) == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registration() -> Registration {
+        Registration {
+            id: "payments-1".into(),
+            service: "payments".into(),
+            address: "127.0.0.1:8443".parse().unwrap(),
+            advertise: Some("10.0.0.5:8443".parse().unwrap()),
+            protocol: Some(Protocol::Grpc),
+            tags: vec!["v2".into()],
+            meta: [("version".to_owned(), "2.1".to_owned())].into(),
+            weights: Weights {
+                passing: 3,
+                warning: 1,
+            },
+            checks: vec![Check {
+                id: "service:payments-1".into(),
+                name: "alive".into(),
+                kind: CheckKind::Tcp {
+                    authority: "127.0.0.1:8443".into(),
+                },
+                interval: Duration::from_secs(10),
+                timeout: Duration::from_millis(500),
+                rise: 2,
+                fall: 3,
+                initial: Status::Critical,
+            }],
+            origin: Origin::Api,
+        }
+    }
+
+    #[test]
+    fn what_is_saved_comes_back() {
+        let json = serde_json::to_string(&SavedRegistration::from(&registration())).unwrap();
+        let saved: SavedRegistration = serde_json::from_str(&json).unwrap();
+        assert_eq!(Registration::from(saved), registration());
+    }
+
+    #[test]
+    fn limits_are_named() {
+        type Change = fn(&mut Registration);
+        let table: [(&str, Change); 7] = [
+            ("service name", |r| r.service = "Not A Name".into()),
+            ("service name", |r| r.service = "a.b.c".into()),
+            ("instance id", |r| r.id = String::new()),
+            ("instance id", |r| r.id = "line\nbreak".into()),
+            ("number of tags", |r| {
+                r.tags = vec![String::new(); TAGS_MAX + 1]
+            }),
+            ("bytes of a tag", |r| {
+                r.tags = vec!["x".repeat(TEXT_MAX + 1)]
+            }),
+            ("number of meta", |r| {
+                r.meta = (0..=META_MAX)
+                    .map(|i| (i.to_string(), String::new()))
+                    .collect()
+            }),
+        ];
+        assert_eq!(registration().validate(), Ok(()));
+        for (said, change) in table {
+            let mut changed = registration();
+            change(&mut changed);
+            let error = changed.validate().unwrap_err().to_string();
+            assert!(error.starts_with(said), "{error}");
+        }
+    }
 }

@@ -48,7 +48,12 @@ pub(crate) enum Standing {
 
 impl Sessions {
     pub fn new(secret: [u8; 32], max: usize, now: Instant) -> Self {
-        Sessions { sessions: BTreeMap::new(), max: max.max(SALTS_PER_SENDER_MAX), secret, start: now }
+        Sessions {
+            sessions: BTreeMap::new(),
+            max: max.max(SALTS_PER_SENDER_MAX),
+            secret,
+            start: now,
+        }
     }
 
     /// The sub-key kept for this sender.
@@ -65,7 +70,9 @@ impl Sessions {
         counter: u64,
         sub_key: Option<SubKey>,
     ) -> Standing {
-        let Some(session) = self.sessions.get_mut(&(sender, salt)) else { return Standing::Unproved };
+        let Some(session) = self.sessions.get_mut(&(sender, salt)) else {
+            return Standing::Unproved;
+        };
         if !session.window.accept(counter) {
             return Standing::Replayed;
         }
@@ -75,7 +82,14 @@ impl Sessions {
     }
 
     /// This sender proved to be there, with an envelope of this counter.
-    pub fn prove(&mut self, now: Instant, sender: u64, salt: Salt, counter: u64, sub_key: Option<SubKey>) {
+    pub fn prove(
+        &mut self,
+        now: Instant,
+        sender: u64,
+        salt: Salt,
+        counter: u64,
+        sub_key: Option<SubKey>,
+    ) {
         if let Some(session) = self.sessions.get_mut(&(sender, salt)) {
             session.window.accept(counter);
             session.last_heard = now;
@@ -83,7 +97,9 @@ impl Sessions {
         }
         let of_sender = (sender, [0; 16])..=(sender, [255; 16]);
         let oldest = |sessions: &mut dyn Iterator<Item = (&(u64, Salt), &Session)>| {
-            sessions.min_by_key(|(_, session)| session.last_heard).map(|(key, _)| *key)
+            sessions
+                .min_by_key(|(_, session)| session.last_heard)
+                .map(|(key, _)| *key)
         };
         if self.sessions.range(of_sender.clone()).count() >= SALTS_PER_SENDER_MAX
             && let Some(key) = oldest(&mut self.sessions.range(of_sender))
@@ -97,7 +113,14 @@ impl Sessions {
         }
         let mut window = Window::default();
         window.accept(counter);
-        self.sessions.insert((sender, salt), Session { window, sub_key, last_heard: now });
+        self.sessions.insert(
+            (sender, salt),
+            Session {
+                window,
+                sub_key,
+                last_heard: now,
+            },
+        );
     }
 
     /// What this sender must say back.
@@ -108,7 +131,10 @@ impl Sessions {
     /// Whether this is what it had to say back.
     pub fn is_cookie(&self, now: Instant, sender: u64, salt: Salt, said: [u8; 16]) -> bool {
         let period = self.period(now);
-        [Some(period), period.checked_sub(1)].into_iter().flatten().any(|p| self.cookie_of(p, sender, salt) == said)
+        [Some(period), period.checked_sub(1)]
+            .into_iter()
+            .flatten()
+            .any(|p| self.cookie_of(p, sender, salt) == said)
     }
 
     fn period(&self, now: Instant) -> u64 {
@@ -137,7 +163,10 @@ struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Window { highest: 0, seen: [0; (WINDOW / 64) as usize] }
+        Window {
+            highest: 0,
+            seen: [0; (WINDOW / 64) as usize],
+        }
     }
 }
 
@@ -203,7 +232,10 @@ mod tests {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a test may start its clock anywhere"
+    )]
     fn t0() -> Instant {
         Instant::now()
     }
@@ -217,13 +249,23 @@ mod tests {
         let cookie = sessions.cookie(t0, 1, salt);
         assert!(sessions.is_cookie(t0 + Duration::from_secs(59), 1, salt, cookie));
         assert!(!sessions.is_cookie(t0, 2, salt, cookie), "another sender's");
-        assert!(!sessions.is_cookie(t0, 1, [8; 16], cookie), "another start's");
-        assert!(!sessions.is_cookie(t0 + 3 * COOKIE_LIFE, 1, salt, cookie), "too old");
+        assert!(
+            !sessions.is_cookie(t0, 1, [8; 16], cookie),
+            "another start's"
+        );
+        assert!(
+            !sessions.is_cookie(t0 + 3 * COOKIE_LIFE, 1, salt, cookie),
+            "too old"
+        );
         sessions.prove(t0, 1, salt, 5, None);
         assert_eq!(sessions.accept(t0, 1, salt, 5, None), Standing::Replayed);
         assert_eq!(sessions.accept(t0, 1, salt, 6, None), Standing::Fresh);
         assert_eq!(sessions.accept(t0, 1, salt, 6, None), Standing::Replayed);
-        assert_eq!(sessions.accept(t0, 1, salt, 4, None), Standing::Fresh, "late but new");
+        assert_eq!(
+            sessions.accept(t0, 1, salt, 4, None),
+            Standing::Fresh,
+            "late but new"
+        );
     }
 
     #[test]
@@ -238,6 +280,9 @@ mod tests {
             sessions.prove(t0 + Duration::from_secs(20 + i), i, [0; 16], 1, None);
         }
         assert_eq!(sessions.sessions.len(), 4);
-        assert!(sessions.sessions.contains_key(&(9, [0; 16])), "the newest stay");
+        assert!(
+            sessions.sessions.contains_key(&(9, [0; 16])),
+            "the newest stay"
+        );
     }
 }

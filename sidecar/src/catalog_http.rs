@@ -222,7 +222,7 @@ fn refuse_foreign_hosts(shared: &Shared, headers: &HeaderMap) -> Result<(), Refu
     }
     Err(Refusal(
         StatusCode::FORBIDDEN,
-        "registrations are taken from those who call this host by an address, localhost or its node.name".to_owned(),
+        "registrations are taken from those who call this host by an address, a name without a dot or its node.name".to_owned(),
     ))
 }
 

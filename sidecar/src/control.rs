@@ -184,3 +184,64 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// After a failed accept, so that a lack of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::{get, put};
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream as StdTcpStream;
+
+    fn started() -> (Control, SocketAddr) {
+        let listener = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new()
+            .route("/", get(|| async { "hello" }))
+            .route("/never", get(std::future::pending::<&'static str>))
+            .route("/put", put(|body: String| async move { body.len().to_string() }));
+        let surface =
+            Surface { name: "test", listener, router, timeout: Duration::from_millis(100) };
+        (start(vec![surface], || async {}).unwrap(), address)
+    }
+
+    fn exchanged(to: SocketAddr, request: &str) -> String {
+        let mut stream = StdTcpStream::connect(to).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn requests_are_answered_within_limits_and_nothing_after_the_end() {
+        let (control, address) = started();
+        let close = "host: x\r\nconnection: close\r\n";
+        let hello = exchanged(address, &format!("GET / HTTP/1.1\r\n{close}\r\n"));
+        assert!(hello.starts_with("HTTP/1.1 200") && hello.ends_with("hello"), "{hello}");
+        let late = exchanged(address, &format!("GET /never HTTP/1.1\r\n{close}\r\n"));
+        assert!(late.starts_with("HTTP/1.1 503"), "{late}");
+        let large =
+            format!("PUT /put HTTP/1.1\r\n{close}content-length: {}\r\n\r\n", BODY_BYTES_MAX + 1);
+        assert!(exchanged(address, &large).starts_with("HTTP/1.1 413"));
+        let malformed = exchanged(address, "GET\r\n\r\n");
+        assert!(malformed.starts_with("HTTP/1.1 400"), "{malformed}");
+        // An idle connection does not hold the end up.
+        let idle = StdTcpStream::connect(address).unwrap();
+        drop(control);
+        drop(idle);
+        assert!(StdTcpStream::connect(address).is_err(), "the listener is closed");
+    }
+
+    #[test]
+    fn a_default_that_is_taken_is_left_out_and_a_written_one_is_an_error() {
+        let taken = StdTcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let left_out =
+            optional("discovery.http", Listen { address, explicit: false }, StdTcpListener::bind);
+        assert!(left_out.unwrap().is_none());
+        let refused =
+            optional("discovery.http", Listen { address, explicit: true }, StdTcpListener::bind);
+        let text = refused.err().unwrap().to_string();
+        assert!(text.contains("discovery.http") && text.contains(&address.to_string()), "{text}");
+    }
+}

@@ -6,7 +6,7 @@
 //! Not hickory's server: it spawns a task and logs two lines for each packet.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -25,47 +25,12 @@ use tracing::{debug, warn};
 
 use crate::gossip::entropy;
 
+pub use crate::port_pair::PortPair as Sockets;
+
 /// The running thread. Dropping it stops it and waits for that.
 pub struct Dns {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// DNS's two sockets, on one port.
-pub struct Sockets {
-    udp: StdUdpSocket,
-    tcp: StdTcpListener,
-}
-
-impl Sockets {
-    /// Binds UDP and TCP to the same port; port 0 finds one that is free for both.
-    ///
-    /// # Errors
-    /// The port is taken, or the address is not this host's.
-    pub fn bind(address: SocketAddr) -> io::Result<Sockets> {
-        let mut tries = if address.port() == 0 { PORT_TRIES_MAX } else { 1 };
-        loop {
-            tries -= 1;
-            let tcp = StdTcpListener::bind(address)?;
-            tcp.set_nonblocking(true)?;
-            match StdUdpSocket::bind(tcp.local_addr()?) {
-                Ok(udp) => {
-                    udp.set_nonblocking(true)?;
-                    return Ok(Sockets { udp, tcp });
-                }
-                Err(cause) if tries == 0 => return Err(cause),
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Where they listen.
-    ///
-    /// # Errors
-    /// When the system does not say.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.udp.local_addr()
-    }
 }
 
 /// Starts the thread.
@@ -121,9 +86,16 @@ struct Answerer {
 }
 
 impl Answerer {
+    /// A question that breaks us ends with itself: this thread answers everyone else's too.
     fn answer(&self, query: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = answers::answer(&self.catalog.load(), query, transport, &mut *rng);
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+            answers::answer(&self.catalog.load(), query, transport, &mut *rng)
+        }))
+        .unwrap_or_else(|_| {
+            tracing::error!(bytes = ?query, "a DNS question is not answered: a defect of evenkeel, please report it with this line");
+            None
+        });
         self.queries.count(transport, answer.as_deref());
         answer
     }
@@ -252,9 +224,6 @@ const STREAMS_MAX: usize = 256;
 
 /// A connection without a question, or whose client does not take its answer, is closed after this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Times that port 0 is tried, until one is free for UDP and TCP.
-const PORT_TRIES_MAX: u32 = 50;
 
 /// After a failed accept, so that a lack of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -24,6 +24,7 @@ mod metrics;
 mod outbound;
 mod passthrough;
 mod pool;
+mod port_pair;
 mod route;
 mod state;
 mod upstreams;

@@ -5,30 +5,56 @@ use super::*;
 
 fn address() -> impl Strategy<Value = SocketAddr> {
     prop_oneof![
-        (any::<[u8; 4]>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(IpAddr::from(ip), port)),
-        (any::<[u8; 16]>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(IpAddr::from(ip), port)),
+        (any::<[u8; 4]>(), any::<u16>())
+            .prop_map(|(ip, port)| SocketAddr::new(IpAddr::from(ip), port)),
+        (any::<[u8; 16]>(), any::<u16>())
+            .prop_map(|(ip, port)| SocketAddr::new(IpAddr::from(ip), port)),
     ]
 }
 
 fn extent() -> impl Strategy<Value = Extent> {
-    any::<(u64, u64, u64)>().prop_map(|(node, generation, upto)| Extent { node, generation, upto })
+    any::<(u64, u64, u64)>().prop_map(|(node, generation, upto)| Extent {
+        node,
+        generation,
+        upto,
+    })
 }
 
 fn delta() -> impl Strategy<Value = Delta> {
-    let entry = (1..50u64, "[a-z0-9:-]{0,20}", proptest::option::of(vec(any::<u8>(), 0..40)));
-    (any::<u64>(), any::<u64>(), 0..1000u64, vec(entry, 0..8), 0..20u64).prop_map(
-        |(node, generation, base, raw, slack)| {
+    let entry = (
+        1..50u64,
+        "[a-z0-9:-]{0,20}",
+        proptest::option::of(vec(any::<u8>(), 0..40)),
+    );
+    (
+        any::<u64>(),
+        any::<u64>(),
+        0..1000u64,
+        vec(entry, 0..8),
+        0..20u64,
+    )
+        .prop_map(|(node, generation, base, raw, slack)| {
             let mut upto = base;
             let entries = raw
                 .into_iter()
                 .map(|(step, key, body)| {
                     upto += step;
-                    DeltaEntry { key: key.into(), seq: upto, body: body.map(Arc::from) }
+                    DeltaEntry {
+                        key: key.into(),
+                        seq: upto,
+                        body: body.map(Arc::from),
+                    }
                 })
                 .collect();
-            Delta { node, generation, base, upto: upto + slack, gc: base, entries }
-        },
-    )
+            Delta {
+                node,
+                generation,
+                base,
+                upto: upto + slack,
+                gc: base,
+                entries,
+            }
+        })
 }
 
 fn any_frame() -> impl Strategy<Value = Frame> {
@@ -36,7 +62,11 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         vec(any::<u8>(), 0..100).prop_map(Frame::Membership),
         vec((any::<(u64, u64)>(), address()), 0..5).prop_map(|list| Frame::Addresses(
             list.into_iter()
-                .map(|((node, generation), address)| Located { node, generation, address })
+                .map(|((node, generation), address)| Located {
+                    node,
+                    generation,
+                    address
+                })
                 .collect()
         )),
         delta().prop_map(Frame::Delta),
@@ -45,18 +75,35 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         any::<[u8; 16]>().prop_map(Frame::Echo),
         any::<(u64, u32, bool)>().prop_map(|(node, epoch, left)| Frame::Gone { node, epoch, left }),
         any::<(u64, u32)>().prop_map(|(node, epoch)| Frame::Confirm { node, epoch }),
-        any::<(u64, u32, bool)>().prop_map(|(node, epoch, refused)| Frame::Verdict { node, epoch, refused }),
-        any::<(u32, u16)>().prop_map(|(epoch, incarnation)| Frame::Suspected { epoch, incarnation }),
-        (any::<(u32, u16, u64)>(), address()).prop_map(|((epoch, incarnation, generation), address)| {
-            Frame::Hello(Hello { epoch, incarnation, generation, address })
+        any::<(u64, u32, bool)>().prop_map(|(node, epoch, refused)| Frame::Verdict {
+            node,
+            epoch,
+            refused
         }),
+        any::<(u32, u16)>()
+            .prop_map(|(epoch, incarnation)| Frame::Suspected { epoch, incarnation }),
+        (any::<(u32, u16, u64)>(), address()).prop_map(
+            |((epoch, incarnation, generation), address)| {
+                Frame::Hello(Hello {
+                    epoch,
+                    incarnation,
+                    generation,
+                    address,
+                })
+            }
+        ),
         Just(Frame::Join),
         any::<u64>().prop_map(Frame::Compare),
         Just(Frame::Equal),
         Just(Frame::Ping),
         vec(any::<(u64, u32, u16, bool)>(), 0..5).prop_map(|list| Frame::Members(
             list.into_iter()
-                .map(|(node, epoch, incarnation, down)| Membered { node, epoch, incarnation, down })
+                .map(|(node, epoch, incarnation, down)| Membered {
+                    node,
+                    epoch,
+                    incarnation,
+                    down
+                })
                 .collect()
         )),
         vec(extent(), 0..5).prop_map(Frame::Digest),
@@ -122,9 +169,25 @@ fn a_small_frame_cannot_become_a_huge_one() {
 
 #[test]
 fn a_delta_out_of_order_is_refused() {
-    let entry = |seq| DeltaEntry { key: "k".into(), seq, body: None };
-    for (base, upto, seqs) in [(0, 5, vec![2, 1]), (3, 5, vec![3]), (0, 5, vec![6]), (0, 5, vec![2, 2])] {
-        let delta = Delta { node: 1, generation: 1, base, upto, gc: 0, entries: seqs.into_iter().map(entry).collect() };
+    let entry = |seq| DeltaEntry {
+        key: "k".into(),
+        seq,
+        body: None,
+    };
+    for (base, upto, seqs) in [
+        (0, 5, vec![2, 1]),
+        (3, 5, vec![3]),
+        (0, 5, vec![6]),
+        (0, 5, vec![2, 2]),
+    ] {
+        let delta = Delta {
+            node: 1,
+            generation: 1,
+            base,
+            upto,
+            gc: 0,
+            entries: seqs.into_iter().map(entry).collect(),
+        };
         let mut bytes = Vec::new();
         Frame::Delta(delta).encode(&mut bytes);
         assert_eq!(Frame::decode_all(&bytes), Err(Malformed));

@@ -88,8 +88,8 @@ pub fn router(admin: Admin, address: SocketAddr) -> Router {
     }
 }
 
-/// Whether a `Host` header means this host: an address, `localhost` or its name. A name that an attacker makes
-/// resolve to us is none of these.
+/// Whether a `Host` header can mean this host: an address, a name without a dot, below `.localhost` or `.internal`
+/// (both reserved: nobody can buy a name there), or its own name. A name that a stranger makes resolve to us is none of these.
 #[must_use]
 pub fn host_is_ours(host: &str, node_name: &str) -> bool {
     let name = match host.strip_prefix('[') {
@@ -99,9 +99,11 @@ pub fn host_is_ours(host: &str, node_name: &str) -> bool {
             .filter(|(name, _)| !name.contains(':'))
             .map_or(host, |(name, _)| name),
     };
-    let name = name.strip_suffix('.').unwrap_or(name);
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
     name.parse::<IpAddr>().is_ok()
-        || name.eq_ignore_ascii_case("localhost")
+        || (!name.is_empty() && !name.contains('.'))
+        || name.ends_with(".localhost")
+        || name.ends_with(".internal")
         || name.eq_ignore_ascii_case(node_name)
 }
 
@@ -112,7 +114,7 @@ async fn refuse_foreign_hosts(State(admin): Ours, request: Request, next: Next) 
     }
     error(
         StatusCode::FORBIDDEN,
-        "this listener answers to an address, localhost or its node.name, not to other names: call it by one of these",
+        "this listener answers to an address, a name without a dot or its node.name, not to other names: call it by one of these",
     )
 }
 
@@ -326,14 +328,18 @@ mod tests {
             ("::1", true),
             ("localhost:7119", true),
             ("LOCALHOST", true),
-            ("host-a", true),
-            ("host-a.:7119", true),
+            ("discovery", true),
+            ("host-a.example", true),
+            ("Host-A.example.:7119", true),
+            ("host.docker.internal:8500", true),
+            ("app.localhost", true),
             ("evil.example:7119", false),
             ("127.0.0.1.evil.example", false),
             ("localhost.evil.example:7119", false),
+            ("internal.evil.example", false),
             ("", false),
         ] {
-            assert_eq!(host_is_ours(host, "host-a"), ours, "{host}");
+            assert_eq!(host_is_ours(host, "host-a.example"), ours, "{host}");
         }
     }
 }

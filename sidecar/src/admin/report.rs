@@ -106,7 +106,7 @@ pub struct Endpoints {
 }
 
 /// One endpoint.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Endpoint {
     /// The instance's id.
@@ -191,7 +191,7 @@ pub struct PolicyField {
     pub field: String,
     /// Its value, as written in the file.
     pub value: String,
-    /// Who said so: `default`, `host`, `upstream`, `route`.
+    /// Who said so: `built-in`, `host`, `upstream`, `route`.
     pub origin: String,
 }
 

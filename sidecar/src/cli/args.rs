@@ -36,6 +36,8 @@ pub enum Command {
     DemoApplication(crate::demo::ApplicationArgs),
     /// Check a configuration and print what it means: every default filled in, secrets left out.
     Check(FileArg),
+    /// Print the JSON Schema of the configuration file.
+    Schema,
     /// Show the hosts of the mesh, as the running host sees them.
     Members(AskArgs),
     /// Show the services of the mesh and how many of their instances are healthy.

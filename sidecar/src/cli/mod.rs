@@ -52,6 +52,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => crate::demo::run(args),
         Command::DemoApplication(args) => crate::demo::run_application(args),
         Command::Check(file) => check(file.config.as_deref()),
+        Command::Schema => print(&format!("{:#}", evenkeel_config::schema())),
         Command::Members(ask) => print(&show::members(&ask, colour)?),
         Command::Services(ask) => print(&show::services(&ask, colour)?),
         Command::Endpoints(args) => print(&show::endpoints(&args, colour)?),
@@ -80,7 +81,7 @@ fn check(file: Option<&Path>) -> anyhow::Result<()> {
     for warning in &loaded.warnings {
         writeln!(std::io::stderr(), "warning: {warning}")?;
     }
-    print(&format!("{:#?}", loaded.settings))
+    print(&loaded.settings.to_effective_yaml())
 }
 
 /// Writes to stdout, with a newline at the end.

@@ -205,7 +205,7 @@ fn explained(report: &Explain, colour: bool) -> String {
         out.push('\n');
         let mut table = Table::new(&["POLICY", "VALUE", "FROM"]);
         for field in &report.policy {
-            let origin = if field.origin == "default" { Tone::Dim } else { Tone::Plain };
+            let origin = if field.origin == "built-in" { Tone::Dim } else { Tone::Plain };
             table.row(vec![
                 Cell::text(&field.field),
                 Cell::text(&field.value),
@@ -261,4 +261,101 @@ fn encoded(text: &str) -> String {
         }
         out
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::report::{Endpoint, ExplainEndpoint, Member, PolicyField, Service, Verdict};
+
+    #[test]
+    fn members_and_services_as_tables() {
+        let member = Member {
+            name: "host-a".into(),
+            address: "10.0.0.5".into(),
+            state: "alive".into(),
+            for_ms: 61_000,
+            instances: 2,
+            id: "00ff".into(),
+            myself: true,
+            ..Member::default()
+        };
+        assert_eq!(
+            members_table(&Members { members: vec![member] }, false),
+            "NAME                ADDRESS   STATE   FOR  ZONE  INSTANCES  ID\n\
+             host-a (this host)  10.0.0.5  alive  1m1s                2  00ff\n"
+        );
+        let service = Service {
+            name: "web".into(),
+            tags: vec!["v1".into(), "v2".into()],
+            instances: 3,
+            usable: 2,
+            critical: 1,
+            ..Service::default()
+        };
+        assert_eq!(
+            services_table(&Services { services: vec![service] }, false),
+            "SERVICE  USABLE  INSTANCES  CRITICAL  DRAINING  TAGS\n\
+             web           2          3         1         0  v1,v2\n"
+        );
+    }
+
+    #[test]
+    fn an_explanation_shows_each_verdict_and_each_origin() {
+        let verdict = |filter: &str, pass, reason: &str| Verdict {
+            filter: filter.into(),
+            pass,
+            reason: reason.into(),
+        };
+        let explain = Explain {
+            service: "web".into(),
+            method: "GET".into(),
+            path: "/x".into(),
+            route: Some("GET /x".into()),
+            repeat: "yes".into(),
+            endpoints: vec![ExplainEndpoint {
+                instance: "web-1".into(),
+                host: "host-b".into(),
+                address: "10.0.0.6:7110".into(),
+                usable: false,
+                cost: Some(1.5),
+                verdicts: vec![
+                    verdict("serving", true, "passing"),
+                    verdict("ejection", false, "5 failures in a row"),
+                ],
+            }],
+            policy: vec![PolicyField {
+                field: "retry.max".into(),
+                value: "2".into(),
+                origin: "built-in".into(),
+            }],
+            notes: vec!["a copy is due after 3ms".into()],
+        };
+        let text = explained(&explain, false);
+        for line in [
+            "GET /x to web",
+            "route:  GET /x",
+            "note:   a copy is due after 3ms",
+            "web-1     host-b  10.0.0.6:7110  no      1.500  serving   passing",
+            "                                                ejection  5 failures in a row",
+            "retry.max  2      built-in",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_of_another_version_is_still_read() {
+        let older: Endpoints = serde_json::from_str(
+            r#"{"service": "web", "endpoints": [{"instance": "a", "new": 1}]}"#,
+        )
+        .unwrap();
+        assert!(endpoints_table(&older, false).contains('a'));
+        assert!(older.endpoints == [Endpoint { instance: "a".into(), ..Endpoint::default() }]);
+    }
+
+    #[test]
+    fn names_in_a_path_are_encoded() {
+        assert_eq!(encoded("a/b?c d%é"), "a%2Fb%3Fc%20d%25%C3%A9");
+    }
 }

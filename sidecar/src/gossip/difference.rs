@@ -101,3 +101,89 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
 
 /// Events for one snapshot.
 const NOTED_MAX: usize = 50;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_discovery::{Node, NodeStatus, Weights};
+
+    fn instance(host: u64, id: &str, status: Status) -> Arc<Instance> {
+        let address = "10.0.0.1:80".parse().unwrap();
+        let node = Node {
+            id: host,
+            name: format!("host-{host}"),
+            address,
+            mesh: address,
+            zone: None,
+            generation: 1,
+            status: NodeStatus::Alive,
+            draining: false,
+            index: 1,
+        };
+        Arc::new(Instance {
+            node: Arc::new(node),
+            id: id.to_owned(),
+            service: "web".to_owned(),
+            address,
+            advertise: None,
+            protocol: None,
+            tags: Vec::new(),
+            meta: Default::default(),
+            weights: Weights::default(),
+            status,
+            checks: Vec::new(),
+            preserved: false,
+            create_index: 1,
+            modify_index: 1,
+        })
+    }
+
+    fn catalog(instances: Vec<Arc<Instance>>) -> Catalog {
+        let mut catalog = Catalog::default();
+        if !instances.is_empty() {
+            let view = ServiceView { name: "web".to_owned(), index: 1, instances };
+            catalog.services.insert("web".to_owned(), Arc::new(view));
+        }
+        catalog
+    }
+
+    fn noted(old: &Catalog, new: &Catalog) -> Vec<(String, String)> {
+        let events = Events::default();
+        note(old, new, &events);
+        events.all().into_iter().map(|event| (event.kind, event.subject)).collect()
+    }
+
+    #[test]
+    fn what_came_went_and_changed() {
+        let one = |kind: &str| vec![(kind.to_owned(), "web/a".to_owned())];
+        let none = catalog(Vec::new());
+        let passing = catalog(vec![instance(1, "a", Status::Passing)]);
+        let critical = catalog(vec![instance(1, "a", Status::Critical)]);
+        assert_eq!(noted(&none, &passing), one("instance_registered"));
+        assert_eq!(noted(&passing, &critical), one("health_changed"));
+        assert_eq!(noted(&critical, &none), one("instance_gone"));
+        assert_eq!(noted(&passing, &passing), []);
+        // The same id on another host is another instance.
+        let elsewhere = catalog(vec![instance(2, "a", Status::Passing)]);
+        assert_eq!(
+            noted(&passing, &elsewhere),
+            [one("instance_registered"), one("instance_gone")].concat()
+        );
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_counted() {
+        let many = catalog(
+            (0..NOTED_MAX + 7).map(|n| instance(1, &n.to_string(), Status::Passing)).collect(),
+        );
+        let events = Events::default();
+        note(&catalog(Vec::new()), &many, &events);
+        let all = events.all();
+        assert_eq!(all.len(), NOTED_MAX + 1);
+        assert!(
+            all.last().is_some_and(|event| event.detail.contains("7 more")),
+            "{:?}",
+            all.last()
+        );
+    }
+}

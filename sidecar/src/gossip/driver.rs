@@ -56,6 +56,8 @@ struct Round {
     /// Names of `mesh.join` that could not be looked up.
     unresolved: BTreeSet<String>,
     save_due: Option<Instant>,
+    /// The last registration that was written is on the disk.
+    kept: Arc<AtomicBool>,
     alone_at: Option<Instant>,
 }
 
@@ -70,7 +72,6 @@ impl Driver {
         mut commands: mpsc::Receiver<Command>,
         mut stopped: oneshot::Receiver<()>,
     ) -> io::Result<()> {
-        tcp.set_nonblocking(true)?;
         let tcp = tokio::net::TcpListener::from_std(tcp)?;
         let udp = UdpSocket::from_std(self.udp.try_clone()?)?;
         let (arrivals, mut arrived) = mpsc::channel(ARRIVALS_MAX);
@@ -85,6 +86,7 @@ impl Driver {
             seeds: BTreeMap::new(),
             unresolved: BTreeSet::new(),
             save_due: None,
+            kept: Arc::new(AtomicBool::new(true)),
             alone_at: (!self.join.is_empty()).then(|| Instant::now() + ALONE_AFTER),
         };
         let services = std::mem::take(&mut self.services);
@@ -100,10 +102,8 @@ impl Driver {
             let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 _ = &mut stopped => return Ok(()),
-                readable = round.udp.readable() => {
-                    readable?;
-                    self.receive(&round.udp);
-                }
+                // Read below, in every round.
+                readable = round.udp.readable() => readable?,
                 command = commands.recv(), if commands_open => match command {
                     Some(command) => self.command(command, &mut round),
                     None => commands_open = false,
@@ -241,6 +241,13 @@ impl Driver {
         let (now, wall) = (Instant::now(), wall_ms());
         match command {
             Command::Register(registration, done) => {
+                // Clients that register again every few seconds change nothing, unless the last change was not kept.
+                if round.kept.load(Ordering::Relaxed)
+                    && self.discovery.registrations().any(|one| *one == *registration)
+                {
+                    let _ = done.send(Ok(()));
+                    return;
+                }
                 let what = format!("{} at {}", registration.service, registration.address);
                 let id = registration.id.clone();
                 let result = match self.configured(&id) {
@@ -308,9 +315,11 @@ impl Driver {
         self.publish_local();
         round.save_due = None;
         let kept = self.save();
+        let last = Arc::clone(&round.kept);
         tokio::spawn(async move {
             let kept =
                 kept.await.unwrap_or_else(|_| Err(io::Error::other("the writer has stopped")));
+            last.store(kept.is_ok(), Ordering::Relaxed);
             let _ = done.send(kept.map_err(ChangeError::NotKept));
         });
     }

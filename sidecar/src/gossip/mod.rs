@@ -13,7 +13,7 @@ mod stream;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -28,13 +28,14 @@ use evenkeel_discovery::{
     Catalog, Config, Counters, Discovery, Limits, NodeInfo, Profile, Saved, Status,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::warn;
 
 use crate::checks::Verdict;
 use crate::events::Events;
 use crate::state::State;
+
+pub use crate::port_pair::PortPair as Sockets;
 
 /// The running thread. Dropping it stops it without a goodbye and waits for that; say goodbye with
 /// [`GossipHandle::leave`] first.
@@ -72,12 +73,6 @@ pub struct GossipArgs<'a> {
     pub events: Arc<Events>,
     /// Where numbers are registered.
     pub metrics: &'a prometheus::Registry,
-}
-
-/// Gossip's two sockets, on one port.
-pub struct Sockets {
-    udp: UdpSocket,
-    tcp: TcpListener,
 }
 
 /// What others ask the thread to do.
@@ -130,42 +125,6 @@ impl fmt::Display for ChangeError {
 }
 
 impl std::error::Error for ChangeError {}
-
-impl Sockets {
-    /// Binds UDP and TCP to the same port; port 0 finds one that is free for both.
-    ///
-    /// # Errors
-    /// The port is taken, or the address is not this host's.
-    pub fn bind(address: SocketAddr) -> io::Result<Sockets> {
-        let mut tries = if address.port() == 0 { PORT_TRIES_MAX } else { 1 };
-        loop {
-            tries -= 1;
-            let tcp = TcpListener::bind(address)?;
-            match udp_socket(tcp.local_addr()?) {
-                Ok(udp) => return Ok(Sockets { udp, tcp }),
-                Err(cause) if tries == 0 => return Err(cause),
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Where they listen.
-    ///
-    /// # Errors
-    /// When the system does not say.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.udp.local_addr()
-    }
-}
-
-fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    // What arrives while this host is paused should be there when it wakes. Best effort: the kernel has a maximum.
-    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket.into())
-}
 
 /// Starts the thread. Members and registrations of an earlier life are read from `state`.
 ///
@@ -415,12 +374,6 @@ pub fn entropy<const N: usize>() -> io::Result<[u8; N]> {
 
 /// Commands that may wait for the thread.
 const COMMANDS_MAX: usize = 256;
-
-/// Times that port 0 is tried, until one is free for UDP and TCP.
-const PORT_TRIES_MAX: u32 = 50;
-
-/// A second of the largest mesh's gossip.
-const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 
 /// [`Saved`] as JSON, in the data directory.
 const SAVED_FILE: &str = "discovery.json";

@@ -1,0 +1,222 @@
+//! This host's own record: what it offers, and how it stays ahead of all that others have heard of it.
+//! Its own changes are published at once, so that a client that registered finds itself in its next look-up.
+
+use std::time::Instant;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Discovery, Event, GENERATION_MAX, JUMP_WINDOW, JUMPS_MAX, SavedRegistration};
+use crate::health::Health;
+use crate::membership::Membership;
+use crate::record::InstanceBody;
+use crate::registration::{BODY_MAX, INSTANCES_MAX, Origin, RegisterError, Registration};
+
+/// One instance registered here.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub registration: Registration,
+    /// Of each check, in their order.
+    health: Vec<Health>,
+}
+
+impl Offer {
+    fn encode(&self) -> Vec<u8> {
+        InstanceBody::of(&self.registration, &self.health).encode()
+    }
+}
+
+impl Discovery {
+    /// Offers an instance, or replaces the one of the same id (its health is kept if its checks are the same).
+    ///
+    /// # Errors
+    /// What is wrong with it; nothing changed.
+    pub fn register(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        registration: Registration,
+    ) -> Result<(), RegisterError> {
+        if self.left {
+            return Err(RegisterError::Leaving);
+        }
+        registration.validate()?;
+        let known = self.offers.get(&registration.id);
+        if known.is_none() && self.offers.len() >= INSTANCES_MAX {
+            return Err(RegisterError::TooMany);
+        }
+        let health = match known {
+            Some(known) if known.registration.checks == registration.checks => known.health.clone(),
+            _ => registration
+                .checks
+                .iter()
+                .map(|check| Health {
+                    status: check.initial,
+                    output: String::new(),
+                })
+                .collect(),
+        };
+        let is_saved = registration.origin == Origin::Api
+            || known.is_some_and(|known| known.registration.origin == Origin::Api);
+        let offer = Offer {
+            registration,
+            health,
+        };
+        let body = offer.encode();
+        if body.len() > BODY_MAX {
+            return Err(RegisterError::TooLarge(
+                "bytes of the registration",
+                BODY_MAX,
+            ));
+        }
+        let id = offer.registration.id.clone();
+        self.write_own(now, &id, Some(body));
+        self.offers.insert(id, offer);
+        self.publish(wall_ms);
+        if is_saved {
+            self.events.push_back(Event::SaveDue);
+        }
+        Ok(())
+    }
+
+    /// Withdraws an instance.
+    ///
+    /// # Errors
+    /// There is none of this id.
+    pub fn deregister(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        id: &str,
+    ) -> Result<(), RegisterError> {
+        let offer = self
+            .offers
+            .remove(id)
+            .ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
+        self.write_own(now, id, None);
+        self.publish(wall_ms);
+        if offer.registration.origin == Origin::Api {
+            self.events.push_back(Event::SaveDue);
+        }
+        Ok(())
+    }
+
+    /// Publishes the health of one check (by its index in [`Registration::checks`]) if its status changed.
+    ///
+    /// # Errors
+    /// There is no instance of this id, or it has no such check.
+    pub fn set_health(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        id: &str,
+        check: usize,
+        health: Health,
+    ) -> Result<(), RegisterError> {
+        let offer = self
+            .offers
+            .get_mut(id)
+            .ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
+        let known = offer
+            .health
+            .get_mut(check)
+            .ok_or_else(|| RegisterError::NoSuchId(format!("{id}, check {check}")))?;
+        if known.status != health.status {
+            *known = health;
+            let body = offer.encode();
+            self.write_own(now, id, Some(body));
+            self.publish(wall_ms);
+        }
+        Ok(())
+    }
+
+    /// Asks all hosts to stop (or start again) choosing this one.
+    pub fn set_draining(&mut self, now: Instant, wall_ms: u64, draining: bool) {
+        if self.draining != draining {
+            self.draining = draining;
+            self.write_node(now);
+            self.publish(wall_ms);
+        }
+    }
+
+    pub(super) fn registrations_to_save(&self) -> Vec<SavedRegistration> {
+        self.registrations()
+            .filter(|r| r.origin == Origin::Api)
+            .map(SavedRegistration::from)
+            .collect()
+    }
+
+    pub(super) fn write_own(&mut self, now: Instant, key: &str, body: Option<Vec<u8>>) {
+        let changes = self.registry.write(now, key, body);
+        let own = self.config.node.id;
+        self.spread.push(
+            now,
+            own,
+            self.generation(),
+            changes.base,
+            self.membership.up().len() + 1,
+        );
+        self.publisher.touch_services(now, changes.services);
+        if changes.node {
+            self.publisher.touch_node(now, own, &self.registry);
+        }
+    }
+
+    /// Others have a later state of our record than we do: from an earlier life that was not saved, or from another
+    /// process under our id. Jump above it; if that happens again and again, it is the latter: take another id.
+    pub(super) fn jump_above(&mut self, now: Instant, wall_ms: u64, generation: u64) {
+        if generation >= GENERATION_MAX {
+            self.counters.refused_limit += 1;
+            return;
+        }
+        while self
+            .jumps
+            .front()
+            .is_some_and(|at| now.saturating_duration_since(*at) > JUMP_WINDOW)
+        {
+            self.jumps.pop_front();
+        }
+        self.jumps.push_back(now);
+        if self.jumps.len() > JUMPS_MAX {
+            self.jumps.clear();
+            self.take_new_identity(now);
+        }
+        let own = self.config.node.id;
+        if self.registry.jump((generation + 1).max(wall_ms)) {
+            self.spread.push(
+                now,
+                own,
+                self.generation(),
+                0,
+                self.membership.up().len() + 1,
+            );
+            self.publisher.touch_node(now, own, &self.registry);
+            self.events.push_back(Event::SaveDue);
+            self.learn_address(now, self.own_location());
+        }
+    }
+
+    fn take_new_identity(&mut self, now: Instant) {
+        let old = self.config.node.id;
+        let new: u64 = self.rng.random();
+        self.config.node.id = new;
+        self.sealer.rename(new, self.rng.random());
+        let rng = ChaCha8Rng::from_seed(self.rng.random());
+        let epoch = self.membership.epoch();
+        let members = self.membership.members();
+        self.membership = Membership::new(
+            new,
+            epoch,
+            self.config.profile,
+            self.config.limits.members,
+            rng,
+        );
+        self.membership.handle_members(now, &members);
+        let services = self.registry.rename_own(new);
+        self.peers.rename_own(old);
+        self.publisher.touch_services(now, services);
+        self.publisher.touch_node(now, old, &self.registry);
+        self.publisher.touch_node(now, new, &self.registry);
+        self.events.push_back(Event::NewIdentity { node: new });
+    }
+}

@@ -1,0 +1,377 @@
+//! Who comes and goes, and where they are.
+//!
+//! Addresses are kept beside foca's identities: a host says where it is in its record and with what it sends,
+//! and others pass that on. Two hosts at one address cannot both be there: the newer generation is (a host without
+//! a data directory restarted), the other is declared down once and left out quietly from then on, so that two
+//! hosts configured alike do not flap for ever.
+//!
+//! Self-preservation: if many hosts vanish at once without a goodbye, it may be us who are cut off; then their
+//! instances stay in look-ups for a while, marked. A host whose port was found closed did not vanish: it is dead.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{DOWN_KEPT, Discovery, Event, JOIN_FIRST, JOIN_HEAL, SavedMember};
+use crate::membership::Membership;
+use crate::publish::Visible;
+use crate::registry::Registry;
+use crate::wire::{Frame, Located};
+
+/// Hosts that vanish within this time are counted together.
+const VANISH_WINDOW: Duration = Duration::from_secs(60);
+/// At least so many, and more than this share of all, make it suspicious.
+const VANISH_MIN: usize = 3;
+const VANISH_SHARE: f64 = 0.15;
+/// How long the instances of vanished hosts stay.
+const PRESERVED: Duration = Duration::from_secs(600);
+/// A host found dead is announced directly to so many; the rest hear of it by gossip.
+const GONE_FANOUT: usize = 64;
+/// Saved members.
+const SAVED_MAX: usize = 64;
+/// Members are saved at most this often.
+const SAVE_MEMBERS: Duration = Duration::from_secs(5);
+
+/// Where hosts are, and who is gone.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    locations: BTreeMap<u64, Located>,
+    by_address: BTreeMap<SocketAddr, BTreeSet<u64>>,
+    departed: BTreeMap<u64, Departed>,
+    /// Hosts left out because a newer one stands at their address.
+    superseded: BTreeMap<u64, u64>,
+    /// Hosts that [`Event::NodeUp`] told of.
+    told: BTreeSet<u64>,
+    /// Hosts that vanished lately.
+    vanished: VecDeque<(Instant, u64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Departed {
+    since: Instant,
+    left: bool,
+    /// Its port was found closed.
+    dead: bool,
+    preserved_until: Option<Instant>,
+}
+
+impl Peers {
+    pub fn location(&self, node: u64) -> Option<Located> {
+        self.locations.get(&node).copied()
+    }
+
+    pub fn at(&self, address: SocketAddr) -> impl Iterator<Item = u64> {
+        self.by_address.get(&address).into_iter().flatten().copied()
+    }
+
+    pub fn visible(&self, node: u64, own: u64, membership: &Membership) -> Visible {
+        if node == own {
+            return Visible::Up;
+        }
+        if self.superseded.contains_key(&node) {
+            return Visible::Hidden;
+        }
+        if membership.up().contains_key(&node) {
+            return Visible::Up;
+        }
+        match self.departed.get(&node) {
+            None => Visible::Hidden,
+            Some(departed) if departed.left => Visible::Left,
+            Some(departed) if departed.preserved_until.is_some() => Visible::Preserved,
+            Some(_) => Visible::Failed,
+        }
+    }
+
+    /// Where hosts were that are down and did not say goodbye.
+    pub fn lost_addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        let lost = self.departed.iter().filter(|(_, departed)| !departed.left);
+        lost.filter_map(|(node, _)| self.locations.get(node))
+            .map(|location| location.address)
+    }
+
+    pub fn rename_own(&mut self, old: u64) {
+        if let Some(location) = self.locations.remove(&old)
+            && let Some(set) = self.by_address.get_mut(&location.address)
+        {
+            set.remove(&old);
+        }
+    }
+
+    /// Forgets what was kept long enough; returns the hosts that this changes.
+    pub fn expire(
+        &mut self,
+        now: Instant,
+        membership: &Membership,
+        registry: &Registry,
+    ) -> Vec<u64> {
+        let mut changed = Vec::new();
+        self.departed.retain(|node, departed| {
+            let keep = now.saturating_duration_since(departed.since) < DOWN_KEPT;
+            if !keep {
+                changed.push(*node);
+            }
+            if departed.preserved_until.is_some_and(|until| until <= now) {
+                departed.preserved_until = None;
+                changed.push(*node);
+            }
+            keep
+        });
+        let departed = &self.departed;
+        let is_needed = |node: &u64| {
+            membership.up().contains_key(node)
+                || departed.contains_key(node)
+                || registry.record(*node).is_some()
+        };
+        self.locations.retain(|node, _| is_needed(node));
+        self.superseded
+            .retain(|node, winner| is_needed(node) && is_needed(winner));
+        let locations = &self.locations;
+        self.by_address.retain(|_, nodes| {
+            nodes.retain(|node| locations.contains_key(node));
+            !nodes.is_empty()
+        });
+        changed
+    }
+
+    /// Notes where a host is; returns whether that is news.
+    fn locate(&mut self, new: Located) -> bool {
+        match self.locations.get(&new.node) {
+            Some(known) if known.generation > new.generation => return false,
+            Some(known) if known.generation == new.generation && known.address == new.address => {
+                return false;
+            }
+            // The owner fixes its address for a generation; a guess never replaces what it said.
+            Some(known) if known.generation == new.generation && new.generation > 0 => {
+                return false;
+            }
+            Some(known) => {
+                if let Some(nodes) = self.by_address.get_mut(&known.address) {
+                    nodes.remove(&new.node);
+                }
+            }
+            None => {}
+        }
+        self.locations.insert(new.node, new);
+        self.by_address
+            .entry(new.address)
+            .or_default()
+            .insert(new.node);
+        true
+    }
+}
+
+impl Discovery {
+    /// Somebody says where a host is. With generation 0 it is a guess (where a datagram came from).
+    pub(super) fn learn_address(&mut self, now: Instant, located: Located) {
+        let own = self.config.node.id;
+        if located.node == own && located != self.own_location() {
+            return;
+        }
+        if self.peers.locations.len() >= 3 * self.config.limits.members.max(1)
+            && !self.peers.locations.contains_key(&located.node)
+        {
+            self.counters.refused_limit += 1;
+            return;
+        }
+        if self.peers.locate(located) && located.generation > 0 {
+            self.judge_address(now, located.address);
+        }
+    }
+
+    /// Of all hosts that claim this address, the newest is there.
+    fn judge_address(&mut self, now: Instant, address: SocketAddr) {
+        let claims: Vec<Located> = self
+            .peers
+            .at(address)
+            .filter_map(|node| self.peers.location(node))
+            .filter(|location| location.generation > 0)
+            .collect();
+        let Some(winner) = claims
+            .iter()
+            .max_by_key(|claim| (claim.generation, claim.node))
+            .copied()
+        else {
+            return;
+        };
+        if self.peers.superseded.remove(&winner.node).is_some() {
+            self.publisher.touch_node(now, winner.node, &self.registry);
+        }
+        for loser in claims.iter().filter(|claim| claim.node != winner.node) {
+            if self.peers.superseded.insert(loser.node, winner.node) == Some(winner.node) {
+                continue;
+            }
+            self.publisher.touch_node(now, loser.node, &self.registry);
+            let epoch = self.membership.up().get(&loser.node).copied();
+            let is_own = loser.node == self.config.node.id;
+            if let Some(epoch) = epoch {
+                self.membership.declare_down(now, loser.node, epoch, true);
+            }
+            if epoch.is_some() || is_own {
+                self.events.push_back(Event::AddressConflict {
+                    loser: loser.node,
+                    winner: winner.node,
+                    address,
+                });
+            }
+        }
+    }
+
+    pub(super) fn peer_up(&mut self, now: Instant, node: u64) {
+        if self.peers.superseded.contains_key(&node) {
+            // It lives on elsewhere under an address that is not its own: leave it out, quietly.
+            if let Some(epoch) = self.membership.up().get(&node).copied() {
+                self.membership.declare_down(now, node, epoch, false);
+            }
+            return;
+        }
+        let was_alone = self.peers.told.is_empty();
+        self.peers.departed.remove(&node);
+        self.peers
+            .vanished
+            .retain(|(_, vanished)| *vanished != node);
+        self.registry.set_down(node, None);
+        self.publisher.touch_node(now, node, &self.registry);
+        if self.registry.record(node).is_none() {
+            let whole = crate::wire::Extent {
+                node,
+                generation: 1,
+                upto: 1,
+            };
+            self.note_missing(now, node, whole);
+        }
+        if self.peers.told.insert(node) {
+            self.events.push_back(Event::NodeUp {
+                node,
+                name: self.name_of(node),
+            });
+            self.save_members_later(now);
+        }
+        if was_alone {
+            self.join_attempts = 0;
+            self.timers.join = now + self.jittered(JOIN_HEAL);
+            self.timers.anti_entropy = now + self.jittered(Duration::from_secs(1));
+        }
+    }
+
+    pub(super) fn peer_down(&mut self, now: Instant, node: u64) {
+        self.registry.set_down(node, Some(now));
+        let departed = self.peers.departed.entry(node).or_insert(Departed {
+            since: now,
+            left: false,
+            dead: false,
+            preserved_until: None,
+        });
+        let vanished =
+            !departed.left && !departed.dead && !self.peers.superseded.contains_key(&node);
+        let left = departed.left;
+        if vanished {
+            self.preserve(now, node);
+        }
+        self.publisher.touch_node(now, node, &self.registry);
+        if self.peers.told.remove(&node) {
+            self.events.push_back(Event::NodeDown {
+                node,
+                name: self.name_of(node),
+                left,
+            });
+            self.save_members_later(now);
+        }
+        if self.peers.told.is_empty() {
+            self.join_attempts = 0;
+            self.timers.join = now + self.jittered(JOIN_FIRST);
+        }
+    }
+
+    /// A host is gone for certain: it said so, or its port is closed.
+    pub(super) fn peer_gone(&mut self, now: Instant, node: u64, epoch: u32, left: bool) {
+        let Some(known) = self.membership.up().get(&node).copied() else {
+            return;
+        };
+        if known > epoch {
+            return;
+        }
+        let departed = Departed {
+            since: now,
+            left,
+            dead: !left,
+            preserved_until: None,
+        };
+        self.peers.departed.insert(node, departed);
+        self.membership.declare_down(now, node, epoch, true);
+    }
+
+    /// We found out ourselves: tell the others at once.
+    pub(super) fn announce_gone(&mut self, now: Instant, node: u64, epoch: u32) {
+        self.peer_gone(now, node, epoch, false);
+        for peer in self.random_peers(GONE_FANOUT, &[node]) {
+            self.send(
+                peer,
+                &[Frame::Gone {
+                    node,
+                    epoch,
+                    left: false,
+                }],
+            );
+        }
+    }
+
+    fn preserve(&mut self, now: Instant, node: u64) {
+        let vanished = &mut self.peers.vanished;
+        while vanished
+            .front()
+            .is_some_and(|(at, _)| now.saturating_duration_since(*at) > VANISH_WINDOW)
+        {
+            vanished.pop_front();
+        }
+        vanished.push_back((now, node));
+        let all = self.membership.up().len() + vanished.len() + 1;
+        if vanished.len() < VANISH_MIN || vanished.len() as f64 <= VANISH_SHARE * all as f64 {
+            return;
+        }
+        for (at, node) in vanished.iter() {
+            if let Some(departed) = self
+                .peers
+                .departed
+                .get_mut(node)
+                .filter(|d| d.preserved_until.is_none())
+            {
+                departed.preserved_until = Some(*at + PRESERVED);
+                self.publisher.touch_node(now, *node, &self.registry);
+            }
+        }
+    }
+
+    pub(super) fn members_to_save(&self) -> Vec<SavedMember> {
+        let up = self
+            .membership
+            .up()
+            .keys()
+            .filter_map(|node| self.peers.location(*node));
+        let current = up.map(|location| SavedMember {
+            node: location.node,
+            address: location.address,
+        });
+        let earlier = self.saved_members.iter().copied();
+        let mut members: Vec<SavedMember> = Vec::new();
+        for member in current.chain(earlier) {
+            if members.len() < SAVED_MAX
+                && !members.iter().any(|known| known.address == member.address)
+            {
+                members.push(member);
+            }
+        }
+        members
+    }
+
+    fn save_members_later(&mut self, now: Instant) {
+        self.timers.save_members.get_or_insert(now + SAVE_MEMBERS);
+    }
+
+    fn name_of(&self, node: u64) -> String {
+        let body = self
+            .registry
+            .record(node)
+            .and_then(|record| record.node.as_ref());
+        body.map_or_else(|| format!("{node:016x}"), |body| body.name.clone())
+    }
+}

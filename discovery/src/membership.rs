@@ -1,0 +1,758 @@
+//! Which hosts are up: SWIM with suspicion, by foca, which no other file names.
+//!
+//! What is decided here is what foca leaves to its embedder. Identities are (node id, epoch); where a host is, is
+//! known beside them. We own the timers and bend them in the spirit of Lifeguard (Dadgar et al., 2018):
+//!
+//! - a pause of this process delays every timer by the pause: answers that wait in the socket are read first;
+//! - a host that was wrong about others, or that others were wrong about, probes more slowly ([`HEALTH_MAX`]);
+//! - a suspect is told so directly, again and again, and one that is heard from meanwhile gets more time.
+//!
+//! A late probe is reported ([`Note::ProbeLate`]) so that it can be tried over TCP; success counts as an
+//! acknowledgement ([`Membership::confirm_alive`]), several refused connections end it ([`Membership::declare_down`]).
+//! Why foca and not our own SWIM: its dissemination and incarnation rules are proven; what it lacks fits around it.
+//! "Down" is final for an epoch, so a host wrongly declared down takes a new epoch at once; its record is untouched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::{NonZeroU8, NonZeroUsize};
+use std::time::{Duration, Instant};
+
+use foca::{
+    Foca, Header, Identity, Member, Message, NoCustomBroadcast, Notification, State, Timer,
+};
+use rand_chacha::ChaCha8Rng;
+
+use crate::discovery::{DOWN_KEPT, Profile};
+use crate::wire::Membered;
+
+mod codec;
+
+use codec::{Codec, decode_packet, encode_packet};
+
+/// Most bytes of a membership packet; the rest of the datagram has the addresses of the hosts it names.
+pub(crate) const PACKET_MAX: usize = 480;
+/// Late timers beyond this mean that this process was paused.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// What was received during a pause has this long to be read before timers count again.
+const PAUSE_GRACE: Duration = Duration::from_millis(20);
+/// A suspect is told so this often.
+const NAG: Duration = Duration::from_millis(200);
+/// A suspect that is heard from gets half a suspicion more, at most this often: one that talks but cannot hear is of no use.
+const EXTENSIONS_MAX: u8 = 4;
+/// Probing is slowed down by at most 1 + this.
+const HEALTH_MAX: u32 = 3;
+/// Hosts that are down are told so, and thereby a split mesh heals, this often, so many at a time.
+const ANNOUNCE_DOWN: (Duration, usize) = (Duration::from_secs(3), 2);
+/// More news than this in one exchange is a join or the end of a split: the others learn it by exchanges too.
+const REBROADCAST_MAX: usize = 64;
+/// Suspicions kept at a time.
+const SUSPECTS_MAX: usize = 1024;
+
+/// What happened, for the owner to act on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Note {
+    /// A host is up (again), or took a new epoch.
+    Up { node: u64 },
+    /// A host is down.
+    Down { node: u64 },
+    /// This host was taken for dead and has a new epoch.
+    Renewed,
+    /// A host did not answer in time: try it over TCP.
+    ProbeLate { node: u64, epoch: u32 },
+    /// Tell this host that it is suspected.
+    Nag {
+        node: u64,
+        epoch: u32,
+        incarnation: u16,
+    },
+}
+
+/// A packet to send.
+#[derive(Debug)]
+pub(crate) struct Packet {
+    pub to: u64,
+    pub bytes: Vec<u8>,
+    /// Hosts named in it that are up.
+    pub named: Vec<u64>,
+}
+
+/// Why a packet was not taken. No state changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotTaken {
+    /// Not a packet.
+    Malformed,
+    /// Its source is not who sealed it, or is this host itself.
+    Forged,
+    /// There are as many hosts as the limit allows.
+    TooMany,
+}
+
+/// The membership of one host.
+pub(crate) struct Membership {
+    foca: Foca<Id, Codec, ChaCha8Rng, NoCustomBroadcast>,
+    profile: Profile,
+    members_max: usize,
+    timers: BTreeMap<(Instant, u64), Timer<Id>>,
+    timer_seq: u64,
+    /// The last call moved the timers: what is due next is done, however late.
+    forgave: bool,
+    outbox: Outbox,
+    notes: Vec<Note>,
+    packets: Vec<Packet>,
+    /// Epochs of the hosts that are up.
+    up: BTreeMap<u64, u32>,
+    probe: Option<Probe>,
+    suspects: BTreeMap<u64, Suspicion>,
+    own_incarnation: u16,
+    health: u32,
+    left: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Probe {
+    target: Id,
+    number: u8,
+    acked: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Suspicion {
+    epoch: u32,
+    incarnation: u16,
+    heard: bool,
+    extensions: u8,
+    nag_at: Instant,
+}
+
+impl Membership {
+    pub fn new(
+        node: u64,
+        epoch: u32,
+        profile: Profile,
+        members_max: usize,
+        rng: ChaCha8Rng,
+    ) -> Self {
+        Membership {
+            foca: Foca::new(Id { node, epoch }, foca_config(&profile, 1), rng, Codec),
+            profile,
+            members_max,
+            timers: BTreeMap::new(),
+            timer_seq: 0,
+            forgave: false,
+            outbox: Outbox::default(),
+            notes: Vec::new(),
+            packets: Vec::new(),
+            up: BTreeMap::new(),
+            probe: None,
+            suspects: BTreeMap::new(),
+            own_incarnation: 0,
+            health: 0,
+            left: false,
+        }
+    }
+
+    /// This host's epoch.
+    pub fn epoch(&self) -> u32 {
+        self.foca.identity().epoch
+    }
+
+    /// This host's incarnation, as last told.
+    pub fn incarnation(&self) -> u16 {
+        self.own_incarnation
+    }
+
+    /// Hosts that are up, with their epochs, without this one.
+    pub fn up(&self) -> &BTreeMap<u64, u32> {
+        &self.up
+    }
+
+    /// How much slower than configured this host probes.
+    pub fn slowdown(&self) -> u32 {
+        self.health
+    }
+
+    /// All hosts known, without this one.
+    pub fn members(&self) -> Vec<Membered> {
+        self.foca
+            .iter_membership_state()
+            .filter(|member| member.id().node != self.foca.identity().node)
+            .map(|member| Membered {
+                node: member.id().node,
+                epoch: member.id().epoch,
+                incarnation: member.incarnation(),
+                down: member.state() == State::Down,
+            })
+            .collect()
+    }
+
+    /// Takes a packet that `sender` sealed.
+    pub fn handle_packet(
+        &mut self,
+        now: Instant,
+        sender: u64,
+        bytes: &[u8],
+    ) -> Result<(), NotTaken> {
+        let (header, updates) = decode_packet(bytes).map_err(|_| NotTaken::Malformed)?;
+        let own = *self.foca.identity();
+        if header.src.node != sender || sender == own.node {
+            return Err(NotTaken::Forged);
+        }
+        if self.left {
+            return Ok(());
+        }
+        if self.is_beyond_limit(sender) {
+            return Err(NotTaken::TooMany);
+        }
+        self.heard(sender, header.src, header.src_incarnation);
+        if header.dst.node == own.node && header.dst.epoch != own.epoch {
+            // Meant for an earlier life of ours: let the sender know of this one. Or for a later one: then live that.
+            if header.dst.epoch > own.epoch {
+                self.renew_above(now, header.dst.epoch);
+            }
+            let _ = self.foca.announce(header.src, &mut self.outbox);
+        }
+        if let Message::Ack(number) = header.message
+            && let Some(probe) = &mut self.probe
+            && probe.target == header.src
+            && probe.number == number
+        {
+            probe.acked = true;
+        }
+        let kept: Vec<Member<Id>> = updates
+            .iter()
+            .filter(|update| self.is_of_interest(update.id()))
+            .cloned()
+            .collect();
+        let above = self.own_epoch_above(updates.iter().map(Member::id));
+        let result = if kept.len() == updates.len() {
+            self.foca.handle_data(bytes, &mut self.outbox)
+        } else {
+            self.foca
+                .handle_data(&encode_packet(&header, &kept), &mut self.outbox)
+        };
+        if let Some(epoch) = above {
+            self.renew_above(now, epoch);
+        }
+        self.settle(now);
+        result.map_err(|_| NotTaken::Malformed)
+    }
+
+    /// Takes what another host said over TCP.
+    pub fn handle_members(&mut self, now: Instant, members: &[Membered]) {
+        if self.left {
+            return;
+        }
+        if let Some(epoch) =
+            self.own_epoch_above(members.iter().map(|m| Id::of(m)).collect::<Vec<_>>().iter())
+        {
+            self.renew_above(now, epoch);
+        }
+        let mut updates = Vec::new();
+        let mut newcomers = 0;
+        for member in members {
+            let id = Id::of(member);
+            let is_new = !self.up.contains_key(&id.node);
+            if !self.is_of_interest(&id)
+                || (is_new && self.up.len() + newcomers >= self.members_max)
+            {
+                continue;
+            }
+            let known = self.up.get(&id.node);
+            let is_known = if member.down {
+                known.is_none()
+            } else {
+                known == Some(&id.epoch) && member.incarnation == 0
+            };
+            if is_known {
+                continue;
+            }
+            newcomers += usize::from(is_new && !member.down);
+            let state = if member.down {
+                State::Down
+            } else {
+                State::Alive
+            };
+            updates.push(Member::new(id, member.incarnation, state));
+        }
+        let news = updates
+            .iter()
+            .filter(|u| (u.state() == State::Down) == self.up.contains_key(&u.id().node))
+            .count();
+        let broadcast = news <= REBROADCAST_MAX;
+        let _ = self
+            .foca
+            .apply_many(updates.into_iter(), broadcast, &mut self.outbox);
+        self.settle(now);
+    }
+
+    /// Tells foca of a host known from elsewhere (it spoke to us over TCP): it is up.
+    pub fn handle_alive(&mut self, now: Instant, node: u64, epoch: u32, incarnation: u16) {
+        self.heard(node, Id { node, epoch }, incarnation);
+        self.handle_members(
+            now,
+            &[Membered {
+                node,
+                epoch,
+                incarnation,
+                down: false,
+            }],
+        );
+    }
+
+    /// Another host suspects this one: refute.
+    pub fn handle_suspected(&mut self, now: Instant, epoch: u32, incarnation: u16) {
+        let own = *self.foca.identity();
+        if self.left || own.epoch != epoch {
+            return;
+        }
+        let suspect = Member::new(own, incarnation, State::Suspect);
+        let _ = self
+            .foca
+            .apply_many(std::iter::once(suspect), false, &mut self.outbox);
+        self.settle(now);
+    }
+
+    /// The host answered over TCP although its datagrams are missing: as good as an acknowledgement.
+    pub fn confirm_alive(&mut self, now: Instant, node: u64, epoch: u32) {
+        let Some(probe) = self
+            .probe
+            .filter(|p| p.target == Id { node, epoch } && !p.acked)
+        else {
+            return;
+        };
+        let incarnation = self
+            .foca
+            .iter_membership_state()
+            .find(|member| *member.id() == probe.target)
+            .map_or(0, Member::incarnation);
+        let header = Header {
+            src: probe.target,
+            src_incarnation: incarnation,
+            dst: *self.foca.identity(),
+            message: Message::Ack(probe.number),
+        };
+        let _ = self
+            .foca
+            .handle_data(&encode_packet(&header, &[]), &mut self.outbox);
+        if let Some(probe) = &mut self.probe {
+            probe.acked = true;
+        }
+        self.settle(now);
+    }
+
+    /// This epoch of the host is over, for certain. Without `spread` only this host acts on it.
+    pub fn declare_down(&mut self, now: Instant, node: u64, epoch: u32, spread: bool) {
+        let id = Id { node, epoch };
+        if self.left
+            || node == self.foca.identity().node
+            || self.up.get(&node).is_none_or(|known| *known > epoch)
+        {
+            return;
+        }
+        let down = Member::new(id, 0, State::Down);
+        let _ = self
+            .foca
+            .apply_many(std::iter::once(down), spread, &mut self.outbox);
+        if spread {
+            let _ = self.foca.gossip(&mut self.outbox);
+        }
+        self.settle(now);
+    }
+
+    /// Says goodbye; nothing is sent or believed after that.
+    pub fn leave(&mut self, now: Instant) {
+        let _ = self.foca.leave_cluster(&mut self.outbox);
+        self.settle(now);
+        self.left = true;
+        self.timers.clear();
+        self.suspects.clear();
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Some(((due, _), _)) = self.timers.first_key_value() else {
+            return;
+        };
+        let late = now.saturating_duration_since(*due);
+        if late > PAUSE_MIN && !self.forgave {
+            self.forgave = true;
+            let shift = late + PAUSE_GRACE;
+            self.timers = std::mem::take(&mut self.timers)
+                .into_iter()
+                .map(|((at, seq), timer)| ((at + shift, seq), timer))
+                .collect();
+            return;
+        }
+        let mut fired = false;
+        while let Some(((due, _), _)) = self.timers.first_key_value()
+            && *due <= now
+            && let Some((_, timer)) = self.timers.pop_first()
+        {
+            fired = true;
+            self.fire(now, timer);
+        }
+        if fired {
+            self.forgave = false;
+        }
+        self.nag(now);
+        self.settle(now);
+    }
+
+    /// When [`Membership::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timer = self.timers.first_key_value().map(|((at, _), _)| *at);
+        let nag = self
+            .suspects
+            .values()
+            .map(|suspicion| suspicion.nag_at)
+            .min();
+        // Nagging needs a timer too, and a suspicion always has one.
+        timer.map(|timer| nag.map_or(timer, |nag| nag.min(timer)))
+    }
+
+    /// What happened since the last call, in order.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// What is to be sent, in order.
+    pub fn take_packets(&mut self) -> Vec<Packet> {
+        std::mem::take(&mut self.packets)
+    }
+
+    fn fire(&mut self, now: Instant, timer: Timer<Id>) {
+        match &timer {
+            Timer::SendIndirectProbe { probed_id, .. } => {
+                if self
+                    .probe
+                    .is_some_and(|probe| probe.target == *probed_id && !probe.acked)
+                {
+                    self.notes.push(Note::ProbeLate {
+                        node: probed_id.node,
+                        epoch: probed_id.epoch,
+                    });
+                }
+            }
+            Timer::ProbeRandomMember(_) => {
+                if self.probe.take().is_some_and(|probe| probe.acked) {
+                    self.health = self.health.saturating_sub(1);
+                }
+            }
+            Timer::ChangeSuspectToDown { member_id, .. } => {
+                if let Some(suspicion) = self.suspects.get_mut(&member_id.node)
+                    && suspicion.epoch == member_id.epoch
+                    && std::mem::take(&mut suspicion.heard)
+                    && suspicion.extensions < EXTENSIONS_MAX
+                {
+                    suspicion.extensions += 1;
+                    let at = now + self.suspicion() / 2;
+                    self.schedule(at, timer);
+                    return;
+                }
+                self.suspects.remove(&member_id.node);
+            }
+            _ => {}
+        }
+        let _ = self.foca.handle_timer(timer, &mut self.outbox);
+        self.settle(now);
+    }
+
+    fn nag(&mut self, now: Instant) {
+        for (node, suspicion) in &mut self.suspects {
+            if suspicion.nag_at <= now {
+                suspicion.nag_at = now + NAG;
+                self.notes.push(Note::Nag {
+                    node: *node,
+                    epoch: suspicion.epoch,
+                    incarnation: suspicion.incarnation,
+                });
+            }
+        }
+    }
+
+    /// A host was heard from, at this incarnation.
+    fn heard(&mut self, node: u64, id: Id, incarnation: u16) {
+        let Some(suspicion) = self.suspects.get_mut(&node) else {
+            return;
+        };
+        suspicion.heard = true;
+        if id.epoch > suspicion.epoch || incarnation > suspicion.incarnation {
+            self.suspects.remove(&node);
+            self.health = (self.health + 1).min(HEALTH_MAX);
+        }
+    }
+
+    /// Sorts out what foca said.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            let Outbox {
+                sends,
+                timers,
+                notifications,
+            } = std::mem::take(&mut self.outbox);
+            if sends.is_empty() && timers.is_empty() && notifications.is_empty() {
+                break;
+            }
+            for (timer, after) in timers {
+                self.take_timer(now, timer, after);
+            }
+            let mut resized = false;
+            for notification in notifications {
+                resized = true;
+                self.take_notification(notification);
+            }
+            for (to, bytes) in sends {
+                self.take_send(to, bytes);
+            }
+            if resized {
+                let _ = self
+                    .foca
+                    .set_config(foca_config(&self.profile, self.up.len() + 1));
+            }
+        }
+    }
+
+    fn take_timer(&mut self, now: Instant, timer: Timer<Id>, after: Duration) {
+        let after = match &timer {
+            Timer::SendIndirectProbe { .. } | Timer::ProbeRandomMember(_) => {
+                after * (1 + self.health)
+            }
+            Timer::ChangeSuspectToDown {
+                member_id,
+                incarnation,
+                ..
+            } => {
+                let fresh = Suspicion {
+                    epoch: member_id.epoch,
+                    incarnation: *incarnation,
+                    heard: false,
+                    extensions: 0,
+                    nag_at: now,
+                };
+                let known = self.suspects.get(&member_id.node);
+                let is_known = known
+                    .is_some_and(|s| (s.epoch, s.incarnation) == (fresh.epoch, fresh.incarnation));
+                if !is_known && self.suspects.len() < SUSPECTS_MAX {
+                    self.suspects.insert(member_id.node, fresh);
+                }
+                after
+            }
+            _ => after,
+        };
+        self.schedule(now + after, timer);
+    }
+
+    fn schedule(&mut self, at: Instant, timer: Timer<Id>) {
+        self.timer_seq += 1;
+        self.timers.insert((at, self.timer_seq), timer);
+    }
+
+    fn take_notification(&mut self, notification: Said) {
+        match notification {
+            Said::Up(id) => {
+                self.up.insert(id.node, id.epoch);
+                self.notes.push(Note::Up { node: id.node });
+            }
+            Said::Down(id) => {
+                self.up.remove(&id.node);
+                self.suspects.remove(&id.node);
+                self.notes.push(Note::Down { node: id.node });
+            }
+            Said::Renamed(id) => {
+                if let Some(epoch) = self.up.get_mut(&id.node) {
+                    *epoch = id.epoch;
+                    self.suspects.remove(&id.node);
+                    self.notes.push(Note::Up { node: id.node });
+                }
+            }
+            Said::Rejoined => {
+                self.own_incarnation = 0;
+                self.notes.push(Note::Renewed);
+                // Foca waits for a message before it probes again; the others are still there.
+                let _ = self
+                    .foca
+                    .apply_many(std::iter::empty(), false, &mut self.outbox);
+            }
+        }
+    }
+
+    fn take_send(&mut self, to: Id, bytes: Vec<u8>) {
+        if to.node == self.foca.identity().node {
+            return;
+        }
+        let Ok((header, updates)) = decode_packet(&bytes) else {
+            return;
+        };
+        if header.src_incarnation > self.own_incarnation {
+            // We had to refute: others do not hear us in time, so we may be the slow one.
+            self.own_incarnation = header.src_incarnation;
+            self.health = (self.health + 1).min(HEALTH_MAX);
+        }
+        if let Message::Ping(number) = header.message {
+            self.probe = Some(Probe {
+                target: to,
+                number,
+                acked: false,
+            });
+        }
+        let mut named: BTreeSet<u64> = updates
+            .iter()
+            .filter(|u| u.state() != State::Down)
+            .map(|u| u.id().node)
+            .collect();
+        match header.message {
+            Message::PingReq { target, .. } => _ = named.insert(target.node),
+            Message::IndirectPing { origin, .. } => _ = named.insert(origin.node),
+            Message::IndirectAck { target, .. } => _ = named.insert(target.node),
+            _ => {}
+        }
+        self.packets.push(Packet {
+            to: to.node,
+            bytes,
+            named: named.into_iter().collect(),
+        });
+    }
+
+    /// Takes an epoch above one that this host's id was seen with.
+    fn renew_above(&mut self, now: Instant, epoch: u32) {
+        let own = *self.foca.identity();
+        if let Some(epoch) = epoch.checked_add(1).filter(|epoch| *epoch > own.epoch) {
+            let _ = self
+                .foca
+                .change_identity(Id { epoch, ..own }, &mut self.outbox);
+            self.outbox.notifications.push(Said::Rejoined);
+            self.settle(now);
+        }
+    }
+
+    fn own_epoch_above<'a>(&self, ids: impl Iterator<Item = &'a Id>) -> Option<u32> {
+        let own = *self.foca.identity();
+        ids.filter(|id| id.node == own.node && id.epoch > own.epoch)
+            .map(|id| id.epoch)
+            .max()
+    }
+
+    /// Not about an earlier or later life of ours, and not beyond the limit.
+    fn is_of_interest(&self, id: &Id) -> bool {
+        let own = self.foca.identity();
+        if id.node == own.node {
+            id.epoch == own.epoch
+        } else {
+            !self.is_beyond_limit(id.node)
+        }
+    }
+
+    fn is_beyond_limit(&self, node: u64) -> bool {
+        self.up.len() >= self.members_max && !self.up.contains_key(&node)
+    }
+
+    fn suspicion(&self) -> Duration {
+        suspicion(&self.profile, self.up.len() + 1)
+    }
+}
+
+impl std::fmt::Debug for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Membership")
+            .field("own", self.foca.identity())
+            .field("up", &self.up)
+            .finish_non_exhaustive()
+    }
+}
+
+fn suspicion(profile: &Profile, size: usize) -> Duration {
+    profile.suspicion.mul_f64((size as f64).log10().max(1.0))
+}
+
+fn foca_config(profile: &Profile, size: usize) -> foca::Config {
+    let transmissions = (4.0 * (size as f64 + 1.0).log10()).ceil().clamp(4.0, 40.0) as u8;
+    let nonzero = |n| NonZeroUsize::new(n).expect("a constant above 0");
+    foca::Config {
+        probe_period: profile.probe_period,
+        probe_rtt: profile.probe_rtt,
+        num_indirect_probes: nonzero(3),
+        max_transmissions: NonZeroU8::new(transmissions).expect("at least 4"),
+        suspect_to_down_after: suspicion(profile, size),
+        remove_down_after: Some(DOWN_KEPT),
+        max_packet_size: nonzero(PACKET_MAX),
+        notify_down_members: true,
+        periodic_announce: None,
+        periodic_announce_to_down_members: Some(foca::PeriodicParams {
+            frequency: ANNOUNCE_DOWN.0,
+            num_members: nonzero(ANNOUNCE_DOWN.1),
+        }),
+        periodic_gossip: Some(foca::PeriodicParams {
+            frequency: profile.gossip,
+            num_members: nonzero(3),
+        }),
+    }
+}
+
+/// What foca calls an identity: a host's life. A later epoch replaces an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Id {
+    node: u64,
+    epoch: u32,
+}
+
+impl Id {
+    fn of(member: &Membered) -> Id {
+        Id {
+            node: member.node,
+            epoch: member.epoch,
+        }
+    }
+}
+
+impl Identity for Id {
+    type Addr = u64;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Id {
+            node: self.node,
+            epoch: self.epoch.checked_add(1)?,
+        })
+    }
+
+    fn addr(&self) -> u64 {
+        self.node
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        self.epoch > adversary.epoch
+    }
+}
+
+/// What foca wants done; collected during a call, sorted out after it.
+#[derive(Default)]
+struct Outbox {
+    sends: Vec<(Id, Vec<u8>)>,
+    timers: Vec<(Timer<Id>, Duration)>,
+    notifications: Vec<Said>,
+}
+
+enum Said {
+    Up(Id),
+    Down(Id),
+    Renamed(Id),
+    Rejoined,
+}
+
+impl foca::Runtime<Id> for Outbox {
+    fn notify(&mut self, notification: Notification<'_, Id>) {
+        self.notifications.push(match notification {
+            Notification::MemberUp(id) => Said::Up(*id),
+            Notification::MemberDown(id) => Said::Down(*id),
+            Notification::Rename(_, id) => Said::Renamed(*id),
+            Notification::Rejoin(_) => Said::Rejoined,
+            Notification::Active | Notification::Idle | Notification::Defunct => return,
+        });
+    }
+
+    fn send_to(&mut self, to: Id, data: &[u8]) {
+        self.sends.push((to, data.to_vec()));
+    }
+
+    fn submit_after(&mut self, event: Timer<Id>, after: Duration) {
+        self.timers.push((event, after));
+    }
+}

@@ -1,0 +1,386 @@
+//! The bytes of a record's entries: what a host says of itself, and of each instance that it offers.
+//!
+//! Each body is a list of fields (number, length, content). Fields that we do not know are skipped when read and
+//! survive when passed on, because only the bytes as received are passed on: an old host does not strip what a
+//! newer one says. A body that cannot be read is kept and passed on too, and shows in no look-up.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use evenkeel_config::settings::Protocol;
+
+use crate::catalog::CheckState;
+use crate::health::{Health, OUTPUT_MAX, Status};
+use crate::registration::{CheckKind, Registration, Weights};
+use crate::wire::{Malformed, Reader, frame, put_address, put_bytes, put_varint};
+
+/// The key of what a host says of itself; instances are under their ids, which are not empty.
+pub(crate) const NODE_KEY: &str = "";
+/// Protocol versions that this build speaks, from and to.
+pub(crate) const PROTOCOL_VERSIONS: (u8, u8) = (1, 1);
+
+/// What a host says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NodeBody {
+    pub name: String,
+    pub address: SocketAddr,
+    pub mesh: SocketAddr,
+    pub zone: Option<String>,
+    pub draining: bool,
+}
+
+/// What a host says of one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InstanceBody {
+    pub service: String,
+    pub address: SocketAddr,
+    pub advertise: Option<SocketAddr>,
+    pub protocol: Option<Protocol>,
+    pub tags: Vec<String>,
+    pub meta: BTreeMap<String, String>,
+    pub weights: Weights,
+    pub checks: Vec<CheckState>,
+}
+
+const NODE_NAME: u8 = 1;
+const NODE_ADDRESS: u8 = 2;
+const NODE_MESH: u8 = 3;
+const NODE_ZONE: u8 = 4;
+const NODE_DRAINING: u8 = 5;
+const NODE_VERSIONS: u8 = 6;
+
+const SERVICE: u8 = 1;
+const ADDRESS: u8 = 2;
+const ADVERTISE: u8 = 3;
+const PROTOCOL: u8 = 4;
+const TAG: u8 = 5;
+const META: u8 = 6;
+const WEIGHTS: u8 = 7;
+const CHECK: u8 = 8;
+
+/// Longest text that is read from another host.
+const TEXT_MAX: usize = 1024;
+
+impl NodeBody {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame(&mut out, NODE_NAME, |out| {
+            out.extend_from_slice(self.name.as_bytes())
+        });
+        frame(&mut out, NODE_ADDRESS, |out| put_address(out, self.address));
+        frame(&mut out, NODE_MESH, |out| put_address(out, self.mesh));
+        if let Some(zone) = &self.zone {
+            frame(&mut out, NODE_ZONE, |out| {
+                out.extend_from_slice(zone.as_bytes())
+            });
+        }
+        if self.draining {
+            frame(&mut out, NODE_DRAINING, |_| {});
+        }
+        let (min, max) = PROTOCOL_VERSIONS;
+        frame(&mut out, NODE_VERSIONS, |out| {
+            out.extend_from_slice(&[min, max])
+        });
+        out
+    }
+
+    pub fn decode(body: &[u8]) -> Result<NodeBody, Malformed> {
+        let (mut name, mut address, mut mesh, mut zone, mut draining) =
+            (None, None, None, None, false);
+        fields(body, |field, r| {
+            match field {
+                NODE_NAME => name = Some(whole_text(r)?),
+                NODE_ADDRESS => address = Some(r.address()?),
+                NODE_MESH => mesh = Some(r.address()?),
+                NODE_ZONE => zone = Some(whole_text(r)?),
+                NODE_DRAINING => draining = true,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(NodeBody {
+            name: name.ok_or(Malformed)?,
+            address: address.ok_or(Malformed)?,
+            mesh: mesh.ok_or(Malformed)?,
+            zone,
+            draining,
+        })
+    }
+}
+
+impl InstanceBody {
+    /// What is said of an instance registered here, with the health of its checks, in their order.
+    pub fn of(registration: &Registration, health: &[Health]) -> InstanceBody {
+        let checks = registration
+            .checks
+            .iter()
+            .zip(health)
+            .map(|(check, health)| CheckState {
+                id: check.id.clone(),
+                name: check.name.clone(),
+                kind: match check.kind {
+                    CheckKind::Http { .. } => "http",
+                    CheckKind::Tcp { .. } => "tcp",
+                },
+                status: health.status,
+                output: cut(&health.output, OUTPUT_MAX).to_owned(),
+            })
+            .collect();
+        InstanceBody {
+            service: registration.service.clone(),
+            address: registration.address,
+            advertise: registration.advertise,
+            protocol: registration.protocol,
+            tags: registration.tags.clone(),
+            meta: registration.meta.clone(),
+            weights: registration.weights,
+            checks,
+        }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame(&mut out, SERVICE, |out| {
+            out.extend_from_slice(self.service.as_bytes())
+        });
+        frame(&mut out, ADDRESS, |out| put_address(out, self.address));
+        if let Some(advertise) = self.advertise {
+            frame(&mut out, ADVERTISE, |out| put_address(out, advertise));
+        }
+        if let Some(protocol) = self.protocol {
+            frame(&mut out, PROTOCOL, |out| {
+                out.push(protocol_number(protocol))
+            });
+        }
+        for tag in &self.tags {
+            frame(&mut out, TAG, |out| out.extend_from_slice(tag.as_bytes()));
+        }
+        for (key, value) in &self.meta {
+            frame(&mut out, META, |out| {
+                put_bytes(out, key.as_bytes());
+                put_bytes(out, value.as_bytes());
+            });
+        }
+        if self.weights != Weights::default() {
+            frame(&mut out, WEIGHTS, |out| {
+                put_varint(out, self.weights.passing.into());
+                put_varint(out, self.weights.warning.into());
+            });
+        }
+        for check in &self.checks {
+            frame(&mut out, CHECK, |out| {
+                put_bytes(out, check.id.as_bytes());
+                put_bytes(out, check.name.as_bytes());
+                put_bytes(out, check.kind.as_bytes());
+                out.push(check.status as u8);
+                put_bytes(out, check.output.as_bytes());
+            });
+        }
+        out
+    }
+
+    pub fn decode(body: &[u8]) -> Result<InstanceBody, Malformed> {
+        let (mut service, mut address) = (None, None);
+        let mut instance = InstanceBody {
+            service: String::new(),
+            address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            advertise: None,
+            protocol: None,
+            tags: Vec::new(),
+            meta: BTreeMap::new(),
+            weights: Weights::default(),
+            checks: Vec::new(),
+        };
+        fields(body, |field, r| {
+            match field {
+                SERVICE => service = Some(whole_text(r)?),
+                ADDRESS => address = Some(r.address()?),
+                ADVERTISE => instance.advertise = Some(r.address()?),
+                // One that we do not know: told from the first bytes, as if it were not given.
+                PROTOCOL => instance.protocol = protocol_of(r.u8()?),
+                TAG => instance.tags.push(whole_text(r)?),
+                META => {
+                    let key = r.text(TEXT_MAX)?.to_owned();
+                    instance.meta.insert(key, r.text(TEXT_MAX)?.to_owned());
+                }
+                WEIGHTS => {
+                    let mut weight = || u16::try_from(r.varint()?).map_err(|_| Malformed);
+                    instance.weights = Weights {
+                        passing: weight()?,
+                        warning: weight()?,
+                    };
+                }
+                CHECK => instance.checks.push(decode_check(r)?),
+                _ => {}
+            }
+            Ok(())
+        })?;
+        instance.service = service
+            .filter(|name| crate::names::is_service_name(name))
+            .ok_or(Malformed)?;
+        instance.address = address.ok_or(Malformed)?;
+        Ok(instance)
+    }
+
+    /// The worst of the checks.
+    pub fn status(&self) -> Status {
+        self.checks
+            .iter()
+            .map(|check| check.status)
+            .max()
+            .unwrap_or(Status::Passing)
+    }
+}
+
+fn decode_check(r: &mut Reader<'_>) -> Result<CheckState, Malformed> {
+    let id = r.text(TEXT_MAX)?.to_owned();
+    let name = r.text(TEXT_MAX)?.to_owned();
+    let kind = match r.text(TEXT_MAX)? {
+        "http" => "http",
+        "tcp" => "tcp",
+        _ => "other",
+    };
+    let status = match r.u8()? {
+        0 => Status::Passing,
+        1 => Status::Warning,
+        2 => Status::Critical,
+        _ => return Err(Malformed),
+    };
+    Ok(CheckState {
+        id,
+        name,
+        kind,
+        status,
+        output: r.text(TEXT_MAX)?.to_owned(),
+    })
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Http => 1,
+        Protocol::Http2 => 2,
+        Protocol::Grpc => 3,
+    }
+}
+
+fn protocol_of(number: u8) -> Option<Protocol> {
+    Some(match number {
+        1 => Protocol::Http,
+        2 => Protocol::Http2,
+        3 => Protocol::Grpc,
+        _ => return None,
+    })
+}
+
+fn fields(
+    body: &[u8],
+    mut each: impl FnMut(u8, &mut Reader<'_>) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    let mut r = Reader(body);
+    while !r.is_empty() {
+        let field = r.u8()?;
+        each(field, &mut Reader(r.counted()?))?;
+    }
+    Ok(())
+}
+
+fn whole_text(r: &mut Reader<'_>) -> Result<String, Malformed> {
+    let bytes = std::mem::take(&mut r.0);
+    if bytes.len() > TEXT_MAX {
+        return Err(Malformed);
+    }
+    std::str::from_utf8(bytes)
+        .map(str::to_owned)
+        .map_err(|_| Malformed)
+}
+
+/// At most `max` bytes of a text, cut at a character.
+fn cut(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn instance() -> InstanceBody {
+        InstanceBody {
+            service: "payments.shop".into(),
+            address: "127.0.0.1:8443".parse().unwrap(),
+            advertise: Some("[2001:db8::1]:8443".parse().unwrap()),
+            protocol: Some(Protocol::Grpc),
+            tags: vec!["v2".into(), "größe".into()],
+            meta: [("version".to_owned(), "2.1".to_owned())].into(),
+            weights: Weights {
+                passing: 10,
+                warning: 1,
+            },
+            checks: vec![CheckState {
+                id: "service:payments".into(),
+                name: "alive".into(),
+                kind: "http",
+                status: Status::Warning,
+                output: "429".into(),
+            }],
+        }
+    }
+
+    fn node() -> NodeBody {
+        NodeBody {
+            name: "host-a".into(),
+            address: "10.0.0.5:7111".parse().unwrap(),
+            mesh: "10.0.0.5:7110".parse().unwrap(),
+            zone: Some("eu-west-1a".into()),
+            draining: true,
+        }
+    }
+
+    #[test]
+    fn bodies_survive_the_wire() {
+        assert_eq!(InstanceBody::decode(&instance().encode()), Ok(instance()));
+        assert_eq!(instance().status(), Status::Warning);
+        assert_eq!(NodeBody::decode(&node().encode()), Ok(node()));
+        let plain = NodeBody {
+            zone: None,
+            draining: false,
+            ..node()
+        };
+        assert_eq!(NodeBody::decode(&plain.encode()), Ok(plain));
+    }
+
+    #[test]
+    fn fields_of_a_newer_host_are_skipped() {
+        let mut body = instance().encode();
+        frame(&mut body, 200, |out| {
+            out.extend_from_slice(b"from the future")
+        });
+        assert_eq!(InstanceBody::decode(&body), Ok(instance()));
+    }
+
+    #[test]
+    fn outputs_are_cut_at_a_character() {
+        assert_eq!(cut("größe", 3), "gr");
+        assert_eq!(cut("größe", 4), "grö");
+        assert_eq!(cut("größe", 99), "größe");
+    }
+
+    proptest! {
+        #[test]
+        fn random_and_mutated_bodies_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let _ = InstanceBody::decode(&bytes);
+            let _ = NodeBody::decode(&bytes);
+            for mut body in [instance().encode(), node().encode()] {
+                let at = at.index(body.len());
+                body[at] = byte;
+                let _ = InstanceBody::decode(&body);
+                let _ = NodeBody::decode(&body[..at]);
+            }
+        }
+    }
+}

@@ -1,0 +1,683 @@
+//! What each host offers: one record for each host, written by that host alone.
+//!
+//! A record is (generation, sequence, entries). The owner numbers its changes; a larger generation replaces
+//! everything of a smaller one, within one generation the larger sequence is the later state. So there are no
+//! clocks to agree on and no conflicts to resolve, and merging commutes, repeats harmlessly and never goes back.
+//!
+//! Invariant: what is held of a foreign record is a state that its owner was in: all entries as of sequence `upto`.
+//! A delta applies only to a state at least as late as its base; otherwise the gap is reported and the rest asked for.
+//! A record of a host that is down is kept (hidden) for an hour, in case the host or the network comes back; then,
+//! or when the host says goodbye, it is buried: a tombstone keeps that generation from rising again for a day.
+//! An owner that meets a newer generation or a tombstone of its own jumps above it ([`Applied::OwnIsBehind`]).
+//!
+//! Who is up is not known here; see [`crate::membership`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::discovery::DOWN_KEPT;
+use crate::record::{InstanceBody, NODE_KEY, NodeBody};
+use crate::wire::{Delta, DeltaEntry, Extent};
+
+/// A buried generation is remembered for this long.
+const TOMBSTONE_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// A withdrawn entry of our own is remembered for this long; who missed it gets the whole record.
+const WITHDRAWN_KEPT: Duration = Duration::from_secs(600);
+/// Largest body of an entry taken from another host: room for fields that we do not know.
+const ENTRY_MAX: usize = 16 * 1024;
+/// Most entries of one foreign record, tombstones included.
+const ENTRIES_OF_ONE_MAX: usize = 8192;
+
+/// All records.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    own: u64,
+    records: BTreeMap<u64, Record>,
+    tombstones: BTreeMap<u64, Tombstone>,
+    by_service: BTreeMap<String, BTreeSet<(u64, Arc<str>)>>,
+    /// Withdrawn entries of our own, by sequence.
+    withdrawn: BTreeMap<u64, Instant>,
+    entries: usize,
+    entries_max: usize,
+    records_max: usize,
+}
+
+/// One host's record.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub generation: u64,
+    pub upto: u64,
+    gc: u64,
+    entries: BTreeMap<Arc<str>, Entry>,
+    /// What the host says of itself; `None` until it says so readably.
+    pub node: Option<Arc<NodeBody>>,
+    down_since: Option<Instant>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    seq: u64,
+    body: Option<Arc<[u8]>>,
+    instance: Option<Arc<InstanceBody>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Tombstone {
+    generation: u64,
+    since: Instant,
+}
+
+/// What became of a delta or a tombstone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// Nothing new in it.
+    Unchanged,
+    /// Taken: others may want it from `base` on.
+    Changed(Changes),
+    /// Something before it is missing: ask for what comes after this.
+    Gap(Extent),
+    /// Others have a later state of our own record than we do, of this generation: jump above it.
+    OwnIsBehind(u64),
+    /// Beyond a limit; nothing was taken.
+    TooMany,
+}
+
+/// What a delta changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub base: u64,
+    pub services: BTreeSet<String>,
+    pub node: bool,
+}
+
+impl Registry {
+    pub fn new(own: u64, generation: u64, records_max: usize, entries_max: usize) -> Self {
+        Registry {
+            own,
+            records: BTreeMap::from([(own, Record::new(generation))]),
+            tombstones: BTreeMap::new(),
+            by_service: BTreeMap::new(),
+            withdrawn: BTreeMap::new(),
+            entries: 0,
+            entries_max,
+            records_max: records_max.max(1),
+        }
+    }
+
+    pub fn record(&self, node: u64) -> Option<&Record> {
+        self.records.get(&node)
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = (u64, &Record)> {
+        self.records.iter().map(|(node, record)| (*node, record))
+    }
+
+    /// Host and id of each readable instance of a service.
+    pub fn instances_of(
+        &self,
+        service: &str,
+    ) -> impl Iterator<Item = (u64, &Arc<str>, &Arc<InstanceBody>)> {
+        self.by_service
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|(node, id)| {
+                let entry = self.records.get(node)?.entries.get(id)?;
+                Some((*node, id, entry.instance.as_ref()?))
+            })
+    }
+
+    /// The services that a host offers.
+    pub fn services_of(&self, node: u64) -> BTreeSet<String> {
+        self.records
+            .get(&node)
+            .map_or_else(BTreeSet::new, Record::services)
+    }
+
+    /// Writes or withdraws an entry of our own record; returns what to tell the others.
+    pub fn write(&mut self, now: Instant, key: &str, body: Option<Vec<u8>>) -> Changes {
+        let record = self
+            .records
+            .get_mut(&self.own)
+            .expect("our own record is never removed");
+        let mut changes = Changes {
+            base: record.upto,
+            ..Changes::default()
+        };
+        let known = record.entries.get(key);
+        if known.map_or(body.is_none(), |entry| {
+            entry.body.as_deref() == body.as_deref()
+        }) {
+            return changes;
+        }
+        let seq = record.upto + 1;
+        if body.is_none() {
+            self.withdrawn.insert(seq, now);
+        }
+        let entry = DeltaEntry {
+            key: Arc::from(key),
+            seq,
+            body: body.map(Arc::from),
+        };
+        let delta = Delta {
+            node: self.own,
+            generation: record.generation,
+            base: record.upto,
+            upto: seq,
+            gc: record.gc,
+            entries: vec![entry],
+        };
+        self.merge(delta, &mut changes);
+        changes
+    }
+
+    /// Starts a new generation of our own record, with the same content. Returns `false` if it is no larger.
+    pub fn jump(&mut self, generation: u64) -> bool {
+        let record = self
+            .records
+            .get_mut(&self.own)
+            .expect("our own record is never removed");
+        if generation <= record.generation {
+            return false;
+        }
+        record.generation = generation;
+        let before = record.entries.len();
+        record.entries.retain(|_, entry| entry.body.is_some());
+        self.entries -= before - record.entries.len();
+        for (seq, entry) in (1..).zip(record.entries.values_mut()) {
+            entry.seq = seq;
+        }
+        // Even an empty new generation is news.
+        record.upto = (record.entries.len() as u64).max(1);
+        record.gc = 0;
+        self.withdrawn.clear();
+        true
+    }
+
+    /// Moves our own record to another host id: this host continues under a new one.
+    pub fn rename_own(&mut self, own: u64) -> BTreeSet<String> {
+        let record = self
+            .records
+            .remove(&self.own)
+            .expect("our own record is never removed");
+        let services = record.services();
+        let old = std::mem::replace(&mut self.own, own);
+        for service in &services {
+            let set = self.by_service.entry(service.clone()).or_default();
+            let moved: Vec<_> = set
+                .iter()
+                .filter(|(node, _)| *node == old)
+                .cloned()
+                .collect();
+            for (node, id) in moved {
+                set.remove(&(node, Arc::clone(&id)));
+                set.insert((own, id));
+            }
+        }
+        self.records.insert(own, record);
+        services
+    }
+
+    /// Takes what others say happened to a record.
+    pub fn apply(&mut self, delta: Delta) -> Applied {
+        if delta.node == self.own {
+            return self.judge_own(delta.generation, delta.upto);
+        }
+        if self
+            .tombstones
+            .get(&delta.node)
+            .is_some_and(|t| t.generation >= delta.generation)
+        {
+            return Applied::Unchanged;
+        }
+        let (generation, upto) = self
+            .records
+            .get(&delta.node)
+            .map_or((0, 0), |r| (r.generation, r.upto));
+        let is_new = delta.generation > generation;
+        if delta.generation < generation || (!is_new && delta.upto <= upto) {
+            return Applied::Unchanged;
+        }
+        if delta.base > if is_new { 0 } else { upto } {
+            let upto = if is_new { 0 } else { upto };
+            return Applied::Gap(Extent {
+                node: delta.node,
+                generation: delta.generation,
+                upto,
+            });
+        }
+        if self.is_too_much(&delta) {
+            return Applied::TooMany;
+        }
+        let mut changes = Changes {
+            base: if is_new { 0 } else { upto },
+            ..Changes::default()
+        };
+        if is_new || delta.base == 0 {
+            self.clear(delta.node, &delta, &mut changes);
+        }
+        self.merge(delta, &mut changes);
+        Applied::Changed(changes)
+    }
+
+    /// Takes a tombstone: this generation and all before it are gone for good.
+    pub fn bury(&mut self, now: Instant, node: u64, generation: u64) -> Applied {
+        if node == self.own {
+            return self.judge_own(generation, u64::MAX);
+        }
+        if self
+            .tombstones
+            .get(&node)
+            .is_some_and(|t| t.generation >= generation)
+        {
+            return Applied::Unchanged;
+        }
+        if self.tombstones.len() >= 2 * self.records_max
+            && let Some(oldest) = self
+                .tombstones
+                .iter()
+                .min_by_key(|(_, t)| t.since)
+                .map(|(node, _)| *node)
+        {
+            self.tombstones.remove(&oldest);
+        }
+        self.tombstones.insert(
+            node,
+            Tombstone {
+                generation,
+                since: now,
+            },
+        );
+        let mut changes = Changes::default();
+        if self
+            .records
+            .get(&node)
+            .is_some_and(|record| record.generation <= generation)
+        {
+            self.remove(node, &mut changes);
+        }
+        Applied::Changed(changes)
+    }
+
+    /// The host of this record went down or came back.
+    pub fn set_down(&mut self, node: u64, since: Option<Instant>) {
+        if let Some(record) = self.records.get_mut(&node).filter(|_| node != self.own) {
+            record.down_since = since;
+        }
+    }
+
+    /// Forgets what was kept long enough. Returns what that changed.
+    pub fn expire(&mut self, now: Instant) -> Changes {
+        let mut changes = Changes::default();
+        let over = |since: Instant, kept: Duration| now.saturating_duration_since(since) >= kept;
+        self.tombstones
+            .retain(|_, tombstone| !over(tombstone.since, TOMBSTONE_KEPT));
+        let gone: Vec<(u64, u64)> = self
+            .records
+            .iter()
+            .filter(|(_, record)| {
+                record
+                    .down_since
+                    .is_some_and(|since| over(since, DOWN_KEPT))
+            })
+            .map(|(node, record)| (*node, record.generation))
+            .collect();
+        for (node, generation) in gone {
+            if let Applied::Changed(buried) = self.bury(now, node, generation) {
+                changes.services.extend(buried.services);
+                changes.node |= buried.node;
+            }
+        }
+        let record = self
+            .records
+            .get_mut(&self.own)
+            .expect("our own record is never removed");
+        while let Some((seq, since)) = self.withdrawn.first_key_value()
+            && over(*since, WITHDRAWN_KEPT)
+        {
+            record.gc = record.gc.max(*seq);
+            self.withdrawn.pop_first();
+        }
+        self.entries -= record.forget_withdrawn();
+        changes
+    }
+
+    /// How much we have of a record; or its tombstone.
+    pub fn extent(&self, node: u64) -> Option<Extent> {
+        let buried = || {
+            let tombstone = self.tombstones.get(&node)?;
+            Some(Extent {
+                node,
+                generation: tombstone.generation,
+                upto: Extent::TOMBSTONE,
+            })
+        };
+        self.records
+            .get(&node)
+            .map(|record| record.extent(node))
+            .or_else(buried)
+    }
+
+    /// How much we have of each record, tombstones included, by host.
+    pub fn digest(&self) -> Vec<Extent> {
+        let tombstone = |(node, t): (&u64, &Tombstone)| Extent {
+            node: *node,
+            generation: t.generation,
+            upto: Extent::TOMBSTONE,
+        };
+        let record = |(node, r): (&u64, &Record)| r.extent(*node);
+        self.tombstones
+            .iter()
+            .map(tombstone)
+            .chain(self.records.iter().map(record))
+            .collect()
+    }
+
+    /// What another host has that we lack.
+    pub fn wants(&self, theirs: &[Extent]) -> Vec<Extent> {
+        let lacking = |extent: &&Extent| {
+            extent.upto != Extent::TOMBSTONE
+                && extent.node != self.own
+                && self
+                    .tombstones
+                    .get(&extent.node)
+                    .is_none_or(|t| t.generation < extent.generation)
+                && self.records.get(&extent.node).is_none_or(|r| {
+                    extent.generation > r.generation
+                        || (extent.generation == r.generation && extent.upto > r.upto)
+                })
+        };
+        let want = |extent: &Extent| {
+            let same = self
+                .records
+                .get(&extent.node)
+                .filter(|r| r.generation == extent.generation);
+            Extent {
+                upto: same.map_or(0, |r| r.upto),
+                ..*extent
+            }
+        };
+        theirs.iter().filter(lacking).map(want).collect()
+    }
+
+    /// What we have that another host lacks, and our tombstones that it does not know.
+    pub fn surplus(&self, theirs: &[Extent]) -> (Vec<Delta>, Vec<Extent>) {
+        let has: BTreeMap<u64, Extent> = theirs
+            .iter()
+            .filter(|e| e.upto != Extent::TOMBSTONE)
+            .map(|e| (e.node, *e))
+            .collect();
+        let buried: BTreeMap<u64, u64> = theirs
+            .iter()
+            .filter(|e| e.upto == Extent::TOMBSTONE)
+            .map(|e| (e.node, e.generation))
+            .collect();
+        let deltas = self
+            .records
+            .iter()
+            .filter(|(node, record)| {
+                buried
+                    .get(node)
+                    .is_none_or(|generation| *generation < record.generation)
+            })
+            .filter_map(|(node, record)| {
+                let known = has.get(node).copied().unwrap_or(Extent {
+                    node: *node,
+                    generation: 0,
+                    upto: 0,
+                });
+                self.delta_for(known).filter(|_| record.upto > 0)
+            })
+            .collect();
+        let tombstones = self
+            .digest()
+            .into_iter()
+            .filter(|e| {
+                e.upto == Extent::TOMBSTONE && buried.get(&e.node).is_none_or(|g| *g < e.generation)
+            })
+            .collect();
+        (deltas, tombstones)
+    }
+
+    /// What comes after this much of a record, if we have more.
+    pub fn delta_for(&self, known: Extent) -> Option<Delta> {
+        let record = self.records.get(&known.node)?;
+        let since = match known.generation.cmp(&record.generation) {
+            std::cmp::Ordering::Greater => return None,
+            std::cmp::Ordering::Equal => known.upto,
+            std::cmp::Ordering::Less => 0,
+        };
+        (since < record.upto).then(|| record.delta(known.node, since))
+    }
+
+    fn judge_own(&self, generation: u64, upto: u64) -> Applied {
+        let own = &self.records[&self.own];
+        if generation > own.generation || (generation == own.generation && upto > own.upto) {
+            Applied::OwnIsBehind(generation)
+        } else {
+            Applied::Unchanged
+        }
+    }
+
+    fn is_too_much(&self, delta: &Delta) -> bool {
+        let known = self.records.get(&delta.node).map_or(0, |r| r.entries.len());
+        (known == 0
+            && self.records.len() >= self.records_max
+            && !self.records.contains_key(&delta.node))
+            || delta.entries.len() > ENTRIES_OF_ONE_MAX
+            || known + delta.entries.len() > 2 * ENTRIES_OF_ONE_MAX
+            || self.entries + delta.entries.len() > self.entries_max + self.records.len()
+            || delta
+                .entries
+                .iter()
+                .any(|e| e.body.as_ref().is_some_and(|body| body.len() > ENTRY_MAX))
+    }
+
+    /// Drops what a whole record does not have any more; notes what is dropped.
+    fn clear(&mut self, node: u64, whole: &Delta, changes: &mut Changes) {
+        let kept: BTreeSet<&str> = whole.entries.iter().map(|entry| &*entry.key).collect();
+        let Some(record) = self.records.get_mut(&node) else {
+            return;
+        };
+        let dropped: Vec<Arc<str>> = record
+            .entries
+            .keys()
+            .filter(|key| !kept.contains(&***key))
+            .cloned()
+            .collect();
+        for key in dropped {
+            if let Some(entry) = record.entries.remove(&key) {
+                self.entries -= 1;
+                unlist(
+                    &mut self.by_service,
+                    node,
+                    &key,
+                    entry.instance.as_deref(),
+                    changes,
+                );
+            }
+        }
+        // The sequence starts over with a new generation: let every entry of the delta win.
+        record.entries.values_mut().for_each(|entry| entry.seq = 0);
+        record.generation = whole.generation;
+        record.gc = 0;
+        changes.node = true;
+    }
+
+    /// Takes entries that are known to follow what we have.
+    fn merge(&mut self, delta: Delta, changes: &mut Changes) {
+        let record = self.records.entry(delta.node).or_insert_with(|| {
+            changes.node = true;
+            Record::new(delta.generation)
+        });
+        record.upto = record.upto.max(delta.upto);
+        if changes.node {
+            record.upto = delta.upto;
+        }
+        record.gc = record.gc.max(delta.gc);
+        for DeltaEntry { key, seq, body } in delta.entries {
+            let known = record.entries.get(&key);
+            if known.is_some_and(|known| known.seq >= seq) {
+                continue;
+            }
+            let is_same = known.is_some_and(|known| known.body == body);
+            if is_same {
+                if let Some(known) = record.entries.get_mut(&key) {
+                    known.seq = seq;
+                }
+                continue;
+            }
+            let instance = body
+                .as_deref()
+                .filter(|_| &*key != NODE_KEY)
+                .and_then(|body| InstanceBody::decode(body).ok())
+                .map(Arc::new);
+            if &*key == NODE_KEY {
+                record.node = body
+                    .as_deref()
+                    .and_then(|body| NodeBody::decode(body).ok())
+                    .map(Arc::new);
+                changes.node = true;
+            }
+            if let Some(instance) = &instance {
+                changes.services.insert(instance.service.clone());
+                self.by_service
+                    .entry(instance.service.clone())
+                    .or_default()
+                    .insert((delta.node, Arc::clone(&key)));
+            }
+            let moved_from = record.entries.insert(
+                Arc::clone(&key),
+                Entry {
+                    seq,
+                    body,
+                    instance: instance.clone(),
+                },
+            );
+            match moved_from {
+                None => self.entries += 1,
+                Some(old) => {
+                    let stays = old.instance.as_ref().map(|i| &i.service)
+                        == instance.as_ref().map(|i| &i.service);
+                    if !stays {
+                        unlist(
+                            &mut self.by_service,
+                            delta.node,
+                            &key,
+                            old.instance.as_deref(),
+                            changes,
+                        );
+                    }
+                }
+            }
+        }
+        self.entries -= record.forget_withdrawn();
+    }
+
+    fn remove(&mut self, node: u64, changes: &mut Changes) {
+        let Some(record) = self.records.remove(&node) else {
+            return;
+        };
+        self.entries -= record.entries.len();
+        changes.node = true;
+        for (key, entry) in &record.entries {
+            unlist(
+                &mut self.by_service,
+                node,
+                key,
+                entry.instance.as_deref(),
+                changes,
+            );
+        }
+    }
+}
+
+fn unlist(
+    by_service: &mut BTreeMap<String, BTreeSet<(u64, Arc<str>)>>,
+    node: u64,
+    key: &Arc<str>,
+    instance: Option<&InstanceBody>,
+    changes: &mut Changes,
+) {
+    let Some(instance) = instance else { return };
+    changes.services.insert(instance.service.clone());
+    if let Some(set) = by_service.get_mut(&instance.service) {
+        set.remove(&(node, Arc::clone(key)));
+        if set.is_empty() {
+            by_service.remove(&instance.service);
+        }
+    }
+}
+
+impl Record {
+    fn new(generation: u64) -> Self {
+        Record {
+            generation,
+            upto: 0,
+            gc: 0,
+            entries: BTreeMap::new(),
+            node: None,
+            down_since: None,
+        }
+    }
+
+    /// How much we have of it.
+    pub fn extent(&self, node: u64) -> Extent {
+        Extent {
+            node,
+            generation: self.generation,
+            upto: self.upto,
+        }
+    }
+
+    /// All that is in it, as its owner encoded it; for comparing two holders.
+    pub fn bodies(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.entries
+            .iter()
+            .filter_map(|(key, entry)| Some((&**key, entry.body.as_deref()?)))
+    }
+
+    fn services(&self) -> BTreeSet<String> {
+        self.entries
+            .values()
+            .filter_map(|entry| Some(entry.instance.as_ref()?.service.clone()))
+            .collect()
+    }
+
+    fn delta(&self, node: u64, since: u64) -> Delta {
+        // Whoever has less than `gc` may have missed withdrawals that we forgot: give them everything.
+        let base = if since < self.gc { 0 } else { since };
+        let mut entries: Vec<DeltaEntry> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.seq > base)
+            .map(|(key, entry)| DeltaEntry {
+                key: Arc::clone(key),
+                seq: entry.seq,
+                body: entry.body.clone(),
+            })
+            .collect();
+        entries.sort_by_key(|entry| entry.seq);
+        Delta {
+            node,
+            generation: self.generation,
+            base,
+            upto: self.upto,
+            gc: self.gc,
+            entries,
+        }
+    }
+
+    /// Drops withdrawn entries up to `gc`; returns how many.
+    fn forget_withdrawn(&mut self) -> usize {
+        let before = self.entries.len();
+        let gc = self.gc;
+        self.entries
+            .retain(|_, entry| entry.body.is_some() || entry.seq > gc);
+        before - self.entries.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

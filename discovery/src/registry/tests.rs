@@ -1,0 +1,331 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::health::Health;
+use crate::registration::{Origin, Registration, Weights};
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a test may start its clock anywhere"
+)]
+fn t0() -> Instant {
+    Instant::now()
+}
+
+fn instance(service: &str, port: u16) -> Vec<u8> {
+    let registration = Registration {
+        id: "x".into(),
+        service: service.into(),
+        address: ([127, 0, 0, 1], port).into(),
+        advertise: None,
+        protocol: None,
+        tags: vec![],
+        meta: BTreeMap::new(),
+        weights: Weights::default(),
+        checks: vec![],
+        origin: Origin::Configuration,
+    };
+    InstanceBody::of(&registration, &[] as &[Health]).encode()
+}
+
+fn registry(own: u64) -> Registry {
+    Registry::new(own, 1, 100, 1000)
+}
+
+fn extent(node: u64, generation: u64, upto: u64) -> Extent {
+    Extent {
+        node,
+        generation,
+        upto,
+    }
+}
+
+fn bodies(registry: &Registry, node: u64) -> Vec<(String, Vec<u8>)> {
+    let own = |(key, body): (&str, &[u8])| (key.to_owned(), body.to_vec());
+    registry
+        .record(node)
+        .map(|record| record.bodies().map(own).collect())
+        .unwrap_or_default()
+}
+
+/// The index by service says what the records say, and the count of entries is right.
+fn assert_consistent(registry: &Registry) {
+    let mut listed = BTreeMap::<String, BTreeSet<(u64, Arc<str>)>>::new();
+    let mut count = 0;
+    for (node, record) in registry.nodes() {
+        count += record.entries.len();
+        for (key, entry) in &record.entries {
+            if let Some(instance) = &entry.instance {
+                listed
+                    .entry(instance.service.clone())
+                    .or_default()
+                    .insert((node, Arc::clone(key)));
+            }
+        }
+    }
+    assert_eq!(registry.by_service, listed);
+    assert_eq!(registry.entries, count);
+}
+
+#[test]
+fn a_delta_on_a_missing_base_is_a_gap_and_the_answer_closes_it() {
+    let mut owner = registry(1);
+    let mut other = registry(2);
+    owner.write(t0(), "a", Some(instance("a", 1)));
+    let first = owner.delta_for(extent(1, 1, 0)).unwrap();
+    owner.write(t0(), "b", Some(instance("b", 2)));
+    let second = owner.delta_for(extent(1, 1, 1)).unwrap();
+    assert_eq!(other.apply(second.clone()), Applied::Gap(extent(1, 1, 0)));
+    assert!(matches!(other.apply(first), Applied::Changed(_)));
+    assert!(matches!(
+        other.apply(second.clone()),
+        Applied::Changed(Changes { base: 1, .. })
+    ));
+    assert_eq!(other.apply(second), Applied::Unchanged);
+    assert_eq!(bodies(&other, 1), bodies(&owner, 1));
+}
+
+#[test]
+fn a_newer_generation_replaces_everything_and_an_older_one_is_ignored() {
+    let mut other = registry(2);
+    let mut old = registry(1);
+    old.write(t0(), "a", Some(instance("a", 1)));
+    old.write(t0(), "b", Some(instance("b", 2)));
+    let old_delta = old.delta_for(extent(1, 0, 0)).unwrap();
+    other.apply(old_delta.clone());
+    let mut new = Registry::new(1, 2, 100, 1000);
+    new.write(t0(), "c", Some(instance("c", 3)));
+    let Applied::Changed(changes) = other.apply(new.delta_for(extent(1, 0, 0)).unwrap()) else {
+        panic!("not taken")
+    };
+    assert_eq!(
+        changes.services,
+        BTreeSet::from(["a".into(), "b".into(), "c".into()])
+    );
+    assert_eq!(bodies(&other, 1), bodies(&new, 1));
+    assert_eq!(other.apply(old_delta), Applied::Unchanged);
+    assert_consistent(&other);
+}
+
+#[test]
+fn a_record_belongs_to_its_owner() {
+    let mut owner = registry(1);
+    owner.write(t0(), "a", Some(instance("a", 1)));
+    let mut forged = registry(1);
+    for _ in 0..3 {
+        forged.write(t0(), "a", Some(instance("evil", 1)));
+        forged.write(t0(), "a", None);
+    }
+    let before = bodies(&owner, 1);
+    assert_eq!(
+        owner.apply(forged.delta_for(extent(1, 0, 0)).unwrap()),
+        Applied::OwnIsBehind(1)
+    );
+    assert_eq!(owner.bury(t0(), 1, 7), Applied::OwnIsBehind(7));
+    assert_eq!(bodies(&owner, 1), before);
+    assert!(owner.jump(8));
+    assert!(!owner.jump(8), "never back, never the same");
+    assert_eq!(bodies(&owner, 1), before);
+    assert_eq!(owner.bury(t0(), 1, 7), Applied::Unchanged);
+}
+
+#[test]
+fn the_buried_do_not_rise() {
+    let t0 = t0();
+    let mut owner = registry(1);
+    owner.write(t0, "a", Some(instance("a", 1)));
+    let delta = owner.delta_for(extent(1, 0, 0)).unwrap();
+    let mut other = registry(2);
+    other.apply(delta.clone());
+    assert!(matches!(other.bury(t0, 1, 1), Applied::Changed(c) if c.services.contains("a")));
+    assert_eq!(other.apply(delta.clone()), Applied::Unchanged);
+    assert!(other.wants(&[extent(1, 1, 5)]).is_empty());
+    assert_eq!(other.wants(&[extent(1, 2, 5)]), [extent(1, 2, 0)]);
+    other.expire(t0 + TOMBSTONE_KEPT);
+    assert!(
+        matches!(other.apply(delta), Applied::Changed(_)),
+        "after a day nobody has it any more"
+    );
+    assert_consistent(&other);
+}
+
+#[test]
+fn a_host_that_stays_down_is_buried_after_an_hour() {
+    let t0 = t0();
+    let mut owner = registry(1);
+    owner.write(t0, "a", Some(instance("a", 1)));
+    let mut other = registry(2);
+    other.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
+    other.set_down(1, Some(t0));
+    assert_eq!(
+        other.expire(t0 + DOWN_KEPT - Duration::from_secs(1)),
+        Changes::default()
+    );
+    other.set_down(1, None);
+    assert_eq!(other.expire(t0 + 2 * DOWN_KEPT), Changes::default());
+    other.set_down(1, Some(t0));
+    assert!(other.expire(t0 + DOWN_KEPT).services.contains("a"));
+    assert!(other.record(1).is_none());
+    assert!(other.digest().contains(&extent(1, 1, Extent::TOMBSTONE)));
+}
+
+#[test]
+fn who_missed_a_forgotten_withdrawal_gets_the_whole_record() {
+    let t0 = t0();
+    let mut owner = registry(1);
+    let mut other = registry(2);
+    owner.write(t0, "a", Some(instance("a", 1)));
+    owner.write(t0, "b", Some(instance("b", 1)));
+    other.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
+    owner.write(t0, "a", None);
+    owner.write(t0, "c", Some(instance("c", 1)));
+    owner.expire(t0 + WITHDRAWN_KEPT);
+    let delta = owner.delta_for(extent(1, 1, 2)).unwrap();
+    assert_eq!(delta.base, 0);
+    assert!(matches!(other.apply(delta), Applied::Changed(_)));
+    assert_eq!(bodies(&other, 1), bodies(&owner, 1));
+    assert!(other.instances_of("a").next().is_none());
+    assert_consistent(&other);
+    assert_consistent(&owner);
+}
+
+#[test]
+fn limits_hold() {
+    let mut other = Registry::new(2, 1, 2, 3);
+    let mut owner = registry(1);
+    for i in 0..10 {
+        owner.write(t0(), &format!("i{i}"), Some(instance("a", i)));
+    }
+    assert_eq!(
+        other.apply(owner.delta_for(extent(1, 0, 0)).unwrap()),
+        Applied::TooMany
+    );
+    let mut small = registry(3);
+    small.write(t0(), "i", Some(instance("a", 1)));
+    assert!(matches!(
+        other.apply(small.delta_for(extent(3, 0, 0)).unwrap()),
+        Applied::Changed(_)
+    ));
+    let mut third = registry(4);
+    third.write(t0(), "i", Some(instance("a", 1)));
+    assert_eq!(
+        other.apply(third.delta_for(extent(4, 0, 0)).unwrap()),
+        Applied::TooMany
+    );
+}
+
+/// What an owner does, and from which base it tells of it.
+#[derive(Debug, Clone)]
+enum Step {
+    Write { key: u8, service: u8 },
+    Withdraw { key: u8 },
+    Jump,
+    Forget,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => (0..6u8, 0..4u8).prop_map(|(key, service)| Step::Write { key, service }),
+        3 => (0..6u8).prop_map(|key| Step::Withdraw { key }),
+        1 => Just(Step::Jump),
+        1 => Just(Step::Forget),
+    ]
+}
+
+proptest! {
+    /// Any deltas of one owner, in any order, any number of times: never further back, never a state that the owner
+    /// was not in, and once the last one was heard (asking for what is missing), the owner's state.
+    #[test]
+    fn merges_commute_repeat_harmlessly_and_never_go_back(
+        steps in vec(step(), 1..30),
+        heard in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..60),
+    ) {
+        let t0 = t0();
+        let mut owner = registry(1);
+        let mut states = vec![owner.record(1).unwrap().clone()];
+        for (i, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Write { key, service } => _ = owner.write(t0, &format!("k{key}"), Some(instance(&format!("s{service}"), i as u16))),
+                Step::Withdraw { key } => _ = owner.write(t0, &format!("k{key}"), None),
+                Step::Jump => { let next = owner.record(1).unwrap().generation + 1; owner.jump(next); }
+                Step::Forget => _ = owner.expire(t0 + WITHDRAWN_KEPT),
+            }
+            states.push(owner.record(1).unwrap().clone());
+        }
+        assert_consistent(&owner);
+        let mut other = registry(2);
+        let mut last = (0, 0);
+        for (which, since) in heard {
+            let state = &states[which.index(states.len())];
+            let since = since.index(state.upto as usize + 1) as u64;
+            if since >= state.upto { continue }
+            let delta = state.delta(1, since);
+            other.apply(delta.clone());
+            let repeated = other.apply(delta);
+            prop_assert!(matches!(repeated, Applied::Unchanged | Applied::Gap(_)));
+            assert_consistent(&other);
+            if let Some(record) = other.record(1) {
+                prop_assert!((record.generation, record.upto) >= last);
+                last = (record.generation, record.upto);
+                let has: Vec<_> = record.bodies().collect();
+                prop_assert!(states.iter().any(|s| (s.generation, s.upto) == last && s.bodies().collect::<Vec<_>>() == has));
+            }
+        }
+        let known = other.record(1).map_or(extent(1, 0, 0), |r| r.extent(1));
+        if let Some(delta) = owner.delta_for(known) {
+            prop_assert!(matches!(other.apply(delta), Applied::Changed(_)));
+        }
+        prop_assert_eq!(bodies(&other, 1), bodies(&owner, 1));
+        assert_consistent(&other);
+    }
+
+    /// Two hosts that exchange digests end up with the same.
+    #[test]
+    fn an_exchange_makes_equal(
+        left in vec((0..4u64, 0..4u8, 0..4u8), 0..20),
+        right in vec((0..4u64, 0..4u8, 0..4u8), 0..20),
+        buried in vec((0..4u64, 0..3u64), 0..3),
+    ) {
+        let t0 = t0();
+        let make = |own: u64, writes: &[(u64, u8, u8)]| {
+            let mut registry = registry(own);
+            for (node, key, service) in writes {
+                let mut owner = Registry::new(10 + node, 1 + u64::from(*service), 100, 1000);
+                for i in 0..=*key {
+                    owner.write(t0, &format!("k{i}"), Some(instance(&format!("s{service}"), 1)));
+                }
+                registry.apply(owner.delta_for(extent(10 + node, 0, 0)).unwrap());
+            }
+            registry
+        };
+        let mut a = make(1, &left);
+        let mut b = make(2, &right);
+        for (node, generation) in buried {
+            a.bury(t0, 10 + node, generation);
+        }
+        // As the protocol does it: b's digest, then what a has more, and what a wants.
+        let digest = b.digest();
+        for e in digest.iter().filter(|e| e.upto == Extent::TOMBSTONE) {
+            a.bury(t0, e.node, e.generation);
+        }
+        let (deltas, tombstones) = a.surplus(&digest);
+        let wants = a.wants(&digest);
+        for e in tombstones {
+            b.bury(t0, e.node, e.generation);
+        }
+        for delta in deltas {
+            b.apply(delta);
+        }
+        for want in wants {
+            if let Some(delta) = b.delta_for(want) {
+                a.apply(delta);
+            }
+        }
+        for node in 10..14 {
+            prop_assert_eq!(bodies(&a, node), bodies(&b, node));
+        }
+        assert_consistent(&a);
+        assert_consistent(&b);
+    }
+}
