@@ -89,6 +89,8 @@ impl Mesh {
             let host = mesh.start_host(&name, ports, &text)?;
             mesh.offering.push(host);
         }
+        // Clients that join a whole mesh learn all instances at once: none has a slow start before others.
+        mesh.wait_until_complete().await?;
         for (arm, ports) in Arm::ALL.into_iter().zip(clients) {
             let name = format!("client-{}", arm.name().replace('_', "-"));
             let text = config(&name, &ports, &join, &[], arm.policy());
@@ -169,12 +171,12 @@ impl Mesh {
         Ok(())
     }
 
+    /// Waits until every host started so far knows all of them and all instances.
     async fn wait_until_complete(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_MAX;
         loop {
             self.check_running(false)?;
-            let missing = self.first_incomplete().await;
-            let Some(missing) = missing else {
+            let Some(missing) = self.first_incomplete().await else {
                 return Ok(());
             };
             if Instant::now() > deadline {
@@ -187,17 +189,14 @@ impl Mesh {
     /// What is missing still, at the first host that misses something.
     async fn first_incomplete(&self) -> Option<String> {
         let members = self.offering.len() + self.clients.len();
+        let endpoints = format!("/v1/endpoints/{SERVICE}");
+        let wanted = [
+            ("/v1/members", "members", members),
+            (&*endpoints, "endpoints", self.applications.len()),
+        ];
         for host in self.offering.iter().chain(&self.clients) {
-            let wanted = [
-                ("/v1/agent/members".to_owned(), "hosts", members),
-                (
-                    format!("/v1/health/service/{SERVICE}?passing"),
-                    "instances",
-                    self.applications.len(),
-                ),
-            ];
             for (path, what, wanted) in wanted {
-                let known = count_of(host.ports.http, &path).await;
+                let known = count_of(host.ports.admin, path, what).await;
                 if !matches!(known, Ok(count) if count == wanted) {
                     let known =
                         known.map_or_else(|error| format!("{error:#}"), |count| count.to_string());
@@ -213,12 +212,12 @@ impl Mesh {
     }
 }
 
-/// The number of elements of the JSON array at this path.
-async fn count_of(address: SocketAddr, path: &str) -> anyhow::Result<usize> {
-    let body =
-        tokio::time::timeout(LOOK_UP_MAX, http_get(address, path)).await.context("no answer")??;
+/// How many of these the admin API lists at this path.
+async fn count_of(admin: SocketAddr, path: &str, what: &str) -> anyhow::Result<usize> {
+    let body = tokio::time::timeout(LOOK_UP_MAX, http_get(admin, path));
+    let body = body.await.context("no answer")??;
     let value: serde_json::Value = serde_json::from_slice(&body).context("not JSON")?;
-    Ok(value.as_array().context("not an array")?.len())
+    Ok(value[what].as_array().context("no list")?.len())
 }
 
 /// HTTP/1.0, so that the answer ends with the connection.
