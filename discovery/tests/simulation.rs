@@ -74,13 +74,13 @@ fn time_until_gone(hosts: usize, trials: u64, stop: impl Fn(&mut World, usize)) 
 
 #[test]
 fn a_killed_process_is_out_of_every_look_up_on_4_hosts() {
-    let worst = report("killed, 4 hosts", time_until_gone(4, 20, World::kill));
+    let worst = report("killed, 4 hosts", time_until_gone(4, 12, World::kill));
     assert!(worst <= Duration::from_millis(2500), "{worst:?}");
 }
 
 #[test]
 fn a_killed_process_is_out_of_every_look_up_on_20_hosts() {
-    let worst = report("killed, 20 hosts", time_until_gone(20, 20, World::kill));
+    let worst = report("killed, 20 hosts", time_until_gone(20, 6, World::kill));
     assert!(worst <= Duration::from_millis(2500), "{worst:?}");
 }
 
@@ -89,7 +89,7 @@ fn a_silent_host_is_out_of_every_look_up() {
     for hosts in [2, 4, 20] {
         let worst = report(
             &format!("silent, {hosts} hosts"),
-            time_until_gone(hosts, 8, World::isolate),
+            time_until_gone(hosts, 4, World::isolate),
         );
         assert!(worst <= Duration::from_secs(5), "{hosts} hosts: {worst:?}");
     }
@@ -100,7 +100,7 @@ fn a_goodbye_is_known_at_once() {
     for hosts in [2, 4, 20] {
         let worst = report(
             &format!("left, {hosts} hosts"),
-            time_until_gone(hosts, 10, World::leave),
+            time_until_gone(hosts, 4, World::leave),
         );
         assert!(
             worst <= Duration::from_millis(300),
@@ -112,7 +112,7 @@ fn a_goodbye_is_known_at_once() {
 #[test]
 fn a_registration_is_seen_by_all_within_a_second() {
     let (mut quiet, mut lossy) = (Vec::new(), Vec::new());
-    for seed in seeds(8) {
+    for seed in seeds(3) {
         for (loss, times) in [(0.0, &mut quiet), (0.1, &mut lossy)] {
             let mut world = World::with_mesh(seed, 20);
             world.network.loss = loss;
@@ -155,12 +155,12 @@ fn many_instances_of_one_host_travel_too() {
 
 #[test]
 fn nobody_is_taken_for_dead_for_a_pause_or_for_loss() {
-    for seed in seeds(2) {
+    for seed in seeds(1) {
         let mut world = World::with_mesh(seed, 20);
         world.network.loss = 0.02;
         let hosts = world.hosts.len();
-        // Ten minutes in which somebody is always paused, for up to a second.
-        for _ in 0..600 {
+        // Five minutes in which somebody is always paused, for up to a second.
+        for _ in 0..300 {
             let pauses = world.rng.random_range(1..=2);
             for _ in 0..pauses {
                 let host = world.rng.random_range(0..hosts);
@@ -346,8 +346,10 @@ fn two_processes_with_one_id_end_up_with_two() {
         world.hosts[copy].disk = world.hosts[2].disk.clone();
         world.hosts[copy].offers = world.hosts[2].offers.clone();
         world.start(copy);
-        let took = world.converge(Duration::from_secs(120));
-        assert_ne!(world.hosts[copy].id, world.hosts[2].id, "seed {seed}");
+        let told_apart =
+            |world: &World| world.hosts[copy].id != world.hosts[2].id && world.is_converged();
+        let took = world.wait(Duration::from_secs(120), told_apart);
+        let took = took.unwrap_or_else(|| panic!("seed {seed}: still one id"));
         println!("told apart after {took:?}");
         world.run(Duration::from_secs(60));
         world.converge(Duration::ZERO);
