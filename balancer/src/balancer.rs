@@ -65,7 +65,7 @@ pub enum NoEndpoint {
     Unhealthy,
     /// For a copy: no usable endpoint is left that this request has not tried.
     AllTried,
-    /// As many attempts are in flight as `circuit.requests` allows.
+    /// As many attempts are in flight as `circuit.requests` allows, or for a copy: as many copies as `hedge.budget` allows at once.
     CircuitOpen,
 }
 
@@ -112,12 +112,7 @@ impl Balancer {
                 Arc::new(Endpoint { spec: spec.clone(), state })
             }
             None => {
-                let state = State::new(
-                    self.epoch,
-                    ramp_from,
-                    Arc::clone(self.circuit.request_gauge()),
-                    Arc::clone(&self.ejections),
-                );
+                let state = State::new(self.epoch, ramp_from, Arc::clone(&self.ejections));
                 Arc::new(Endpoint { spec: spec.clone(), state: Arc::new(state) })
             }
         });
@@ -166,15 +161,10 @@ impl Balancer {
             }
             Balance::Random => pick.first_well(rng, Set::draw),
         }?;
-        let requests = self.circuit.request_gauge();
-        match attempt {
-            Attempt::First | Attempt::Hedge if !requests.try_enter(policy.circuit.requests) => {
-                return Err(NoEndpoint::CircuitOpen);
-            }
-            Attempt::First | Attempt::Hedge => {}
-            Attempt::Retry => requests.enter(),
-        }
-        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32))
+        let places =
+            self.circuit.try_attempt(attempt, policy.circuit.requests, policy.hedge.budget);
+        let places = places.ok_or(NoEndpoint::CircuitOpen)?;
+        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, places))
     }
 
     /// The endpoints as they are now.
@@ -356,14 +346,21 @@ impl Pick<'_> {
         if held {
             return Rank::Held;
         }
-        if endpoint.spec.weight == 0 || !self.admits(state) { Rank::Starting } else { Rank::Fresh }
+        if endpoint.spec.weight == 0 || !self.admits(index, state) {
+            Rank::Starting
+        } else {
+            Rank::Fresh
+        }
     }
 
-    /// Slow start: as many of the choices as the endpoint's share by now.
-    fn admits(&self, state: &State) -> bool {
+    /// Slow start: as many of the choices as the endpoint's share by now. One that is used although it is ejected has its full share.
+    fn admits(&self, index: usize, state: &State) -> bool {
+        if self.panic && state.ejection.is_out(self.now) {
+            return true;
+        }
         let share = state.ramp(self.now, self.slow_start);
         share >= 1.0
-            || ((scramble(self.nonce ^ state.serial) >> 11) as f64) < share * (1u64 << 53) as f64
+            || ((scramble(self.nonce ^ index as u64) >> 11) as f64) < share * (1u64 << 53) as f64
     }
 }
 

@@ -12,12 +12,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use evenkeel_config::policy::Share;
+
+use crate::balancer::Attempt;
+
 /// The gauges of one upstream.
 #[derive(Debug, Default)]
 pub struct Circuit {
     connections: Arc<Gauge>,
     pending: Arc<Gauge>,
     requests: Arc<Gauge>,
+    copies: Arc<Gauge>,
 }
 
 impl Circuit {
@@ -51,9 +56,33 @@ impl Circuit {
         self.requests.0.load(Relaxed)
     }
 
-    /// The gauge that tickets charge.
-    pub(crate) fn request_gauge(&self) -> &Arc<Gauge> {
-        &self.requests
+    /// Of these, copies.
+    #[must_use]
+    pub fn copies(&self) -> u32 {
+        self.copies.0.load(Relaxed)
+    }
+
+    /// A place for one more attempt: a first one within `limit`, a copy also within `share` of what is in flight.
+    ///
+    /// The budget over ten seconds lets copies come in bursts, and a burst of copies into a busy service is what turns its queues
+    /// into an outage. By Little's law a share of the attempts in flight is the same share of the load.
+    pub(crate) fn try_attempt(
+        &self,
+        attempt: Attempt,
+        limit: u32,
+        share: Share,
+    ) -> Option<AttemptGuard> {
+        let copy = match attempt {
+            Attempt::Hedge => {
+                let at_once = COPIES_MIN
+                    .saturating_add((f64::from(self.requests()) * share.as_fraction()) as u32);
+                Some(Guard::enter(&self.copies, at_once)?)
+            }
+            Attempt::First | Attempt::Retry => None,
+        };
+        let limit = if attempt == Attempt::Retry { u32::MAX } else { limit };
+        Guard::enter(&self.requests, limit)
+            .map(|request| AttemptGuard { _request: request, _copy: copy })
     }
 }
 
@@ -74,22 +103,27 @@ impl Drop for Guard {
     }
 }
 
+/// An attempt's places.
+#[derive(Debug)]
+pub(crate) struct AttemptGuard {
+    _request: Guard,
+    _copy: Option<Guard>,
+}
+
+/// So many copies may be in flight however little else is.
+const COPIES_MIN: u32 = 3;
+
 /// A count of what is open.
 #[derive(Debug, Default)]
-pub(crate) struct Gauge(AtomicU32);
+struct Gauge(AtomicU32);
 
 impl Gauge {
     /// One more, unless `limit` are inside.
-    pub(crate) fn try_enter(&self, limit: u32) -> bool {
+    fn try_enter(&self, limit: u32) -> bool {
         self.0.try_update(Relaxed, Relaxed, |inside| (inside < limit).then(|| inside + 1)).is_ok()
     }
 
-    /// One more, whatever the limit: what has begun is allowed to go on.
-    pub(crate) fn enter(&self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn leave(&self) {
+    fn leave(&self) {
         let before = self.0.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "left a gauge more often than entered");
     }

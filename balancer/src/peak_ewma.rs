@@ -51,6 +51,18 @@ impl PeakEwma {
         }
     }
 
+    /// The endpoint was asked and failed: its estimate does not age meanwhile, or it would look ever faster.
+    pub(crate) fn refresh(&self, now: u64) {
+        let word = self.0.load(Relaxed);
+        if let Some((estimate, last)) = unpack(word) {
+            let tick = tick(now);
+            if remaining(last, tick) < 1.0 {
+                // Lost to a sample of another worker at the same time: that one is as fresh.
+                let _ = self.0.compare_exchange(word, pack(estimate, tick), Relaxed, Relaxed);
+            }
+        }
+    }
+
     /// The estimate in ns, aged to the moment `now`; `None` before the first sample.
     pub(crate) fn read(&self, now: u64) -> Option<f32> {
         let (estimate, last) = unpack(self.0.load(Relaxed))?;

@@ -299,8 +299,6 @@ impl Discovery {
         }
         let epoch = self.membership.epoch();
         let generation = self.generation();
-        self.membership.leave(now);
-        self.pump(now);
         let own = self.config.node.id;
         let goodbye = [
             Frame::Gone {
@@ -317,6 +315,9 @@ impl Discovery {
         for node in self.random_peers(LEAVE_FANOUT_MAX, &[]) {
             self.send(node, &goodbye);
         }
+        // After the goodbye: foca's own says no more than "down", and what comes first is what is told.
+        self.membership.leave(now);
+        self.pump(now);
         self.dial_queue.clear();
         self.dials.clear();
         // No timer will do it any more.
