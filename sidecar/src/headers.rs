@@ -57,6 +57,7 @@ pub fn find(headers: &HeaderMap) -> Found {
         match *name {
             CONTENT_TYPE => found.grpc = value.as_bytes().starts_with(b"application/grpc"),
             TRANSFER_ENCODING => (found.chunked, found.ends_here) = (true, true),
+            CONNECTION if is_plain(value) => found.connection = true,
             CONNECTION | UPGRADE | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION | TE | EXPECT => {
                 found.ends_here = true
             }
