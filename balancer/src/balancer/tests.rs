@@ -401,6 +401,43 @@ fn explain_names_every_filter() {
     assert!(json["ejected_for_ms"].as_f64().unwrap() > 9_000.0);
 }
 
+/// Four workers and a changing set at once: the shared counts end where they began.
+#[test]
+fn workers_share_it_without_losing_count() {
+    let bench = Bench::new(6, Balance::P2c);
+    let (balancer, policy, start) = (&bench.balancer, &bench.policy, bench.now);
+    let first_endpoints = balancer.endpoints();
+    std::thread::scope(|scope| {
+        for worker in 0..4u64 {
+            scope.spawn(move || {
+                let mut rng = SmallRng::seed_from_u64(worker);
+                let mut held = Vec::new();
+                for step in 0..5_000u32 {
+                    let now = start + step * MS / 10;
+                    held.extend(balancer.pick(now, &mut rng, policy, Attempt::First, &[]));
+                    if step % 3 == 0 {
+                        held.extend(balancer.pick(now, &mut rng, policy, Attempt::Hedge, &[]));
+                    }
+                    if held.len() > 20 {
+                        let mut ticket = held.swap_remove(step as usize % held.len());
+                        let failed = step % 50 == 0;
+                        ticket.head(now, if failed { Verdict::Failure } else { Verdict::Success });
+                    }
+                }
+            });
+        }
+        for step in 0..200u16 {
+            balancer
+                .update(start, (0..6).filter(|index| index % 5 != step % 5).map(spec).collect());
+        }
+    });
+    assert_eq!((balancer.circuit().requests(), balancer.circuit().copies()), (0, 0));
+    let endpoints = balancer.endpoints();
+    assert!(
+        endpoints.iter().chain(first_endpoints.iter()).all(|endpoint| endpoint.in_flight() == 0)
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
