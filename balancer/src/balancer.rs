@@ -249,7 +249,7 @@ impl Pick<'_> {
     fn cheapest_of_a_few(
         &self,
         rng: &mut impl Rng,
-        load: fn(&State, u64, Attempt) -> Load,
+        load: impl Fn(&State, u64, Attempt) -> Load,
     ) -> Result<usize, NoEndpoint> {
         let load = |index: usize| load(&self.set.look(index).state, self.now, self.attempt);
         let mut wanted = if self.attempt == Attempt::Hedge { CHOICES_FOR_A_COPY } else { 2 };
