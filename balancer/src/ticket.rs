@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::policy::Eject;
 
-use crate::circuit::AttemptGuard;
+use crate::balancer::Attempt;
 use crate::endpoint::Endpoint;
 use crate::epoch::nanos;
 
@@ -26,7 +26,7 @@ pub struct Ticket {
     sample: bool,
     /// It tries an endpoint that had fallen silent.
     trial: bool,
-    _places: AttemptGuard,
+    attempt: Attempt,
 }
 
 /// How an attempt went, as far as its endpoint is concerned.
@@ -50,12 +50,13 @@ pub enum Verdict {
 }
 
 impl Ticket {
+    /// The attempt has entered the circuit's attempts; the ticket leaves them.
     pub(crate) fn new(
         endpoint: &Arc<Endpoint>,
         now: u64,
         eject: &Eject,
         jitter: u32,
-        places: AttemptGuard,
+        attempt: Attempt,
     ) -> Ticket {
         let state = &endpoint.state;
         state.in_flight.fetch_add(1, Relaxed);
@@ -68,7 +69,7 @@ impl Ticket {
             head_due: true,
             sample: true,
             trial,
-            _places: places,
+            attempt,
         }
     }
 
@@ -93,7 +94,9 @@ impl Ticket {
                 }
                 state.ejection.succeeded();
                 state.bias.clear();
-                state.unreachable.store(0, Relaxed);
+                if state.unreachable.load(Relaxed) != 0 {
+                    state.unreachable.store(0, Relaxed);
+                }
             }
             Verdict::Failure => {
                 state.stall.answered(now, self.started, self.trial);
@@ -184,6 +187,7 @@ impl Drop for Ticket {
         }
         let before = state.in_flight.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "a ticket left twice");
+        state.attempts.leave(self.attempt);
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Host {
     /// Largest generation seen of each host, in this life.
     seen: BTreeMap<u64, u64>,
     pub events: Vec<(Instant, Event)>,
+    /// When its process wants to be woken.
+    wake: Option<Instant>,
 }
 
 pub struct Network {
@@ -160,6 +162,7 @@ impl World {
             offers: BTreeMap::new(),
             seen: BTreeMap::new(),
             events: Vec::new(),
+            wake: None,
         });
         host
     }
@@ -334,7 +337,7 @@ impl World {
             .iter()
             .filter_map(|host| match host.paused_until {
                 Some(until) => Some(until),
-                None => host.process.as_ref()?.poll_timeout(),
+                None => host.wake.filter(|_| host.process.is_some()),
             });
         hosts.chain(delivery).min()
     }
@@ -366,7 +369,7 @@ impl World {
             let it = &mut self.hosts[host];
             if it.paused_until.is_none()
                 && let Some(process) = &mut it.process
-                && process.poll_timeout().is_some_and(|at| at <= now)
+                && it.wake.is_some_and(|at| at <= now)
             {
                 process.handle_timeout(now, wall);
                 changed |= self.drain(host);
@@ -478,6 +481,8 @@ impl World {
                 self.handle_event(host, event);
             }
             if quiet {
+                let process = self.hosts[host].process.as_ref();
+                self.hosts[host].wake = process.and_then(Discovery::poll_timeout);
                 return changed;
             }
         }
