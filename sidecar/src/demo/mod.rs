@@ -56,6 +56,9 @@ pub struct DemoArgs {
     /// How long an application is stopped, in milliseconds; 0: never
     #[arg(long, hide = true, default_value_t = 100)]
     pause_ms: u64,
+    /// How long an application takes for a request besides its own work, in microseconds
+    #[arg(long, hide = true, default_value_t = 0)]
+    service_time_us: u64,
     /// Makes arrivals and pauses the same again
     #[arg(long, hide = true)]
     seed: Option<u64>,
@@ -117,7 +120,7 @@ async fn demonstrate(args: &DemoArgs) -> anyhow::Result<Mesh> {
     let length = Duration::from_secs(args.seconds);
     screen.say(&introduction(args))?;
 
-    let mut mesh = Mesh::start(args.keep, seed).await?;
+    let mut mesh = Mesh::start(args.keep, args.service_time_us, seed).await?;
     let pauses = (args.pause_ms > 0)
         .then(|| Pauses::start(mesh.application_pids(), Duration::from_millis(args.pause_ms), seed))
         .transpose()
