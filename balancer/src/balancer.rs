@@ -32,7 +32,7 @@ use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
 use crate::p2c::{Load, is_suspect};
-use crate::set::{ENDPOINTS_MAX, Set};
+use crate::set::{ENDPOINTS_MAX, Look, Set};
 use crate::ticket::Ticket;
 
 /// The endpoints of one upstream and what is known of them; shared by all workers.
@@ -65,7 +65,7 @@ pub enum NoEndpoint {
     Unhealthy,
     /// For a copy: no usable endpoint is left that this request has not tried.
     AllTried,
-    /// As many attempts are in flight as `circuit.requests` allows.
+    /// As many attempts are in flight as `circuit.requests` allows, or for a copy: as many copies as `hedge.budget` allows at once.
     CircuitOpen,
 }
 
@@ -87,38 +87,41 @@ impl Balancer {
     /// What was learnt of an endpoint stays while its node, instance and address do. A new endpoint, and one that serves again,
     /// starts slowly if another that served before serves still. Of two with one identity the last counts; past
     /// [`ENDPOINTS_MAX`] the rest is left out. Returns how many were left out.
-    pub fn update(&self, now: Instant, specs: Vec<EndpointSpec>) -> usize {
+    pub fn update(&self, now: Instant, mut specs: Vec<EndpointSpec>) -> usize {
         let now = self.epoch.moment(now);
         let before = self.set.load();
         let known: BTreeMap<_, _> =
             before.iter().map(|endpoint| (endpoint.spec.identity(), endpoint)).collect();
-        let mut wanted: BTreeMap<_, _> = specs.iter().map(|spec| (spec.identity(), spec)).collect();
-        let left_out = wanted.len().saturating_sub(ENDPOINTS_MAX);
-        while wanted.len() > ENDPOINTS_MAX {
-            wanted.pop_last();
-        }
-        let serves_still =
-            |(identity, spec): (&(u64, &str, std::net::SocketAddr), &&EndpointSpec)| {
-                spec.serving && known.get(identity).is_some_and(|endpoint| endpoint.spec.serving)
-            };
-        let ramp_from = if wanted.iter().any(serves_still) { now } else { 0 };
-        let endpoints = wanted.iter().map(|(identity, &spec)| match known.get(identity) {
-            Some(&endpoint) if endpoint.spec == *spec => Arc::clone(endpoint),
+        // Sorting is stable, so that of two with one identity the last stays.
+        specs.sort_by(|one, other| one.identity().cmp(&other.identity()));
+        specs.dedup_by(|later, kept| {
+            let same = later.identity() == kept.identity();
+            if same {
+                std::mem::swap(later, kept);
+            }
+            same
+        });
+        let left_out = specs.len().saturating_sub(ENDPOINTS_MAX);
+        specs.truncate(ENDPOINTS_MAX);
+        let serves_still = |spec: &EndpointSpec| {
+            let before = known.get(&spec.identity());
+            spec.serving && before.is_some_and(|endpoint| endpoint.spec.serving)
+        };
+        let ramp_from = if specs.iter().any(serves_still) { now } else { 0 };
+        let endpoints = specs.into_iter().map(|spec| match known.get(&spec.identity()) {
+            Some(&endpoint) if endpoint.spec == spec => Arc::clone(endpoint),
             Some(endpoint) => {
                 let state = Arc::clone(&endpoint.state);
                 if spec.serving && !endpoint.spec.serving {
                     state.ramp_from.store(ramp_from, Relaxed);
                 }
-                Arc::new(Endpoint { spec: spec.clone(), state })
+                Arc::new(Endpoint { spec, state })
             }
             None => {
-                let state = State::new(
-                    self.epoch,
-                    ramp_from,
-                    Arc::clone(self.circuit.request_gauge()),
-                    Arc::clone(&self.ejections),
-                );
-                Arc::new(Endpoint { spec: spec.clone(), state: Arc::new(state) })
+                let attempts = Arc::clone(self.circuit.attempts());
+                let ejections = Arc::clone(&self.ejections);
+                let state = Arc::new(State::new(self.epoch, ramp_from, attempts, ejections));
+                Arc::new(Endpoint { spec, state })
             }
         });
         let set = Arc::new(Set::new(endpoints.collect()));
@@ -166,15 +169,11 @@ impl Balancer {
             }
             Balance::Random => pick.first_well(rng, Set::draw),
         }?;
-        let requests = self.circuit.request_gauge();
-        match attempt {
-            Attempt::First | Attempt::Hedge if !requests.try_enter(policy.circuit.requests) => {
-                return Err(NoEndpoint::CircuitOpen);
-            }
-            Attempt::First | Attempt::Hedge => {}
-            Attempt::Retry => requests.enter(),
+        let attempts = self.circuit.attempts();
+        if !attempts.try_enter(attempt, policy.circuit.requests, policy.hedge.budget) {
+            return Err(NoEndpoint::CircuitOpen);
         }
-        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32))
+        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, attempt))
     }
 
     /// The endpoints as they are now.
@@ -252,7 +251,7 @@ impl Pick<'_> {
         rng: &mut impl Rng,
         load: fn(&State, u64, Attempt) -> Load,
     ) -> Result<usize, NoEndpoint> {
-        let load = |index: usize| load(&self.set[index].state, self.now, self.attempt);
+        let load = |index: usize| load(&self.set.look(index).state, self.now, self.attempt);
         let mut wanted = if self.attempt == Attempt::Hedge { CHOICES_FOR_A_COPY } else { 2 };
         let mut more = SUSPECTS_PASSED;
         let mut best: Option<(usize, Load)> = None;
@@ -294,7 +293,8 @@ impl Pick<'_> {
             if self.rank(index) != Rank::Fresh {
                 continue;
             }
-            if more == 0 || !is_suspect(self.set[index].state.stall.silence(self.now), self.attempt)
+            if more == 0
+                || !is_suspect(self.set.look(index).state.stall.silence(self.now), self.attempt)
             {
                 return Ok(index);
             }
@@ -337,9 +337,8 @@ impl Pick<'_> {
     }
 
     fn rank(&self, index: usize) -> Rank {
-        let endpoint = &self.set[index];
-        let state = &*endpoint.state;
-        if !endpoint.spec.serving {
+        let Look { state, serving, weighs } = self.set.look(index);
+        if !serving {
             return if self.panic && self.set.serving() == 0 {
                 Rank::NotServing
             } else {
@@ -356,14 +355,17 @@ impl Pick<'_> {
         if held {
             return Rank::Held;
         }
-        if endpoint.spec.weight == 0 || !self.admits(state) { Rank::Starting } else { Rank::Fresh }
+        if !weighs || !self.admits(index, state) { Rank::Starting } else { Rank::Fresh }
     }
 
-    /// Slow start: as many of the choices as the endpoint's share by now.
-    fn admits(&self, state: &State) -> bool {
+    /// Slow start: as many of the choices as the endpoint's share by now. One that is used although it is ejected has its full share.
+    fn admits(&self, index: usize, state: &State) -> bool {
+        if self.panic && state.ejection.is_out(self.now) {
+            return true;
+        }
         let share = state.ramp(self.now, self.slow_start);
         share >= 1.0
-            || ((scramble(self.nonce ^ state.serial) >> 11) as f64) < share * (1u64 << 53) as f64
+            || ((scramble(self.nonce ^ index as u64) >> 11) as f64) < share * (1u64 << 53) as f64
     }
 }
 

@@ -12,12 +12,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use evenkeel_config::policy::Share;
+
+use crate::balancer::Attempt;
+
 /// The gauges of one upstream.
 #[derive(Debug, Default)]
 pub struct Circuit {
     connections: Arc<Gauge>,
     pending: Arc<Gauge>,
-    requests: Arc<Gauge>,
+    attempts: Arc<Attempts>,
 }
 
 impl Circuit {
@@ -48,12 +52,56 @@ impl Circuit {
     /// Attempts in flight now: from the choice of an endpoint to the end of the body, copies and retries included.
     #[must_use]
     pub fn requests(&self) -> u32 {
-        self.requests.0.load(Relaxed)
+        self.attempts.all.0.load(Relaxed)
     }
 
-    /// The gauge that tickets charge.
-    pub(crate) fn request_gauge(&self) -> &Arc<Gauge> {
-        &self.requests
+    /// Of these, copies.
+    #[must_use]
+    pub fn copies(&self) -> u32 {
+        self.attempts.copies.0.load(Relaxed)
+    }
+
+    pub(crate) fn attempts(&self) -> &Arc<Attempts> {
+        &self.attempts
+    }
+}
+
+/// The attempts in flight. Tickets reach it through their endpoint, so it has no guard of its own: that would be two more
+/// contended counts for each request.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    all: Gauge,
+    copies: Gauge,
+}
+
+impl Attempts {
+    /// One more: a first one if fewer than `limit` are in flight, a copy if moreover fewer than `share` of these are copies.
+    ///
+    /// A budget over ten seconds lets copies come in bursts, and a burst of copies into a busy service is what turns its queues
+    /// into an outage. By Little's law a share of the attempts in flight is the same share of the load.
+    pub(crate) fn try_enter(&self, attempt: Attempt, limit: u32, share: Share) -> bool {
+        match attempt {
+            Attempt::First => self.all.try_enter(limit),
+            Attempt::Retry => self.all.try_enter(u32::MAX),
+            Attempt::Hedge => {
+                let in_flight = f64::from(self.all.0.load(Relaxed));
+                let at_once = COPIES_MIN.saturating_add((in_flight * share.as_fraction()) as u32);
+                let entered = self.copies.try_enter(at_once);
+                if entered && !self.all.try_enter(limit) {
+                    self.copies.leave();
+                    return false;
+                }
+                entered
+            }
+        }
+    }
+
+    /// One less; `attempt` as when it entered.
+    pub(crate) fn leave(&self, attempt: Attempt) {
+        if attempt == Attempt::Hedge {
+            self.copies.leave();
+        }
+        self.all.leave();
     }
 }
 
@@ -74,22 +122,20 @@ impl Drop for Guard {
     }
 }
 
+/// So many copies may be in flight however little else is.
+const COPIES_MIN: u32 = 3;
+
 /// A count of what is open.
 #[derive(Debug, Default)]
-pub(crate) struct Gauge(AtomicU32);
+struct Gauge(AtomicU32);
 
 impl Gauge {
     /// One more, unless `limit` are inside.
-    pub(crate) fn try_enter(&self, limit: u32) -> bool {
+    fn try_enter(&self, limit: u32) -> bool {
         self.0.try_update(Relaxed, Relaxed, |inside| (inside < limit).then(|| inside + 1)).is_ok()
     }
 
-    /// One more, whatever the limit: what has begun is allowed to go on.
-    pub(crate) fn enter(&self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-
-    pub(crate) fn leave(&self) {
+    fn leave(&self) {
         let before = self.0.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "left a gauge more often than entered");
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::settings::Protocol;
 
-use crate::circuit::Gauge;
+use crate::circuit::Attempts;
 use crate::ejection::{Ejection, Ejections};
 use crate::epoch::Epoch;
 use crate::peak_ewma::PeakEwma;
@@ -121,16 +121,12 @@ impl Endpoint {
     }
 }
 
-/// What was learnt of one endpoint. On cache lines of its own: workers write here with every request.
+/// What was learnt of one endpoint. On cache lines of its own, because workers write here with every request; in the order in which
+/// a choice reads it.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct State {
     pub(crate) serial: u64,
-    pub(crate) epoch: Epoch,
-    pub(crate) in_flight: AtomicU32,
-    pub(crate) bias: FailureBias,
-    pub(crate) estimate: PeakEwma,
-    pub(crate) stall: Stall,
     pub(crate) ejection: Ejection,
     /// Until then a `Retry-After` asked to be left alone; 0: none.
     pub(crate) retry_after: AtomicU64,
@@ -138,10 +134,15 @@ pub(crate) struct State {
     pub(crate) unreachable: AtomicU64,
     /// Since then its share grows (slow start); 0: it has its full share.
     pub(crate) ramp_from: AtomicU64,
+    pub(crate) stall: Stall,
+    pub(crate) estimate: PeakEwma,
+    pub(crate) bias: FailureBias,
+    pub(crate) in_flight: AtomicU32,
     /// Attempts begun earlier give no samples: this process itself stood still.
     pub(crate) clean_since: AtomicU64,
-    /// Of the upstream: every attempt in flight.
-    pub(crate) requests: Arc<Gauge>,
+    pub(crate) epoch: Epoch,
+    /// Of the upstream: its attempts in flight.
+    pub(crate) attempts: Arc<Attempts>,
     /// Of the upstream: how many of its endpoints are ejected.
     pub(crate) ejections: Arc<Ejections>,
 }
@@ -150,7 +151,7 @@ impl State {
     pub(crate) fn new(
         epoch: Epoch,
         ramp_from: u64,
-        requests: Arc<Gauge>,
+        attempts: Arc<Attempts>,
         ejections: Arc<Ejections>,
     ) -> State {
         State {
@@ -165,7 +166,7 @@ impl State {
             unreachable: AtomicU64::new(0),
             ramp_from: AtomicU64::new(ramp_from),
             clean_since: AtomicU64::new(0),
-            requests,
+            attempts,
             ejections,
         }
     }
@@ -191,35 +192,49 @@ impl State {
     }
 }
 
-/// Failures since the last success, at most [`BIAS_MAX`]: each doubles what the endpoint seems to cost.
+/// Failures since the last success, at most [`BIAS_MAX`]: each doubles what the endpoint seems to cost, and each [`BIAS_FADES`] without
+/// one more halves it again.
 ///
 /// Errors are fast. Without a bias an endpoint that fails at once is always the least loaded and draws all traffic. The estimate of its
-/// latency stays what successes made it; one success ends the bias, and because that estimate ages while nobody asks, a lone
-/// failure keeps an endpoint behind its equals for τ·ln 2 = 7 s at most.
+/// latency stays what successes made it, and one success ends the bias.
 #[derive(Debug, Default)]
-pub(crate) struct FailureBias(AtomicU32);
+pub(crate) struct FailureBias {
+    failures: AtomicU32,
+    last: AtomicU64,
+}
 
 impl FailureBias {
     /// Counts a failure and says how many there are in a row.
-    pub(crate) fn failed(&self) -> u32 {
-        let failures = self.0.load(Relaxed).saturating_add(1).min(BIAS_MAX);
-        self.0.store(failures, Relaxed);
+    pub(crate) fn failed(&self, now: u64) -> u32 {
+        let failures = self.remaining(now).saturating_add(1).min(BIAS_MAX);
+        self.failures.store(failures, Relaxed);
+        self.last.store(now, Relaxed);
         failures
     }
 
     pub(crate) fn clear(&self) {
-        if self.0.load(Relaxed) != 0 {
-            self.0.store(0, Relaxed);
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
         }
     }
 
-    pub(crate) fn factor(&self) -> f32 {
-        (1u32 << self.0.load(Relaxed).min(BIAS_MAX)) as f32
+    pub(crate) fn factor(&self, now: u64) -> f32 {
+        (1u32 << self.remaining(now)) as f32
+    }
+
+    fn remaining(&self, now: u64) -> u32 {
+        let failures = self.failures.load(Relaxed).min(BIAS_MAX);
+        if failures == 0 {
+            return 0;
+        }
+        let faded = now.saturating_sub(self.last.load(Relaxed)) / BIAS_FADES;
+        failures.saturating_sub(u32::try_from(faded).unwrap_or(u32::MAX))
     }
 }
 
 /// Of the whole process, so that a serial names one endpoint whatever the upstream.
 static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
 const BIAS_MAX: u32 = 5;
+const BIAS_FADES: u64 = 5_000_000_000;
 /// A starting endpoint gets at least a tenth of its share: with less, an idle upstream would never warm it.
 const RAMP_MIN: f64 = 0.1;

@@ -123,7 +123,8 @@ impl Hedger {
         true
     }
 
-    /// A copy that [`Hedger::try_copy`] allowed was not sent after all (no endpoint was left for it): gives its budgets back.
+    /// A copy that [`Hedger::try_copy`] allowed was not sent after all (no endpoint was left for it, or too many are in flight): gives its
+    /// budgets back. As after a refusal, ask again after another delay.
     pub fn not_sent(&self, now: Instant, retries: &Budget) {
         self.budget.refund(now);
         retries.refund(now);

@@ -39,13 +39,13 @@ impl Load {
             Silence::Trial { .. } | Silence::None => 0,
         };
         let estimate = state.estimate.read(now);
-        Load { suspect, estimate, age_ns: age_ns as f32, factor: in_flight(state) }
+        Load { suspect, estimate, age_ns: age_ns as f32, factor: in_flight(state, now) }
     }
 
     /// By requests in flight alone.
     pub(crate) fn by_requests(state: &State, now: u64, attempt: Attempt) -> Load {
         let suspect = is_suspect(state.stall.silence(now), attempt);
-        Load { suspect, estimate: None, age_ns: 0.0, factor: in_flight(state) }
+        Load { suspect, estimate: None, age_ns: 0.0, factor: in_flight(state, now) }
     }
 
     /// Whether this one is to be preferred; with equal costs it is not.
@@ -70,6 +70,6 @@ pub(crate) fn is_suspect(silence: Silence, attempt: Attempt) -> bool {
     }
 }
 
-fn in_flight(state: &State) -> f32 {
-    (state.in_flight.load(Relaxed).saturating_add(1)) as f32 * state.bias.factor()
+fn in_flight(state: &State, now: u64) -> f32 {
+    (state.in_flight.load(Relaxed).saturating_add(1)) as f32 * state.bias.factor(now)
 }

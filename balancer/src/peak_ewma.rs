@@ -37,6 +37,9 @@ impl PeakEwma {
                 }
                 _ => pack(sample, tick),
             };
+            if next == word {
+                return;
+            }
             match self.0.compare_exchange_weak(word, next, Relaxed, Relaxed) {
                 Ok(_) => return,
                 Err(current) => word = current,
@@ -48,6 +51,18 @@ impl PeakEwma {
     pub(crate) fn observe_at_least(&self, now: u64, waited_ns: u64) {
         if unpack(self.0.load(Relaxed)).is_some_and(|(estimate, _)| waited_ns as f32 > estimate) {
             self.observe(now, waited_ns);
+        }
+    }
+
+    /// The endpoint was asked and failed: its estimate does not age meanwhile, or it would look ever faster.
+    pub(crate) fn refresh(&self, now: u64) {
+        let word = self.0.load(Relaxed);
+        if let Some((estimate, last)) = unpack(word) {
+            let tick = tick(now);
+            if remaining(last, tick) < 1.0 {
+                // Lost to a sample of another worker at the same time: that one is as fresh.
+                let _ = self.0.compare_exchange(word, pack(estimate, tick), Relaxed, Relaxed);
+            }
         }
     }
 
@@ -73,7 +88,13 @@ fn tick(now: u64) -> u32 {
 /// e^(−Δt/τ); 1 when `now` is not after `last`.
 fn remaining(last: u32, now: u32) -> f32 {
     let ticks = now.wrapping_sub(last) as i32;
-    if ticks <= 0 { 1.0 } else { (ticks as f32 * -DECAY_PER_TICK).exp() }
+    let x = ticks as f32 * DECAY_PER_TICK;
+    match ticks {
+        ..=0 => 1.0,
+        // Half a second: the series is exact to 2 in 100,000 and much cheaper.
+        1..=512 => 1.0 - x + x * x * 0.5,
+        _ => (-x).exp(),
+    }
 }
 
 const TICK_BITS: u32 = 20;

@@ -7,12 +7,14 @@ use std::cmp::Ordering;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, State};
 
 /// The endpoints of an upstream at one moment, ordered by node, instance and address.
 #[derive(Debug, Default)]
 pub struct Set {
     endpoints: Box<[Arc<Endpoint>]>,
+    /// Of each endpoint what a choice looks at, close together: what it does not choose it never touches.
+    looks: Box<[Look]>,
     /// `None`: all weights are equal.
     aliases: Option<Box<[Alias]>>,
     serving: u32,
@@ -32,6 +34,7 @@ impl Set {
         let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.spec.weight).collect();
         Set {
             aliases: aliases(&weights),
+            looks: endpoints.iter().map(Look::at).collect(),
             endpoints: endpoints.into_boxed_slice(),
             serving: u32::try_from(serving).unwrap_or(u32::MAX),
         }
@@ -41,6 +44,11 @@ impl Set {
     #[must_use]
     pub fn serving(&self) -> u32 {
         self.serving
+    }
+
+    /// What a choice looks at.
+    pub(crate) fn look(&self, index: usize) -> &Look {
+        &self.looks[index]
     }
 
     /// The index that a number spread evenly over all of `u64` stands for, by weight. The set must not be empty.
@@ -60,6 +68,25 @@ impl Set {
             None => (cursor % self.endpoints.len() as u64) as usize,
             // Multiples of the golden ratio, modulo 1, fill an interval as evenly as any sequence can.
             Some(_) => self.draw(cursor.wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+        }
+    }
+}
+
+/// What a choice looks at.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) state: Arc<State>,
+    pub(crate) serving: bool,
+    /// Chosen by draws at all.
+    pub(crate) weighs: bool,
+}
+
+impl Look {
+    fn at(endpoint: &Arc<Endpoint>) -> Look {
+        Look {
+            state: Arc::clone(&endpoint.state),
+            serving: endpoint.spec.serving,
+            weighs: endpoint.spec.weight > 0,
         }
     }
 }

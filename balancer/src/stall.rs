@@ -83,7 +83,7 @@ impl Stall {
     pub(crate) fn dispatched(&self, now: u64) -> bool {
         let since = self.since.load(Relaxed);
         if since == 0 {
-            let _ = self.since.compare_exchange(0, now, Relaxed, Relaxed);
+            self.since.store(now, Relaxed);
             return false;
         }
         let until = self.until.load(Relaxed);

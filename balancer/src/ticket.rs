@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::policy::Eject;
 
+use crate::balancer::Attempt;
 use crate::endpoint::Endpoint;
 use crate::epoch::nanos;
 
@@ -25,6 +26,7 @@ pub struct Ticket {
     sample: bool,
     /// It tries an endpoint that had fallen silent.
     trial: bool,
+    attempt: Attempt,
 }
 
 /// How an attempt went, as far as its endpoint is concerned.
@@ -48,7 +50,14 @@ pub enum Verdict {
 }
 
 impl Ticket {
-    pub(crate) fn new(endpoint: &Arc<Endpoint>, now: u64, eject: &Eject, jitter: u32) -> Ticket {
+    /// The attempt has entered the circuit's attempts; the ticket leaves them.
+    pub(crate) fn new(
+        endpoint: &Arc<Endpoint>,
+        now: u64,
+        eject: &Eject,
+        jitter: u32,
+        attempt: Attempt,
+    ) -> Ticket {
         let state = &endpoint.state;
         state.in_flight.fetch_add(1, Relaxed);
         let trial = state.stall.dispatched(now);
@@ -60,6 +69,7 @@ impl Ticket {
             head_due: true,
             sample: true,
             trial,
+            attempt,
         }
     }
 
@@ -84,7 +94,9 @@ impl Ticket {
                 }
                 state.ejection.succeeded();
                 state.bias.clear();
-                state.unreachable.store(0, Relaxed);
+                if state.unreachable.load(Relaxed) != 0 {
+                    state.unreachable.store(0, Relaxed);
+                }
             }
             Verdict::Failure => {
                 state.stall.answered(now, self.started, self.trial);
@@ -92,7 +104,8 @@ impl Ticket {
             }
             Verdict::Overloaded { retry_after } => {
                 state.stall.answered(now, self.started, self.trial);
-                state.bias.failed();
+                state.bias.failed(now);
+                state.estimate.refresh(now);
                 if let Some(wait) = retry_after {
                     state
                         .retry_after
@@ -155,7 +168,8 @@ impl Ticket {
     /// Counts a failure; returns how many there are in a row for the bias.
     fn failed(&self, now: u64) -> u32 {
         let state = &self.endpoint.state;
-        let failures = state.bias.failed();
+        let failures = state.bias.failed(now);
+        state.estimate.refresh(now);
         if let Some(until) = state.ejection.failed(now, &self.eject, self.jitter, &state.ejections)
         {
             state.bias.clear();
@@ -173,7 +187,7 @@ impl Drop for Ticket {
         }
         let before = state.in_flight.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "a ticket left twice");
-        state.requests.leave();
+        state.attempts.leave(self.attempt);
     }
 }
 

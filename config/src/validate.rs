@@ -17,8 +17,8 @@ use crate::policy::{Origin, Origins, Policy};
 use crate::problem::Position;
 use crate::report::{At, Report};
 use crate::settings::{
-    Check, DataDir, Discovery, Key, Limits, Listen, Log, Mesh, Node, Outbound, Route, Service,
-    ServiceListener, Settings, Shutdown, Upstream,
+    Check, DataDir, Discovery, Key, Limits, Listen, Log, Match, Mesh, Node, Outbound, Route,
+    Service, ServiceListener, Settings, Shutdown, Upstream,
 };
 
 /// The settings that a file means; usable only if nothing was reported. `base`: the file's directory.
@@ -460,14 +460,18 @@ fn upstreams(
             let Some(matches) = &route.matches else {
                 continue;
             };
-            if routes
-                .iter()
-                .any(|earlier| earlier.matches == matches.value)
-            {
-                matches.problem(
-                    report,
-                    "an earlier route matches the same, so this one never would",
-                );
+            for (index, earlier) in routes.iter().enumerate() {
+                if earlier.matches == matches.value {
+                    matches.problem(
+                        report,
+                        "an earlier route matches the same, so this one never would",
+                    );
+                } else if covers(&earlier.matches, &matches.value) {
+                    let why = format!(
+                        "routes[{index}] takes all of these requests, so this one never would"
+                    );
+                    matches.warning(report, &why);
+                }
             }
             routes.push(Route {
                 matches: matches.value.clone(),
@@ -496,6 +500,20 @@ fn upstreams(
         });
     }
     upstreams
+}
+
+/// Whether every request that `later` matches is one that `earlier` matches.
+fn covers(earlier: &Match, later: &Match) -> bool {
+    let method = earlier.method.is_none() || earlier.method == later.method;
+    let path = match (&earlier.path, &later.path) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(earlier), Some(later)) => match earlier.strip_suffix('*') {
+            Some(prefix) => later.trim_end_matches('*').starts_with(prefix),
+            None => earlier == later,
+        },
+    };
+    method && path
 }
 
 fn check_endpoints(upstream: &UpstreamKeys, listeners: &Listeners, report: &Report) {
@@ -536,5 +554,53 @@ fn outbound(written: OutboundKeys, listen: Listen) -> Outbound {
         listen,
         passthrough: written.passthrough.unwrap_or(true),
         listeners: written.listeners.into_iter().filter_map(listener).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_covers_what_it_takes_away() {
+        let route = |text: &str| {
+            let (method, path) = text.split_once(' ').expect("two words");
+            let said = |word: &str| (word != "any").then(|| word.to_owned());
+            Match {
+                method: said(method),
+                path: said(path),
+            }
+        };
+        let table = [
+            ("any /a/*", "any /a/b", true),
+            ("any /a/*", "GET /a/*", true),
+            ("any /a*", "any /a/*", true),
+            ("any /*", "POST /x", true),
+            ("GET any", "GET /x", true),
+            ("any /a/*", "any /a*", false),
+            ("any /a/*", "any /a", false),
+            ("GET /a", "any /a", false),
+            ("GET /a", "POST /a", false),
+            ("any /a", "any /a*", false),
+            ("any /a", "GET any", false),
+        ];
+        for (earlier, later, expected) in table {
+            assert_eq!(
+                covers(&route(earlier), &route(later)),
+                expected,
+                "{earlier} before {later}"
+            );
+        }
+    }
+
+    #[test]
+    fn listeners_overlap_on_one_port_and_address() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        assert!(overlap(at("127.0.0.1:1"), at("127.0.0.1:1")));
+        assert!(overlap(at("0.0.0.0:1"), at("127.0.0.1:1")));
+        assert!(overlap(at("127.0.0.1:1"), at("[::]:1")));
+        assert!(!overlap(at("127.0.0.1:1"), at("127.0.0.2:1")));
+        assert!(!overlap(at("127.0.0.1:1"), at("127.0.0.1:2")));
+        assert!(!overlap(at("127.0.0.1:0"), at("127.0.0.1:0")));
     }
 }

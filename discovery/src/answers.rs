@@ -1,8 +1,27 @@
 //! Answers to DNS questions, from a catalogue snapshot: a whole message in, a whole message out.
+//!
+//! The forms are those that Consul's clients use: `[tag.]service.service[.dc].DOMAIN`, RFC 2782's
+//! `_service._tcp.service.DOMAIN`, `host.node[.dc].DOMAIN`, `hex.addr[.dc].DOMAIN`, and ours, `service.DOMAIN`.
+//! A service without a healthy instance does not exist (NXDOMAIN), so that clients try their next choice; both that
+//! and an empty answer carry the SOA (RFC 2308). Answers are shuffled and their TTL is 0: the next question gets
+//! the next truth. Names outside the domain are refused; forwarding them is not built yet.
+//!
+//! Additional records that do not fit are left out silently; answers that do not fit set TC (RFC 2181 §9), and the
+//! OPT record is never what gives way (RFC 6891 §7).
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, SOA, SRV};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rand::Rng;
+use rand::seq::SliceRandom;
 
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Instance};
+use crate::health::Status;
+use crate::names::{DnsName, dns_name, hex_address};
 
 /// How the question came, which bounds the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +34,9 @@ pub enum Transport {
 
 /// The largest answer over UDP, whatever EDNS offers: fits an IPv6 path without fragments.
 pub const UDP_MAX: u16 = 1232;
+/// The largest answer over UDP without EDNS (RFC 1035 §4.2.1).
+const UDP_PLAIN: u16 = 512;
+const TTL: u32 = 0;
 
 /// Answers one message; `None`: not worth an answer (shorter than a header, or itself a response).
 pub fn answer(
@@ -23,9 +45,343 @@ pub fn answer(
     transport: Transport,
     rng: &mut impl Rng,
 ) -> Option<Vec<u8>> {
-    let _ = (catalog, transport, rng);
-    if query.len() < 12 || query[2] & 0x80 != 0 {
+    const HEADER_LEN: usize = 12;
+    if query.len() < HEADER_LEN || query[2] & 0x80 != 0 {
         return None;
     }
-    Some(vec![query[0], query[1], 0x80, 0x04, 0, 0, 0, 0, 0, 0, 0, 0])
+    let Ok(query) = Message::from_vec(query) else {
+        return malformed(query);
+    };
+    let mut response = Message::new(
+        query.metadata.id,
+        MessageType::Response,
+        query.metadata.op_code,
+    );
+    response.metadata.recursion_desired = query.metadata.recursion_desired;
+    response.queries.clone_from(&query.queries);
+    let mut limit = if transport == Transport::Tcp {
+        u16::MAX
+    } else {
+        UDP_PLAIN
+    };
+    if let Some(edns) = &query.edns {
+        if transport == Transport::Udp {
+            limit = edns.max_payload().clamp(UDP_PLAIN, UDP_MAX);
+        }
+        let mut own = Edns::new();
+        own.set_max_payload(UDP_MAX).set_version(0);
+        response.set_edns(own);
+    }
+    response.metadata.response_code = respond(catalog, &query, &mut response, rng);
+    encode_within(response, limit.into())
 }
+
+/// Fills the response; returns its code.
+fn respond(
+    catalog: &Catalog,
+    query: &Message,
+    response: &mut Message,
+    rng: &mut impl Rng,
+) -> ResponseCode {
+    if query.metadata.op_code != OpCode::Query {
+        return ResponseCode::NotImp;
+    }
+    if query.edns.as_ref().is_some_and(|edns| edns.version() != 0) {
+        return ResponseCode::BADVERS;
+    }
+    let [question] = &query.queries[..] else {
+        return ResponseCode::FormErr;
+    };
+    let kind = question.query_type();
+    if matches!(kind, RecordType::AXFR | RecordType::IXFR) {
+        return ResponseCode::NotImp;
+    }
+    if !matches!(question.query_class(), DNSClass::IN | DNSClass::ANY) {
+        return ResponseCode::Refused;
+    }
+    let labels: Vec<String> = question
+        .name()
+        .iter()
+        .map(|l| String::from_utf8_lossy(l).into_owned())
+        .collect();
+    let meaning = dns_name(
+        labels.iter().map(String::as_str),
+        &catalog.domain,
+        &catalog.mesh,
+    );
+    if meaning == DnsName::Foreign {
+        return ResponseCode::Refused;
+    }
+    response.metadata.authoritative = true;
+    let mut zone = Zone {
+        catalog,
+        asked: question.name().clone(),
+        kind,
+        rng,
+    };
+    let Some(Found {
+        answers,
+        additionals,
+    }) = zone.look_up(meaning)
+    else {
+        response.authorities.extend(soa(catalog));
+        return ResponseCode::NXDomain;
+    };
+    if answers.is_empty() {
+        response.authorities.extend(soa(catalog));
+    }
+    response.answers = answers;
+    response.additionals = additionals;
+    ResponseCode::NoError
+}
+
+/// What a name has; `answers` may be empty if it has nothing of the type asked for.
+#[derive(Default)]
+struct Found {
+    answers: Vec<Record>,
+    additionals: Vec<Record>,
+}
+
+struct Zone<'a, R> {
+    catalog: &'a Catalog,
+    asked: Name,
+    kind: RecordType,
+    rng: &'a mut R,
+}
+
+impl<R: Rng> Zone<'_, R> {
+    /// What the name has; `None`: there is no such name.
+    fn look_up(&mut self, name: DnsName) -> Option<Found> {
+        match name {
+            DnsName::Apex => Some(Found {
+                answers: if self.kind == RecordType::SOA {
+                    soa(self.catalog).into_iter().collect()
+                } else {
+                    vec![]
+                },
+                additionals: vec![],
+            }),
+            DnsName::Service(labels) => {
+                let (service, tag) = service_and_tag(self.catalog, &labels)?;
+                self.service(&service, tag.as_deref())
+            }
+            DnsName::Rfc2782 { service, tag } => self.service(&service, tag.as_deref()),
+            DnsName::Node(name) => {
+                let addresses: BTreeSet<IpAddr> = self
+                    .catalog
+                    .alive()
+                    .filter(|node| node.name.eq_ignore_ascii_case(&name))
+                    .map(|node| node.address.ip())
+                    .collect();
+                if addresses.is_empty() {
+                    None
+                } else {
+                    Some(self.addresses(addresses))
+                }
+            }
+            DnsName::Address(address) => Some(self.addresses(BTreeSet::from([address]))),
+            DnsName::Unknown | DnsName::Foreign => None,
+        }
+    }
+
+    fn service(&mut self, service: &str, tag: Option<&str>) -> Option<Found> {
+        let view = self.catalog.service(service)?;
+        let mut instances: Vec<(&Arc<Instance>, SocketAddr)> = view
+            .instances
+            .iter()
+            .filter(|i| i.takes_requests())
+            .filter(|i| tag.is_none_or(|tag| i.tags.iter().any(|t| t.eq_ignore_ascii_case(tag))))
+            .filter_map(|i| Some((i, i.advertise?)))
+            .collect();
+        // What may have vanished is named only while nothing else is.
+        if instances.iter().any(|(i, _)| !i.preserved) {
+            instances.retain(|(i, _)| !i.preserved);
+        }
+        if instances.is_empty() {
+            return None;
+        }
+        if self.kind == RecordType::SRV {
+            return Some(self.srv(&instances));
+        }
+        Some(
+            self.addresses(
+                instances
+                    .iter()
+                    .map(|(_, advertise)| advertise.ip())
+                    .collect(),
+            ),
+        )
+    }
+
+    fn addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Found {
+        let mut answers: Vec<Record> = addresses
+            .into_iter()
+            .filter(|ip| match self.kind {
+                RecordType::A => ip.is_ipv4(),
+                RecordType::AAAA => ip.is_ipv6(),
+                RecordType::ANY => true,
+                _ => false,
+            })
+            .map(|ip| address_record(&self.asked, ip))
+            .collect();
+        answers.shuffle(self.rng);
+        Found {
+            answers,
+            additionals: vec![],
+        }
+    }
+
+    fn srv(&mut self, instances: &[(&Arc<Instance>, SocketAddr)]) -> Found {
+        let mut order: Vec<&(&Arc<Instance>, SocketAddr)> = instances.iter().collect();
+        order.shuffle(self.rng);
+        let mut found = Found::default();
+        let (mut ports, mut targets) = (BTreeSet::new(), BTreeSet::new());
+        for (instance, advertise) in order {
+            let Some(target) = self.target(instance, advertise.ip()) else {
+                continue;
+            };
+            if !ports.insert((target.clone(), advertise.port())) {
+                continue;
+            }
+            let weight = match instance.status {
+                Status::Passing => instance.weights.passing,
+                Status::Warning | Status::Critical => instance.weights.warning,
+            };
+            let srv = SRV::new(1, weight, advertise.port(), target.clone());
+            found
+                .answers
+                .push(Record::from_rdata(self.asked.clone(), TTL, RData::SRV(srv)));
+            if targets.insert(target.clone()) {
+                found
+                    .additionals
+                    .push(address_record(&target, advertise.ip()));
+            }
+        }
+        found
+    }
+
+    /// `<host>.node.<dc>.<domain>` if the instance stands at its host's address and the name can be said in DNS;
+    /// else `<hex>.addr.<dc>.<domain>`.
+    fn target(&self, instance: &Instance, address: IpAddr) -> Option<Name> {
+        let name = &instance.node.name;
+        let dns_name = name
+            .split('.')
+            .all(|l| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+        let is_alone = self
+            .catalog
+            .alive()
+            .filter(|node| node.name.eq_ignore_ascii_case(name))
+            .count()
+            == 1;
+        let (host, kind) = if dns_name && is_alone && instance.node.address.ip() == address {
+            (name.to_ascii_lowercase(), "node")
+        } else {
+            (hex_address(address), "addr")
+        };
+        let catalog = self.catalog;
+        Name::from_ascii(format!(
+            "{host}.{kind}.{}.{}.",
+            catalog.mesh, catalog.domain
+        ))
+        .ok()
+    }
+}
+
+/// Whether the labels are a service as they stand (`payments`, `payments.shop`), or begin with a tag.
+fn service_and_tag(catalog: &Catalog, labels: &[String]) -> Option<(String, Option<String>)> {
+    let whole = labels.join(".");
+    if catalog.services.contains_key(&whole) {
+        return Some((whole, None));
+    }
+    let (tag, service) = labels.split_first()?;
+    let service = service.join(".");
+    catalog
+        .services
+        .contains_key(&service)
+        .then(|| (service, Some(tag.clone())))
+}
+
+fn address_record(name: &Name, ip: IpAddr) -> Record {
+    let data = match ip {
+        IpAddr::V4(ip) => RData::A(A(ip)),
+        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
+    };
+    Record::from_rdata(name.clone(), TTL, data)
+}
+
+/// The zone's SOA; its last field says how long "no" may be remembered: not at all.
+fn soa(catalog: &Catalog) -> Option<Record> {
+    let zone = Name::from_ascii(format!("{}.", catalog.domain)).ok()?;
+    let name = |label: &str| Name::from_ascii(format!("{label}.{}.", catalog.domain)).ok();
+    // Seconds: the index is in µs, and the serial only has to move.
+    let serial = (catalog.index / 1_000_000) as u32;
+    let soa = SOA::new(
+        name("ns")?,
+        name("hostmaster")?,
+        serial,
+        3600,
+        600,
+        86400,
+        0,
+    );
+    Some(Record::from_rdata(zone, TTL, RData::SOA(soa)))
+}
+
+/// Encodes; leaves out as many additionals, then as many answers, as it takes to fit.
+fn encode_within(mut response: Message, limit: usize) -> Option<Vec<u8>> {
+    // No record is shorter than a compressed name and its fixed part: more than this never fit.
+    const RECORD_MIN: usize = 12;
+    if let Some(whole) = encode(&response, limit) {
+        return Some(whole);
+    }
+    let additionals = std::mem::take(&mut response.additionals);
+    if encode(&response, limit).is_some() {
+        return most(additionals.len().min(limit / RECORD_MIN), |count| {
+            response.additionals = additionals[..count].to_vec();
+            encode(&response, limit)
+        });
+    }
+    response.metadata.truncation = true;
+    let answers = std::mem::take(&mut response.answers);
+    most(answers.len().min(limit / RECORD_MIN), |count| {
+        response.answers = answers[..count].to_vec();
+        encode(&response, limit)
+    })
+}
+
+/// `None` if it does not fit. Beyond 64 KiB the encoder drops records, OPT among them, and says so only by the counts.
+fn encode(response: &Message, limit: usize) -> Option<Vec<u8>> {
+    let encoded = response
+        .to_vec()
+        .ok()
+        .filter(|encoded| encoded.len() <= limit)?;
+    let count = |at: usize| usize::from(u16::from_be_bytes([encoded[at], encoded[at + 1]]));
+    let additionals = response.additionals.len() + usize::from(response.edns.is_some());
+    (count(6) == response.answers.len() && count(10) == additionals).then_some(encoded)
+}
+
+/// The encoding with the most records, at most `max`, that fits.
+fn most(max: usize, mut encode: impl FnMut(usize) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+    let mut best = encode(0)?;
+    let (mut fits, mut fails) = (0, max + 1);
+    while fits + 1 < fails {
+        let middle = usize::midpoint(fits, fails);
+        match encode(middle) {
+            Some(encoded) => (best, fits) = (encoded, middle),
+            None => fails = middle,
+        }
+    }
+    Some(best)
+}
+
+/// FORMERR, with as much of the header as every query has.
+fn malformed(query: &[u8]) -> Option<Vec<u8>> {
+    let id = u16::from_be_bytes([query[0], query[1]]);
+    let op_code = OpCode::from_u8(query[2] >> 3 & 0x0f);
+    let mut response = Message::error_msg(id, op_code, ResponseCode::FormErr);
+    response.metadata.recursion_desired = query[2] & 1 != 0;
+    response.to_vec().ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -63,9 +63,9 @@ const FETCH: Duration = Duration::from_millis(30);
 const FETCH_PEERS_MAX: usize = 16;
 /// Generations are unix milliseconds; one beyond the year 2100 is damage that no host jumps above.
 const GENERATION_MAX: u64 = 130 * 365 * 24 * 3600 * 1000;
-/// More jumps of our own generation than this within [`JUMP_WINDOW`]: another process lives under our id.
+/// Others ahead of us about ourselves more often than this within [`JUMP_WINDOW`]: another process lives under our id.
 const JUMPS_MAX: usize = 3;
-const JUMP_WINDOW: Duration = Duration::from_secs(60);
+const JUMP_WINDOW: Duration = Duration::from_secs(300);
 /// A goodbye goes directly to at most so many hosts; the rest hear of it from them.
 const LEAVE_FANOUT_MAX: usize = 1024;
 
@@ -79,6 +79,8 @@ pub struct Discovery {
     membership: Membership,
     registry: Registry,
     spread: Spread,
+    /// Hosts to be told news, in random order.
+    ring: Vec<u64>,
     publisher: Publisher,
     peers: Peers,
     cases: Cases,
@@ -148,6 +150,7 @@ impl Discovery {
             membership: Membership::new(own, epoch, config.profile, members_max, membership_rng),
             registry: Registry::new(own, generation, members_max + 1, config.limits.records + 1),
             spread: Spread::new(now, config.profile.gossip, members_max),
+            ring: Vec::new(),
             publisher: Publisher::new(&config.mesh, &config.domain, own),
             peers: Peers::default(),
             cases: Cases::default(),
@@ -299,8 +302,6 @@ impl Discovery {
         }
         let epoch = self.membership.epoch();
         let generation = self.generation();
-        self.membership.leave(now);
-        self.pump(now);
         let own = self.config.node.id;
         let goodbye = [
             Frame::Gone {
@@ -317,6 +318,7 @@ impl Discovery {
         for node in self.random_peers(LEAVE_FANOUT_MAX, &[]) {
             self.send(node, &goodbye);
         }
+        self.membership.leave();
         self.dial_queue.clear();
         self.dials.clear();
         // No timer will do it any more.
@@ -375,6 +377,7 @@ impl Discovery {
                         self.events.push_back(Event::Refuted);
                         self.events.push_back(Event::SaveDue);
                     }
+                    Note::Overtaken => self.suspect_a_double(now),
                     Note::ProbeLate { node, epoch } => self.dial_suspect(now, node, epoch, true),
                     Note::Nag {
                         node,
@@ -434,7 +437,7 @@ impl Discovery {
         if !self.spread.begin(now) {
             return;
         }
-        for node in self.random_peers(FANOUT, &[]) {
+        for node in self.next_in_ring(FANOUT) {
             let news = self
                 .spread
                 .fill(&self.registry, node, DATAGRAM_MAX - OVERHEAD);
@@ -497,6 +500,21 @@ impl Discovery {
             .filter(|node| !except.contains(node))
             .collect();
         peers.sample(&mut self.rng, count).copied().collect()
+    }
+
+    /// The next hosts in turn to be told news: each once before any twice, so that a few copies reach many.
+    fn next_in_ring(&mut self, count: usize) -> Vec<u64> {
+        let mut next = Vec::new();
+        while next.len() < count.min(self.membership.up().len()) {
+            match self.ring.pop() {
+                Some(node) if self.membership.up().contains_key(&node) && !next.contains(&node) => {
+                    next.push(node)
+                }
+                Some(_) => {}
+                None => self.ring = self.random_peers(usize::MAX, &[]),
+            }
+        }
+        next
     }
 
     /// This long, give or take a fifth, so that hosts started together do not act together.

@@ -30,6 +30,9 @@ pub mod names;
 pub mod answers;
 pub mod consul;
 
+#[cfg(test)]
+mod sample;
+
 pub use catalog::{Catalog, Instance, Node, NodeStatus, ServiceView};
 pub use discovery::{
     Config, Counters, Dial, DialError, DialId, Discovery, Event, Limits, NodeInfo, Profile, Saved,

@@ -56,6 +56,8 @@ pub(crate) enum Note {
     Down { node: u64 },
     /// This host was taken for dead and has a new epoch.
     Renewed,
+    /// This host's id was seen with a later epoch: it took one above that. Another process may use the id.
+    Overtaken,
     /// A host did not answer in time: try it over TCP.
     ProbeLate { node: u64, epoch: u32 },
     /// Tell this host that it is suspected.
@@ -358,10 +360,8 @@ impl Membership {
         self.settle(now);
     }
 
-    /// Says goodbye; nothing is sent or believed after that.
-    pub fn leave(&mut self, now: Instant) {
-        let _ = self.foca.leave_cluster(&mut self.outbox);
-        self.settle(now);
+    /// Nothing is sent or believed after that. The goodbye itself is the owner's: it reaches all, foca's only a few.
+    pub fn leave(&mut self) {
         self.left = true;
         self.timers.clear();
         self.suspects.clear();
@@ -620,6 +620,7 @@ impl Membership {
                 .foca
                 .change_identity(Id { epoch, ..own }, &mut self.outbox);
             self.outbox.notifications.push(Said::Rejoined);
+            self.notes.push(Note::Overtaken);
             self.settle(now);
         }
     }
@@ -660,7 +661,9 @@ impl std::fmt::Debug for Membership {
 }
 
 fn suspicion(profile: &Profile, size: usize) -> Duration {
-    profile.suspicion.mul_f64((size as f64).log10().max(1.0))
+    profile
+        .suspicion
+        .mul_f64(((size as f64).log10() - 1.0).max(1.0))
 }
 
 fn foca_config(profile: &Profile, size: usize) -> foca::Config {

@@ -109,6 +109,7 @@ impl Registry {
         self.records.get(&node)
     }
 
+    #[cfg(test)]
     pub fn nodes(&self) -> impl Iterator<Item = (u64, &Record)> {
         self.records.iter().map(|(node, record)| (*node, record))
     }
@@ -451,7 +452,8 @@ impl Registry {
         (since < record.upto).then(|| record.delta(known.node, since))
     }
 
-    fn judge_own(&self, generation: u64, upto: u64) -> Applied {
+    /// Whether others have a later state of our own record than we do.
+    pub fn judge_own(&self, generation: u64, upto: u64) -> Applied {
         let own = &self.records[&self.own];
         if generation > own.generation || (generation == own.generation && upto > own.upto) {
             Applied::OwnIsBehind(generation)
@@ -632,6 +634,7 @@ impl Record {
     }
 
     /// All that is in it, as its owner encoded it; for comparing two holders.
+    #[cfg(test)]
     pub fn bodies(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.entries
             .iter()

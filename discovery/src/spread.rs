@@ -149,9 +149,9 @@ fn news(registry: &Registry, node: u64, item: Item, room: usize) -> Option<Frame
     })
 }
 
-/// How often each host passes news on: enough that a thousand hosts all hear it with near certainty.
+/// How often each host passes news on: to everyone while that is cheap, else to enough that all hear it with near certainty.
 fn copies(size: usize) -> u32 {
-    if size <= 1000 { 6 } else { 8 }
+    if size <= 10 { 6 } else { 8 }
 }
 
 #[cfg(test)]

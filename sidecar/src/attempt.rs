@@ -6,7 +6,7 @@
 //! still out; when none is, [`repeat::may_retry`] alone says whether the request may be sent again.
 //!
 //! Invariants: at most `1 + retry.max + hedge.max` attempts; a copy never goes to an endpoint this request
-//! has tried; every [`Ticket`] ends once, at the end of the response's body ([`Exchange`]), with the
+//! has tried; every [`Ticket`] ends once, at the end of the response's body ([`Exchange`](crate::exchange::Exchange)), with the
 //! failure, or when its attempt is dropped.
 //!
 //! Sources: The Tail at Scale (hedged requests); RFC 9110 §9.2.2 (which requests may be repeated).
@@ -31,14 +31,13 @@ use rand::RngExt as _;
 use smallvec::SmallVec;
 use tokio::time::Sleep;
 
-use crate::access::Record;
-use crate::body::{Body, Replay, Reply};
+use crate::body::{Body, Replay};
 use crate::error::{Error, GRPC_STATUS};
 use crate::headers;
 use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::route::{Route, Upstream};
-use crate::worker::{InFlight, Worker};
+use crate::worker::Worker;
 
 /// A request as every attempt sends it.
 #[derive(Debug)]
@@ -74,11 +73,11 @@ pub async fn send(
     route: &Route,
     template: &Template,
     body: Option<Replay>,
+    start: Instant,
     mut deadline: Deadline,
 ) -> Result<Won, Error> {
     let policy = &route.policy;
     let metrics = upstream.metrics.of(worker.id);
-    let start = Instant::now();
     let grpc_path = template.grpc.then(|| template.path.path());
     let safe = repeat::is_safe(&policy.repeat, template.method.as_str(), grpc_path);
     let keyed = policy
@@ -230,120 +229,13 @@ pub async fn send(
     }
 }
 
-/// The response that the caller gets, and who sent it.
+/// The response that is passed on, and who sent it.
 #[derive(Debug)]
 pub struct Won {
-    head: Head,
-    ticket: Ticket,
-}
-
-impl Won {
-    /// The response, whose body ends the exchange.
-    pub fn into_response(
-        self,
-        in_flight: InFlight,
-        record: Record,
-        policy: &Policy,
-    ) -> Response<Reply> {
-        self.head.exchange(Some(self.ticket), in_flight, record, policy.idle_timeout)
-    }
-}
-
-impl Head {
-    /// The response, whose body ends the exchange.
-    pub fn into_response(
-        self,
-        in_flight: InFlight,
-        record: Record,
-        idle_timeout: Duration,
-    ) -> Response<Reply> {
-        self.exchange(None, in_flight, record, idle_timeout)
-    }
-
-    fn exchange(
-        self,
-        ticket: Option<Ticket>,
-        in_flight: InFlight,
-        record: Record,
-        idle_timeout: Duration,
-    ) -> Response<Reply> {
-        let Head { response, connection } = self;
-        let (mut parts, incoming) = response.into_parts();
-        headers::strip_hop_by_hop(&mut parts.headers);
-        headers::strip_ours(&mut parts.headers);
-        let mut exchange = Exchange {
-            connection: Some(connection),
-            ticket,
-            in_flight,
-            record,
-            idle_timeout,
-            idle: None,
-            moved: false,
-        };
-        exchange.record.status = parts.status.as_u16();
-        if hyper::body::Body::is_end_stream(&incoming) {
-            exchange.finish();
-            return Response::from_parts(parts, Reply::Empty);
-        }
-        Response::from_parts(parts, Reply::Stream(incoming, exchange))
-    }
-}
-
-/// What lives from a response's head to the end of its body.
-#[derive(Debug)]
-pub struct Exchange {
-    connection: Option<Connection>,
-    ticket: Option<Ticket>,
-    in_flight: InFlight,
-    record: Record,
-    idle_timeout: Duration,
-    idle: Option<Pin<Box<Sleep>>>,
-    moved: bool,
-}
-
-impl Exchange {
-    /// The body was read to its end: the connection can be used again.
-    pub fn finish(&mut self) {
-        let Some(connection) = self.connection.take() else { return };
-        let now = Instant::now();
-        if let Connection::H1(h1) = connection {
-            self.in_flight.worker().pool.put_back(h1, now);
-        }
-        self.ticket = None;
-        self.record.complete(now, None);
-    }
-
-    /// The body broke on the endpoint's side.
-    pub fn broken(&mut self) {
-        if self.connection.take().is_some() {
-            self.ticket = None;
-            self.record.complete(Instant::now(), Some("reset_after_head"));
-        }
-    }
-
-    /// A frame passed.
-    pub fn progress(&mut self) {
-        self.moved = true;
-    }
-
-    /// Ready once no frame has passed for the idle timeout. Armed only when a body makes the caller wait.
-    pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let timeout = self.idle_timeout;
-        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        if self.moved {
-            self.moved = false;
-            idle.as_mut().reset((Instant::now() + timeout).into());
-        }
-        idle.as_mut().poll(cx)
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        if self.connection.is_some() {
-            self.record.complete(Instant::now(), Some("cancelled"));
-        }
-    }
+    /// The response.
+    pub head: Box<Head>,
+    /// The load on its endpoint.
+    pub ticket: Ticket,
 }
 
 /// The connection that a response is coming from.
@@ -358,8 +250,10 @@ pub enum Connection {
 /// A response's head and the connection that its body comes on.
 #[derive(Debug)]
 pub struct Head {
-    response: Response<Incoming>,
-    connection: Connection,
+    /// The response.
+    pub response: Response<Incoming>,
+    /// What its body comes on.
+    pub connection: Connection,
 }
 
 /// Why an attempt came to nothing.
@@ -388,7 +282,7 @@ impl Failed {
     }
 }
 
-type Ended = Result<Head, Unsent>;
+type Ended = Result<Box<Head>, Unsent>;
 
 /// Why there is no response.
 #[derive(Debug)]
@@ -480,7 +374,9 @@ pub async fn once(
     loop {
         let sent = if request.version() == Version::HTTP_2 {
             let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
-            h2.send(request).await.map(|response| Head { response, connection: Connection::H2(h2) })
+            h2.send(request)
+                .await
+                .map(|response| Box::new(Head { response, connection: Connection::H2(h2) }))
         } else {
             let h1 = if fresh {
                 worker.pool.dial_h1(address, charge).await
@@ -488,7 +384,9 @@ pub async fn once(
                 worker.pool.h1(address, charge).await
             };
             let mut h1 = h1.map_err(Unsent::Dial)?;
-            h1.send(request).await.map(|response| Head { response, connection: Connection::H1(h1) })
+            h1.send(request)
+                .await
+                .map(|response| Box::new(Head { response, connection: Connection::H1(h1) }))
         };
         match sent {
             Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
@@ -535,13 +433,19 @@ fn judge(
             return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
         }
     };
-    if ticket.endpoint().spec().hop == Hop::Mesh
+    let found = headers::find(head.response.headers());
+    if found.peers_failure
+        && ticket.endpoint().spec().hop == Hop::Mesh
         && let Some((outcome, verdict, error)) = peers_failure(head.response.headers())
     {
         ticket.head(now, verdict);
         return Err(failed(outcome, error));
     }
     let status = head.response.status().as_u16();
+    if status < 400 && !found.verdict {
+        ticket.head(now, Verdict::Success);
+        return Ok(Won { head, ticket });
+    }
     let grpc = head.response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
     let verdict = match (status, grpc) {
         (429 | 503, _) | (_, Some(b"8")) => {

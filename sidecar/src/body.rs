@@ -8,7 +8,7 @@
 //! [`Replay::complete`], a retry only when the attempt before it is gone.
 //!
 //! A [`Reply`] carries the exchange's end: whatever happens to the body (read to the end, broken, dropped), the
-//! [`Exchange`](crate::attempt::Exchange) inside sees it exactly once.
+//! [`Exchange`] inside sees it exactly once.
 //!
 //! Everything lives on one worker, hence `Rc`.
 
@@ -26,7 +26,7 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::attempt::Exchange;
+use crate::exchange::Exchange;
 
 /// A request's body on its way to an endpoint.
 #[derive(Debug)]
@@ -308,7 +308,7 @@ pub enum Reply {
     /// Ours: a problem.
     Full(Option<Bytes>),
     /// The endpoint's, with the exchange that ends when it does.
-    Stream(Incoming, Exchange),
+    Stream(Incoming, Box<Exchange>),
 }
 
 impl Reply {

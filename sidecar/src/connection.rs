@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 
 use crate::body::Reply;
 use crate::listener::Role;
+use crate::passthrough::Tunnel;
 use crate::pool::{CONNECTION_WINDOW, HEAD_MAX, STREAM_WINDOW};
 use crate::worker::{LocalExecutor, Worker};
 
@@ -47,6 +48,7 @@ pub struct Link {
     keep_head: bool,
     ending: Cell<Ending>,
     waker: RefCell<Option<Waker>>,
+    tunnel: RefCell<Option<Tunnel>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,7 @@ impl Link {
             keep_head,
             ending: Cell::new(Ending::No),
             waker: RefCell::new(None),
+            tunnel: RefCell::new(None),
         }
     }
 
@@ -86,6 +89,16 @@ impl Link {
         } else if self.in_flight.get() == 0 && past(self.idle_since.get(), IDLE_MAX) {
             self.end(Ending::Graceful);
         }
+    }
+
+    /// Whether the connection can become a tunnel: one of HTTP/1.1 can.
+    pub fn can_tunnel(&self) -> bool {
+        self.keep_head
+    }
+
+    /// Once the response to CONNECT is written, the connection becomes this tunnel.
+    pub fn tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
     /// Whether the head that was just parsed had a `Content-Length` (or too much went by to tell).
@@ -149,26 +162,47 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     let io = TokioIo::new(Watched { stream, link: Rc::clone(&link) });
     let service = service_fn({
         let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));
-        move |request| answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request)
+        move |request| {
+            Box::pin(answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request))
+        }
     });
     if version == Version::HTTP_2 {
-        let connection = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .serve_connection(io, service);
-        until_end(&link, connection, http2::Connection::graceful_shutdown).await;
-    } else {
-        let connection = http1::Builder::new()
-            .max_buf_size(HEAD_MAX)
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .serve_connection(io, service);
-        until_end(&link, connection, http1::Connection::graceful_shutdown).await;
+        let mut connection = pin!(
+            http2::Builder::new(LocalExecutor)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(STREAMS_MAX)
+                .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .serve_connection(io, service)
+        );
+        until_end(&link, |cx, graceful| {
+            if graceful {
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await;
+        return;
+    }
+    let mut connection = http1::Builder::new()
+        .max_buf_size(HEAD_MAX)
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .serve_connection(io, service);
+    until_end(&link, |cx, graceful| {
+        if graceful {
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    })
+    .await;
+    let tunnel = link.tunnel.take();
+    if let Some(tunnel) = tunnel {
+        let parts = connection.into_parts();
+        tunnel.run(parts.io.into_inner(), &parts.read_buf).await;
     }
 }
 
@@ -196,23 +230,19 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Polls a connection and ends it when its link says so.
-async fn until_end<C>(link: &Link, connection: C, graceful: fn(Pin<&mut C>))
-where
-    C: Future<Output = hyper::Result<()>>,
-{
-    let mut connection = pin!(connection);
+/// Polls a connection (its second argument: end gracefully) until it ends or its link says so.
+async fn until_end(
+    link: &Link,
+    mut poll: impl FnMut(&mut Context<'_>, bool) -> Poll<hyper::Result<()>>,
+) {
     let mut told = false;
     std::future::poll_fn(|cx| {
-        match link.ending.get() {
+        let graceful = match link.ending.get() {
             Ending::Now => return Poll::Ready(()),
-            Ending::Graceful if !told => {
-                told = true;
-                graceful(connection.as_mut());
-            }
-            Ending::No | Ending::Graceful => {}
-        }
-        if let Poll::Ready(outcome) = connection.as_mut().poll(cx) {
+            Ending::Graceful => !std::mem::replace(&mut told, true),
+            Ending::No => false,
+        };
+        if let Poll::Ready(outcome) = poll(cx, graceful) {
             if let Err(error) = outcome {
                 tracing::debug!(peer = %link.peer, %error, "connection ended");
             }

@@ -87,7 +87,6 @@ impl DataPlane {
             in_flight: Default::default(),
             other: metrics.upstream(Arc::from(""), "outbound"),
             inbound: metrics.upstream(Arc::from(""), "inbound"),
-            unnamed: Arc::from(""),
             access: AccessLog::start(settings.log.access, metrics.access_dropped.clone())?,
             node_address,
             own: ArcSwap::default(),

@@ -227,3 +227,88 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After a failed accept, so that a lack of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::net::{SocketAddr, TcpStream as StdTcpStream, UdpSocket as StdUdpSocket};
+
+    fn started() -> (Dns, SocketAddr, prometheus::Registry) {
+        let sockets = Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = sockets.local_addr().unwrap();
+        let metrics = prometheus::Registry::new();
+        let catalog = Arc::new(ArcSwap::from_pointee(Catalog {
+            mesh: "evenkeel".into(),
+            domain: "mesh".into(),
+            ..Catalog::default()
+        }));
+        (spawn(sockets, catalog, &metrics).unwrap(), address, metrics)
+    }
+
+    /// `x.service.mesh A`, with this id.
+    fn query(id: u16) -> Vec<u8> {
+        let mut query = id.to_be_bytes().to_vec();
+        query.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        query.extend(b"\x01x\x07service\x04mesh\x00\x00\x01\x00\x01");
+        query
+    }
+
+    fn framed(message: &[u8]) -> Vec<u8> {
+        [&u16::try_from(message.len()).unwrap().to_be_bytes(), message].concat()
+    }
+
+    #[test]
+    fn questions_on_one_connection_are_answered_in_order() {
+        let (_dns, address, metrics) = started();
+        let mut stream = StdTcpStream::connect(address).unwrap();
+        let together: Vec<u8> = (1..=3).flat_map(|id| framed(&query(id))).collect();
+        stream.write_all(&together).unwrap();
+        for id in 1..=3u16 {
+            let mut length = [0; 2];
+            stream.read_exact(&mut length).unwrap();
+            let mut answer = vec![0; u16::from_be_bytes(length).into()];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(answer[..2], id.to_be_bytes());
+            assert_eq!(answer[2] & 0x80, 0x80, "a response");
+        }
+        let total: u64 = metrics.gather()[0]
+            .get_metric()
+            .iter()
+            .map(|metric| metric.get_counter().get_value() as u64)
+            .sum();
+        assert_eq!(total, 3);
+    }
+
+    #[test]
+    fn a_connection_that_claims_too_much_or_talks_nonsense_is_closed() {
+        let (_dns, address, _metrics) = started();
+        for sent in [&u16::MAX.to_be_bytes()[..], &framed(b"junk"), &framed(b"")] {
+            let mut stream = StdTcpStream::connect(address).unwrap();
+            stream.write_all(sent).unwrap();
+            assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn nonsense_in_datagrams_is_ignored_and_the_end_closes_the_port() {
+        let (dns, address, _metrics) = started();
+        let socket = StdUdpSocket::bind("127.0.0.1:0").unwrap();
+        for nonsense in [&b""[..], b"x", &[0xff; 600], &[0; 5000]] {
+            socket.send_to(nonsense, address).unwrap();
+        }
+        socket.send_to(&query(77), address).unwrap();
+        let mut answer = [0; 512];
+        // What is answered before ours says that it is nonsense.
+        loop {
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let length = socket.recv(&mut answer).unwrap();
+            if answer[..length].starts_with(&77u16.to_be_bytes()) {
+                break;
+            }
+        }
+        drop(dns);
+        assert!(StdTcpStream::connect(address).is_err());
+        assert!(StdUdpSocket::bind(address).is_ok());
+    }
+}

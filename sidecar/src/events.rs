@@ -53,14 +53,14 @@ impl Events {
     /// Notes something that is as it should be.
     pub fn info(&self, kind: &'static str, subject: impl Into<String>, detail: impl Into<String>) {
         let (subject, detail) = (subject.into(), detail.into());
-        info!(kind, subject, "{detail}");
+        info!(kind, "{subject}: {detail}");
         self.push(Severity::Info, kind, subject, detail);
     }
 
     /// Notes something worth a look.
     pub fn warn(&self, kind: &'static str, subject: impl Into<String>, detail: impl Into<String>) {
         let (subject, detail) = (subject.into(), detail.into());
-        warn!(kind, subject, "{detail}");
+        warn!(kind, "{subject}: {detail}");
         self.push(Severity::Warning, kind, subject, detail);
     }
 

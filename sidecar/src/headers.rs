@@ -1,14 +1,13 @@
 //! What a proxy does to a message's headers on the way through.
 //!
 //! Hop-by-hop fields end here (RFC 9110 §7.6.1), so do the names of ours that only hosts of the mesh may
-//! send; everything else passes untouched and in order. The common request has no `Connection` header at all:
-//! each removal is one failed look-up then, no allocation.
+//! send; everything else passes untouched and in order. One pass ([`find`]) tells whether there is anything to do.
 
 use std::time::Duration;
 
 use http::header::{
-    CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, RETRY_AFTER, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// The remaining time of a request, milliseconds.
@@ -29,8 +28,60 @@ const OUR_PREFIX: &str = "evenkeel-";
 /// More connection options than this in one message are an attack, not a message.
 const CONNECTION_OPTIONS_MAX: usize = 32;
 
-/// Removes what belongs to the caller's connection and not to the message.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+/// What a message's headers hold that somebody must look at, found in one pass: a look-up that finds nothing
+/// costs a hash each, and the common message has none of these.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Something that ends at this hop: hop-by-hop fields, `expect`, or a header of ours.
+    pub ends_here: bool,
+    /// `transfer-encoding`.
+    pub chunked: bool,
+    /// `content-type: application/grpc…`.
+    pub grpc: bool,
+    /// `evenkeel-timeout` or `grpc-timeout`.
+    pub timeout: bool,
+    /// `x-request-id`.
+    pub request_id: bool,
+    /// `retry-after`, `grpc-status` or `grpc-retry-pushback-ms`.
+    pub verdict: bool,
+    /// `evenkeel-refused` or `evenkeel-failed`.
+    pub peers_failure: bool,
+}
+
+/// Looks at every header once.
+pub fn find(headers: &HeaderMap) -> Found {
+    let mut found = Found::default();
+    for (name, value) in headers {
+        match *name {
+            CONTENT_TYPE => found.grpc = value.as_bytes().starts_with(b"application/grpc"),
+            TRANSFER_ENCODING => (found.chunked, found.ends_here) = (true, true),
+            CONNECTION | UPGRADE | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION | TE | EXPECT => {
+                found.ends_here = true
+            }
+            RETRY_AFTER => found.verdict = true,
+            _ => match name.as_str() {
+                "keep-alive" | "proxy-connection" => found.ends_here = true,
+                "grpc-timeout" => found.timeout = true,
+                "grpc-status" | "grpc-retry-pushback-ms" => found.verdict = true,
+                "x-request-id" => found.request_id = true,
+                name if name.starts_with(OUR_PREFIX) => {
+                    found.ends_here = true;
+                    found.timeout |= name == TIMEOUT.as_str();
+                    found.peers_failure |= name == REFUSED.as_str() || name == FAILED.as_str();
+                }
+                _ => {}
+            },
+        }
+    }
+    found
+}
+
+/// Removes what ends at this hop: what belongs to the sender's connection and not to the message, the
+/// expectation that hyper answers itself, and every header of ours, since an application must not speak for a host.
+pub fn strip(headers: &mut HeaderMap, found: Found) {
+    if !found.ends_here {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -41,35 +92,31 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .filter(|name| !matches!(*name, HOST | TE))
             .take(CONNECTION_OPTIONS_MAX)
             .collect();
-        headers.remove(CONNECTION);
         for name in named {
             headers.remove(name);
         }
     }
-    for name in [
+    let ends = [
+        CONNECTION,
         KEEP_ALIVE,
         PROXY_CONNECTION,
         TRANSFER_ENCODING,
         UPGRADE,
         PROXY_AUTHENTICATE,
         PROXY_AUTHORIZATION,
-    ] {
+        EXPECT,
+    ];
+    for name in ends {
         headers.remove(name);
     }
     // `te: trailers` is end to end for gRPC; every other transfer coding is ours to negotiate.
     if headers.get(TE).is_some_and(|te| te.as_bytes() != b"trailers") {
         headers.remove(TE);
     }
-}
-
-/// Removes every header of ours: an application may send `evenkeel-timeout`, which is read before this.
-pub fn strip_ours(headers: &mut HeaderMap) {
-    if headers.keys().any(|name| name.as_str().starts_with(OUR_PREFIX)) {
-        let ours: Vec<HeaderName> =
-            headers.keys().filter(|name| name.as_str().starts_with(OUR_PREFIX)).cloned().collect();
-        for name in ours {
-            headers.remove(name);
-        }
+    let ours: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(OUR_PREFIX)).cloned().collect();
+    for name in ours {
+        headers.remove(name);
     }
 }
 
@@ -112,13 +159,6 @@ pub fn timeout_value(left: Duration) -> HeaderValue {
     HeaderValue::from(u64::try_from(ms).unwrap_or(u64::MAX))
 }
 
-/// Whether the message is gRPC's.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,14 +181,16 @@ mod tests {
             ("host", "a"),
             ("x-kept", "1"),
         ]);
-        strip_hop_by_hop(&mut headers);
+        let found = find(&headers);
+        strip(&mut headers, found);
         assert_eq!(headers, map(&[("host", "a"), ("x-kept", "1")]));
     }
 
     #[test]
     fn te_trailers_stays_for_grpc() {
         let mut headers = map(&[("te", "trailers"), ("connection", "te")]);
-        strip_hop_by_hop(&mut headers);
+        let found = find(&headers);
+        strip(&mut headers, found);
         assert_eq!(headers, map(&[("te", "trailers")]));
     }
 
@@ -156,7 +198,8 @@ mod tests {
     fn an_application_cannot_speak_for_a_host() {
         let mut headers =
             map(&[("evenkeel-service", "x"), ("evenkeel-refused", "y"), ("evenkeelish", "z")]);
-        strip_ours(&mut headers);
+        let found = find(&headers);
+        strip(&mut headers, found);
         assert_eq!(headers, map(&[("evenkeelish", "z")]));
     }
 
@@ -175,6 +218,30 @@ mod tests {
             assert_eq!(callers_timeout(&headers), None, "{bad:?}");
         }
         assert_eq!(read(&[("evenkeel-timeout", "soon")]), None);
+    }
+
+    #[test]
+    fn one_pass_finds_what_matters() {
+        assert_eq!(
+            find(&map(&[("host", "a"), ("accept", "*/*"), ("x-any", "1")])),
+            Found::default()
+        );
+        let found =
+            find(&map(&[("content-type", "application/grpc+proto"), ("grpc-timeout", "1S")]));
+        assert_eq!(found, Found { grpc: true, timeout: true, ..Found::default() });
+        let found = find(&map(&[("evenkeel-failed", "reset"), ("retry-after", "1")]));
+        assert!(found.peers_failure && found.verdict && found.ends_here);
+        for ends in [
+            "connection",
+            "keep-alive",
+            "te",
+            "expect",
+            "upgrade",
+            "proxy-connection",
+            "evenkeel-x",
+        ] {
+            assert!(find(&map(&[(ends, "x")])).ends_here, "{ends}");
+        }
     }
 
     #[test]

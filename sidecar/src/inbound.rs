@@ -11,19 +11,19 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
 
-use crate::access::Record;
-use crate::attempt::{self, Template};
+use crate::attempt::{self, Head, Template};
 use crate::body::{Body, Reply};
 use crate::connection::Link;
 use crate::error::Error;
-use crate::headers;
+use crate::exchange::{Answer, Exchange, Target};
+use crate::headers::{self, Found};
 use crate::pool::{DialError, SendError};
 use crate::route::Local;
 use crate::worker::{INBOUND, Worker};
@@ -34,27 +34,13 @@ pub async fn handle(
     link: &Link,
     request: Request<Incoming>,
 ) -> Response<Reply> {
-    let start = Instant::now();
     let (parts, body) = request.into_parts();
-    let mut record = Record {
-        shared: Arc::clone(&worker.shared),
-        worker: worker.id,
-        metrics: Some(Arc::clone(&worker.shared.inbound)),
-        direction: "inbound",
-        upstream: Arc::clone(&worker.shared.unnamed),
-        method: parts.method.clone(),
-        path: parts.uri.path_and_query().cloned(),
-        request_id: None,
-        peer: link.peer,
-        start,
-        status: 0,
-    };
-    match forward(worker, link, parts, body, &mut record).await {
-        Ok(response) => response,
+    let found = headers::find(&parts.headers);
+    let mut exchange = Exchange::begin(worker, INBOUND, link.peer, &parts, found);
+    match forward(worker, link, parts, body, found, &mut exchange).await {
+        Ok(head) => exchange.respond(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT }),
         Err((error, told)) => {
-            record.status = error.status().as_u16();
-            record.complete(Instant::now(), Some(error.reason()));
-            let mut response = error.response(false);
+            let mut response = exchange.fail(&error, false);
             let (name, why) = match told {
                 Told::Refused(why) => (headers::REFUSED, why),
                 Told::Failed(why) => (headers::FAILED, why),
@@ -78,9 +64,9 @@ async fn forward(
     link: &Link,
     mut parts: http::request::Parts,
     body: Incoming,
-    record: &mut Record,
-) -> Result<Response<Reply>, (Error, Told)> {
-    let in_flight = worker.request(INBOUND);
+    found: Found,
+    exchange: &mut Exchange,
+) -> Result<Box<Head>, (Error, Told)> {
     let router = worker.router();
     if !router.members.contains(&link.peer.ip().to_canonical()) {
         return Err((Error::NotMember, Told::Refused("not_member")));
@@ -92,29 +78,34 @@ async fn forward(
     let service = asked(headers::SERVICE).unwrap_or_default();
     let local = asked(headers::INSTANCE)
         .and_then(|instance| router.local.get(instance))
-        .filter(|local| local.service == service)
+        .filter(|local| *local.service == *service)
         .ok_or_else(|| (Error::Misdirected(service.to_owned()), Told::Refused("misdirected")))?;
-    record.upstream = Arc::from(local.service.as_str());
+    exchange.target = Target::Local(Arc::clone(&local.service));
 
     let authority = parts.uri.authority().cloned();
     let authority =
         authority.ok_or((Error::BadRequest("no :authority"), Told::Refused("bad_request")))?;
     let left = headers::callers_timeout(&parts.headers);
-    let grpc = headers::is_grpc(&parts.headers);
-    crate::outbound::clean(&mut parts.headers);
+    headers::strip(&mut parts.headers, found);
     if let Some(left) = left {
         // So that the application can hand on what is left of its caller's time.
         parts.headers.insert(headers::TIMEOUT, headers::timeout_value(left));
     }
     let path =
         parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let template = Template { method: parts.method, path, authority, headers: parts.headers, grpc };
+    let template = Template {
+        method: parts.method,
+        path,
+        authority,
+        headers: parts.headers,
+        grpc: found.grpc,
+    };
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
 
     let sending = send(worker, local, &template, body);
-    let head = match left {
+    match left {
         None => sending.await,
-        Some(left) => tokio::time::timeout_at((record.start + left).into(), sending)
+        Some(left) => tokio::time::timeout_at((exchange.start + left).into(), sending)
             .await
             .unwrap_or_else(|_| {
                 Err((
@@ -122,8 +113,7 @@ async fn forward(
                     Told::Failed("timeout"),
                 ))
             }),
-    }?;
-    Ok(head.into_response(in_flight, record.take(), IDLE_TIMEOUT))
+    }
 }
 
 async fn send(
@@ -131,7 +121,7 @@ async fn send(
     local: &Local,
     template: &Template,
     body: Body,
-) -> Result<attempt::Head, (Error, Told)> {
+) -> Result<Box<Head>, (Error, Told)> {
     let h2 = attempt::speaks_h2(local.protocol, template.grpc);
     let mut request = template.blank(body);
     template.address(&mut request, h2);
@@ -141,7 +131,7 @@ async fn send(
                 (Error::Connect(what), Told::Refused("connect"))
             }
             attempt::Unsent::Dial(DialError::CircuitOpen) => {
-                (Error::CircuitOpen(local.service.clone()), Told::Refused("circuit_open"))
+                (Error::CircuitOpen(local.service.to_string()), Told::Refused("circuit_open"))
             }
             attempt::Unsent::Send(SendError::NotSent(_)) => (
                 Error::Connect("the application closed the connection at once".into()),
@@ -161,4 +151,4 @@ async fn send(
 }
 
 /// The calling host ends idle streams by its policy; this one only keeps a lost caller from holding one for ever.
-const IDLE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3600);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);

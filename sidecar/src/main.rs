@@ -15,6 +15,7 @@ mod demo;
 mod dns;
 mod error;
 mod events;
+mod exchange;
 mod gossip;
 mod headers;
 mod inbound;

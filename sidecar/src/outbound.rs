@@ -6,22 +6,19 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
-use http::header::{
-    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
-};
+use http::header::{CONNECTION, HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 
-use crate::access::Record;
 use crate::attempt::{self, Deadline, Template};
 use crate::body::{Replay, Reply};
 use crate::connection::Link;
 use crate::error::Error;
-use crate::headers;
+use crate::exchange::{Answer, Exchange, Target};
+use crate::headers::{self, Found};
 use crate::passthrough;
 use crate::route::Destination;
 use crate::worker::{OUTBOUND, Worker};
@@ -33,30 +30,16 @@ pub async fn handle(
     fixed: Option<&str>,
     request: Request<Incoming>,
 ) -> Response<Reply> {
-    let start = Instant::now();
     let (parts, body) = request.into_parts();
-    let grpc = headers::is_grpc(&parts.headers);
-    let suspect = parts.headers.contains_key(TRANSFER_ENCODING) && link.head_had_length();
-    let mut record = Record {
-        shared: Arc::clone(&worker.shared),
-        worker: worker.id,
-        metrics: Some(Arc::clone(&worker.shared.other)),
-        direction: "outbound",
-        upstream: Arc::clone(&worker.shared.unnamed),
-        method: parts.method.clone(),
-        path: parts.uri.path_and_query().cloned(),
-        request_id: parts.headers.get(REQUEST_ID).cloned(),
-        peer: link.peer,
-        start,
-        status: 0,
-    };
-    let mut response = match forward(worker, link, fixed, parts, body, grpc, &mut record).await {
-        Ok(response) => response,
-        Err(error) => {
-            record.status = error.status().as_u16();
-            record.complete(Instant::now(), Some(error.reason()));
-            error.response(grpc)
-        }
+    let found = headers::find(&parts.headers);
+    let mut exchange = Exchange::begin(worker, OUTBOUND, link.peer, &parts, found);
+    if parts.method == Method::CONNECT {
+        return passthrough::connect(worker, link, exchange, &parts.uri).await;
+    }
+    let suspect = found.chunked && link.head_had_length();
+    let mut response = match forward(worker, link, fixed, parts, body, found, &mut exchange).await {
+        Ok(answer) => exchange.respond(answer),
+        Err(error) => exchange.fail(&error, found.grpc),
     };
     if suspect {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -70,25 +53,9 @@ async fn forward(
     fixed: Option<&str>,
     mut parts: Parts,
     body: Incoming,
-    grpc: bool,
-    record: &mut Record,
-) -> Result<Response<Reply>, Error> {
-    let in_flight = worker.request(OUTBOUND);
-    if parts.method == Method::CONNECT {
-        let target = parts
-            .uri
-            .authority()
-            .cloned()
-            .ok_or(Error::BadRequest("CONNECT names no host and port"))?;
-        return passthrough::connect(
-            worker,
-            in_flight,
-            target,
-            Request::from_parts(parts, body),
-            record,
-        )
-        .await;
-    }
+    found: Found,
+    exchange: &mut Exchange,
+) -> Result<Answer, Error> {
     let authority = authority(&parts)?;
     let router = worker.router();
     let upstream = match fixed {
@@ -99,46 +66,37 @@ async fn forward(
             Destination::Upstream(upstream) => upstream,
             Destination::Unknown(name) => return Err(Error::UnknownService(name)),
             Destination::Foreign => {
-                record.upstream = Arc::from(authority.as_str());
+                exchange.target = Target::Foreign(authority.as_str().into());
                 if !router.passthrough {
                     return Err(Error::PassthroughOff(authority.to_string()));
                 }
-                return passthrough::forward(
-                    worker, link, in_flight, authority, parts, body, record,
-                )
-                .await;
+                return passthrough::forward(worker, link, authority, parts, body, found).await;
             }
         },
     };
-    record.upstream = Arc::clone(&upstream.name);
-    record.metrics = Some(Arc::clone(&upstream.metrics));
+    exchange.target = Target::Upstream(Arc::clone(upstream));
 
     let path =
         parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let route = upstream.route(&parts.method, path.path());
-    let asked = headers::callers_timeout(&parts.headers);
+    let asked = if found.timeout { headers::callers_timeout(&parts.headers) } else { None };
     let timeout = asked.map_or(route.policy.timeout, |asked| asked.min(route.policy.timeout));
-    let deadline = Deadline { at: record.start + timeout, hard: asked.is_some() };
-    clean(&mut parts.headers);
+    let deadline = Deadline { at: exchange.start + timeout, hard: asked.is_some() };
+    headers::strip(&mut parts.headers, found);
     let body = (!body.is_end_stream()).then(|| {
-        Replay::new(
-            body,
-            route.policy.max_body_buffer,
-            Arc::clone(&worker.shared.buffers),
-            record.start,
-        )
+        let (max, buffers) = (route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers));
+        Replay::new(body, max, buffers, exchange.start)
     });
-    let template = Template { method: parts.method, path, authority, headers: parts.headers, grpc };
-    let won = attempt::send(worker, upstream, route, &template, body, deadline).await?;
-    Ok(won.into_response(in_flight, record.take(), &route.policy))
-}
-
-/// What is left of a request's headers for the next hop.
-pub fn clean(headers: &mut HeaderMap) {
-    headers::strip_hop_by_hop(headers);
-    headers::strip_ours(headers);
-    // hyper has answered the expectation when the body is read.
-    headers.remove(EXPECT);
+    let template = Template {
+        method: parts.method,
+        path,
+        authority,
+        headers: parts.headers,
+        grpc: found.grpc,
+    };
+    let won =
+        attempt::send(worker, upstream, route, &template, body, exchange.start, deadline).await?;
+    Ok(Answer { head: won.head, ticket: Some(won.ticket), idle_timeout: route.policy.idle_timeout })
 }
 
 /// The authority that a request is for.
@@ -155,5 +113,3 @@ pub fn authority(parts: &Parts) -> Result<Authority, Error> {
     Authority::try_from(host.as_bytes())
         .map_err(|_| Error::BadRequest("the Host header is not a host and port"))
 }
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

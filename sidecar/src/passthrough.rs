@@ -6,35 +6,34 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::{HeaderValue, VIA};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode, Uri};
 use hyper::body::{Body as _, Incoming};
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::access::Record;
 use crate::attempt::{self, Template, Unsent};
 use crate::body::{Body, Reply};
 use crate::connection::Link;
 use crate::error::Error;
-use crate::headers;
-use crate::outbound::clean;
+use crate::exchange::{Answer, Exchange, Target};
+use crate::headers::{self, Found};
 use crate::pool::{DialError, SendError};
-use crate::worker::{InFlight, Shared, Worker};
+use crate::worker::{Shared, Worker};
 
 /// Sends a request to a host outside the mesh.
 pub async fn forward(
     worker: &Rc<Worker>,
     link: &Link,
-    in_flight: InFlight,
     authority: Authority,
     mut parts: Parts,
     body: Incoming,
-    record: &mut Record,
-) -> Result<Response<Reply>, Error> {
+    found: Found,
+) -> Result<Answer, Error> {
     if parts.headers.get_all(VIA).iter().any(|via| via.as_bytes() == OUR_VIA.as_bytes()) {
         return Err(Error::Loop);
     }
@@ -46,8 +45,8 @@ pub async fn forward(
     if address == link.local {
         return Err(Error::Loop);
     }
-    let grpc = headers::is_grpc(&parts.headers);
-    clean(&mut parts.headers);
+    let grpc = found.grpc;
+    headers::strip(&mut parts.headers, found);
     parts.headers.append(VIA, HeaderValue::from_static(OUR_VIA));
     let path =
         parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -70,39 +69,63 @@ pub async fn forward(
             }
             Unsent::Send(SendError::Caller) => Error::CallerGone,
         })?;
-    Ok(head.into_response(in_flight, record.take(), IDLE_TIMEOUT))
+    Ok(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT })
 }
 
-/// Opens a tunnel to a host outside the mesh.
+/// Opens a tunnel to a host outside the mesh; the connection becomes one when the response is written.
 pub async fn connect(
     worker: &Rc<Worker>,
-    in_flight: InFlight,
-    target: Authority,
-    request: Request<Incoming>,
-    record: &mut Record,
-) -> Result<Response<Reply>, Error> {
-    record.upstream = target.as_str().into();
+    link: &Link,
+    mut exchange: Box<Exchange>,
+    uri: &Uri,
+) -> Response<Reply> {
+    match dial(worker, link, &mut exchange, uri).await {
+        Ok(far) => {
+            link.tunnel(Tunnel { far, exchange });
+            Response::new(Reply::Empty)
+        }
+        Err(error) => exchange.fail(&error, false),
+    }
+}
+
+/// A connection to a host outside the mesh that an application's connection is joined to.
+#[derive(Debug)]
+pub struct Tunnel {
+    far: TcpStream,
+    exchange: Box<Exchange>,
+}
+
+impl Tunnel {
+    /// Joins them until both ends have ended; `early`: what the application sent already.
+    pub async fn run(mut self, mut near: impl AsyncRead + AsyncWrite + Unpin, early: &[u8]) {
+        let joined = async {
+            self.far.write_all(early).await?;
+            tokio::io::copy_bidirectional(&mut near, &mut self.far).await
+        };
+        let broken = joined.await.is_err();
+        self.exchange.tunnelled(StatusCode::OK.as_u16(), broken);
+    }
+}
+
+async fn dial(
+    worker: &Worker,
+    link: &Link,
+    exchange: &mut Exchange,
+    uri: &Uri,
+) -> Result<TcpStream, Error> {
+    if !link.can_tunnel() {
+        return Err(Error::BadRequest("CONNECT is served over HTTP/1.1 only"));
+    }
+    let target = uri.authority().ok_or(Error::BadRequest("CONNECT names no host and port"))?;
+    exchange.target = Target::Foreign(target.as_str().into());
     if !worker.router().passthrough {
         return Err(Error::PassthroughOff(target.to_string()));
     }
-    let address = resolve(&worker.shared, &target, 443).await?;
-    let mut far = tokio::time::timeout(HEAD_TIMEOUT, tokio::net::TcpStream::connect(address))
+    let address = resolve(&worker.shared, target, 443).await?;
+    tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not accept")))?
-        .map_err(|error| Error::Passthrough(format!("{address}: {error}")))?;
-    let mut record = record.take();
-    record.status = StatusCode::OK.as_u16();
-    tokio::task::spawn_local(async move {
-        let _in_flight = in_flight;
-        let reason = match hyper::upgrade::on(request).await {
-            Ok(near) => {
-                tokio::io::copy_bidirectional(&mut TokioIo::new(near), &mut far).await.is_err()
-            }
-            Err(_) => true,
-        };
-        record.complete(Instant::now(), reason.then_some("reset_after_head"));
-    });
-    Ok(Response::new(Reply::Empty))
+        .map_err(|error| Error::Passthrough(format!("{address}: {error}")))
 }
 
 async fn resolve(

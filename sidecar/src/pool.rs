@@ -158,14 +158,14 @@ impl Pool {
     }
 
     /// Keeps a connection whose response was read to its end.
-    pub fn put_back(&self, connection: H1, now: Instant) {
+    pub fn put_back(&self, connection: H1) {
         if connection.sender.is_closed() {
             return;
         }
         let mut pools = self.h1.borrow_mut();
         let idle = pools.entry(connection.address).or_default();
         if idle.len() < IDLE_PER_ADDRESS_MAX {
-            idle.push(Idle { connection, since: now });
+            idle.push(Idle { connection, since: Instant::now() });
         }
     }
 

@@ -42,7 +42,7 @@ pub struct Router {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Local {
     /// Its service.
-    pub service: String,
+    pub service: Arc<str>,
     /// The application.
     pub address: SocketAddr,
     /// What it speaks, if known.

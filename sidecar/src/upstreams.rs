@@ -103,7 +103,7 @@ impl Upstreams {
             .filter(|instance| instance.node.id == catalog.own)
             .map(|instance| {
                 let local = Local {
-                    service: instance.service.clone(),
+                    service: Arc::from(instance.service.as_str()),
                     address: instance.address,
                     protocol: instance.protocol,
                 };

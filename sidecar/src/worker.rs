@@ -53,8 +53,6 @@ pub struct Shared {
     pub other: Arc<UpstreamMetrics>,
     /// Counts what other hosts ask of this one.
     pub inbound: Arc<UpstreamMetrics>,
-    /// The upstream's name before one is known.
-    pub unnamed: Arc<str>,
     /// Where the access log goes.
     pub access: AccessLog,
     /// The address by which other hosts know us; the mesh hop is dialled from it.
@@ -277,35 +275,17 @@ impl Worker {
         Arc::clone(self.router.borrow_mut().load())
     }
 
-    /// Counts a request of one side until the guard is dropped.
-    pub fn request(self: &Rc<Self>, side: usize) -> InFlight {
+    /// A request is being served: watch our own lag.
+    pub fn request_begins(&self) {
         self.busy.set(self.busy.get() + 1);
         if self.busy.get() == 1 {
             self.wake_lag.notify_one();
         }
-        self.shared.in_flight[side].fetch_add(1, Ordering::Relaxed);
-        InFlight { worker: Rc::clone(self), side }
     }
-}
 
-/// A request that is being served, to the end of its response's body.
-#[derive(Debug)]
-pub struct InFlight {
-    worker: Rc<Worker>,
-    side: usize,
-}
-
-impl InFlight {
-    /// The worker that serves it.
-    pub fn worker(&self) -> &Rc<Worker> {
-        &self.worker
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.worker.busy.set(self.worker.busy.get() - 1);
-        self.worker.shared.in_flight[self.side].fetch_sub(1, Ordering::Relaxed);
+    /// A request ended.
+    pub fn request_ends(&self) {
+        self.busy.set(self.busy.get() - 1);
     }
 }
 

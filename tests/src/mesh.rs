@@ -266,18 +266,14 @@ impl Host {
     /// Names of the living members it knows, itself among them; empty while it does not answer.
     #[must_use]
     pub fn members(&self) -> Vec<String> {
-        let Ok(answer) = client::get(self.discovery().into(), "discovery", "/v1/agent/members")
-        else {
-            return Vec::new();
-        };
-        let mut names: Vec<String> = answer
-            .json()
+        let Some(answer) = self.ask_admin("/v1/members") else { return Vec::new() };
+        let members = answer.json()["members"].take();
+        let mut names: Vec<String> = members
             .as_array()
             .into_iter()
             .flatten()
-            // Serf's status 1: alive.
-            .filter(|member| member["Status"] == 1)
-            .filter_map(|member| member["Name"].as_str().map(str::to_owned))
+            .filter(|member| member["state"] == "alive")
+            .filter_map(|member| member["name"].as_str().map(str::to_owned))
             .collect();
         names.sort();
         names
@@ -304,6 +300,25 @@ impl Host {
         found
     }
 
+    /// Addresses of the endpoints that its balancer would use for a service.
+    #[must_use]
+    pub fn usable(&self, service: &str) -> Vec<SocketAddrV4> {
+        let path = format!("/v1/endpoints/{service}");
+        let Some(answer) = self.ask_admin(&path).filter(|answer| answer.status == 200) else {
+            return Vec::new();
+        };
+        let endpoints = answer.json()["endpoints"].take();
+        let mut found: Vec<SocketAddrV4> = endpoints
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|endpoint| endpoint["state"] == "usable" || endpoint["state"] == "slow_start")
+            .filter_map(|endpoint| endpoint["address"].as_str()?.parse().ok())
+            .collect();
+        found.sort();
+        found
+    }
+
     /// Waits for `/readyz`.
     pub fn wait_until_ready(&self) {
         wait::for_true(&format!("{} is ready", self.name()), START_MAX, || {
@@ -318,11 +333,16 @@ impl Host {
         });
     }
 
-    /// Waits until look-ups on this host give this many passing instances.
+    /// Waits until its balancer would use this many instances.
     pub fn wait_for_instances(&self, service: &str, count: usize) {
-        wait::for_true(&format!("{} finds {count} × {service}", self.name()), START_MAX, || {
-            self.passing(service).len() == count
-        });
+        let what = format!("{} would use {count} × {service}", self.name());
+        wait::for_true(&what, START_MAX, || self.usable(service).len() == count);
+    }
+
+    /// Waits until look-ups on this host give this many passing instances.
+    pub fn wait_for_passing(&self, service: &str, count: usize) {
+        let what = format!("{} finds {count} × {service}", self.name());
+        wait::for_true(&what, START_MAX, || self.passing(service).len() == count);
     }
 
     /// Replaces its file. A running host may see that and reload.
@@ -459,7 +479,7 @@ const NETS: u32 = 253;
 const CLAIM_PORT: u16 = 7999;
 
 /// For a process to start, and for news to spread, on a machine that does much else.
-const START_MAX: Duration = Duration::from_secs(20);
+const START_MAX: Duration = Duration::from_secs(15);
 
 /// The longest a test may take.
 const TEST_MAX: Duration = Duration::from_secs(150);

@@ -218,7 +218,7 @@ impl World {
                 endpoint.spec().instance
             );
         }
-        assert_eq!(self.balancer.circuit().requests(), 0);
+        assert_eq!((self.balancer.circuit().requests(), self.balancer.circuit().copies()), (0, 0));
         self.result.latencies.sort_unstable();
         self.result.clone()
     }
@@ -361,6 +361,9 @@ impl World {
         }
         if self.attempt(id, Attempt::Hedge).is_err() {
             self.hedger.not_sent(now, &self.retries);
+            if let Some(delay) = self.hedger.delay(now, &policy.hedge) {
+                self.schedule_copy(id, delay);
+            }
             return;
         }
         self.count_copy();

@@ -111,6 +111,10 @@ fn warns_of_what_is_likely_not_meant() {
     for (text, expected) in table {
         assert_eq!(warnings(&text), expected, "{text}");
     }
+    let covered =
+        "upstreams: [{name: a, routes: [{match: {path: /v1/*}}, {match: {path: /v1/x}}]}]";
+    let message = "1:57: upstreams[0].routes[1].match: routes[0] takes all of these requests, so this one never would";
+    assert_eq!(warnings(covered), [message]);
     let nowhere = parse("", "t.yaml", &Environment::named("a")).expect("loads");
     assert!(
         nowhere.warnings[0]

@@ -270,6 +270,7 @@ impl Discovery {
                 Applied::Changed(changes) => {
                     self.publisher.touch_services(now, changes.services);
                     self.publisher.touch_node(now, extent.node, &self.registry);
+                    self.peer_left(now, extent.node);
                     if changes.node {
                         let size = self.membership.up().len() + 1;
                         self.spread
@@ -277,6 +278,17 @@ impl Discovery {
                     }
                 }
                 Applied::Unchanged | Applied::Gap(_) | Applied::TooMany => {}
+            }
+        }
+        let own = self.config.node.id;
+        for extent in extents
+            .iter()
+            .filter(|e| e.node == own && e.upto != Extent::TOMBSTONE)
+        {
+            if let Applied::OwnIsBehind(generation) =
+                self.registry.judge_own(extent.generation, extent.upto)
+            {
+                self.jump_above(now, wall_ms, generation);
             }
         }
         if fetch {

@@ -53,7 +53,7 @@ pub struct Profile {
     pub probe_period: Duration,
     /// A probe unanswered for this long is tried through others and over TCP. Less than half of the period.
     pub probe_rtt: Duration,
-    /// A suspect has this long to refute, times log10 of the number of hosts if that is more than 1.
+    /// A suspect has this long to refute; beyond a hundred hosts more: times log10 of their number, less one.
     pub suspicion: Duration,
     /// Changes are passed on this often.
     pub gossip: Duration,

@@ -169,18 +169,7 @@ impl Discovery {
             self.counters.refused_limit += 1;
             return;
         }
-        while self
-            .jumps
-            .front()
-            .is_some_and(|at| now.saturating_duration_since(*at) > JUMP_WINDOW)
-        {
-            self.jumps.pop_front();
-        }
-        self.jumps.push_back(now);
-        if self.jumps.len() > JUMPS_MAX {
-            self.jumps.clear();
-            self.take_new_identity(now);
-        }
+        self.suspect_a_double(now);
         let own = self.config.node.id;
         if self.registry.jump((generation + 1).max(wall_ms)) {
             self.spread.push(
@@ -193,6 +182,19 @@ impl Discovery {
             self.publisher.touch_node(now, own, &self.registry);
             self.events.push_back(Event::SaveDue);
             self.learn_address(now, self.own_location());
+        }
+    }
+
+    /// Others were ahead of us about ourselves. Once is an earlier life; again and again is another process.
+    pub(super) fn suspect_a_double(&mut self, now: Instant) {
+        let is_old = |at: &Instant| now.saturating_duration_since(*at) > JUMP_WINDOW;
+        while self.jumps.front().is_some_and(is_old) {
+            self.jumps.pop_front();
+        }
+        self.jumps.push_back(now);
+        if self.jumps.len() > JUMPS_MAX {
+            self.jumps.clear();
+            self.take_new_identity(now);
         }
     }
 

@@ -285,6 +285,9 @@ impl Discovery {
     /// A host is gone for certain: it said so, or its port is closed.
     pub(super) fn peer_gone(&mut self, now: Instant, node: u64, epoch: u32, left: bool) {
         let Some(known) = self.membership.up().get(&node).copied() else {
+            if left {
+                self.peer_left(now, node);
+            }
             return;
         };
         if known > epoch {
@@ -298,6 +301,15 @@ impl Discovery {
         };
         self.peers.departed.insert(node, departed);
         self.membership.declare_down(now, node, epoch, true);
+    }
+
+    /// A host that is down already turns out to have said goodbye.
+    pub(super) fn peer_left(&mut self, now: Instant, node: u64) {
+        if let Some(departed) = self.peers.departed.get_mut(&node) {
+            departed.left = true;
+            departed.preserved_until = None;
+            self.publisher.touch_node(now, node, &self.registry);
+        }
     }
 
     /// We found out ourselves: tell the others at once.

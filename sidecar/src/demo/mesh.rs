@@ -89,6 +89,8 @@ impl Mesh {
             let host = mesh.start_host(&name, ports, &text)?;
             mesh.offering.push(host);
         }
+        // Clients that join a whole mesh learn all instances at once: none has a slow start before others.
+        mesh.wait_until_complete().await?;
         for (arm, ports) in Arm::ALL.into_iter().zip(clients) {
             let name = format!("client-{}", arm.name().replace('_', "-"));
             let text = config(&name, &ports, &join, &[], arm.policy());
@@ -169,12 +171,12 @@ impl Mesh {
         Ok(())
     }
 
+    /// Waits until every host started so far knows all of them and all instances.
     async fn wait_until_complete(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_MAX;
         loop {
             self.check_running(false)?;
-            let missing = self.first_incomplete().await;
-            let Some(missing) = missing else {
+            let Some(missing) = self.first_incomplete().await else {
                 return Ok(());
             };
             if Instant::now() > deadline {
@@ -187,17 +189,14 @@ impl Mesh {
     /// What is missing still, at the first host that misses something.
     async fn first_incomplete(&self) -> Option<String> {
         let members = self.offering.len() + self.clients.len();
+        let endpoints = format!("/v1/endpoints/{SERVICE}");
+        let wanted = [
+            ("/v1/members", "members", members),
+            (&*endpoints, "endpoints", self.applications.len()),
+        ];
         for host in self.offering.iter().chain(&self.clients) {
-            let wanted = [
-                ("/v1/agent/members".to_owned(), "hosts", members),
-                (
-                    format!("/v1/health/service/{SERVICE}?passing"),
-                    "instances",
-                    self.applications.len(),
-                ),
-            ];
             for (path, what, wanted) in wanted {
-                let known = count_of(host.ports.http, &path).await;
+                let known = count_of(host.ports.admin, path, what).await;
                 if !matches!(known, Ok(count) if count == wanted) {
                     let known =
                         known.map_or_else(|error| format!("{error:#}"), |count| count.to_string());
@@ -213,12 +212,12 @@ impl Mesh {
     }
 }
 
-/// The number of elements of the JSON array at this path.
-async fn count_of(address: SocketAddr, path: &str) -> anyhow::Result<usize> {
-    let body =
-        tokio::time::timeout(LOOK_UP_MAX, http_get(address, path)).await.context("no answer")??;
+/// How many of these the admin API lists at this path.
+async fn count_of(admin: SocketAddr, path: &str, what: &str) -> anyhow::Result<usize> {
+    let body = tokio::time::timeout(LOOK_UP_MAX, http_get(admin, path));
+    let body = body.await.context("no answer")??;
     let value: serde_json::Value = serde_json::from_slice(&body).context("not JSON")?;
-    Ok(value.as_array().context("not an array")?.len())
+    Ok(value[what].as_array().context("no list")?.len())
 }
 
 /// HTTP/1.0, so that the answer ends with the connection.
@@ -286,7 +285,10 @@ impl Ports {
 
 fn find_port(address: IpAddr, preferred: u16) -> anyhow::Result<SocketAddr> {
     for step in 0..PORT_TRIES {
-        let candidate = SocketAddr::new(address, preferred + step * PORT_STEP);
+        let Some(port) = preferred.checked_add(step * PORT_STEP) else {
+            break;
+        };
+        let candidate = SocketAddr::new(address, port);
         if TcpListener::bind(candidate).is_ok() && UdpSocket::bind(candidate).is_ok() {
             return Ok(candidate);
         }
@@ -397,3 +399,62 @@ const START_MAX: Duration = Duration::from_secs(30);
 const START_POLL: Duration = Duration::from_millis(50);
 const LOOK_UP_MAX: Duration = Duration::from_secs(2);
 const ANSWER_MAX: u64 = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use evenkeel_config::policy::{Balance, Mode};
+    use evenkeel_config::{Environment, parse};
+
+    use super::*;
+
+    fn ports() -> Ports {
+        let at = |port| SocketAddr::from(([127, 130, 7, 21], port));
+        Ports {
+            gossip: at(7111),
+            data: at(7110),
+            outbound: at(7080),
+            http: at(8500),
+            dns: at(8600),
+            admin: at(7119),
+        }
+    }
+
+    #[test]
+    fn every_host_file_is_valid_and_means_what_the_table_says() {
+        let join = [SocketAddr::from(([127, 130, 7, 11], 7111))];
+        let service = [("orders-1".to_owned(), SocketAddr::from(([127, 130, 7, 11], 40_000)))];
+        for arm in Arm::ALL {
+            let text = config("client", &ports(), &join, &service, arm.policy());
+            let loaded = parse(&text, "client.yaml", &Environment::named("test"));
+            let settings = loaded.unwrap_or_else(|problems| panic!("{problems}\n{text}")).settings;
+            assert_eq!(settings.services[0].address, service[0].1);
+            assert_eq!(settings.outbound.listen.address, ports().outbound);
+            let policy = settings.policy;
+            let expected = match arm {
+                Arm::RoundRobin => (Balance::RoundRobin, 0, Mode::Off, 0),
+                Arm::RoundRobinRetry => (Balance::RoundRobin, 2, Mode::Off, 0),
+                Arm::P2c => (Balance::P2c, 2, Mode::Off, 5),
+                Arm::Evenkeel => (Balance::P2c, 2, Mode::Enforce, 5),
+            };
+            let found =
+                (policy.balance, policy.retry.max, policy.hedge.mode, policy.eject.consecutive);
+            assert_eq!(found, expected, "{}", arm.name());
+        }
+    }
+
+    #[test]
+    fn a_taken_port_is_avoided() {
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let taken = TcpListener::bind((address, 0)).expect("a free port");
+        let port = taken.local_addr().expect("bound").port();
+        let found = find_port(address, port).expect("not every other port is taken too");
+        assert_ne!(found.port(), port);
+    }
+
+    #[test]
+    fn two_demos_hold_different_networks() {
+        let first = claim_network(7).expect("a network");
+        let second = claim_network(7).expect("another network");
+        assert_ne!(first.0.host(1), second.0.host(1));
+    }
+}

@@ -115,7 +115,7 @@ async fn demonstrate(args: &DemoArgs) -> anyhow::Result<Mesh> {
     let mut screen = Screen::new();
     let seed = args.seed.unwrap_or_else(seed_of_this_run);
     let length = Duration::from_secs(args.seconds);
-    screen.say(&introduction(args));
+    screen.say(&introduction(args))?;
 
     let mut mesh = Mesh::start(args.keep, seed).await?;
     let pauses = (args.pause_ms > 0)
@@ -135,13 +135,12 @@ async fn demonstrate(args: &DemoArgs) -> anyhow::Result<Mesh> {
     while !(watch.is_over() && load.is_finished()) {
         tokio::time::sleep(watch.until_next_step()).await;
         watch.step(&mut mesh, &load.progress())?;
-        screen.draw(&watch.frame());
+        screen.draw(&watch.frame())?;
     }
     let progress = load.finish()?;
     drop(pauses);
     watch.finish(&progress)?;
-    screen.erase();
-    report(args, &mesh, &watch.results, &progress)?;
+    report(&mut screen, args, &mesh, &watch.results, &progress)?;
     match watch.results.executed_twice() {
         None => Ok(mesh),
         Some(arm) => bail!("a POST through {} was executed twice, which must never be", arm.name()),
@@ -275,28 +274,29 @@ fn introduction(args: &DemoArgs) -> String {
 }
 
 fn report(
+    screen: &mut Screen,
     args: &DemoArgs,
     mesh: &Mesh,
     results: &Results,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    println!("{}", results.table());
-    println!("{}\n", results.verdict());
-    println!("{}", results.posts());
+    let mut text = format!("{}\n{}\n\n{}\n", results.table(), results.verdict(), results.posts());
     for arm in Arm::ALL {
         let failures = &progress.arms[arm.index()].failures;
         if !failures.is_empty() {
             let each = failures.iter().map(|(failure, count)| format!("{count} × {failure}"));
-            println!("Errors, {}: {}", arm.title(), each.collect::<Vec<_>>().join(", "));
+            let each = each.collect::<Vec<_>>().join(", ");
+            text.push_str(&format!("Failures, {}: {each}\n", arm.title()));
         }
     }
     for remark in results.remarks() {
-        println!("\n{remark}");
+        text.push_str(&format!("\n{remark}\n"));
     }
-    println!("\n{}", next_steps(args, mesh)?);
+    text.push_str(&format!("\n{}", next_steps(args, mesh)?));
     if args.json {
-        println!("{}", results.json());
+        text.push_str(&format!("\n{}", results.json()));
     }
+    screen.say(&text)?;
     Ok(())
 }
 

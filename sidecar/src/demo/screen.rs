@@ -3,7 +3,7 @@
 //! Redrawing moves the cursor up over the lines drawn before; nothing else of the terminal is touched,
 //! and what was drawn last stays in the scroll-back.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use super::arms::Arm;
@@ -33,42 +33,49 @@ pub struct Frame<'a> {
 impl Screen {
     /// The live view on standard output.
     pub fn new() -> Screen {
-        Screen { terminal: std::io::stdout().is_terminal(), drawn: 0, last_line_at: None }
+        Screen { terminal: io::stdout().is_terminal(), drawn: 0, last_line_at: None }
     }
 
-    /// Prints one line that stays.
-    pub fn say(&mut self, line: &str) {
-        self.erase();
-        println!("{line}");
+    /// Prints lines that stay, in place of what was drawn last.
+    pub fn say(&mut self, lines: &str) -> io::Result<()> {
+        let erase = self.erase();
+        write(&format!("{erase}{lines}\n"))
     }
 
     /// Shows the state of things: redraws in a terminal, else one line every five seconds.
-    pub fn draw(&mut self, frame: &Frame<'_>) {
+    pub fn draw(&mut self, frame: &Frame<'_>) -> io::Result<()> {
         if self.terminal {
             let text = frame.text();
-            self.erase();
+            let erase = self.erase();
             self.drawn = text.lines().count();
             // Without wrapping, so that a line is a line in a narrow terminal too.
-            print!("\x1b[?7l{text}\x1b[?7h");
-            // A terminal that is gone shows nothing; the result is still computed.
-            let _ = std::io::stdout().flush();
-        } else if let Some(elapsed) = frame.elapsed {
-            let step = elapsed.as_secs() / PLAIN_EVERY_SECS;
-            if step > 0 && self.last_line_at != Some(step) {
-                self.last_line_at = Some(step);
-                println!("{}", frame.line(elapsed));
-            }
+            return write(&format!("{erase}\x1b[?7l{text}\x1b[?7h"));
         }
+        let Some(elapsed) = frame.elapsed else {
+            return Ok(());
+        };
+        let step = elapsed.as_secs() / PLAIN_EVERY_SECS;
+        if step == 0 || self.last_line_at == Some(step) {
+            return Ok(());
+        }
+        self.last_line_at = Some(step);
+        write(&format!("{}\n", frame.line(elapsed)))
     }
 
-    /// Removes what was drawn last.
-    pub fn erase(&mut self) {
-        if self.drawn > 0 {
-            // To the first line drawn, then clear from there to the end of the screen.
-            print!("\x1b[{}F\x1b[J", self.drawn);
-            self.drawn = 0;
+    /// What removes the lines drawn last: up to the first of them, then clear to the end of the screen.
+    fn erase(&mut self) -> String {
+        match std::mem::take(&mut self.drawn) {
+            0 => String::new(),
+            lines => format!("\x1b[{lines}F\x1b[J"),
         }
     }
+}
+
+/// At once and whole; a reader that is gone is an error, not a panic.
+fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
 }
 
 impl Frame<'_> {

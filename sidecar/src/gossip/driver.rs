@@ -190,11 +190,19 @@ impl Driver {
                 self.joined.store(true, Ordering::Relaxed);
                 self.events.info("member_up", name, format!("id {node:016x}"));
             }
-            Event::NodeDown { node, name, left: true } => {
-                self.events.info("member_left", name, format!("said goodbye; id {node:016x}"));
-            }
-            Event::NodeDown { node, name, left: false } => {
-                self.events.warn("member_down", name, format!("does not answer any more; id {node:016x}"));
+            Event::NodeDown { node, name, left } => {
+                // Its record may be gone before the event comes; the snapshot that readers see still has its name.
+                let catalog = self.published.catalog.load();
+                let name = catalog.nodes.get(&node).map_or(name, |known| known.name.clone());
+                if left {
+                    self.events.info("member_left", name, format!("said goodbye; id {node:016x}"));
+                } else {
+                    self.events.warn(
+                        "member_down",
+                        name,
+                        format!("does not answer any more; id {node:016x}"),
+                    );
+                }
             }
             Event::Refuted => self.events.warn(
                 "refuted",

@@ -23,6 +23,8 @@ pub struct GossipMetrics {
     bytes: IntCounterVec,
     streams: IntCounterVec,
     refused: IntCounterVec,
+    oddities: IntCounterVec,
+    slowdown: IntGauge,
     members: IntGaugeVec,
     instances: IntGaugeVec,
     services: IntGauge,
@@ -55,6 +57,15 @@ impl GossipMetrics {
                 "Gossip messages refused, by reason.",
                 "reason",
             )?,
+            oddities: counter(
+                "evenkeel_gossip_oddities_total",
+                "Unknown senders asked to prove that they are there; packets for a host whose address is not known yet.",
+                "kind",
+            )?,
+            slowdown: IntGauge::new(
+                "evenkeel_gossip_slowdown",
+                "How much slower than usual this host probes, because it seems to be the slow one (0 to 3).",
+            )?,
             members: IntGaugeVec::new(
                 Opts::new("evenkeel_members", "Hosts of the mesh, this one included."),
                 &["state"],
@@ -83,6 +94,12 @@ impl GossipMetrics {
         raise(&self.streams, "accepted", counters.requests);
         raise(&self.streams, "dialled", counters.dials);
         raise(&self.streams, "dial_failed", counters.dials_failed);
+        for (reason, value) in counters.refused() {
+            raise(&self.refused, reason, value);
+        }
+        raise(&self.oddities, "challenge", counters.challenges);
+        raise(&self.oddities, "unroutable", counters.unroutable);
+        self.slowdown.set(i64::try_from(counters.slowdown).unwrap_or(i64::MAX));
         let catalog = self.published.catalog.load();
         for (label, status) in [
             ("alive", NodeStatus::Alive),
@@ -100,12 +117,14 @@ impl GossipMetrics {
         self.services.set(gauge(catalog.services.len()));
     }
 
-    fn families(&self) -> [&dyn Collector; 7] {
+    fn families(&self) -> [&dyn Collector; 9] {
         [
             &self.datagrams,
             &self.bytes,
             &self.streams,
             &self.refused,
+            &self.oddities,
+            &self.slowdown,
             &self.members,
             &self.instances,
             &self.services,

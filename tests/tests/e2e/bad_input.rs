@@ -27,7 +27,7 @@ fn assert_unharmed(trio: &mut Trio) {
         let log = host.process.output().unwrap();
         assert!(!log.contains("panicked"), "{} panicked", host.name());
         assert_eq!(host.members(), ["host-1", "host-2", "host-3"]);
-        assert_eq!(host.passing("payments").len(), 2);
+        assert_eq!(host.usable("payments").len(), 2);
         assert_eq!(host.get("payments", "/").status, 200);
     }
 }
@@ -148,7 +148,7 @@ fn hosts_of_another_mesh_or_with_another_key_stay_strangers(workers: usize) {
         wait::for_true("the stranger knows itself", Duration::from_secs(20), || {
             stranger.members() == [stranger.name()]
         });
-        assert!(stranger.passing("payments").is_empty());
+        assert!(stranger.usable("payments").is_empty());
     }
     assert_unharmed(&mut trio);
     // A new key beside the old one lets its holder in; the file is the authority.

@@ -67,6 +67,10 @@ fn found_from_every_host_by_dns_and_http(workers: usize) {
         assert_eq!(ask("/v1/catalog/service/payments").json().as_array().unwrap().len(), 2);
         assert_eq!(ask("/v1/catalog/nodes").json().as_array().unwrap().len(), 3);
         assert_eq!(ask("/v1/catalog/service/nosuch").json(), serde_json::json!([]));
+        let members = ask("/v1/agent/members").json();
+        // Serf's status 1: alive.
+        let alive = members.as_array().unwrap().iter().filter(|member| member["Status"] == 1);
+        assert_eq!(alive.count(), 3, "{members}");
         assert_eq!(ask("/v1/agent/self").json()["Config"]["Datacenter"], "test");
     }
 }
@@ -75,6 +79,7 @@ fn an_unhealthy_instance_leaves_the_lookups_and_comes_back(workers: usize) {
     let trio = Trio::start(Lab::new(workers), &Setup::default());
     trio.apps[0].set_healthy(false);
     for host in std::iter::once(&trio.caller).chain(&trio.hosts) {
+        host.wait_for_passing("payments", 1);
         host.wait_for_instances("payments", 1);
         assert_eq!(
             dig(host, &["+short", "payments.service.mesh"]).trim(),
@@ -89,7 +94,7 @@ fn an_unhealthy_instance_leaves_the_lookups_and_comes_back(workers: usize) {
         get(trio.caller.discovery().into(), "discovery", "/v1/health/service/payments").unwrap();
     assert!(all.text().contains("\"critical\""), "{}", all.text());
     trio.apps[0].set_healthy(true);
-    trio.caller.wait_for_instances("payments", 2);
+    trio.caller.wait_for_passing("payments", 2);
 }
 
 fn registered_and_deregistered_over_http(workers: usize) {
@@ -106,6 +111,7 @@ fn registered_and_deregistered_over_http(workers: usize) {
     );
     assert_eq!(put("/v1/agent/service/register", body).status, 200);
     for host in [&trio.caller, &trio.hosts[1]] {
+        host.wait_for_passing("web", 1);
         host.wait_for_instances("web", 1);
         assert_eq!(dig(host, &["+short", "v2.web.service.mesh"]).trim(), ip.to_string());
         assert_eq!(
@@ -116,7 +122,7 @@ fn registered_and_deregistered_over_http(workers: usize) {
     }
     assert_eq!(put("/v1/agent/service/deregister/web-1", String::new()).status, 200);
     for host in [&trio.caller, &trio.hosts[1]] {
-        host.wait_for_instances("web", 0);
+        host.wait_for_passing("web", 0);
     }
 }
 
@@ -133,7 +139,7 @@ fn an_answer_too_long_for_udp_is_whole_over_tcp(workers: usize) {
             client::send(trio.hosts[1].discovery().into(), Version::Http1, request).unwrap();
         assert_eq!(answer.status, 200);
     }
-    trio.caller.wait_for_instances("many", 60);
+    trio.caller.wait_for_passing("many", 60);
     let short = dig(&trio.caller, &["+noedns", "+ignore", "many.service.mesh"]);
     assert!(short.lines().any(|line| line.contains("flags:") && line.contains(" tc")), "{short}");
     // Without +ignore dig asks again over TCP.

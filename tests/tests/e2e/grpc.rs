@@ -95,7 +95,7 @@ fn the_meshs_own_failures_have_a_grpc_status(workers: usize) {
     let dead = call(&hosts[0], "greeter.mesh", &["unary"]);
     assert_eq!(dead["code"], "UNAVAILABLE", "nobody listens: {dead}");
     wait::for_true("its check fails", Duration::from_secs(10), || {
-        hosts[0].passing("greeter").is_empty()
+        hosts[0].usable("greeter").is_empty()
     });
     let none = call(&hosts[0], "greeter.mesh", &["unary"]);
     assert_eq!(none["code"], "UNAVAILABLE", "no healthy endpoint: {none}");

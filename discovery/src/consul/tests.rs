@@ -1,0 +1,139 @@
+use super::*;
+use crate::sample::catalog;
+
+fn ids(value: &Value, pointer: &str) -> Vec<String> {
+    let entries = value.as_array().expect("a list");
+    entries
+        .iter()
+        .map(|entry| entry.pointer(pointer).unwrap().as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_health_entry_has_every_field_that_clients_read() {
+    let filter = Filter {
+        passing: true,
+        tags: vec!["V2".into()],
+    };
+    let answer = health_service(&catalog(), "payments", &filter);
+    assert_eq!(
+        answer,
+        json!([{
+            "Node": {
+                "ID": "00000000-0000-0000-0000-000000000001", "Node": "host-a", "Address": "10.0.0.1", "Datacenter": "prod",
+                "TaggedAddresses": {"lan": "10.0.0.1", "lan_ipv4": "10.0.0.1", "wan": "10.0.0.1", "wan_ipv4": "10.0.0.1"},
+                "Meta": {"zone": "eu-west-1a"}, "CreateIndex": 40, "ModifyIndex": 40,
+            },
+            "Service": {
+                "ID": "payments-1", "Service": "payments", "Tags": ["v2"], "Address": "10.0.0.1", "Port": 8443,
+                "TaggedAddresses": {
+                    "lan_ipv4": {"Address": "10.0.0.1", "Port": 8443}, "wan_ipv4": {"Address": "10.0.0.1", "Port": 8443},
+                },
+                "Meta": {"version": "2.1"}, "Weights": {"Passing": 10, "Warning": 1}, "EnableTagOverride": false,
+                "CreateIndex": 100, "ModifyIndex": 200,
+            },
+            "Checks": [{
+                "Node": "host-a", "CheckID": "serfHealth", "Name": "Serf Health Status", "Status": "passing", "Notes": "",
+                "Output": "Agent alive and reachable", "ServiceID": "", "ServiceName": "", "ServiceTags": [], "Type": "",
+                "CreateIndex": 40, "ModifyIndex": 40,
+            }],
+        }])
+    );
+}
+
+#[test]
+fn table_of_filters() {
+    let filter = |passing, tags: &[&str]| Filter {
+        passing,
+        tags: tags.iter().map(|t| (*t).to_owned()).collect(),
+    };
+    for (name, filter, instances) in [
+        (
+            "payments",
+            filter(false, &[]),
+            vec!["payments-1", "payments-2", "payments-3", "payments-4"],
+        ),
+        (
+            "Payments",
+            filter(false, &[]),
+            vec!["payments-1", "payments-2", "payments-3", "payments-4"],
+        ),
+        // Neither warning nor draining passes.
+        ("payments", filter(true, &[]), vec!["payments-1"]),
+        ("payments", filter(false, &["v2"]), vec!["payments-1"]),
+        ("payments", filter(false, &["v2", "v3"]), vec![]),
+        ("sick", filter(false, &[]), vec!["sick"]),
+        ("sick", filter(true, &[]), vec![]),
+        // Not announced outside the mesh.
+        ("inside", filter(false, &[]), vec![]),
+        ("nothing", filter(false, &[]), vec![]),
+    ] {
+        let health = health_service(&catalog(), name, &filter);
+        assert_eq!(ids(&health, "/Service/ID"), instances, "{name} {filter:?}");
+        let flat = catalog_service(&catalog(), name, &filter);
+        assert_eq!(ids(&flat, "/ServiceID"), instances, "{name} {filter:?}");
+    }
+}
+
+#[test]
+fn checks_say_what_is_wrong() {
+    let answer = health_service(&catalog(), "payments", &Filter::default());
+    let statuses = |instance: usize| ids(&answer[instance]["Checks"], "/Status");
+    let names = |instance: usize| ids(&answer[instance]["Checks"], "/CheckID");
+    assert_eq!(names(1), ["serfHealth", "service:payments-2"]);
+    assert_eq!(statuses(1), ["passing", "warning"]);
+    assert_eq!(statuses(2), ["passing", "critical"]);
+    assert_eq!(names(3), ["serfHealth", "_node_maintenance"]);
+    assert_eq!(statuses(3), ["passing", "critical"]);
+}
+
+#[test]
+fn flat_entries_have_every_field_that_clients_read() {
+    let answer = catalog_service(&catalog(), "payments.shop", &Filter::default());
+    let keys: BTreeSet<&String> = answer[0].as_object().unwrap().keys().collect();
+    for key in "ID,Node,Address,Datacenter,TaggedAddresses,NodeMeta,ServiceID,ServiceName,ServiceAddress,\
+                ServiceTaggedAddresses,ServiceTags,ServiceMeta,ServicePort,ServiceWeights,ServiceEnableTagOverride,\
+                CreateIndex,ModifyIndex"
+        .split(',')
+    {
+        assert!(keys.contains(&key.to_owned()), "{key}");
+    }
+    assert_eq!(answer[0]["ServiceAddress"], "10.0.0.9");
+    assert_eq!(answer[0]["ServiceTags"], json!([]));
+}
+
+#[test]
+fn lists_of_services_hosts_and_members() {
+    let catalog = catalog();
+    assert_eq!(
+        catalog_services(&catalog),
+        json!({"payments": ["v2"], "payments.shop": [], "sick": [], "six": []})
+    );
+    assert_eq!(
+        ids(&catalog_nodes(&catalog), "/Node"),
+        ["host-a", "host-b", "host-c"]
+    );
+    let members = agent_members(&catalog);
+    assert_eq!(
+        ids(&members, "/Name"),
+        ["host-a", "host-b", "host-c", "host-d"]
+    );
+    assert_eq!(members[0]["Status"], 1);
+    assert_eq!(members[3]["Status"], 4);
+    let own: Vec<String> = agent_services(&catalog)
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect();
+    assert_eq!(own, ["inside", "payments-1", "shop", "sick", "six"]);
+    assert_eq!(agent_services(&catalog)["inside"]["Address"], "127.0.0.1");
+    let own = agent_self(&catalog, "1.2.3");
+    assert_eq!(own["Config"]["Datacenter"], "prod");
+    assert_eq!(own["Config"]["NodeName"], "host-a");
+    assert_eq!(own["Member"]["Name"], "host-a");
+    assert_eq!(
+        uuid(0x1234_5678_9abc_def0),
+        "00000000-0000-0000-1234-56789abcdef0"
+    );
+}
