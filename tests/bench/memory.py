@@ -16,18 +16,17 @@ def measure(tools, work, times, say):
     with ExitStack() as stack:
         server = stack.enter_context(Backend(tools, work, "backend-0"))
         idle = {
-            "evenkeel alone": Evenkeel(tools, work, "alone"),
-            "haproxy": HAProxy(tools, work, [server], "random(2)"),
-            "envoy": Envoy(tools, work, [server], "0.002s", 4),
+            "evenkeel alone": stack.enter_context(Evenkeel(tools, work, "alone")),
+            "haproxy": stack.enter_context(HAProxy(tools, work, [server], "random(2)")),
+            "envoy": stack.enter_context(Envoy(tools, work, [server], "0.002s", 4)),
         }
         first = None
         for number in range(1, HOSTS + 1):
             join = [first.gossip] if first else []
-            host = Evenkeel(tools, work, f"host-{number}", offers=[server], join=join, address=f"127.0.0.{number}")
+            host = stack.enter_context(
+                Evenkeel(tools, work, f"host-{number}", offers=[server], join=join, address=f"127.0.0.{number}"))
             first = first or host
             idle[f"evenkeel, host {number} of {HOSTS}"] = host
-        for one in idle.values():
-            stack.enter_context(one)
         for name, host in idle.items():
             if " of " in name:
                 host.wait_for_members(HOSTS)

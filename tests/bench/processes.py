@@ -4,6 +4,7 @@ The proxy under test has a core of its own; the load, the backends and this harn
 Every process leads a process group of its own, so that one signal reaches its children too, and ends with the harness.
 """
 
+import atexit
 import os
 import random
 import re
@@ -27,6 +28,7 @@ class Process:
         with open(log, "wb") as out:
             self.child = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                                           start_new_session=True)
+        _alive.add(self)
 
     @property
     def pid(self):
@@ -37,6 +39,7 @@ class Process:
             for number in (signal.SIGCONT, signal.SIGKILL):
                 self.signal(number)
         self.child.wait()
+        _alive.discard(self)
 
     def signal(self, number):
         """To the whole group."""
@@ -55,6 +58,16 @@ class Process:
                 raise SystemExit(f"bench: {self.argv[3]} is not ready ({what}):\n{said}")
             time.sleep(0.02)
         return self
+
+
+_alive = set()
+
+
+@atexit.register
+def end_all():
+    """Whatever ended this harness, nothing that it started stays."""
+    for process in list(_alive):
+        process.end()
 
 
 def accepts(port, address="127.0.0.1"):
@@ -105,6 +118,18 @@ class CpuClock:
         total_us = total / 1000 / max(requests, 1)
         share = user / (user + system) if user + system else 0.0
         return {"cpu_us": total_us, "user_us": total_us * share, "system_us": total_us * (1 - share)}
+
+
+def busy_cores(seconds):
+    """How many cores were at work, while this harness did nothing: others on the machine."""
+    def idle():
+        with open("/proc/stat") as stat:
+            fields = [int(field) for field in stat.readline().split()[1:]]
+        return fields[3] + fields[4], sum(fields[:8])
+    before = idle()
+    time.sleep(seconds)
+    idled, all_of_it = (now - then for now, then in zip(idle(), before))
+    return (1 - idled / max(all_of_it, 1)) * os.cpu_count()
 
 
 def resident_mib(pid):

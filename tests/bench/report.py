@@ -34,8 +34,8 @@ def heading(results):
              f"Raw results: `{results['file']}`."]
     if results["quick"]:
         lines.append("**A quick run: it shows that the harness works, the figures mean nothing.**")
-    if machine["load_average_at_start"] > BUSY:
-        lines.append(f"**The machine was busy (load average {machine['load_average_at_start']:.1f}): "
+    if results["others_cores"] > BUSY_CORES:
+        lines.append(f"**Others kept {results['others_cores']:.2f} cores of the machine busy: "
                      "do not rely on these figures.**")
     return "\n\n".join(lines)
 
@@ -179,5 +179,5 @@ def write_docs(path, text):
         file.write(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
-# A load average beyond this means that somebody else was at work.
-BUSY = 0.7
+# More than this, before or after the runs, and somebody else was at work.
+BUSY_CORES = 0.1

@@ -22,7 +22,7 @@ import pauses
 import proxies
 import report
 import tools
-from processes import LOAD_CORE, PROXY_CORE
+from processes import LOAD_CORE, PROXY_CORE, busy_cores
 
 SUITES = ("cost", "latency", "memory", "pauses")
 
@@ -31,6 +31,9 @@ DOCS = os.path.join(tools.ROOT, "docs", "performance.md")
 
 FULL = SimpleNamespace(rounds=5, warm_s=1, cost_s=5, trace_s=3, latency_s=5, idle_s=30, pauses_warm_s=1, pauses_s=20)
 QUICK = SimpleNamespace(rounds=2, warm_s=1, cost_s=2, trace_s=1, latency_s=2, idle_s=3, pauses_warm_s=1, pauses_s=4)
+
+# How long others are watched, before and after.
+WATCH_S = 2
 
 
 def main():
@@ -73,7 +76,7 @@ def measured(args):
     found = tools.Tools(args, args.only)
     now = datetime.datetime.now(datetime.timezone.utc)
     results = {"date": now.isoformat(timespec="seconds"), "commit": tools.commit(), "quick": args.quick,
-               "machine": tools.machine(), "versions": found.versions()}
+               "machine": tools.machine(), "versions": found.versions(), "others_cores": busy_cores(WATCH_S)}
     # What this harness starts without saying where runs on the load's core.
     os.sched_setaffinity(0, {LOAD_CORE})
     # An end by a signal takes everything down that was started.
@@ -87,6 +90,7 @@ def measured(args):
         results["suites"] = suites(found, work, times, args)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    results["others_cores"] = max(results["others_cores"], busy_cores(WATCH_S))
     results["configurations"] = proxies.CONFIGS
     directory = tools.DIRECTORY if args.quick else RESULTS
     os.makedirs(directory, exist_ok=True)

