@@ -215,10 +215,16 @@ impl Discovery {
         );
         self.membership.handle_members(now, &members);
         let services = self.registry.rename_own(new);
+        // Above the old id's, which is still known at our address.
+        self.registry.jump(self.generation() + 1);
         self.peers.rename_own(old);
         self.publisher.touch_services(now, services);
         self.publisher.touch_node(now, old, &self.registry);
         self.publisher.touch_node(now, new, &self.registry);
+        let size = self.membership.up().len() + 1;
+        self.spread.push(now, new, self.generation(), 0, size);
+        self.learn_address(now, self.own_location());
         self.events.push_back(Event::NewIdentity { node: new });
+        self.events.push_back(Event::SaveDue);
     }
 }
