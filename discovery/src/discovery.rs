@@ -296,7 +296,7 @@ impl Discovery {
     }
 
     /// Says goodbye to all: afterwards drain [`Discovery::poll_transmit`] once and stop. Nothing else is sent after that.
-    pub fn leave(&mut self, now: Instant, wall_ms: u64) {
+    pub fn leave(&mut self, _now: Instant, wall_ms: u64) {
         if self.left {
             return;
         }
@@ -508,7 +508,7 @@ impl Discovery {
         while next.len() < count.min(self.membership.up().len()) {
             match self.ring.pop() {
                 Some(node) if self.membership.up().contains_key(&node) && !next.contains(&node) => {
-                    next.push(node)
+                    next.push(node);
                 }
                 Some(_) => {}
                 None => self.ring = self.random_peers(usize::MAX, &[]),

@@ -244,7 +244,7 @@ impl Membership {
             return;
         }
         if let Some(epoch) =
-            self.own_epoch_above(members.iter().map(|m| Id::of(m)).collect::<Vec<_>>().iter())
+            self.own_epoch_above(members.iter().map(Id::of).collect::<Vec<_>>().iter())
         {
             self.renew_above(now, epoch);
         }
@@ -421,21 +421,18 @@ impl Membership {
 
     fn fire(&mut self, now: Instant, timer: Timer<Id>) {
         match &timer {
-            Timer::SendIndirectProbe { probed_id, .. } => {
+            Timer::SendIndirectProbe { probed_id, .. }
                 if self
                     .probe
-                    .is_some_and(|probe| probe.target == *probed_id && !probe.acked)
-                {
-                    self.notes.push(Note::ProbeLate {
-                        node: probed_id.node,
-                        epoch: probed_id.epoch,
-                    });
-                }
+                    .is_some_and(|probe| probe.target == *probed_id && !probe.acked) =>
+            {
+                self.notes.push(Note::ProbeLate {
+                    node: probed_id.node,
+                    epoch: probed_id.epoch,
+                });
             }
-            Timer::ProbeRandomMember(_) => {
-                if self.probe.take().is_some_and(|probe| probe.acked) {
-                    self.health = self.health.saturating_sub(1);
-                }
+            Timer::ProbeRandomMember(_) if self.probe.take().is_some_and(|probe| probe.acked) => {
+                self.health = self.health.saturating_sub(1);
             }
             Timer::ChangeSuspectToDown { member_id, .. } => {
                 if let Some(suspicion) = self.suspects.get_mut(&member_id.node)
@@ -733,6 +730,7 @@ struct Outbox {
     notifications: Vec<Said>,
 }
 
+#[derive(Clone, Copy)]
 enum Said {
     Up(Id),
     Down(Id),

@@ -357,15 +357,15 @@ mod tests {
             ("instance id", |r| r.id = String::new()),
             ("instance id", |r| r.id = "line\nbreak".into()),
             ("number of tags", |r| {
-                r.tags = vec![String::new(); TAGS_MAX + 1]
+                r.tags = vec![String::new(); TAGS_MAX + 1];
             }),
             ("bytes of a tag", |r| {
-                r.tags = vec!["x".repeat(TEXT_MAX + 1)]
+                r.tags = vec!["x".repeat(TEXT_MAX + 1)];
             }),
             ("number of meta", |r| {
                 r.meta = (0..=META_MAX)
                     .map(|i| (i.to_string(), String::new()))
-                    .collect()
+                    .collect();
             }),
         ];
         assert_eq!(registration().validate(), Ok(()));

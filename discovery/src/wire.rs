@@ -148,7 +148,7 @@ impl Frame {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Frame::Membership(packet) => {
-                frame(out, MEMBERSHIP, |out| out.extend_from_slice(packet))
+                frame(out, MEMBERSHIP, |out| out.extend_from_slice(packet));
             }
             Frame::Addresses(list) => frame(out, ADDRESSES, |out| {
                 for located in list {
@@ -166,7 +166,7 @@ impl Frame {
                 out.push(u8::from(*left));
             }),
             Frame::Confirm { node, epoch } => {
-                frame(out, CONFIRM, |out| put_identity(out, *node, *epoch))
+                frame(out, CONFIRM, |out| put_identity(out, *node, *epoch));
             }
             Frame::Verdict {
                 node,
@@ -188,7 +188,7 @@ impl Frame {
             }),
             Frame::Join => frame(out, JOIN, |_| {}),
             Frame::Compare(root) => frame(out, COMPARE, |out| {
-                out.extend_from_slice(&root.to_be_bytes())
+                out.extend_from_slice(&root.to_be_bytes());
             }),
             Frame::Equal => frame(out, EQUAL, |_| {}),
             Frame::Ping => frame(out, PING, |_| {}),
@@ -200,10 +200,10 @@ impl Frame {
                 }
             }),
             Frame::Digest(list) => frame(out, DIGEST, |out| {
-                list.iter().for_each(|extent| extent.encode(out))
+                list.iter().for_each(|extent| extent.encode(out));
             }),
             Frame::Wants(list) => frame(out, WANTS, |out| {
-                list.iter().for_each(|extent| extent.encode(out))
+                list.iter().for_each(|extent| extent.encode(out));
             }),
         }
     }

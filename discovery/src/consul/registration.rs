@@ -434,7 +434,7 @@ mod tests {
         decode_registration(body.to_string().as_bytes(), NODE.parse().unwrap())
     }
 
-    fn check(check: Value) -> Result<Check, DecodeError> {
+    fn check(check: &Value) -> Result<Check, DecodeError> {
         let registration = decode(&json!({"Name": "web", "Port": 80, "Check": check}))?;
         Ok(registration.checks.into_iter().next().unwrap())
     }
@@ -609,7 +609,7 @@ mod tests {
                 "passing, warning or critical",
             ),
         ] {
-            let error = check(body.clone()).unwrap_err().to_string();
+            let error = check(&body).unwrap_err().to_string();
             assert!(error.contains(said), "{body}: {error}");
         }
     }

@@ -61,11 +61,11 @@ impl Discovery {
             self.count_refused(Refused::Length);
             return;
         }
-        let (sender, salt, counter, body, sub_key) =
-            match self.open(Channel::Datagram, &[], datagram) {
-                Ok(opened) => opened,
-                Err(()) => return,
-            };
+        let Ok((sender, salt, counter, body, sub_key)) =
+            self.open(Channel::Datagram, &[], datagram)
+        else {
+            return;
+        };
         let Ok(frames) = Frame::decode_all(&body) else {
             self.counters.refused_malformed += 1;
             return;
@@ -191,7 +191,7 @@ impl Discovery {
                     match self.membership.handle_packet(now, sender, &packet) {
                         Ok(()) => {}
                         Err(NotTaken::Malformed | NotTaken::Forged) => {
-                            self.counters.refused_malformed += 1
+                            self.counters.refused_malformed += 1;
                         }
                         Err(NotTaken::TooMany) => self.counters.refused_limit += 1,
                     }
@@ -200,7 +200,7 @@ impl Discovery {
                 Frame::Delta(delta) => self.handle_delta(now, wall_ms, sender, delta),
                 Frame::Have(extent) => self.handle_extents(now, wall_ms, sender, &[extent], true),
                 Frame::Gone { node, epoch, left } => {
-                    self.handle_gone(now, sender, node, epoch, left)
+                    self.handle_gone(now, sender, node, epoch, left);
                 }
                 Frame::Confirm { node, epoch } => self.handle_confirm(now, sender, node, epoch),
                 Frame::Verdict {

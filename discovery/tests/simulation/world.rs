@@ -3,6 +3,10 @@
 //!
 //! Safety is checked after every step: no observer sees a generation go back, and what a host says of itself in its
 //! own look-ups is what it registered.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a host that is asked runs; else the test is wrong"
+)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -469,7 +473,7 @@ impl World {
             }
             for transmit in transmits {
                 quiet = false;
-                self.send(host, transmit.to, transmit.payload);
+                self.send(host, transmit.to, &transmit.payload);
             }
             for dial in dials {
                 quiet = false;
@@ -500,10 +504,8 @@ impl World {
                         .join(now, address);
                 }
             }
-            Event::SaveDue => {
-                if self.hosts[host].keeps_data {
-                    self.hosts[host].disk = self.hosts[host].process.as_ref().map(Discovery::saved);
-                }
+            Event::SaveDue if self.hosts[host].keeps_data => {
+                self.hosts[host].disk = self.hosts[host].process.as_ref().map(Discovery::saved);
             }
             Event::SnapshotChanged => self.check_safety(host),
             Event::NodeDown { node, .. } => {
@@ -556,11 +558,11 @@ impl World {
         );
     }
 
-    fn send(&mut self, from: usize, to: SocketAddr, bytes: Vec<u8>) {
+    fn send(&mut self, from: usize, to: SocketAddr, bytes: &[u8]) {
         assert!(bytes.len() <= evenkeel_discovery::discovery::DATAGRAM_MAX);
         let source = self.hosts[from].address;
         if let Some(recording) = &mut self.recording {
-            recording.push((source, to, bytes.clone()));
+            recording.push((source, to, bytes.to_vec()));
         }
         let Some(to) = self.hosts.iter().position(|host| host.address == to) else {
             return;
@@ -577,7 +579,7 @@ impl World {
                     Delivery::Datagram {
                         from: source,
                         to,
-                        bytes: bytes.clone(),
+                        bytes: bytes.to_vec(),
                     },
                 );
             }
