@@ -4,7 +4,57 @@
 //! upstream, route) are merged field by field while the configuration is validated, so the request path
 //! never asks "and if it is missing?". The other crates read these types and nothing else of the configuration.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Which layer each field of a [`Policy`] came from, by the field's path such as `hedge.mode`. Holds every field.
+pub type Origins = BTreeMap<&'static str, Origin>;
+
+/// The layers of a policy; a later one wins, field by field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Nobody said otherwise.
+    BuiltIn,
+    /// `policy:` of this host's file.
+    Host,
+    /// `upstreams[].policy`.
+    Upstream,
+    /// `upstreams[].routes[].policy`.
+    Route,
+}
+
+/// The origins of [`Policy::default`].
+pub(crate) fn built_in_origins() -> Origins {
+    FIELDS.iter().map(|path| (*path, Origin::BuiltIn)).collect()
+}
+
+/// Every field of a policy that a layer can set.
+pub(crate) const FIELDS: [&str; 23] = [
+    "timeout",
+    "idle_timeout",
+    "balance",
+    "repeat.methods",
+    "repeat.grpc",
+    "repeat.key_header",
+    "retry.max",
+    "retry.budget",
+    "retry.when",
+    "hedge.mode",
+    "hedge.after",
+    "hedge.min",
+    "hedge.budget",
+    "hedge.max",
+    "eject.consecutive",
+    "eject.base",
+    "eject.max",
+    "panic",
+    "circuit.connections",
+    "circuit.pending",
+    "circuit.requests",
+    "slow_start",
+    "max_body_buffer",
+];
 
 /// Everything that decides how one request is balanced, repeated, bounded and buffered.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,6 +114,26 @@ pub enum Balance {
     Random,
 }
 
+impl Balance {
+    pub(crate) const ALL: [Balance; 4] = [
+        Balance::P2c,
+        Balance::LeastRequest,
+        Balance::RoundRobin,
+        Balance::Random,
+    ];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Balance::P2c => "p2c",
+            Balance::LeastRequest => "least_request",
+            Balance::RoundRobin => "round_robin",
+            Balance::Random => "random",
+        }
+    }
+}
+
 /// Which requests may be sent twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repeat {
@@ -78,7 +148,9 @@ pub struct Repeat {
 impl Default for Repeat {
     fn default() -> Self {
         Repeat {
-            methods: ["GET", "HEAD", "OPTIONS", "TRACE"].map(String::from).to_vec(),
+            methods: ["GET", "HEAD", "OPTIONS", "TRACE"]
+                .map(String::from)
+                .to_vec(),
             grpc: Vec::new(),
             key_header: None,
         }
@@ -101,7 +173,12 @@ impl Default for Retry {
         Retry {
             max: 2,
             budget: Share::percent(20),
-            when: vec![RetryOn::Connect, RetryOn::Refused, RetryOn::Reset, RetryOn::Status(503)],
+            when: vec![
+                RetryOn::Connect,
+                RetryOn::Refused,
+                RetryOn::Reset,
+                RetryOn::Status(503),
+            ],
         }
     }
 }
@@ -166,6 +243,20 @@ pub enum Mode {
     Enforce,
 }
 
+impl Mode {
+    pub(crate) const ALL: [Mode; 3] = [Mode::Off, Mode::Observe, Mode::Enforce];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Off => "off",
+            Mode::Observe => "observe",
+            Mode::Enforce => "enforce",
+        }
+    }
+}
+
 /// When an endpoint that errs is left out for a while.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Eject {
@@ -179,7 +270,11 @@ pub struct Eject {
 
 impl Default for Eject {
     fn default() -> Self {
-        Eject { consecutive: 5, base: Duration::from_secs(10), max: Share::percent(50) }
+        Eject {
+            consecutive: 5,
+            base: Duration::from_secs(10),
+            max: Share::percent(50),
+        }
     }
 }
 
@@ -196,7 +291,11 @@ pub struct Circuit {
 
 impl Default for Circuit {
     fn default() -> Self {
-        Circuit { connections: 1024, pending: 1024, requests: 4096 }
+        Circuit {
+            connections: 1024,
+            pending: 1024,
+            requests: 4096,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::policy::Policy;
+use crate::policy::{Origins, Policy};
 
 /// The whole configuration of one host.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,8 @@ pub struct Settings {
     pub services: Vec<Service>,
     /// This host's default policy (built-in defaults merged with `policy:`).
     pub policy: Policy,
+    /// Where each field of `policy` came from.
+    pub origins: Origins,
     /// Services found otherwise, or this client's own policy for a mesh service.
     pub upstreams: Vec<Upstream>,
     /// Where applications send requests.
@@ -133,6 +135,20 @@ pub enum Protocol {
     Grpc,
 }
 
+impl Protocol {
+    pub(crate) const ALL: [Protocol; 3] = [Protocol::Http, Protocol::Http2, Protocol::Grpc];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Http => "http",
+            Protocol::Http2 => "http2",
+            Protocol::Grpc => "grpc",
+        }
+    }
+}
+
 /// How an application's health is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
@@ -168,6 +184,8 @@ pub struct Upstream {
     pub protocol: Option<Protocol>,
     /// Merged: built-in < host < upstream.
     pub policy: Policy,
+    /// Where each field of `policy` came from.
+    pub origins: Origins,
     /// First match wins; none: `policy`.
     pub routes: Vec<Route>,
 }
@@ -179,6 +197,8 @@ pub struct Route {
     pub matches: Match,
     /// Merged: built-in < host < upstream < route.
     pub policy: Policy,
+    /// Where each field of `policy` came from.
+    pub origins: Origins,
 }
 
 /// Which requests a route is for.
@@ -261,4 +281,76 @@ pub enum Access {
     Errors,
     /// All.
     All,
+}
+
+impl Access {
+    pub(crate) const ALL: [Access; 3] = [Access::Off, Access::Errors, Access::All];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Access::Off => "off",
+            Access::Errors => "errors",
+            Access::All => "all",
+        }
+    }
+}
+
+impl Settings {
+    /// What an empty file means: a mesh of this host alone, on loopback addresses.
+    #[must_use]
+    pub fn one_host(env: &crate::environment::Environment) -> Settings {
+        let listen = |port| Listen {
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            explicit: false,
+        };
+        Settings {
+            node: Node {
+                name: env.hostname.clone(),
+                address: None,
+                zone: None,
+                data_dir: DataDir::Default,
+            },
+            workers: None,
+            mesh: Mesh {
+                name: "evenkeel".to_owned(),
+                domain: "mesh".to_owned(),
+                join: Vec::new(),
+                gossip: listen(7111),
+                keys: Vec::new(),
+                data: listen(7110),
+                insecure: false,
+            },
+            services: Vec::new(),
+            policy: Policy::default(),
+            origins: crate::policy::built_in_origins(),
+            upstreams: Vec::new(),
+            outbound: Outbound {
+                listen: listen(7080),
+                passthrough: true,
+                listeners: Vec::new(),
+            },
+            discovery: Discovery {
+                http: listen(8500),
+                dns: listen(8600),
+            },
+            admin: listen(7119),
+            limits: Limits {
+                connections: 10_000,
+                members: 20_000,
+                records: 200_000,
+                buffers: 256 << 20,
+            },
+            shutdown: Shutdown {
+                settle: Duration::from_secs(5),
+                timeout: Duration::from_secs(30),
+            },
+            log: Log {
+                level: "info".to_owned(),
+                json: false,
+                access: Access::Errors,
+            },
+        }
+    }
 }

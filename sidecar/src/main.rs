@@ -1,2 +1,40 @@
-//! Stub.
-fn main() {}
+//! Evenkeel: a service mesh without a control plane. One process a host.
+
+mod access;
+mod admin;
+mod app;
+mod attempt;
+mod body;
+mod catalog_http;
+mod checks;
+mod cli;
+mod connection;
+mod control;
+mod data_plane;
+mod demo;
+mod dns;
+mod error;
+mod events;
+mod exchange;
+mod gossip;
+mod headers;
+mod inbound;
+mod listener;
+mod logging;
+mod metrics;
+mod outbound;
+mod passthrough;
+mod pool;
+mod port_pair;
+mod route;
+mod state;
+mod upstreams;
+mod views;
+mod worker;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

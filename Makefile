@@ -1,0 +1,67 @@
+# What a stranger, and the continuous integration, runs. Each target does its own set-up.
+
+CARGO  ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+TOOLS  := $(CURDIR)/.tools
+VENV   := $(abspath $(TARGET))/venv
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# One profile for the demo and every test, so that dependencies are built once.
+PROFILE := --profile thin
+
+# Installed when missing: the program a test calls, and the Debian package it comes from.
+TEST_TOOLS := nginx:nginx dig:dnsutils curl:curl h2load:nghttp2-client ss:iproute2
+GRPCIO     := grpcio==1.76.0
+
+.PHONY: help demo build test test-setup lint lint-setup bench clean
+
+help:
+	@echo "make demo   the mesh at work beside its rivals, half a minute in the terminal"
+	@echo "make test   all tests (installs the Debian packages that they need, when missing)"
+	@echo "make lint   formatting, clippy, documentation, licences"
+	@echo "make bench  Evenkeel beside HAProxy and Envoy on this machine"
+
+demo:
+	$(CARGO) run $(PROFILE) -p evenkeel -- demo $(DEMO)
+
+build:
+	$(CARGO) build $(PROFILE) -p evenkeel -p evenkeel-tests
+
+# nginx starts by itself when Debian installs it; the tests start their own.
+test-setup:
+	@missing=; for pair in $(TEST_TOOLS); do \
+	  PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; done; \
+	  /usr/bin/python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	  if [ -n "$$missing" ]; then echo "installing:$$missing"; \
+	    $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+	      apt-get install -y -qq --no-install-recommends $$missing; fi
+	@test -x "$(VENV)/bin/python" || /usr/bin/python3 -m venv "$(VENV)"
+	@"$(VENV)/bin/python" -c 'import grpc; assert "grpcio==" + grpc.__version__ == "$(GRPCIO)"' 2>/dev/null \
+	  || "$(VENV)/bin/pip" install -q $(GRPCIO)
+
+# The mesh's tests start up to eight processes each: nextest runs few of them at a time (.config/nextest.toml).
+test: test-setup build
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -ex; \
+	  EVENKEEL_TEST_PYTHON="$(VENV)/bin/python" $(CARGO) nextest run --workspace --cargo-profile thin --no-fail-fast; \
+	else set -ex; \
+	  $(CARGO) test $(PROFILE) --workspace --exclude evenkeel-tests --lib --bins --tests; \
+	  EVENKEEL_TEST_PYTHON="$(VENV)/bin/python" $(CARGO) test $(PROFILE) -p evenkeel-tests --no-fail-fast -- --test-threads=2; \
+	fi
+	$(CARGO) test $(PROFILE) --workspace --doc
+
+lint-setup:
+	@$(CARGO) deny --version >/dev/null 2>&1 || test -x "$(TOOLS)/bin/cargo-deny" \
+	  || $(CARGO) install cargo-deny --locked --version 0.20.2 --root "$(TOOLS)"
+
+lint: lint-setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(PROFILE) --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items --locked
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny --log-level error check licenses bans sources
+
+bench:
+	tests/bench/run.sh
+
+clean:
+	$(CARGO) clean
+	rm -rf "$(TOOLS)"

@@ -1,0 +1,144 @@
+//! Leaving out, for a while, an endpoint that errs.
+//!
+//! After `eject.consecutive` failures in a row (5xx, reset, unreachable, timeout; any success starts the count again) the endpoint is out
+//! for base × 2ⁿ, n the ejections before this one, at most [`EJECTION_MAX`], times 1 to 1.25 at random so that the clients of one endpoint do not come back
+//! together. Each [`FORGIVE`] without an ejection takes one off n.
+//!
+//! Its return is gradual: its share grows again as in slow start, and the first failure ejects it again (the count resumes one below
+//! the threshold), the first success clears the count.
+//!
+//! At most `eject.max` of the serving endpoints are out at once, rounded up so that in a small set one can be; what exceeds it is
+//! counted as a failure and nothing more. Panic (too few usable endpoints) is `Balancer::pick`'s: it ignores ejections, it does not end them.
+//!
+//! Follows Envoy's outlier detection and gRPC's A50 in kind; consecutive failures rather than a success rate, because the rate needs
+//! volume that small services do not have, and slowness is the estimate's business, not ejection's.
+//!
+//! Orderings: relaxed. The count of ejected endpoints changes by read-modify-write, so the limit holds across workers; it is recounted
+//! from the endpoints when an ejection ends and at least each [`RECOUNT`] while any is out, so a lost race heals.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use evenkeel_config::policy::{Eject, Share};
+
+use crate::epoch::nanos;
+
+/// One endpoint's failures and ejections.
+#[derive(Debug, Default)]
+pub(crate) struct Ejection {
+    consecutive: AtomicU32,
+    /// Out until then; 0: never was.
+    until: AtomicU64,
+    /// Ejections that still count: the exponent.
+    recent: AtomicU32,
+    total: AtomicU64,
+}
+
+impl Ejection {
+    pub(crate) fn until(&self) -> u64 {
+        self.until.load(Relaxed)
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total.load(Relaxed)
+    }
+
+    pub(crate) fn consecutive(&self) -> u32 {
+        self.consecutive.load(Relaxed)
+    }
+
+    pub(crate) fn is_out(&self, now: u64) -> bool {
+        now < self.until()
+    }
+
+    pub(crate) fn succeeded(&self) {
+        if self.consecutive.load(Relaxed) != 0 {
+            self.consecutive.store(0, Relaxed);
+        }
+    }
+
+    /// Counts a failure; when that ejects the endpoint, says until when. `jitter` is random over all of `u32`.
+    pub(crate) fn failed(
+        &self,
+        now: u64,
+        eject: &Eject,
+        jitter: u32,
+        among: &Ejections,
+    ) -> Option<u64> {
+        let failures = self.consecutive.fetch_add(1, Relaxed).saturating_add(1);
+        if eject.consecutive == 0
+            || failures < eject.consecutive
+            || self.is_out(now)
+            || !among.try_add(eject.max)
+        {
+            return None;
+        }
+        let recent = self.recent_at(now);
+        let base =
+            nanos(eject.base).min(EJECTION_MAX).saturating_mul(1 << recent.min(EXPONENT_MAX));
+        let jittered = base as f64 * (1.0 + JITTER * f64::from(jitter) / f64::from(u32::MAX));
+        let until = now.saturating_add((jittered as u64).min(EJECTION_MAX));
+        self.recent.store(recent.saturating_add(1), Relaxed);
+        self.consecutive.store(eject.consecutive - 1, Relaxed);
+        self.until.store(until, Relaxed);
+        self.total.fetch_add(1, Relaxed);
+        among.ends_at(until);
+        Some(until)
+    }
+
+    fn recent_at(&self, now: u64) -> u32 {
+        let forgiven = now.saturating_sub(self.until()) / FORGIVE;
+        self.recent.load(Relaxed).saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+    }
+}
+
+/// How many of an upstream's serving endpoints are out.
+#[derive(Debug, Default)]
+pub(crate) struct Ejections {
+    out: AtomicU32,
+    serving: AtomicU32,
+    recount_at: AtomicU64,
+}
+
+impl Ejections {
+    pub(crate) fn out(&self) -> u32 {
+        self.out.load(Relaxed)
+    }
+
+    /// Whether an ejection may have ended since the last count.
+    pub(crate) fn is_stale(&self, now: u64) -> bool {
+        self.out() > 0 && now >= self.recount_at.load(Relaxed)
+    }
+
+    /// Takes the count from the serving endpoints.
+    pub(crate) fn recount<'a>(&self, now: u64, serving: impl Iterator<Item = &'a Ejection>) {
+        let (mut count, mut out, mut next) = (0u32, 0u32, now.saturating_add(RECOUNT));
+        for ejection in serving {
+            count += 1;
+            if ejection.is_out(now) {
+                out += 1;
+                next = next.min(ejection.until());
+            }
+        }
+        self.serving.store(count, Relaxed);
+        self.recount_at.store(next, Relaxed);
+        self.out.store(out, Relaxed);
+    }
+
+    fn try_add(&self, max: Share) -> bool {
+        let allowed = (f64::from(self.serving.load(Relaxed)) * max.as_fraction()).ceil() as u32;
+        self.out.try_update(Relaxed, Relaxed, |out| (out < allowed).then(|| out + 1)).is_ok()
+    }
+
+    fn ends_at(&self, until: u64) {
+        self.recount_at.fetch_min(until, Relaxed);
+    }
+}
+
+/// The longest time out.
+pub(crate) const EJECTION_MAX: u64 = Duration::from_secs(300).as_nanos() as u64;
+const EXPONENT_MAX: u32 = 20;
+const JITTER: f64 = 0.25;
+/// A minute of good conduct takes one ejection off the exponent.
+const FORGIVE: u64 = Duration::from_secs(60).as_nanos() as u64;
+const RECOUNT: u64 = Duration::from_secs(1).as_nanos() as u64;

@@ -1,0 +1,240 @@
+//! An endpoint: an instance as the balancer sees it, and the atomics that survive while it stays.
+//!
+//! [`EndpointSpec`] is what discovery says; it is replaced whole. What was learnt ([`State`]: load, latency, silence, failures) belongs to
+//! (node, instance, address) and is shared by the successive [`Endpoint`]s with that identity, so a changed tag or weight forgets nothing.
+//!
+//! Orderings: relaxed throughout. Each atomic is a number of its own; none publishes other memory. Read-modify-write where two
+//! workers may meet (in-flight), plain stores where the last word is as good as any (moments).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use evenkeel_config::settings::Protocol;
+
+use crate::circuit::Attempts;
+use crate::ejection::{Ejection, Ejections};
+use crate::epoch::Epoch;
+use crate::peak_ewma::PeakEwma;
+use crate::stall::{Silence, Stall};
+
+/// What is known of an endpoint from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSpec {
+    /// The id of its host; 0: a static endpoint.
+    pub node: u64,
+    /// The instance's id on its host.
+    pub instance: Arc<str>,
+    /// The application's own address; with `node` and `instance` the endpoint's identity.
+    pub address: SocketAddr,
+    /// What the client dials: the peer's mesh port, or the application itself.
+    pub dial: SocketAddr,
+    /// How it is reached.
+    pub hop: Hop,
+    /// What the configuration says it speaks.
+    pub protocol: Option<Protocol>,
+    /// Its share of draws, relative to the others'; 0: only when no other is usable.
+    pub weight: u32,
+    /// False while it drains or fails its check: then it is chosen only in panic, and after all others.
+    pub serving: bool,
+}
+
+impl EndpointSpec {
+    pub(crate) fn identity(&self) -> (u64, &str, SocketAddr) {
+        (self.node, &self.instance, self.address)
+    }
+}
+
+/// How an endpoint is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hop {
+    /// The application itself.
+    Direct,
+    /// Through its host's Evenkeel.
+    Mesh,
+}
+
+/// An endpoint of one upstream.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub(crate) spec: EndpointSpec,
+    pub(crate) state: Arc<State>,
+}
+
+impl Endpoint {
+    /// What is known of it from outside.
+    #[must_use]
+    pub fn spec(&self) -> &EndpointSpec {
+        &self.spec
+    }
+
+    /// Unique among the endpoints of all upstreams of this process; the same as long as node, instance and address stay.
+    #[must_use]
+    pub fn serial(&self) -> u64 {
+        self.state.serial
+    }
+
+    /// Attempts from the moment of choice to the end of the body.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.state.in_flight.load(Relaxed)
+    }
+
+    /// The estimated time to a response's head; `None` before the first one.
+    #[must_use]
+    pub fn latency(&self, now: Instant) -> Option<Duration> {
+        self.state
+            .estimate
+            .read(self.state.epoch.moment(now))
+            .map(|ns| Duration::from_nanos(ns as u64))
+    }
+
+    /// How long it has been silent: since the first dispatch after its last head. `None` when it owes no answer.
+    #[must_use]
+    pub fn stall_age(&self, now: Instant) -> Option<Duration> {
+        match self.state.stall.silence(self.state.epoch.moment(now)) {
+            Silence::None => None,
+            Silence::Waiting { age_ns }
+            | Silence::Suspect { age_ns }
+            | Silence::Trial { age_ns } => Some(Duration::from_nanos(age_ns)),
+        }
+    }
+
+    /// Whether failures keep it out of rotation.
+    #[must_use]
+    pub fn ejected(&self, now: Instant) -> bool {
+        self.ejected_for(now).is_some()
+    }
+
+    /// For how long failures still keep it out of rotation.
+    #[must_use]
+    pub fn ejected_for(&self, now: Instant) -> Option<Duration> {
+        let left = self.state.ejection.until().saturating_sub(self.state.epoch.moment(now));
+        (left > 0).then(|| Duration::from_nanos(left))
+    }
+
+    /// How often it was ejected since it was first seen.
+    #[must_use]
+    pub fn ejections(&self) -> u64 {
+        self.state.ejection.total()
+    }
+}
+
+/// What was learnt of one endpoint. On cache lines of its own, because workers write here with every request; in the order in which
+/// a choice reads it.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct State {
+    pub(crate) serial: u64,
+    pub(crate) ejection: Ejection,
+    /// Until then a `Retry-After` asked to be left alone; 0: none.
+    pub(crate) retry_after: AtomicU64,
+    /// Until then it is taken to be still unreachable; 0: none. A success ends it.
+    pub(crate) unreachable: AtomicU64,
+    /// Since then its share grows (slow start); 0: it has its full share.
+    pub(crate) ramp_from: AtomicU64,
+    pub(crate) stall: Stall,
+    pub(crate) estimate: PeakEwma,
+    pub(crate) bias: FailureBias,
+    pub(crate) in_flight: AtomicU32,
+    /// Attempts begun earlier give no samples: this process itself stood still.
+    pub(crate) clean_since: AtomicU64,
+    pub(crate) epoch: Epoch,
+    /// Of the upstream: its attempts in flight.
+    pub(crate) attempts: Arc<Attempts>,
+    /// Of the upstream: how many of its endpoints are ejected.
+    pub(crate) ejections: Arc<Ejections>,
+}
+
+impl State {
+    pub(crate) fn new(
+        epoch: Epoch,
+        ramp_from: u64,
+        attempts: Arc<Attempts>,
+        ejections: Arc<Ejections>,
+    ) -> State {
+        State {
+            serial: NEXT_SERIAL.fetch_add(1, Relaxed),
+            epoch,
+            in_flight: AtomicU32::new(0),
+            bias: FailureBias::default(),
+            estimate: PeakEwma::default(),
+            stall: Stall::default(),
+            ejection: Ejection::default(),
+            retry_after: AtomicU64::new(0),
+            unreachable: AtomicU64::new(0),
+            ramp_from: AtomicU64::new(ramp_from),
+            clean_since: AtomicU64::new(0),
+            attempts,
+            ejections,
+        }
+    }
+
+    /// Asked to be left alone, or just found unreachable: taken only when nothing better is there.
+    pub(crate) fn held(&self, now: u64) -> bool {
+        now < self.retry_after.load(Relaxed) || now < self.unreachable.load(Relaxed)
+    }
+
+    /// Until when a `Retry-After` and a failed connection hold it; in the past: they do not.
+    pub(crate) fn holds(&self) -> (u64, u64) {
+        (self.retry_after.load(Relaxed), self.unreachable.load(Relaxed))
+    }
+
+    /// The share of its draws that count, `RAMP_MIN` to 1, while it starts slowly.
+    pub(crate) fn ramp(&self, now: u64, slow_start: Duration) -> f64 {
+        let from = self.ramp_from.load(Relaxed);
+        if from == 0 || slow_start.is_zero() {
+            return 1.0;
+        }
+        let elapsed = Duration::from_nanos(now.saturating_sub(from));
+        (elapsed.as_secs_f64() / slow_start.as_secs_f64()).clamp(RAMP_MIN, 1.0)
+    }
+}
+
+/// Failures since the last success, at most [`BIAS_MAX`]: each doubles what the endpoint seems to cost, and each [`BIAS_FADES`] without
+/// one more halves it again.
+///
+/// Errors are fast. Without a bias an endpoint that fails at once is always the least loaded and draws all traffic. The estimate of its
+/// latency stays what successes made it, and one success ends the bias.
+#[derive(Debug, Default)]
+pub(crate) struct FailureBias {
+    failures: AtomicU32,
+    last: AtomicU64,
+}
+
+impl FailureBias {
+    /// Counts a failure and says how many there are in a row.
+    pub(crate) fn failed(&self, now: u64) -> u32 {
+        let failures = self.remaining(now).saturating_add(1).min(BIAS_MAX);
+        self.failures.store(failures, Relaxed);
+        self.last.store(now, Relaxed);
+        failures
+    }
+
+    pub(crate) fn clear(&self) {
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    pub(crate) fn factor(&self, now: u64) -> f32 {
+        (1u32 << self.remaining(now)) as f32
+    }
+
+    fn remaining(&self, now: u64) -> u32 {
+        let failures = self.failures.load(Relaxed).min(BIAS_MAX);
+        if failures == 0 {
+            return 0;
+        }
+        let faded = now.saturating_sub(self.last.load(Relaxed)) / BIAS_FADES;
+        failures.saturating_sub(u32::try_from(faded).unwrap_or(u32::MAX))
+    }
+}
+
+/// Of the whole process, so that a serial names one endpoint whatever the upstream.
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
+const BIAS_MAX: u32 = 5;
+const BIAS_FADES: u64 = 5_000_000_000;
+/// A starting endpoint gets at least a tenth of its share: with less, an idle upstream would never warm it.
+const RAMP_MIN: f64 = 0.1;

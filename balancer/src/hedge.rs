@@ -1,0 +1,164 @@
+//! When a second copy of a request is worth sending, and whether it may be.
+//!
+//! A copy goes out when the first attempt has taken longer than most of this route's recent requests (`after: p95`), but never sooner than `hedge.min`: where
+//! everything takes 0.2 ms, noise alone would make a twentieth of all requests late and eat the budget that the pauses need. (Dean and
+//! Barroso, "The Tail at Scale": at the 95th percentile copies cost about 5 %.)
+//!
+//! More than 16 times the median is late in any case: where more requests stall than the percentile leaves over, the percentile
+//! itself lies within the stalls.
+//!
+//! Two budgets bound it: its own (`hedge.budget`, a share of requests over 10 s, no floor) and the upstream's retry budget, because a copy
+//! is an extra attempt like any other. So when all replicas are slow together, copies stop by themselves.
+//!
+//! **What is recorded**: for a request that succeeded, the time from the dispatch of the attempt that the copies stand beside to the winning head,
+//! whichever attempt won. The winner's own time, the obvious choice, would be shorter whenever a copy wins: the slow tail would vanish from the histogram,
+//! the percentile sink and ever more copies go out. Counted from the first dispatch a request that was hedged is at least as long as the
+//! delay, so the percentile stays where it was. Failures are not recorded: an error's speed is not the service's.
+//!
+//! In `observe` mode nothing is sent: the own budget is drawn on as it would be, the retry budget is not, and a copy counts as won
+//! when the head took longer than the delay plus the median.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use evenkeel_config::policy::{After, Hedge, Mode, Retry};
+
+use crate::budget::{Budget, RETRY_FLOOR_PER_SEC};
+use crate::epoch::Epoch;
+use crate::latency::Latencies;
+
+/// The copies of one route of an upstream; shared by all workers.
+#[derive(Debug)]
+pub struct Hedger {
+    epoch: Epoch,
+    latencies: Latencies,
+    budget: Budget,
+    copies: AtomicU64,
+    won: AtomicU64,
+    refused: AtomicU64,
+    observed: AtomicU64,
+    observed_won: AtomicU64,
+}
+
+/// What a hedger did, or would have done, since it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HedgeCounts {
+    /// Copies allowed (`enforce`).
+    pub copies: u64,
+    /// Copies whose head came first and was a success (`enforce`).
+    pub won: u64,
+    /// Copies due that a budget refused (both modes).
+    pub refused: u64,
+    /// Copies that would have been sent (`observe`).
+    pub observed: u64,
+    /// Of these, copies that would have won (`observe`).
+    pub observed_won: u64,
+}
+
+impl Hedger {
+    /// A hedger without samples; moments are counted from `epoch`.
+    #[must_use]
+    pub fn new(epoch: Instant) -> Hedger {
+        Hedger {
+            epoch: Epoch::new(epoch),
+            latencies: Latencies::new(),
+            budget: Budget::new(epoch),
+            copies: AtomicU64::new(0),
+            won: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            observed: AtomicU64::new(0),
+            observed_won: AtomicU64::new(0),
+        }
+    }
+
+    /// A request that may be copied came: it pays into the budget.
+    pub fn request(&self, now: Instant) {
+        self.budget.request(now);
+    }
+
+    /// How long to wait for a head before a copy, and again before the next; `None`: no copies, because they are off or fewer than 100
+    /// requests of the last 20 to 30 s tell what is late. A fixed delay needs none.
+    #[must_use]
+    pub fn delay(&self, now: Instant, hedge: &Hedge) -> Option<Duration> {
+        if hedge.mode == Mode::Off || hedge.max == 0 {
+            return None;
+        }
+        let delay = match hedge.after {
+            After::Fixed(delay) => delay,
+            After::Percentile(percent) => {
+                self.latencies.late_after(self.epoch.moment(now), percent)?
+            }
+        };
+        Some(delay.max(hedge.min))
+    }
+
+    /// A request succeeded: `latency` from the dispatch of the attempt that copies may stand beside to the winning head.
+    pub fn record(&self, now: Instant, latency: Duration) {
+        self.latencies.record(self.epoch.moment(now), latency);
+    }
+
+    /// Whether a copy that is due goes out: only in `enforce`, and if both budgets pay. In `observe` it is counted.
+    ///
+    /// When it is refused, ask again after another delay: a request that is late for the second time needs the copy more than the
+    /// others, most of which will have been answered by then.
+    #[must_use]
+    pub fn try_copy(&self, now: Instant, hedge: &Hedge, retry: &Retry, retries: &Budget) -> bool {
+        if hedge.mode == Mode::Off {
+            return false;
+        }
+        if !self.budget.withdraw(now, hedge.budget, 0) {
+            self.refused.fetch_add(1, Relaxed);
+            return false;
+        }
+        if hedge.mode == Mode::Observe {
+            self.observed.fetch_add(1, Relaxed);
+            return false;
+        }
+        if !retries.withdraw(now, retry.budget, RETRY_FLOOR_PER_SEC) {
+            self.budget.refund(now);
+            self.refused.fetch_add(1, Relaxed);
+            return false;
+        }
+        self.copies.fetch_add(1, Relaxed);
+        true
+    }
+
+    /// A copy that [`Hedger::try_copy`] allowed was not sent after all (no endpoint was left for it, or too many are in flight): gives its
+    /// budgets back. As after a refusal, ask again after another delay.
+    pub fn not_sent(&self, now: Instant, retries: &Budget) {
+        self.budget.refund(now);
+        retries.refund(now);
+        self.copies.fetch_sub(1, Relaxed);
+    }
+
+    /// A copy's head won.
+    pub fn copy_won(&self) {
+        self.won.fetch_add(1, Relaxed);
+    }
+
+    /// In `observe`, for a request whose copy was due after `delay`: its head took `latency` in all.
+    pub fn observe(&self, now: Instant, delay: Duration, latency: Duration) {
+        let usual = self.latencies.quantile(self.epoch.moment(now), 50.0).unwrap_or_default();
+        if latency > delay.saturating_add(usual) {
+            self.observed_won.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The latency that `percent` of the requests of the last 20 to 30 s did not exceed; `None` below 100 of them.
+    #[must_use]
+    pub fn quantile(&self, now: Instant, percent: f64) -> Option<Duration> {
+        self.latencies.quantile(self.epoch.moment(now), percent)
+    }
+
+    /// What was done, or would have been, since the start.
+    #[must_use]
+    pub fn counts(&self) -> HedgeCounts {
+        HedgeCounts {
+            copies: self.copies.load(Relaxed),
+            won: self.won.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            observed: self.observed.load(Relaxed),
+            observed_won: self.observed_won.load(Relaxed),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! A pick in flight: what an attempt owes the balancer, paid exactly once.
+//!
+//! Made by `Balancer::pick`, kept by whoever carries the attempt until the response's body has ended. Dropping it takes the attempt out of
+//! in-flight, whatever became of it: end, error, cancellation, panic. It cannot be cloned, so it cannot be paid twice.
+//! [`Ticket::head`] says how the attempt went; dropping it without is evidence that the endpoint owed an answer (see `stall`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use evenkeel_config::policy::Eject;
+
+use crate::balancer::Attempt;
+use crate::endpoint::Endpoint;
+use crate::epoch::nanos;
+
+/// A pick in flight.
+#[derive(Debug)]
+#[must_use = "dropping the ticket ends the attempt"]
+pub struct Ticket {
+    endpoint: Arc<Endpoint>,
+    started: u64,
+    eject: Eject,
+    jitter: u32,
+    head_due: bool,
+    sample: bool,
+    /// It tries an endpoint that had fallen silent.
+    trial: bool,
+    attempt: Attempt,
+}
+
+/// How an attempt went, as far as its endpoint is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// An answer that does not speak against the endpoint: everything but the below, 4xx included.
+    Success,
+    /// A 5xx.
+    Failure,
+    /// 429 or 503: it asks for less. Costs it like a failure, but never ejects it: that would only move the overload on.
+    Overloaded {
+        /// Its `Retry-After`: it is left alone that long, at most [`RETRY_AFTER_MAX`].
+        retry_after: Option<Duration>,
+    },
+    /// No connection.
+    Unreachable,
+    /// The connection broke before the head.
+    Reset,
+    /// No head in the time the request had.
+    Timeout,
+}
+
+impl Ticket {
+    /// The attempt has entered the circuit's attempts; the ticket leaves them.
+    pub(crate) fn new(
+        endpoint: &Arc<Endpoint>,
+        now: u64,
+        eject: &Eject,
+        jitter: u32,
+        attempt: Attempt,
+    ) -> Ticket {
+        let state = &endpoint.state;
+        state.in_flight.fetch_add(1, Relaxed);
+        let trial = state.stall.dispatched(now);
+        Ticket {
+            endpoint: Arc::clone(endpoint),
+            started: now,
+            eject: eject.clone(),
+            jitter,
+            head_due: true,
+            sample: true,
+            trial,
+            attempt,
+        }
+    }
+
+    /// Where the attempt goes.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The response's head came, or the attempt failed. Only the first call has an effect.
+    pub fn head(&mut self, now: Instant, verdict: Verdict) {
+        if !std::mem::take(&mut self.head_due) {
+            return;
+        }
+        let state = &self.endpoint.state;
+        let now = state.epoch.moment(now);
+        match verdict {
+            Verdict::Success => {
+                state.stall.answered(now, self.started, self.trial);
+                if self.sample && self.started >= state.clean_since.load(Relaxed) {
+                    state.estimate.observe(now, now.saturating_sub(self.started));
+                }
+                state.ejection.succeeded();
+                state.bias.clear();
+                if state.unreachable.load(Relaxed) != 0 {
+                    state.unreachable.store(0, Relaxed);
+                }
+            }
+            Verdict::Failure => {
+                state.stall.answered(now, self.started, self.trial);
+                self.failed(now);
+            }
+            Verdict::Overloaded { retry_after } => {
+                state.stall.answered(now, self.started, self.trial);
+                state.bias.failed(now);
+                state.estimate.refresh(now);
+                if let Some(wait) = retry_after {
+                    state
+                        .retry_after
+                        .fetch_max(now.saturating_add(nanos(wait.min(RETRY_AFTER_MAX))), Relaxed);
+                }
+            }
+            Verdict::Unreachable => {
+                state.stall.withdrawn(self.started);
+                let failures = self.failed(now);
+                let wait = UNREACHABLE_BASE.saturating_mul(1 << failures.saturating_sub(1));
+                let jittered =
+                    wait.mul_f64(1.0 + 0.25 * f64::from(self.jitter) / f64::from(u32::MAX));
+                state.unreachable.store(now.saturating_add(nanos(jittered)), Relaxed);
+            }
+            Verdict::Reset => {
+                state.stall.withdrawn(self.started);
+                self.failed(now);
+            }
+            Verdict::Timeout => {
+                state.stall.given_up(self.started, self.trial);
+                self.failed(now);
+            }
+        }
+    }
+
+    /// No head within the time after which a copy is due (`Hedger::delay`), whether or not one is sent: until its next head the endpoint
+    /// is under suspicion, so that others go elsewhere. Worth calling for requests that must not be copied, too.
+    pub fn late(&self, now: Instant) {
+        if self.head_due && self.sample {
+            let state = &self.endpoint.state;
+            let now = state.epoch.moment(now);
+            state.stall.late(self.started);
+            if self.started >= state.clean_since.load(Relaxed) {
+                state.estimate.observe_at_least(now, now.saturating_sub(self.started));
+            }
+        }
+    }
+
+    /// A stream or an upgrade: how long its head takes says nothing, and that it has not come neither.
+    pub fn no_sample(&mut self) {
+        if std::mem::take(&mut self.sample) {
+            self.endpoint.state.stall.withdrawn(self.started);
+        }
+    }
+
+    /// The caller went away before the head: unless the endpoint had already taken longer than it usually does, that says nothing about it.
+    pub fn caller_gone(&mut self, now: Instant) {
+        if !self.head_due || !self.sample {
+            return;
+        }
+        let state = &self.endpoint.state;
+        let now = state.epoch.moment(now);
+        let usual = state.estimate.read(now).map_or(u64::MAX, |ns| ns as u64);
+        if now.saturating_sub(self.started) <= usual {
+            self.sample = false;
+            state.stall.withdrawn(self.started);
+        }
+    }
+
+    /// Counts a failure; returns how many there are in a row for the bias.
+    fn failed(&self, now: u64) -> u32 {
+        let state = &self.endpoint.state;
+        let failures = state.bias.failed(now);
+        state.estimate.refresh(now);
+        if let Some(until) = state.ejection.failed(now, &self.eject, self.jitter, &state.ejections)
+        {
+            state.bias.clear();
+            state.ramp_from.store(until, Relaxed);
+        }
+        failures
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let state = &self.endpoint.state;
+        if self.head_due && self.sample {
+            state.stall.given_up(self.started, self.trial);
+        }
+        let before = state.in_flight.fetch_sub(1, Relaxed);
+        debug_assert!(before > 0, "a ticket left twice");
+        state.attempts.leave(self.attempt);
+    }
+}
+
+/// A `Retry-After` counts at most this long: a mistaken one must not take an instance away for an hour.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(10);
+/// After the first failed connection; doubled for each further failure, to 4 s at most (`endpoint::BIAS_MAX`).
+const UNREACHABLE_BASE: Duration = Duration::from_millis(250);

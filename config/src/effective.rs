@@ -1,0 +1,465 @@
+//! The effective configuration, in the notation of the file.
+//!
+//! Written by hand over a small tree ([`Doc`]) and not by a YAML serialiser: what is written must be read back
+//! by us and by YAML 1.1 tools as the same value (so text is in quotes unless it is text to all of them), and a
+//! default that the system decides is shown as a comment, since there is no value to write.
+//!
+//! Invariants: keys are never in the output of [`Settings::to_effective_yaml`]; apart from them, and from where
+//! each value came from, what it returns loads to the same settings. `diff.rs` compares the same trees, with keys.
+
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
+
+use crate::notation::{AsText, Bytes};
+use crate::policy::Policy;
+use crate::settings::{CheckKind, DataDir, Service, Settings, Upstream};
+use crate::yaml11::{Plain, classify};
+
+/// A part of the file.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Doc {
+    /// Text, put in quotes where a YAML tool would take it for something else.
+    Text(String),
+    Number(u64),
+    Bool(bool),
+    List(Vec<Doc>),
+    Map(Vec<(String, Doc)>),
+    /// No value: what decides instead.
+    Unset(&'static str),
+}
+
+impl Doc {
+    fn text(value: &(impl ToString + ?Sized)) -> Doc {
+        Doc::Text(value.to_string())
+    }
+
+    fn texts<T: ToString>(values: impl IntoIterator<Item = T>) -> Doc {
+        Doc::List(values.into_iter().map(|value| Doc::text(&value)).collect())
+    }
+
+    fn number(value: usize) -> Doc {
+        Doc::Number(value as u64)
+    }
+
+    fn set_or(value: Option<impl ToString>, unset: &'static str) -> Doc {
+        value.map_or(Doc::Unset(unset), |value| Doc::text(&value))
+    }
+
+    fn map<const N: usize>(entries: [(&str, Doc); N]) -> Doc {
+        Doc::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+        )
+    }
+
+    fn is_small(&self) -> bool {
+        match self {
+            Doc::Map(entries) => entries.is_empty(),
+            Doc::List(items) => items
+                .iter()
+                .all(|item| !matches!(item, Doc::Map(_) | Doc::List(_))),
+            _ => true,
+        }
+    }
+
+    /// Block style below `indent`; each line ends with a newline.
+    fn write(&self, indent: usize, out: &mut String) {
+        let pad = " ".repeat(indent);
+        match self {
+            Doc::Map(entries) => {
+                for (key, value) in entries {
+                    let _ = match value {
+                        Doc::Unset(what) => writeln!(out, "{pad}# {}: {what}", scalar(key)),
+                        small if small.is_small() => {
+                            writeln!(out, "{pad}{}: {}", scalar(key), small.flow())
+                        }
+                        _ => writeln!(out, "{pad}{}:", scalar(key)),
+                    };
+                    if !value.is_small() {
+                        value.write(indent + 2, out);
+                    }
+                }
+            }
+            Doc::List(items) => {
+                for item in items {
+                    let mut inner = String::new();
+                    item.write(indent + 2, &mut inner);
+                    // The dash takes the place of the first line's indent.
+                    let _ = writeln!(
+                        out,
+                        "{pad}- {}",
+                        inner.trim_start_matches(' ').trim_end_matches('\n')
+                    );
+                }
+            }
+            small => {
+                let _ = writeln!(out, "{pad}{}", small.flow());
+            }
+        }
+    }
+
+    /// On one line.
+    fn flow(&self) -> String {
+        match self {
+            Doc::Text(text) => scalar(text),
+            Doc::Number(number) => number.to_string(),
+            Doc::Bool(value) => value.to_string(),
+            Doc::List(items) => format!(
+                "[{}]",
+                items.iter().map(Doc::flow).collect::<Vec<_>>().join(", ")
+            ),
+            Doc::Map(_) => "{}".to_owned(),
+            Doc::Unset(what) => format!("# {what}"),
+        }
+    }
+}
+
+impl Serialize for Doc {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Doc::Text(text) => serializer.serialize_str(text),
+            Doc::Number(number) => serializer.serialize_u64(*number),
+            Doc::Bool(value) => serializer.serialize_bool(*value),
+            Doc::List(items) => items.serialize(serializer),
+            Doc::Map(entries) => {
+                let set: Vec<_> = entries
+                    .iter()
+                    .filter(|(_, value)| !matches!(value, Doc::Unset(_)))
+                    .collect();
+                let mut map = serializer.serialize_map(Some(set.len()))?;
+                for (key, value) in set {
+                    map.serialize_entry(key, value)?;
+                }
+                map.end()
+            }
+            Doc::Unset(_) => serializer.serialize_none(),
+        }
+    }
+}
+
+/// Without quotes where every YAML tool takes it for this text, else in double quotes.
+fn scalar(text: &str) -> String {
+    let safe =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '%' | '+');
+    let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/');
+    if starts && text.chars().all(safe) && classify(text) == Plain::Text {
+        return text.to_owned();
+    }
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            ' '..='~' => quoted.push(c),
+            _ if u32::from(c) <= 0xff => _ = write!(quoted, "\\x{:02x}", u32::from(c)),
+            _ if u32::from(c) <= 0xffff => _ = write!(quoted, "\\u{:04x}", u32::from(c)),
+            _ => _ = write!(quoted, "\\U{:08x}", u32::from(c)),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// Whether the gossip keys are written.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Secrets {
+    Redacted,
+    /// For comparing only.
+    Shown,
+}
+
+impl Settings {
+    /// The effective configuration as YAML, every default filled in and each policy merged, with `<redacted>`
+    /// in the place of each key. Without keys it loads again, to the same behaviour.
+    #[must_use]
+    pub fn to_effective_yaml(&self) -> String {
+        let mut out = String::new();
+        settings(self, Secrets::Redacted).write(0, &mut out);
+        out
+    }
+}
+
+impl Serialize for Settings {
+    /// The same as [`Settings::to_effective_yaml`], for JSON.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        settings(self, Secrets::Redacted).serialize(serializer)
+    }
+}
+
+impl Policy {
+    /// Every field in the notation of the file, as the mapping under `policy:` is written.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        let mut out = String::new();
+        policy(self).write(0, &mut out);
+        out
+    }
+}
+
+impl Serialize for Policy {
+    /// The same as [`Policy::to_yaml`], for JSON.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        policy(self).serialize(serializer)
+    }
+}
+
+pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
+    let Settings {
+        node,
+        workers,
+        mesh,
+        services,
+        policy: host,
+        origins: _,
+        upstreams,
+        outbound,
+        discovery,
+        admin,
+        limits,
+        shutdown,
+        log,
+    } = settings;
+    let data_dir = match &node.data_dir {
+        DataDir::Default => Doc::Unset("$STATE_DIRECTORY, else the XDG state directory"),
+        DataDir::Path(path) => Doc::text(&path.display()),
+        DataDir::Nothing => Doc::text(""),
+    };
+    let key = |key: &crate::settings::Key| match secrets {
+        Secrets::Redacted => "<redacted>".to_owned(),
+        Secrets::Shown => STANDARD.encode(key.0),
+    };
+    let listeners = outbound.listeners.iter().map(|listener| {
+        Doc::map([
+            ("listen", Doc::text(&listener.listen)),
+            ("service", Doc::text(&listener.service)),
+        ])
+    });
+    Doc::map([
+        (
+            "node",
+            Doc::map([
+                ("name", Doc::text(&node.name)),
+                (
+                    "address",
+                    Doc::set_or(
+                        node.address,
+                        "the default route's source address, else 127.0.0.1",
+                    ),
+                ),
+                ("zone", Doc::set_or(node.zone.as_ref(), "none")),
+                ("data_dir", data_dir),
+            ]),
+        ),
+        (
+            "workers",
+            workers.map_or(Doc::Unset("the CPU quota, at most 4"), Doc::number),
+        ),
+        (
+            "mesh",
+            Doc::map([
+                ("name", Doc::text(&mesh.name)),
+                ("domain", Doc::text(&mesh.domain)),
+                ("join", Doc::texts(&mesh.join)),
+                (
+                    "gossip",
+                    Doc::map([
+                        ("listen", Doc::text(&mesh.gossip.address)),
+                        ("profile", Doc::text("lan")),
+                        ("keys", Doc::texts(mesh.keys.iter().map(key))),
+                    ]),
+                ),
+                (
+                    "data",
+                    Doc::map([("listen", Doc::text(&mesh.data.address))]),
+                ),
+                ("insecure", Doc::Bool(mesh.insecure)),
+            ]),
+        ),
+        (
+            "services",
+            Doc::List(services.iter().map(service).collect()),
+        ),
+        ("policy", policy(host)),
+        (
+            "upstreams",
+            Doc::List(upstreams.iter().map(upstream).collect()),
+        ),
+        (
+            "outbound",
+            Doc::map([
+                ("listen", Doc::text(&outbound.listen.address)),
+                ("passthrough", Doc::Bool(outbound.passthrough)),
+                ("listeners", Doc::List(listeners.collect())),
+            ]),
+        ),
+        (
+            "discovery",
+            Doc::map([
+                ("http", Doc::text(&discovery.http.address)),
+                ("dns", Doc::text(&discovery.dns.address)),
+            ]),
+        ),
+        ("admin", Doc::map([("listen", Doc::text(&admin.address))])),
+        (
+            "limits",
+            Doc::map([
+                ("connections", Doc::number(limits.connections)),
+                ("members", Doc::number(limits.members)),
+                ("records", Doc::number(limits.records)),
+                ("buffers", Doc::text(&Bytes(limits.buffers))),
+            ]),
+        ),
+        (
+            "shutdown",
+            Doc::map([
+                ("settle", Doc::text(&AsText(shutdown.settle))),
+                ("timeout", Doc::text(&AsText(shutdown.timeout))),
+            ]),
+        ),
+        (
+            "log",
+            Doc::map([
+                ("level", Doc::text(&log.level)),
+                ("format", Doc::text(if log.json { "json" } else { "text" })),
+                ("access", Doc::text(log.access.name())),
+            ]),
+        ),
+    ])
+}
+
+fn service(service: &Service) -> Doc {
+    let meta = service
+        .meta
+        .iter()
+        .map(|(key, value)| (key.clone(), Doc::text(value)));
+    let check = service.check.as_ref().map(|check| {
+        let kind = match &check.kind {
+            CheckKind::Http(path) => ("http", Doc::text(path)),
+            CheckKind::Tcp => ("tcp", Doc::Bool(true)),
+        };
+        Doc::map([
+            kind,
+            ("interval", Doc::text(&AsText(check.interval))),
+            ("timeout", Doc::text(&AsText(check.timeout))),
+            ("rise", Doc::Number(check.rise.into())),
+            ("fall", Doc::Number(check.fall.into())),
+        ])
+    });
+    let protocol = service.protocol.map(crate::settings::Protocol::name);
+    Doc::map([
+        ("name", Doc::text(&service.name)),
+        ("id", Doc::text(&service.id)),
+        ("address", Doc::text(&service.address)),
+        (
+            "advertise",
+            Doc::set_or(service.advertise, "not announced outside the mesh"),
+        ),
+        (
+            "protocol",
+            Doc::set_or(protocol, "told from the first bytes"),
+        ),
+        ("tags", Doc::texts(&service.tags)),
+        ("meta", Doc::Map(meta.collect())),
+        ("check", check.unwrap_or(Doc::Unset("always passing"))),
+    ])
+}
+
+fn upstream(upstream: &Upstream) -> Doc {
+    let routes = upstream.routes.iter().map(|route| {
+        let matches = Doc::map([
+            ("path", Doc::set_or(route.matches.path.as_ref(), "any")),
+            ("method", Doc::set_or(route.matches.method.as_ref(), "any")),
+        ]);
+        Doc::map([("match", matches), ("policy", policy(&route.policy))])
+    });
+    let protocol = upstream.protocol.map(crate::settings::Protocol::name);
+    let unset = if upstream.endpoints.is_empty() {
+        "what the service says"
+    } else {
+        "http"
+    };
+    Doc::map([
+        ("name", Doc::text(&upstream.name)),
+        ("endpoints", Doc::texts(&upstream.endpoints)),
+        ("protocol", Doc::set_or(protocol, unset)),
+        ("policy", policy(&upstream.policy)),
+        ("routes", Doc::List(routes.collect())),
+    ])
+}
+
+pub(crate) fn policy(policy: &Policy) -> Doc {
+    let Policy {
+        timeout,
+        idle_timeout,
+        balance,
+        repeat,
+        retry,
+        hedge,
+        eject,
+        panic,
+        circuit,
+        slow_start,
+        max_body_buffer,
+    } = policy;
+    Doc::map([
+        ("timeout", Doc::text(&AsText(*timeout))),
+        ("idle_timeout", Doc::text(&AsText(*idle_timeout))),
+        ("balance", Doc::text(balance.name())),
+        (
+            "repeat",
+            Doc::map([
+                ("methods", Doc::texts(&repeat.methods)),
+                ("grpc", Doc::texts(&repeat.grpc)),
+                (
+                    "key_header",
+                    Doc::text(repeat.key_header.as_deref().unwrap_or("none")),
+                ),
+            ]),
+        ),
+        (
+            "retry",
+            Doc::map([
+                ("max", Doc::Number(retry.max.into())),
+                ("budget", Doc::text(&retry.budget)),
+                ("when", Doc::texts(&retry.when)),
+            ]),
+        ),
+        (
+            "hedge",
+            Doc::map([
+                ("mode", Doc::text(hedge.mode.name())),
+                ("after", Doc::text(&hedge.after)),
+                ("min", Doc::text(&AsText(hedge.min))),
+                ("budget", Doc::text(&hedge.budget)),
+                ("max", Doc::Number(hedge.max.into())),
+            ]),
+        ),
+        (
+            "eject",
+            Doc::map([
+                ("consecutive", Doc::Number(eject.consecutive.into())),
+                ("base", Doc::text(&AsText(eject.base))),
+                ("max", Doc::text(&eject.max)),
+            ]),
+        ),
+        ("panic", Doc::text(panic)),
+        (
+            "circuit",
+            Doc::map([
+                ("connections", Doc::Number(circuit.connections.into())),
+                ("pending", Doc::Number(circuit.pending.into())),
+                ("requests", Doc::Number(circuit.requests.into())),
+            ]),
+        ),
+        ("slow_start", Doc::text(&AsText(*slow_start))),
+        ("max_body_buffer", Doc::text(&Bytes(*max_body_buffer))),
+    ])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,437 @@
+//! The forms of text: names, addresses, paths. For each, a parser that says what is wrong and a pattern for
+//! the schema, which never refuses what the parser takes (the parser may refuse more).
+
+use std::net::{IpAddr, SocketAddr};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::settings::Key;
+
+/// `name` or `name.namespace` of a service: lower-case DNS labels.
+pub(crate) fn service(text: &str) -> Result<String, String> {
+    let labels: Vec<&str> = text.split('.').collect();
+    match labels[..] {
+        [_] | [_, _] if labels.iter().all(|part| is_label(part)) => Ok(text.to_owned()),
+        _ if text.chars().any(|c| c.is_ascii_uppercase()) => Err(format!(
+            "`{text}` must be lower case: `{}`",
+            text.to_ascii_lowercase()
+        )),
+        _ => Err(format!(
+            "`{text}` is not a service name: name or name.namespace, each of at most 63 of a-z, 0-9 and inner `-`"
+        )),
+    }
+}
+pub(crate) const SERVICE: &str =
+    r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)?$";
+
+/// One lower-case DNS label: the mesh's name.
+pub(crate) fn label(text: &str) -> Result<String, String> {
+    let what = || format!("`{text}` is not a name: at most 63 of a-z, 0-9 and inner `-`");
+    if is_label(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(what())
+    }
+}
+pub(crate) const LABEL: &str = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$";
+
+/// Lower-case DNS labels with points between them.
+pub(crate) fn domain(text: &str) -> Result<String, String> {
+    let valid = text.len() <= DOMAIN_MAX && text.split('.').all(is_label);
+    let what =
+        || format!("`{text}` is not a DNS domain such as mesh or mesh.example, in lower case");
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(what())
+    }
+}
+pub(crate) const DOMAIN: &str = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$";
+
+/// A host's name, as hostnames are: wider than a DNS label, since nobody chooses it for us.
+pub(crate) fn node(text: &str) -> Result<String, String> {
+    let valid = (1..=NODE_NAME_MAX).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let what = || {
+        format!(
+            "`{text}` is not a host's name: at most {NODE_NAME_MAX} of letters, digits, `-`, `_` and `.`"
+        )
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(what())
+    }
+}
+pub(crate) const NODE: &str = r"^[A-Za-z0-9][A-Za-z0-9._-]*$";
+
+/// What tells the instances on one host apart. It travels in a header and in paths of the HTTP API.
+pub(crate) fn id(text: &str) -> Result<String, String> {
+    let valid = (1..=ID_MAX).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'));
+    let what = || {
+        format!("`{text}` is not an id: at most {ID_MAX} of letters, digits, `-`, `_`, `.` and `:`")
+    };
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(what())
+    }
+}
+pub(crate) const ID: &str = r"^[A-Za-z0-9._:-]+$";
+
+/// What look-ups show as it stands: tags, zones, values of `meta`.
+pub(crate) fn free(text: &str) -> Result<String, String> {
+    if text.len() > FREE_MAX {
+        return Err(format!("longer than {FREE_MAX} bytes"));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(control) => Err(format!(
+            "holds the control character {}",
+            control.escape_unicode()
+        )),
+        None => Ok(text.to_owned()),
+    }
+}
+pub(crate) const FREE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+
+/// As [`free`], and not empty.
+pub(crate) fn filled(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("must not be empty".to_owned())
+    } else {
+        free(text)
+    }
+}
+pub(crate) const FILLED: &str = r"^[^\u0000-\u001f\u007f-\u009f]+$";
+
+/// A file or directory; empty is for the caller to judge.
+pub(crate) fn file(text: &str) -> Result<String, String> {
+    if text.contains('\0') {
+        Err("holds a NUL character".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+pub(crate) const FILE: &str = r"^[^\u0000]*$";
+
+/// An IP address.
+pub(crate) fn ip(text: &str) -> Result<IpAddr, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not an IP address such as 10.0.0.5 or fd00::5"))
+}
+pub(crate) const IP: &str = r"^[0-9A-Fa-f:.]+$";
+
+/// Where to listen: an IP address and a port; port 0 lets the system choose.
+pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
+    if let Some(port) = text.strip_prefix(':')
+        && !port.is_empty()
+        && port.chars().all(|c| c.is_ascii_digit())
+    {
+        return Err(format!(
+            "`{text}` has no IP address: write 127.0.0.1{text} or 0.0.0.0{text}"
+        ));
+    }
+    text.parse().map_err(|_| {
+        format!(
+            "`{text}` is not an IP address and a port such as 127.0.0.1:7080 or \"[fd00::5]:7080\""
+        )
+    })
+}
+pub(crate) const SOCKET: &str = r"^(\[[0-9A-Fa-f:.]+(%[0-9]+)?\]|[0-9.]+):[0-9]+$";
+
+/// Whom to dial: as [`listen`], but neither port 0 nor "any address" can be dialled.
+pub(crate) fn dial(text: &str) -> Result<SocketAddr, String> {
+    let address = listen(text)?;
+    if address.port() == 0 {
+        return Err(format!("`{text}`: port 0 cannot be dialled"));
+    }
+    if address.ip().is_unspecified() {
+        return Err(format!(
+            "`{text}`: {} cannot be dialled, name one address",
+            address.ip()
+        ));
+    }
+    Ok(address)
+}
+
+/// `host:port`, the host an IP address or a DNS name.
+pub(crate) fn host_port(text: &str) -> Result<String, String> {
+    if text.parse::<SocketAddr>().is_ok() {
+        return dial(text).map(|_| text.to_owned());
+    }
+    let name = |host: &str| {
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        host.len() <= DOMAIN_MAX
+            && host.split('.').all(is_label)
+            // A last label of digits is a mistyped address (RFC 3696, section 2).
+            && !host.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()))
+    };
+    match text.rsplit_once(':') {
+        Some((host, port)) if name(host) && port.parse::<u16>().is_ok_and(|port| port > 0) => {
+            Ok(text.to_owned())
+        }
+        None if name(text) || text.parse::<IpAddr>().is_ok() => {
+            Err(format!("`{text}` has no port: write \"{text}:7111\""))
+        }
+        _ => Err(format!(
+            "`{text}` is not a host and a port such as 10.0.0.6:7111 or seeds.example:7111"
+        )),
+    }
+}
+pub(crate) const HOST_PORT: &str = r"^(\[[0-9A-Fa-f:.]+(%[0-9]+)?\]|[A-Za-z0-9.-]+):[0-9]+$";
+
+/// The path that a check asks for.
+pub(crate) fn path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err(format!("`{text}`: a path starts with `/`"));
+    }
+    match text
+        .chars()
+        .find(|c| !c.is_ascii_graphic() || matches!(c, '#' | '"' | '<' | '>' | '\\' | '^' | '`'))
+    {
+        Some(bad) => Err(format!(
+            "`{text}`: `{}` must be percent-encoded in a path",
+            bad.escape_default()
+        )),
+        None if text.len() > PATH_MAX => Err(format!("longer than {PATH_MAX} bytes")),
+        None => Ok(text.to_owned()),
+    }
+}
+pub(crate) const PATH: &str = r"^/[!-~]*$";
+
+/// The path of a route: exact, or a prefix when it ends in `*`.
+pub(crate) fn path_match(text: &str) -> Result<String, String> {
+    let path = path(text)?;
+    if path.contains('?') {
+        return Err(format!(
+            "`{text}`: a route looks at the path only, never at what follows `?`"
+        ));
+    }
+    match path.find('*') {
+        Some(star) if star + 1 < path.len() => {
+            Err(format!("`{text}`: `*` stands at the end or nowhere"))
+        }
+        _ => Ok(path),
+    }
+}
+
+/// An HTTP method. They are case-sensitive, and all that are registered are upper case.
+pub(crate) fn method(text: &str) -> Result<String, String> {
+    if text.chars().any(|c| c.is_ascii_lowercase()) {
+        return Err(format!(
+            "`{text}` must be upper case: `{}`",
+            text.to_ascii_uppercase()
+        ));
+    }
+    token(text, "an HTTP method such as GET")
+}
+pub(crate) const METHOD: &str = r"^[!#$%&'*+.^_`|~0-9A-Z-]+$";
+
+/// A request header's name, in lower case from here on.
+pub(crate) fn header(text: &str) -> Result<String, String> {
+    token(text, "a header's name such as idempotency-key").map(|name| name.to_ascii_lowercase())
+}
+pub(crate) const HEADER: &str = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
+
+/// `package.Service/Method`, with `*` for any characters.
+pub(crate) fn grpc(text: &str) -> Result<String, String> {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '*'))
+    };
+    let valid = text.len() <= FREE_MAX
+        && text
+            .split_once('/')
+            .is_some_and(|(service, method)| part(service) && part(method));
+    let what =
+        || format!("`{text}` is not a gRPC method such as shop.Catalog/Get or shop.Catalog/*");
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(what())
+    }
+}
+pub(crate) const GRPC: &str = r"^[A-Za-z0-9._*]+/[A-Za-z0-9._*]+$";
+
+/// A gossip key. What it says never shows the text: it may be a key with one character too many.
+pub(crate) fn key(text: &str) -> Result<Key, String> {
+    let make = "make one with `evenkeel keygen`";
+    let bytes = STANDARD
+        .decode(text)
+        .map_err(|_| format!("not base64: {make}"))?;
+    let length = bytes.len();
+    let key =
+        <[u8; 32]>::try_from(bytes).map_err(|_| format!("{length} bytes instead of 32: {make}"))?;
+    Ok(Key(key))
+}
+pub(crate) const KEY: &str = r"^[A-Za-z0-9+/]{43}=$";
+
+pub(crate) const DURATION: &str = r"^[0-9]+(\.[0-9]+)?(us|ms|s|m|h)$";
+pub(crate) const SHARE: &str = r"^[0-9]+(\.[0-9]+)?%$";
+pub(crate) const SIZE: &str = r"^[0-9]+(\.[0-9]+)?(B|KB|MB|GB|KiB|MiB|GiB)$";
+pub(crate) const AFTER: &str = r"^(p[0-9]+(\.[0-9]+)?|[0-9]+(\.[0-9]+)?(us|ms|s|m|h))$";
+pub(crate) const RETRY_ON: &str = r"^(connect|refused|reset|[1-5][0-9][0-9])$";
+
+fn is_label(text: &str) -> bool {
+    (1..=LABEL_MAX).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// RFC 9110, section 5.6.2.
+fn token(text: &str, what: &str) -> Result<String, String> {
+    let valid = (1..=FREE_MAX).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c));
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("`{text}` is not {what}"))
+    }
+}
+
+/// RFC 1035, section 2.3.4.
+const LABEL_MAX: usize = 63;
+const DOMAIN_MAX: usize = 253;
+
+/// Linux's hostnames have at most 64 characters; a record carries the name.
+const NODE_NAME_MAX: usize = 64;
+const ID_MAX: usize = 128;
+const FREE_MAX: usize = 255;
+const PATH_MAX: usize = 2048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_and_refuses() {
+        type Check = fn(&str) -> Result<(), String>;
+        let table: [(&str, Check, &[&str], &[&str]); 12] = [
+            (
+                "service",
+                |t| service(t).map(drop),
+                &["a", "payments", "pay-1.shop", "9"],
+                &["", "-a", "a-", "a.b.c", "A", "a_b", "a..b", ".", "a.", "ä"],
+            ),
+            (
+                "domain",
+                |t| domain(t).map(drop),
+                &["mesh", "mesh.example"],
+                &["", ".mesh", "mesh.", "Mesh", "me sh"],
+            ),
+            (
+                "node",
+                |t| node(t).map(drop),
+                &["host-a", "Host_1.example"],
+                &["", "-a", "a b", "ä"],
+            ),
+            (
+                "listen",
+                |t| listen(t).map(drop),
+                &["127.0.0.1:0", "0.0.0.0:80", "[::1]:80"],
+                &[
+                    "",
+                    ":80",
+                    "80",
+                    "localhost:80",
+                    "127.0.0.1",
+                    "::1:80x",
+                    "127.0.0.1:65536",
+                    "9101:22",
+                ],
+            ),
+            (
+                "dial",
+                |t| dial(t).map(drop),
+                &["127.0.0.1:1"],
+                &["127.0.0.1:0", "0.0.0.0:80", "[::]:80"],
+            ),
+            (
+                "host_port",
+                |t| host_port(t).map(drop),
+                &[
+                    "10.0.0.6:7111",
+                    "[fd00::1]:7111",
+                    "Seeds.example:7111",
+                    "localhost:1",
+                ],
+                &[
+                    "",
+                    "seeds.example",
+                    "10.0.0.6",
+                    "10.0.0.300:7111",
+                    "a:0",
+                    "a:65536",
+                    "a b:1",
+                    "9101:22",
+                    "0.0.0.0:7111",
+                ],
+            ),
+            (
+                "path",
+                |t| path(t).map(drop),
+                &["/", "/healthz?full=1"],
+                &["", "healthz", "/a b", "/ä", "/a#b"],
+            ),
+            (
+                "path_match",
+                |t| path_match(t).map(drop),
+                &["/", "/v1/*", "/*"],
+                &["v1", "*", "/a*b", "/a?b", "/**"],
+            ),
+            (
+                "method",
+                |t| method(t).map(drop),
+                &["GET", "M-SEARCH"],
+                &["", "get", "GE T"],
+            ),
+            (
+                "grpc",
+                |t| grpc(t).map(drop),
+                &["a.B/C", "*/Get*", "*/*"],
+                &["", "a.B", "/C", "a/b/c", "a b/c"],
+            ),
+            (
+                "key",
+                |t| key(t).map(drop),
+                &["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="],
+                &["", "AAAA", "?", "<redacted>"],
+            ),
+            (
+                "id",
+                |t| id(t).map(drop),
+                &["payments-1", "a:1"],
+                &["", "a b", "a/b"],
+            ),
+        ];
+        for (name, check, good, bad) in table {
+            for text in good {
+                assert_eq!(check(text), Ok(()), "{name} {text:?}");
+            }
+            for text in bad {
+                assert!(check(text).is_err(), "{name} takes {text:?}");
+            }
+        }
+        assert_eq!(header("X-Idempotency"), Ok("x-idempotency".to_owned()));
+    }
+
+    #[test]
+    fn a_refused_key_is_not_shown() {
+        let almost = "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0IHNlY3JldA==";
+        assert!(!key(almost).expect_err("34 bytes").contains(almost));
+    }
+}

@@ -1,0 +1,282 @@
+//! From the tree to the file as it was written ([`File`]): one function for each mapping of the file.
+//!
+//! Reports what can be seen at one place: unknown keys, wrong notations, what is missing inside one mapping.
+//! What takes two places to see is `validate.rs`'s.
+
+use crate::forms;
+use crate::layer::PolicyLayer;
+use crate::model::{
+    CheckKeys, File, Keys, LimitKeys, ListenerKeys, LogKeys, MeshKeys, NodeKeys, OutboundKeys,
+    RouteKeys, ServiceKeys, UpstreamKeys,
+};
+use crate::policy::{Balance, Mode};
+use crate::report::{At, Report};
+use crate::section::Section;
+use crate::settings::{Access, CheckKind, Match, Protocol};
+use crate::tree::Node;
+
+pub(crate) fn file(node: Option<&Node>, report: &Report) -> File {
+    let root = Section::root(node, report);
+    let discovery = root.section("discovery");
+    let shutdown = root.section("shutdown");
+    File {
+        node: node_keys(&root.section("node")),
+        workers: root.usize("workers"),
+        mesh: mesh(&root.section("mesh"), report),
+        services: sections(&root, "services", |service| self::service(service, report)),
+        policy: policy(&root.section("policy")),
+        upstreams: sections(&root, "upstreams", |upstream| {
+            self::upstream(upstream, report)
+        }),
+        outbound: outbound(&root.section("outbound")),
+        discovery_http: discovery.text("http", forms::listen),
+        discovery_dns: discovery.text("dns", forms::listen),
+        admin: root.section("admin").text("listen", forms::listen),
+        limits: limits(&root.section("limits")),
+        settle: shutdown.duration("settle"),
+        shutdown_timeout: shutdown.duration("timeout"),
+        log: log(&root.section("log")),
+    }
+}
+
+/// Each mapping of a list of mappings.
+fn sections<T>(parent: &Section<'_>, name: &str, read: impl Fn(&Section<'_>) -> T) -> Vec<T> {
+    parent
+        .items(name)
+        .unwrap_or_default()
+        .iter()
+        .map(|item| read(&item.section()))
+        .collect()
+}
+
+fn node_keys(node: &Section<'_>) -> NodeKeys {
+    NodeKeys {
+        name: node.text("name", forms::node),
+        name_given: node.has("name"),
+        address: node.text("address", forms::ip),
+        zone: node.text("zone", forms::filled).map(|zone| zone.value),
+        data_dir: node.text("data_dir", forms::file).map(|path| path.value),
+    }
+}
+
+fn mesh(mesh: &Section<'_>, report: &Report) -> MeshKeys {
+    let gossip = mesh.section("gossip");
+    gossip.choice("profile", &["lan"], |name| name);
+    MeshKeys {
+        name: mesh.text("name", forms::label).map(|name| name.value),
+        domain: mesh
+            .text("domain", forms::domain)
+            .map(|domain| domain.value),
+        join: mesh.texts("join", forms::host_port).unwrap_or_default(),
+        gossip: gossip.text("listen", forms::listen),
+        keys: keys(&gossip, report),
+        data: mesh.section("data").text("listen", forms::listen),
+        insecure: mesh.flag("insecure"),
+    }
+}
+
+fn keys(gossip: &Section<'_>, report: &Report) -> Keys {
+    let Some(value) = gossip.value("keys") else {
+        return Keys::None;
+    };
+    if value.is_map() {
+        let file = value.section();
+        file.require("file");
+        let path = file.text("file", forms::file);
+        if let Some(empty) = path.as_ref().filter(|path| path.value.is_empty()) {
+            empty.problem(report, "must not be empty");
+        }
+        return path
+            .filter(|path| !path.value.is_empty())
+            .map_or(Keys::Unusable, Keys::File);
+    }
+    let Some(items) = value.items() else {
+        return Keys::Unusable;
+    };
+    if items.is_empty() {
+        return Keys::None;
+    }
+    let keys: Vec<_> = items
+        .iter()
+        .filter_map(|item| item.text(forms::key))
+        .collect();
+    let complete = keys.len() == items.len();
+    Keys::Given { keys, complete }
+}
+
+fn service(service: &Section<'_>, report: &Report) -> ServiceKeys {
+    service.require("name");
+    service.require("address");
+    ServiceKeys {
+        name: service.text("name", forms::service),
+        id: service.text("id", forms::id),
+        address: service.text("address", forms::dial),
+        advertise: service.text("advertise", forms::dial),
+        protocol: service
+            .choice("protocol", &Protocol::ALL, Protocol::name)
+            .map(|protocol| protocol.value),
+        tags: values(service.texts("tags", forms::filled)).unwrap_or_default(),
+        meta: service.meta("meta", forms::free).into_iter().collect(),
+        check: service
+            .given("check")
+            .map(|check| self::check(&check, report)),
+    }
+}
+
+fn check(check: &Section<'_>, report: &Report) -> CheckKeys {
+    let http = check
+        .text("http", forms::path)
+        .map(|path| CheckKind::Http(path.value));
+    let tcp = check.flag("tcp").map(|_| CheckKind::Tcp);
+    let later = check.has("grpc") || check.has("ttl");
+    if check.has("http") && check.has("tcp") {
+        report.problem(
+            check.key_at("tcp"),
+            &format!("{}: `http` or `tcp`, not both", check.path),
+        );
+    } else if !check.has("http") && !check.has("tcp") && !later {
+        report.missing(
+            check.at,
+            &format!(
+                "{}: what to check is missing: `http: /healthz` or `tcp: true`",
+                check.path
+            ),
+        );
+    }
+    CheckKeys {
+        kind: http.or(tcp),
+        interval: check.duration("interval"),
+        timeout: check.duration("timeout"),
+        rise: check.int("rise"),
+        fall: check.int("fall"),
+    }
+}
+
+fn upstream(upstream: &Section<'_>, report: &Report) -> UpstreamKeys {
+    upstream.require("name");
+    let endpoints = upstream.items("endpoints").unwrap_or_default();
+    UpstreamKeys {
+        name: upstream.text("name", forms::service),
+        endpoints: endpoints
+            .iter()
+            .filter_map(|item| item.text(forms::dial))
+            .collect(),
+        has_endpoints: !endpoints.is_empty(),
+        protocol: upstream.choice("protocol", &Protocol::ALL, Protocol::name),
+        policy: policy(&upstream.section("policy")),
+        routes: sections(upstream, "routes", |route| self::route(route, report)),
+    }
+}
+
+fn route(route: &Section<'_>, report: &Report) -> RouteKeys {
+    route.require("match");
+    let which = route.section("match");
+    let path = which.text("path", forms::path_match).map(|path| path.value);
+    let method = which
+        .text("method", forms::method)
+        .map(|method| method.value);
+    let said = which.has("path") || which.has("method");
+    if route.has("match") && !said {
+        report.missing(
+            which.at,
+            &format!("{}: `path` or `method` is missing", which.path),
+        );
+    }
+    let usable =
+        path.is_some() == which.has("path") && method.is_some() == which.has("method") && said;
+    let found = At {
+        value: Match { path, method },
+        at: route.key_at("match"),
+        path: which.path.clone(),
+    };
+    RouteKeys {
+        matches: usable.then_some(found),
+        policy: policy(&route.section("policy")),
+    }
+}
+
+fn policy(policy: &Section<'_>) -> PolicyLayer {
+    let repeat = policy.section("repeat");
+    let retry = policy.section("retry");
+    let hedge = policy.section("hedge");
+    let eject = policy.section("eject");
+    let circuit = policy.section("circuit");
+    let key_header = repeat
+        .text("key_header", forms::header)
+        .map(|header| header.value);
+    PolicyLayer {
+        timeout: policy.duration("timeout"),
+        idle_timeout: policy.duration("idle_timeout"),
+        balance: policy
+            .choice("balance", &Balance::ALL, Balance::name)
+            .map(|balance| balance.value),
+        repeat_methods: values(repeat.texts("methods", forms::method)),
+        repeat_grpc: values(repeat.texts("grpc", forms::grpc)),
+        repeat_key_header: key_header.map(|header| (header != "none").then_some(header)),
+        retry_max: retry.int("max"),
+        retry_budget: retry.share("budget"),
+        retry_when: retry.retry_on("when"),
+        hedge_mode: hedge
+            .choice("mode", &Mode::ALL, Mode::name)
+            .map(|mode| mode.value),
+        hedge_after: hedge.after("after"),
+        hedge_min: hedge.duration("min"),
+        hedge_budget: hedge.share("budget"),
+        hedge_max: hedge.int("max"),
+        eject_consecutive: eject.int("consecutive"),
+        eject_base: eject.duration("base"),
+        eject_max: eject.share("max"),
+        panic: policy.share("panic"),
+        circuit_connections: circuit.int("connections"),
+        circuit_pending: circuit.int("pending"),
+        circuit_requests: circuit.int("requests"),
+        slow_start: policy.duration("slow_start"),
+        max_body_buffer: policy.size("max_body_buffer"),
+    }
+}
+
+fn outbound(outbound: &Section<'_>) -> OutboundKeys {
+    let listener = |listener: &Section<'_>| {
+        listener.require("listen");
+        listener.require("service");
+        ListenerKeys {
+            listen: listener.text("listen", forms::listen),
+            service: listener
+                .text("service", forms::service)
+                .map(|service| service.value),
+        }
+    };
+    OutboundKeys {
+        listen: outbound.text("listen", forms::listen),
+        passthrough: outbound.flag("passthrough").map(|flag| flag.value),
+        listeners: sections(outbound, "listeners", listener),
+    }
+}
+
+fn limits(limits: &Section<'_>) -> LimitKeys {
+    LimitKeys {
+        connections: limits.usize("connections"),
+        members: limits.usize("members"),
+        records: limits.usize("records"),
+        buffers: limits.size("buffers").map(|size| size.value),
+    }
+}
+
+fn log(log: &Section<'_>) -> LogKeys {
+    let levels = ["error", "warn", "info", "debug", "trace"];
+    LogKeys {
+        level: log
+            .choice("level", &levels, |name| name)
+            .map(|level| level.value),
+        json: log
+            .choice("format", &["text", "json"], |name| name)
+            .map(|format| format.value == "json"),
+        access: log
+            .choice("access", &Access::ALL, Access::name)
+            .map(|access| access.value),
+    }
+}
+
+fn values<T>(list: Option<Vec<At<T>>>) -> Option<Vec<T>> {
+    list.map(|list| list.into_iter().map(|item| item.value).collect())
+}

@@ -1,0 +1,606 @@
+//! From the file as it was written to [`Settings`]: defaults, and what takes two places of the file to see.
+//!
+//! Every check runs, whatever the others found. One that depends on a value which was refused says nothing:
+//! a second message about the same mistake only hides the next one.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::environment::{Environment, node_address};
+use crate::forms;
+use crate::key_file;
+use crate::layer::PolicyLayer;
+use crate::model::{CheckKeys, File, Keys, OutboundKeys, ServiceKeys, UpstreamKeys};
+use crate::policy::{Origin, Origins, Policy};
+use crate::problem::Position;
+use crate::report::{At, Report};
+use crate::settings::{
+    Check, DataDir, Discovery, Key, Limits, Listen, Log, Match, Mesh, Node, Outbound, Route,
+    Service, ServiceListener, Settings, Shutdown, Upstream,
+};
+
+/// The settings that a file means; usable only if nothing was reported. `base`: the file's directory.
+pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Report) -> Settings {
+    let default = Settings::one_host(env);
+    let keys = read_keys(&file.mesh.keys, base, report);
+    let listeners = Listeners::of(&file, &keys);
+    listeners.check_each_is_alone(report);
+    check_exposure(&file, &keys, &listeners, report);
+
+    let limits = Limits {
+        connections: file
+            .limits
+            .connections
+            .unwrap_or(default.limits.connections),
+        members: file.limits.members.unwrap_or(default.limits.members),
+        records: file.limits.records.unwrap_or(default.limits.records),
+        buffers: file.limits.buffers.unwrap_or(default.limits.buffers),
+    };
+    let layers = Layers {
+        report,
+        buffers: limits.buffers,
+    };
+    let (policy, origins) = layers.lay(
+        &file.policy,
+        &default.policy,
+        &default.origins,
+        Origin::Host,
+    );
+    let upstreams = upstreams(
+        &file.upstreams,
+        &policy,
+        &origins,
+        &layers,
+        &listeners,
+        report,
+    );
+
+    let written = file.node.address.as_ref().map(|address| address.value);
+    check_node_address(&file, &listeners, report);
+    let dialled = node_address(written, listeners.data.address.ip(), env);
+    let services = services(file.services, dialled, &listeners, report);
+
+    Settings {
+        node: Node {
+            name: node_name(file.node.name, file.node.name_given, env, report),
+            address: written,
+            zone: file.node.zone,
+            data_dir: data_dir(file.node.data_dir, base, env, report),
+        },
+        workers: file.workers,
+        mesh: Mesh {
+            name: file.mesh.name.unwrap_or(default.mesh.name),
+            domain: file.mesh.domain.unwrap_or(default.mesh.domain),
+            join: file.mesh.join.into_iter().map(|seed| seed.value).collect(),
+            gossip: listeners.gossip,
+            keys: keys.unwrap_or_default(),
+            data: listeners.data,
+            insecure: file.mesh.insecure.is_some_and(|insecure| insecure.value),
+        },
+        services,
+        policy,
+        origins,
+        upstreams,
+        outbound: outbound(file.outbound, listeners.outbound),
+        discovery: Discovery {
+            http: listeners.http,
+            dns: listeners.dns,
+        },
+        admin: listeners.admin,
+        limits,
+        shutdown: Shutdown {
+            settle: file.settle.unwrap_or(default.shutdown.settle),
+            timeout: file.shutdown_timeout.unwrap_or(default.shutdown.timeout),
+        },
+        log: Log {
+            level: file.log.level.map_or(default.log.level, str::to_owned),
+            json: file.log.json.unwrap_or(default.log.json),
+            access: file.log.access.unwrap_or(default.log.access),
+        },
+    }
+}
+
+/// The keys of the list or of the key file; `None`: some are written and not usable, so nobody knows.
+fn read_keys(written: &Keys, base: &Path, report: &Report) -> Option<Vec<Key>> {
+    match written {
+        Keys::None => Some(Vec::new()),
+        Keys::Unusable => None,
+        Keys::Given { keys, complete } => {
+            for (index, key) in keys.iter().enumerate() {
+                if keys[..index]
+                    .iter()
+                    .any(|earlier| earlier.value == key.value)
+                {
+                    key.problem(report, "this key stands there twice");
+                }
+            }
+            complete.then(|| keys.iter().map(|key| key.value.clone()).collect())
+        }
+        Keys::File(path) => match key_file::read(&base.join(&path.value)) {
+            Ok(found) => {
+                if found.readable_by_all {
+                    path.warning(
+                        report,
+                        &format!("everyone can read the keys: chmod 600 {}", path.value),
+                    );
+                }
+                Some(found.keys)
+            }
+            Err(why) => {
+                why.iter().for_each(|why| path.problem(report, why));
+                None
+            }
+        },
+    }
+}
+
+/// Every address we listen on.
+struct Listeners {
+    gossip: Listen,
+    data: Listen,
+    outbound: Listen,
+    http: Listen,
+    dns: Listen,
+    admin: Listen,
+    /// All of them with the key's path and, when it is written, its place.
+    all: Vec<(String, SocketAddr, Option<Position>)>,
+}
+
+impl Listeners {
+    fn of(file: &File, keys: &Option<Vec<Key>>) -> Listeners {
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        // On one machine hosts stand on different loopback addresses; each is reached at its own.
+        let own = file
+            .node
+            .address
+            .as_ref()
+            .map(|address| address.value)
+            .filter(IpAddr::is_loopback);
+        let mesh = match keys {
+            Some(keys) if keys.is_empty() => own.unwrap_or(loopback),
+            _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
+        let mut all = Vec::new();
+        let mut listen = |path: &str, written: &Option<At<SocketAddr>>, ip: IpAddr, port: u16| {
+            let address = written
+                .as_ref()
+                .map_or(SocketAddr::new(ip, port), |written| written.value);
+            all.push((
+                path.to_owned(),
+                address,
+                written.as_ref().map(|written| written.at),
+            ));
+            Listen {
+                address,
+                explicit: written.is_some(),
+            }
+        };
+        let gossip = listen("mesh.gossip.listen", &file.mesh.gossip, mesh, 7111);
+        let data = listen("mesh.data.listen", &file.mesh.data, mesh, 7110);
+        let outbound = listen("outbound.listen", &file.outbound.listen, loopback, 7080);
+        let http = listen("discovery.http", &file.discovery_http, loopback, 8500);
+        let dns = listen("discovery.dns", &file.discovery_dns, loopback, 8600);
+        let admin = listen("admin.listen", &file.admin, loopback, 7119);
+        for listener in &file.outbound.listeners {
+            if let Some(At { value, at, path }) = &listener.listen {
+                all.push((path.clone(), *value, Some(*at)));
+            }
+        }
+        Listeners {
+            gossip,
+            data,
+            outbound,
+            http,
+            dns,
+            admin,
+            all,
+        }
+    }
+
+    fn check_each_is_alone(&self, report: &Report) {
+        for (index, (path, address, at)) in self.all.iter().enumerate() {
+            for (other_path, other, other_at) in &self.all[..index] {
+                if !overlap(*address, *other) {
+                    continue;
+                }
+                // Shown at the later of the two; a default has no place, and two defaults never meet.
+                let (at, path, other_path, other) = match (*at, *other_at) {
+                    (Some(at), Some(other_at)) if at < other_at => {
+                        (other_at, other_path, path, address)
+                    }
+                    (Some(at), _) => (at, path, other_path, other),
+                    (None, Some(other_at)) => (other_at, other_path, path, address),
+                    (None, None) => continue,
+                };
+                report.problem(
+                    at,
+                    &format!("{path}: {other_path} listens on {other} already"),
+                );
+            }
+        }
+    }
+
+    /// Which of our listeners somebody who dials `address` on this host would meet.
+    fn met_at(&self, address: SocketAddr) -> Option<&str> {
+        let meets = |ours: SocketAddr| {
+            ours.port() == address.port()
+                && (ours.ip() == address.ip()
+                    || (ours.ip().is_unspecified() && address.ip().is_loopback()))
+        };
+        self.all
+            .iter()
+            .find(|(_, ours, _)| meets(*ours))
+            .map(|(path, ..)| path.as_str())
+    }
+}
+
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// Without keys nobody else may reach us, and we reach nobody else.
+fn check_exposure(file: &File, keys: &Option<Vec<Key>>, listeners: &Listeners, report: &Report) {
+    let Some(keys) = keys else { return };
+    let insecure = file
+        .mesh
+        .insecure
+        .as_ref()
+        .filter(|insecure| insecure.value);
+    if let Some(insecure) = insecure {
+        if !keys.is_empty() {
+            insecure.warning(report, "has no effect while there are keys: leave it out");
+        }
+        return;
+    }
+    if !keys.is_empty() {
+        return;
+    }
+    const FIX: &str = "without keys: make one with `evenkeel keygen` and write it to mesh.gossip.keys on every host \
+                       (or set mesh.insecure: true)";
+    for (path, address, at) in &listeners.all {
+        if let Some(at) = at
+            && !address.ip().to_canonical().is_loopback()
+        {
+            report.problem(*at, &format!("{path}: others would reach {address} {FIX}"));
+        }
+    }
+    for seed in &file.mesh.join {
+        let host = seed
+            .value
+            .rsplit_once(':')
+            .map_or("", |(host, _)| host.trim_matches(['[', ']']));
+        let local = host.eq_ignore_ascii_case("localhost")
+            || host
+                .parse::<IpAddr>()
+                .is_ok_and(|ip| ip.to_canonical().is_loopback());
+        if !local {
+            seed.problem(report, &format!("`{}` would be joined {FIX}", seed.value));
+        }
+    }
+}
+
+fn check_node_address(file: &File, listeners: &Listeners, report: &Report) {
+    let (Some(address), data) = (&file.node.address, listeners.data.address.ip()) else {
+        return;
+    };
+    if address.value.is_unspecified() || address.value.is_multicast() {
+        address.problem(
+            report,
+            &format!(
+                "{} cannot be dialled: write one address of this host",
+                address.value
+            ),
+        );
+    } else if !data.is_unspecified() && data != address.value {
+        let why = "others dial it for requests, but mesh.data listens on";
+        address.warning(
+            report,
+            &format!("{}: {why} {}", address.value, listeners.data.address),
+        );
+    }
+}
+
+fn node_name(
+    written: Option<At<String>>,
+    given: bool,
+    env: &Environment,
+    report: &Report,
+) -> String {
+    if let Some(name) = written {
+        return name.value;
+    }
+    if !given && let Err(why) = forms::node(&env.hostname) {
+        report.problem(
+            Position::START,
+            &format!("node.name: write one, for the hostname {why}"),
+        );
+    }
+    env.hostname.clone()
+}
+
+fn data_dir(written: Option<String>, base: &Path, env: &Environment, report: &Report) -> DataDir {
+    match written {
+        Some(path) if path.is_empty() => DataDir::Nothing,
+        Some(path) => DataDir::Path(base.join(path)),
+        None => {
+            if env.state_directory.is_none() {
+                let why = "this system names no state directory, so identity, members and registrations do not \
+                           outlive the process; write a directory, or \"\" if that is meant";
+                report.warning(Position::START, &format!("node.data_dir: {why}"));
+            }
+            DataDir::Default
+        }
+    }
+}
+
+fn services(
+    written: Vec<ServiceKeys>,
+    dialled: IpAddr,
+    listeners: &Listeners,
+    report: &Report,
+) -> Vec<Service> {
+    let mut ids: BTreeMap<String, usize> = BTreeMap::new();
+    let mut services = Vec::new();
+    for service in written {
+        let (Some(name), Some(address)) = (service.name, service.address) else {
+            continue;
+        };
+        let id = service.id.as_ref().unwrap_or(&name);
+        if let Some(line) = ids.insert(id.value.clone(), id.at.line) {
+            let advice = if service.id.is_some() {
+                ""
+            } else {
+                ": give each instance an `id`"
+            };
+            id.problem(
+                report,
+                &format!(
+                    "`{}` is the id of the service in line {line} too{advice}",
+                    id.value
+                ),
+            );
+        }
+        if let Some(listener) = listeners.met_at(address.value) {
+            let why = format!(
+                "{} is our own {listener}: requests would go in a circle",
+                address.value
+            );
+            address.problem(report, &why);
+        }
+        let advertise = match &service.advertise {
+            Some(advertise) => {
+                if advertise.value.ip().is_loopback() && !dialled.is_loopback() {
+                    advertise.warning(report, "those on other hosts would be sent to themselves");
+                }
+                Some(advertise.value)
+            }
+            None if address.value.ip().is_loopback() && !dialled.is_loopback() => {
+                let why = format!(
+                    "{} is only reached through the mesh: look-ups by those without it will not find `{}`; \
+                     `advertise` says where they may dial it",
+                    address.value, name.value
+                );
+                address.warning(report, &why);
+                None
+            }
+            None => Some(address.value),
+        };
+        services.push(Service {
+            id: id.value.clone(),
+            name: name.value,
+            address: address.value,
+            advertise,
+            protocol: service.protocol,
+            tags: service.tags,
+            meta: service.meta,
+            check: service.check.and_then(check),
+        });
+    }
+    services
+}
+
+fn check(written: CheckKeys) -> Option<Check> {
+    Some(Check {
+        kind: written.kind?,
+        interval: written.interval.unwrap_or(Duration::from_secs(1)),
+        timeout: written.timeout.unwrap_or(Duration::from_millis(500)),
+        rise: written.rise.unwrap_or(2),
+        fall: written.fall.unwrap_or(2),
+    })
+}
+
+/// Lays policies over each other, and checks what each layer says against the rest of the file.
+struct Layers<'a> {
+    report: &'a Report,
+    buffers: usize,
+}
+
+impl Layers<'_> {
+    fn lay(
+        &self,
+        layer: &PolicyLayer,
+        below: &Policy,
+        origins: &Origins,
+        origin: Origin,
+    ) -> (Policy, Origins) {
+        if let Some(size) = layer
+            .max_body_buffer
+            .as_ref()
+            .filter(|size| size.value > self.buffers)
+        {
+            size.problem(
+                self.report,
+                "is more than limits.buffers, which all requests share",
+            );
+        }
+        layer.over(below, origins, origin)
+    }
+}
+
+fn upstreams(
+    written: &[UpstreamKeys],
+    host: &Policy,
+    host_origins: &Origins,
+    layers: &Layers<'_>,
+    listeners: &Listeners,
+    report: &Report,
+) -> Vec<Upstream> {
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut upstreams = Vec::new();
+    for upstream in written {
+        check_endpoints(upstream, listeners, report);
+        let (policy, origins) = layers.lay(&upstream.policy, host, host_origins, Origin::Upstream);
+        let mut routes: Vec<Route> = Vec::new();
+        for route in &upstream.routes {
+            let (policy, origins) = layers.lay(&route.policy, &policy, &origins, Origin::Route);
+            let Some(matches) = &route.matches else {
+                continue;
+            };
+            for (index, earlier) in routes.iter().enumerate() {
+                if earlier.matches == matches.value {
+                    matches.problem(
+                        report,
+                        "an earlier route matches the same, so this one never would",
+                    );
+                } else if covers(&earlier.matches, &matches.value) {
+                    let why = format!(
+                        "routes[{index}] takes all of these requests, so this one never would"
+                    );
+                    matches.warning(report, &why);
+                }
+            }
+            routes.push(Route {
+                matches: matches.value.clone(),
+                policy,
+                origins,
+            });
+        }
+        let Some(name) = &upstream.name else { continue };
+        if let Some(line) = names.insert(&name.value, name.at.line) {
+            name.problem(
+                report,
+                &format!("`{}` is the upstream in line {line} too", name.value),
+            );
+        }
+        upstreams.push(Upstream {
+            name: name.value.clone(),
+            endpoints: upstream
+                .endpoints
+                .iter()
+                .map(|endpoint| endpoint.value)
+                .collect(),
+            protocol: upstream.protocol.as_ref().map(|protocol| protocol.value),
+            policy,
+            origins,
+            routes,
+        });
+    }
+    upstreams
+}
+
+/// Whether every request that `later` matches is one that `earlier` matches.
+fn covers(earlier: &Match, later: &Match) -> bool {
+    let method = earlier.method.is_none() || earlier.method == later.method;
+    let path = match (&earlier.path, &later.path) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(earlier), Some(later)) => match earlier.strip_suffix('*') {
+            Some(prefix) => later.trim_end_matches('*').starts_with(prefix),
+            None => earlier == later,
+        },
+    };
+    method && path
+}
+
+fn check_endpoints(upstream: &UpstreamKeys, listeners: &Listeners, report: &Report) {
+    let mut seen: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+    for endpoint in &upstream.endpoints {
+        let address = endpoint.value;
+        if let Some(line) = seen.insert(address, endpoint.at.line) {
+            endpoint.problem(
+                report,
+                &format!("{address} stands there already, in line {line}"),
+            );
+        }
+        if let Some(listener) = listeners.met_at(address) {
+            endpoint.problem(
+                report,
+                &format!("{address} is our own {listener}: requests would go in a circle"),
+            );
+        }
+    }
+    if let Some(protocol) = &upstream.protocol
+        && !upstream.has_endpoints
+    {
+        protocol.problem(
+            report,
+            "is for `endpoints`: a service of the mesh says its own",
+        );
+    }
+}
+
+fn outbound(written: OutboundKeys, listen: Listen) -> Outbound {
+    let listener = |listener: crate::model::ListenerKeys| {
+        Some(ServiceListener {
+            listen: listener.listen?.value,
+            service: listener.service?,
+        })
+    };
+    Outbound {
+        listen,
+        passthrough: written.passthrough.unwrap_or(true),
+        listeners: written.listeners.into_iter().filter_map(listener).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_covers_what_it_takes_away() {
+        let route = |text: &str| {
+            let (method, path) = text.split_once(' ').expect("two words");
+            let said = |word: &str| (word != "any").then(|| word.to_owned());
+            Match {
+                method: said(method),
+                path: said(path),
+            }
+        };
+        let table = [
+            ("any /a/*", "any /a/b", true),
+            ("any /a/*", "GET /a/*", true),
+            ("any /a*", "any /a/*", true),
+            ("any /*", "POST /x", true),
+            ("GET any", "GET /x", true),
+            ("any /a/*", "any /a*", false),
+            ("any /a/*", "any /a", false),
+            ("GET /a", "any /a", false),
+            ("GET /a", "POST /a", false),
+            ("any /a", "any /a*", false),
+            ("any /a", "GET any", false),
+        ];
+        for (earlier, later, expected) in table {
+            assert_eq!(
+                covers(&route(earlier), &route(later)),
+                expected,
+                "{earlier} before {later}"
+            );
+        }
+    }
+
+    #[test]
+    fn listeners_overlap_on_one_port_and_address() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        assert!(overlap(at("127.0.0.1:1"), at("127.0.0.1:1")));
+        assert!(overlap(at("0.0.0.0:1"), at("127.0.0.1:1")));
+        assert!(overlap(at("127.0.0.1:1"), at("[::]:1")));
+        assert!(!overlap(at("127.0.0.1:1"), at("127.0.0.2:1")));
+        assert!(!overlap(at("127.0.0.1:1"), at("127.0.0.1:2")));
+        assert!(!overlap(at("127.0.0.1:0"), at("127.0.0.1:0")));
+    }
+}

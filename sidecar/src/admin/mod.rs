@@ -1,0 +1,345 @@
+//! The admin listener: whether this host is well, its numbers, and why it does what it does.
+//!
+//! `/livez`, `/readyz`, `/metrics`, `/config` (secrets left out), and below `/v1/` what the command line prints:
+//! `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=`, `events`. Reads only. Membership and
+//! services come from the snapshot; what the data plane knows comes through [`Views`], so that this knows nothing of
+//! it. On a loopback listener, requests under a foreign name are refused: a page in the operator's browser could
+//! otherwise read them by a name that it makes resolve to 127.0.0.1 (DNS rebinding).
+
+pub mod report;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::extract::{Path, Query, Request, State};
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::{StatusCode, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use evenkeel_discovery::names::{HostName, service_of_host};
+use evenkeel_discovery::{Catalog, Node, NodeStatus, Status};
+use prometheus::{Encoder as _, TextEncoder};
+use serde::Deserialize;
+
+use crate::events::Events;
+use crate::gossip::GossipHandle;
+
+/// What the rest of the program shows of itself.
+pub struct Views {
+    /// `/v1/endpoints/S`, in the shape of [`report::Endpoints`]; `None`: no such upstream.
+    pub endpoints: Box<ViewOfService>,
+    /// `/v1/explain/S` for a method and a path, in the shape of [`report::Explain`]; `None`: no such upstream.
+    pub explain: Box<ViewOfRequest>,
+    /// The effective configuration, without secrets.
+    pub config: Box<dyn Fn() -> String + Send + Sync>,
+    /// Whether requests are served, or why not.
+    pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Every listener by name, as bound.
+    pub listeners: Box<dyn Fn() -> BTreeMap<String, SocketAddr> + Send + Sync>,
+}
+
+/// Of a service's name.
+pub type ViewOfService = dyn Fn(&str) -> Option<serde_json::Value> + Send + Sync;
+
+/// Of a service's name, a method and a path.
+pub type ViewOfRequest = dyn Fn(&str, &str, &str) -> Option<serde_json::Value> + Send + Sync;
+
+/// What the routes answer from.
+pub struct Admin {
+    /// Membership and services.
+    pub gossip: GossipHandle,
+    /// What happened.
+    pub events: Arc<Events>,
+    /// Every number.
+    pub metrics: prometheus::Registry,
+    /// Where state is kept.
+    pub data_dir: Option<String>,
+    /// The rest of the program.
+    pub views: Views,
+}
+
+type Ours = State<Arc<Admin>>;
+
+/// The routes, for a listener bound to `address`.
+pub fn router(admin: Admin, address: SocketAddr) -> Router {
+    let admin = Arc::new(admin);
+    let router = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/config", get(config))
+        .route("/v1/self", get(myself))
+        .route("/v1/members", get(members))
+        .route("/v1/services", get(services))
+        .route("/v1/endpoints/{service}", get(endpoints))
+        .route("/v1/explain/{service}", get(explain))
+        .route("/v1/events", get(events))
+        .fallback(unknown)
+        .method_not_allowed_fallback(reads_only)
+        .with_state(Arc::clone(&admin));
+    if address.ip().is_loopback() {
+        router.layer(middleware::from_fn_with_state(admin, refuse_foreign_hosts))
+    } else {
+        router
+    }
+}
+
+/// Whether a `Host` header can mean this host: an address, a name without a dot, below `.localhost` or `.internal`
+/// (both reserved: nobody can buy a name there), or its own name. A name that a stranger makes resolve to us is none of these.
+#[must_use]
+pub fn host_is_ours(host: &str, node_name: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host
+            .rsplit_once(':')
+            .filter(|(name, _)| !name.contains(':'))
+            .map_or(host, |(name, _)| name),
+    };
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    name.parse::<IpAddr>().is_ok()
+        || (!name.is_empty() && !name.contains('.'))
+        || name.ends_with(".localhost")
+        || name.ends_with(".internal")
+        || name.eq_ignore_ascii_case(node_name)
+}
+
+async fn refuse_foreign_hosts(State(admin): Ours, request: Request, next: Next) -> Response {
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    if host.is_none_or(|host| host_is_ours(host, &admin.gossip.node().name)) {
+        return next.run(request).await;
+    }
+    error(
+        StatusCode::FORBIDDEN,
+        "this listener answers to an address, a name without a dot or its node.name, not to other names: call it by one of these",
+    )
+}
+
+async fn ready(State(admin): Ours) -> Response {
+    match readiness(&admin) {
+        Ok(()) => "ok\n".into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+fn readiness(admin: &Admin) -> Result<(), String> {
+    (admin.views.ready)()?;
+    let catalog = admin.gossip.catalog();
+    if catalog.nodes.get(&catalog.own).is_some_and(|node| node.draining) {
+        return Err("draining".to_owned());
+    }
+    if !admin.gossip.joined() {
+        return Err("joining: no host of mesh.join has answered yet".to_owned());
+    }
+    Ok(())
+}
+
+async fn metrics(State(admin): Ours) -> Response {
+    let mut text = Vec::new();
+    match TextEncoder::new().encode(&admin.metrics.gather(), &mut text) {
+        Ok(()) => {
+            ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
+        Err(cause) => error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &format!("a metric cannot be written: {cause}"),
+        ),
+    }
+}
+
+async fn config(State(admin): Ours) -> Response {
+    ([(CONTENT_TYPE, "text/plain; charset=utf-8")], (admin.views.config)()).into_response()
+}
+
+async fn myself(State(admin): Ours) -> Json<report::SelfReport> {
+    let catalog = admin.gossip.catalog();
+    let node = admin.gossip.node();
+    let not_ready = readiness(&admin).err();
+    Json(report::SelfReport {
+        name: node.name.clone(),
+        id: format!("{:016x}", catalog.own),
+        address: node.address.ip(),
+        mesh: catalog.mesh.clone(),
+        domain: catalog.domain.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready: not_ready.is_none(),
+        not_ready,
+        data_dir: admin.data_dir.clone(),
+        listeners: (admin.views.listeners)(),
+    })
+}
+
+async fn members(State(admin): Ours) -> Json<report::Members> {
+    let catalog = admin.gossip.catalog();
+    let mut instances: BTreeMap<u64, usize> = BTreeMap::new();
+    for instance in catalog.services.values().flat_map(|view| &view.instances) {
+        *instances.entry(instance.node.id).or_default() += 1;
+    }
+    let mut members: Vec<report::Member> = catalog
+        .nodes
+        .values()
+        .map(|node| member(node, &catalog, instances.get(&node.id).copied().unwrap_or_default()))
+        .collect();
+    members.sort_by(|a, b| (!a.myself, &a.name, &a.id).cmp(&(!b.myself, &b.name, &b.id)));
+    Json(report::Members { members })
+}
+
+fn member(node: &Node, catalog: &Catalog, instances: usize) -> report::Member {
+    let state = match node.status {
+        NodeStatus::Alive if node.draining => "draining",
+        NodeStatus::Alive => "alive",
+        NodeStatus::Failed => "failed",
+        NodeStatus::Left => "left",
+    };
+    // Indices are unix microseconds, give or take.
+    let now_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let for_ms = now_us.saturating_sub(node.index.into()) / 1000;
+    report::Member {
+        name: node.name.clone(),
+        id: format!("{:016x}", node.id),
+        address: node.address.ip().to_string(),
+        gossip: node.address.to_string(),
+        mesh: node.mesh.to_string(),
+        zone: node.zone.clone().unwrap_or_default(),
+        state: state.to_owned(),
+        for_ms: u64::try_from(for_ms).unwrap_or_default(),
+        instances,
+        myself: node.id == catalog.own,
+    }
+}
+
+async fn services(State(admin): Ours) -> Json<report::Services> {
+    let catalog = admin.gossip.catalog();
+    let services = catalog
+        .services
+        .values()
+        .map(|view| {
+            let count = |which: &dyn Fn(&evenkeel_discovery::Instance) -> bool| {
+                view.instances.iter().filter(|instance| which(instance)).count()
+            };
+            let mut tags: Vec<String> =
+                view.instances.iter().flat_map(|instance| instance.tags.clone()).collect();
+            tags.sort();
+            tags.dedup();
+            report::Service {
+                name: view.name.clone(),
+                tags,
+                instances: view.instances.len(),
+                usable: count(&evenkeel_discovery::Instance::takes_requests),
+                critical: count(&|instance| instance.status == Status::Critical),
+                draining: count(&|instance| instance.node.draining),
+            }
+        })
+        .collect();
+    Json(report::Services { services })
+}
+
+async fn endpoints(State(admin): Ours, Path(service): Path<String>) -> Response {
+    let name = canonical(&admin, &service);
+    match (admin.views.endpoints)(&name) {
+        Some(view) => Json(view).into_response(),
+        None => no_such_service(&admin, &service),
+    }
+}
+
+/// The request that is to be explained.
+#[derive(Deserialize)]
+struct About {
+    path: Option<String>,
+    method: Option<String>,
+}
+
+async fn explain(
+    State(admin): Ours,
+    Path(service): Path<String>,
+    Query(about): Query<About>,
+) -> Response {
+    let name = canonical(&admin, &service);
+    let method = about.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
+    match (admin.views.explain)(&name, &method, about.path.as_deref().unwrap_or("/")) {
+        Some(view) => Json(view).into_response(),
+        None => no_such_service(&admin, &service),
+    }
+}
+
+async fn events(State(admin): Ours) -> Json<report::EventList> {
+    Json(report::EventList { events: admin.events.all() })
+}
+
+/// The service that a name as an application writes it means.
+fn canonical(admin: &Admin, name: &str) -> String {
+    let catalog = admin.gossip.catalog();
+    match service_of_host(name, &catalog.domain, &catalog.mesh) {
+        HostName::Service(service) | HostName::ServiceOrForeign(service) => service,
+        HostName::Foreign => name.to_owned(),
+    }
+}
+
+fn no_such_service(admin: &Admin, name: &str) -> Response {
+    let catalog = admin.gossip.catalog();
+    let known: Vec<&str> =
+        catalog.services.keys().map(String::as_str).take(NAMES_SHOWN_MAX).collect();
+    let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
+    error(
+        StatusCode::NOT_FOUND,
+        &format!(
+            "no service {name:?}: no host that is up offers it and no upstream has that name. Known: {known}"
+        ),
+    )
+}
+
+async fn unknown(uri: Uri) -> Response {
+    error(
+        StatusCode::NOT_FOUND,
+        &format!(
+            "{} is not served here: there are /livez, /readyz, /metrics, /config and, below /v1/, self, members, services, endpoints/S, explain/S and events",
+            uri.path()
+        ),
+    )
+}
+
+async fn reads_only() -> Response {
+    error(StatusCode::METHOD_NOT_ALLOWED, "the admin listener only answers GET")
+}
+
+fn error(status: StatusCode, text: &str) -> Response {
+    (status, Json(report::ErrorReport { error: text.to_owned() })).into_response()
+}
+
+/// How long an answer may take; all come from memory.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Names listed when one is not found.
+const NAMES_SHOWN_MAX: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_mean_this_one() {
+        for (host, ours) in [
+            ("127.0.0.1:7119", true),
+            ("10.0.0.5", true),
+            ("[::1]:7119", true),
+            ("::1", true),
+            ("localhost:7119", true),
+            ("LOCALHOST", true),
+            ("discovery", true),
+            ("host-a.example", true),
+            ("Host-A.example.:7119", true),
+            ("host.docker.internal:8500", true),
+            ("app.localhost", true),
+            ("evil.example:7119", false),
+            ("127.0.0.1.evil.example", false),
+            ("localhost.evil.example:7119", false),
+            ("internal.evil.example", false),
+            ("", false),
+        ] {
+            assert_eq!(host_is_ours(host, "host-a.example"), ours, "{host}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The shapes of the admin's answers, written by the host and read by the command line.
+//!
+//! Fields may be added; the command line fills what it does not get with defaults, so that the two can be of
+//! different versions during an upgrade.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// `/v1/self`: this host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SelfReport {
+    /// `node.name`.
+    pub name: String,
+    /// The random id kept in the data directory, as hex.
+    pub id: String,
+    /// What others dial.
+    pub address: IpAddr,
+    /// `mesh.name`.
+    pub mesh: String,
+    /// `mesh.domain`.
+    pub domain: String,
+    /// This binary's version.
+    pub version: String,
+    /// Whether `/readyz` says yes, and why not.
+    pub ready: bool,
+    /// Why not ready.
+    pub not_ready: Option<String>,
+    /// Where it keeps its state.
+    pub data_dir: Option<String>,
+    /// Where it listens, by name, after binding (port 0 is a real port here).
+    pub listeners: BTreeMap<String, SocketAddr>,
+}
+
+/// `/v1/members`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Members {
+    /// Every host known, oneself first, then by name.
+    pub members: Vec<Member>,
+}
+
+/// One host.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its id, as hex.
+    pub id: String,
+    /// What to dial.
+    pub address: String,
+    /// Where its gossip listens.
+    pub gossip: String,
+    /// Where it takes requests from other hosts.
+    pub mesh: String,
+    /// Where it stands.
+    pub zone: String,
+    /// `alive | draining | failed | left`.
+    pub state: String,
+    /// For how long.
+    pub for_ms: u64,
+    /// Instances it offers.
+    pub instances: usize,
+    /// It is the one asked.
+    pub myself: bool,
+}
+
+/// `/v1/services`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Services {
+    /// Every service, by name.
+    pub services: Vec<Service>,
+}
+
+/// One service.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Tags of any instance.
+    pub tags: Vec<String>,
+    /// Instances on hosts that are up.
+    pub instances: usize,
+    /// Of them, those that requests may go to.
+    pub usable: usize,
+    /// Of them, those whose check fails.
+    pub critical: usize,
+    /// Of them, those on their way out.
+    pub draining: usize,
+}
+
+/// `/v1/endpoints/S`: what the balancer sees.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Endpoints {
+    /// The service.
+    pub service: String,
+    /// `policy.balance`.
+    pub balance: String,
+    /// Every endpoint, usable or not.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Endpoint {
+    /// The instance's id.
+    pub instance: String,
+    /// The host it runs on.
+    pub host: String,
+    /// The application's own address.
+    pub address: String,
+    /// What is dialled: the host's mesh port, or the application itself.
+    pub dial: String,
+    /// `usable`, or what the first filter against it is about.
+    pub state: String,
+    /// Requests in flight from this host.
+    pub in_flight: u64,
+    /// Peak EWMA of the time to the response's head; none before the first answer.
+    pub latency_ms: Option<f64>,
+    /// How long a response's head has been awaited without any progress.
+    pub stall_ms: f64,
+    /// How long it stays ejected.
+    pub ejected_ms: Option<u64>,
+    /// How often it was ejected.
+    pub ejections: u64,
+}
+
+/// `/v1/explain/S`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Explain {
+    /// The service.
+    pub service: String,
+    /// The request's method.
+    pub method: String,
+    /// The request's path.
+    pub path: String,
+    /// Which route matched; none: the upstream's own policy.
+    pub route: Option<String>,
+    /// Whether this request may be sent twice, and why.
+    pub repeat: String,
+    /// Each endpoint with what each filter says of it, in the filters' order.
+    pub endpoints: Vec<ExplainEndpoint>,
+    /// Each field of the effective policy.
+    pub policy: Vec<PolicyField>,
+    /// Anything else worth saying, in sentences.
+    pub notes: Vec<String>,
+}
+
+/// One endpoint and the verdicts on it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExplainEndpoint {
+    /// The instance's id.
+    pub instance: String,
+    /// The host it runs on.
+    pub host: String,
+    /// What is dialled.
+    pub address: String,
+    /// Whether it may be chosen.
+    pub usable: bool,
+    /// What it would cost to choose it; lower is better.
+    pub cost: Option<f64>,
+    /// What each filter says.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// What one filter says of one endpoint.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Verdict {
+    /// The filter: `health`, `ejection`, `slow_start`, …
+    pub filter: String,
+    /// Whether it lets the endpoint through.
+    pub pass: bool,
+    /// Why, in a few words.
+    pub reason: String,
+}
+
+/// One field of the effective policy.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyField {
+    /// As written in the file: `retry.budget`.
+    pub field: String,
+    /// Its value, as written in the file.
+    pub value: String,
+    /// Who said so: `built-in`, `host`, `upstream`, `route`.
+    pub origin: String,
+}
+
+/// `/v1/events`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EventList {
+    /// Oldest first.
+    pub events: Vec<crate::events::Event>,
+}
+
+/// Any answer that is not a 200.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// What is wrong and what to do.
+    pub error: String,
+}

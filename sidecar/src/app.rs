@@ -1,0 +1,322 @@
+//! Builds everything, runs it, and ends it again: the one list of long-lived tasks.
+//!
+//! | thread | what runs on it |
+//! | --- | --- |
+//! | `worker-N` | requests: [`crate::data_plane`] |
+//! | `ek-gossip` | membership and registry: [`crate::gossip`] |
+//! | `ek-dns` | look-ups by DNS: [`crate::dns`] |
+//! | `ek-control` | catalogue, admin, checks: [`crate::control`] |
+//! | `access-log` | the access log's writer: [`crate::access`] |
+//! | main | signals, reloads, and the router's next snapshot: this file |
+//!
+//! Sockets are bound before anything starts, so that a taken port ends the process and not half of it.
+//!
+//! Going away (SIGTERM or SIGINT; a second one skips the wait): announce it, go on serving for `shutdown.settle` while the
+//! others stop choosing this host, end inbound connections gracefully, then the applications' own, then leave.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use evenkeel_config::settings::Settings;
+use evenkeel_config::{Environment, Loaded};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::control::{self, Surface};
+use crate::data_plane::{self, DataPlane, Sockets};
+use crate::events::Events;
+use crate::gossip::{self, Gossip, GossipArgs, GossipHandle};
+use crate::listener::Role;
+use crate::logging::Logging;
+use crate::metrics::Metrics;
+use crate::state::State;
+use crate::upstreams::Upstreams;
+use crate::{admin, catalog_http, checks, dns, views};
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What stops the process from starting, and what to do about it.
+pub fn run(loaded: Loaded, file: Option<PathBuf>) -> anyhow::Result<()> {
+    let logging = Logging::start(&loaded.settings.log)?;
+    for warning in &loaded.warnings {
+        warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // Before anything else: a SIGHUP that comes early must not end the process.
+        let signals = Signals::new()?;
+        let app = App::start(loaded.settings, logging).await?;
+        app.run(signals, file.as_deref()).await
+    })
+}
+
+#[derive(PartialEq, Eq)]
+enum Asked {
+    End,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+
+    async fn end(&mut self) {
+        while self.next().await != Asked::End {}
+    }
+}
+
+struct App {
+    settings: Arc<ArcSwap<Settings>>,
+    logging: Logging,
+    metrics: Metrics,
+    events: Arc<Events>,
+    plane: DataPlane,
+    upstreams: Upstreams,
+    handle: GossipHandle,
+    draining: Arc<AtomicBool>,
+    env: Environment,
+    // Ended in this order when dropped: what answers first, gossip last.
+    _dns: Option<dns::Dns>,
+    _control: control::Control,
+    gossip: Gossip,
+}
+
+impl App {
+    async fn start(settings: Settings, logging: Logging) -> anyhow::Result<App> {
+        let env = Environment::from_os();
+        let workers = data_plane::workers(&settings);
+        let metrics = Metrics::new(workers)?;
+        let registry = metrics.registry.clone();
+        let events = Arc::new(Events::default());
+
+        let mesh = Sockets::open("mesh.data.listen", settings.mesh.data.address, workers)?;
+        let outbound = Sockets::open("outbound.listen", settings.outbound.listen.address, workers)?;
+        let gossip_sockets = gossip::Sockets::bind(settings.mesh.gossip.address)
+            .map_err(|error| taken("mesh.gossip.listen", settings.mesh.gossip.address, &error))?;
+        let admin_listener = TcpListener::bind(settings.admin.address)
+            .map_err(|error| taken("admin.listen", settings.admin.address, &error))?;
+        let dns_sockets =
+            control::optional("discovery.dns", settings.discovery.dns, dns::Sockets::bind)?;
+        let http = control::optional("discovery.http", settings.discovery.http, TcpListener::bind)?;
+
+        let mut listeners = BTreeMap::from([
+            ("mesh".to_owned(), mesh.address),
+            ("outbound".to_owned(), outbound.address),
+            ("gossip".to_owned(), gossip_sockets.local_addr()?),
+            ("admin".to_owned(), admin_listener.local_addr()?),
+        ]);
+
+        let state = Arc::new(State::open(&settings.node.data_dir, &env)?);
+        let data_dir = state.dir().map(|dir| dir.display().to_string());
+        let gossip = gossip::spawn(GossipArgs {
+            settings: &settings,
+            env: &env,
+            sockets: gossip_sockets,
+            mesh_port: mesh.address.port(),
+            state,
+            events: Arc::clone(&events),
+            metrics: &registry,
+        })?;
+        let handle = gossip.handle().clone();
+        let mut plane = DataPlane::start(&settings, metrics.clone(), handle.node().address.ip())?;
+        let mut upstreams = Upstreams::new(Arc::clone(plane.shared()));
+        upstreams.publish(Instant::now(), &settings, &handle.catalog());
+        plane.listen(mesh, &Role::Inbound).await;
+        plane.listen(outbound, &Role::Outbound).await;
+        plane.reload(&settings).await?;
+        listeners.extend(
+            plane.services().map(|(service, address)| (format!("service {service}"), address)),
+        );
+
+        let mut surfaces = Vec::new();
+        if let Some(listener) = http {
+            listeners.insert("http".to_owned(), listener.local_addr()?);
+            surfaces.push(Surface {
+                name: "discovery.http",
+                listener,
+                router: catalog_http::router(handle.clone(), &registry)?,
+                timeout: catalog_http::ANSWER_TIMEOUT,
+            });
+        }
+        let dns = match dns_sockets {
+            Some(sockets) => {
+                listeners.insert("dns".to_owned(), sockets.local_addr()?);
+                Some(dns::spawn(sockets, handle.snapshots(), &registry)?)
+            }
+            None => None,
+        };
+        for (name, address) in &listeners {
+            info!(name, %address, "listening");
+        }
+
+        let settings = Arc::new(ArcSwap::from_pointee(settings));
+        let draining = Arc::new(AtomicBool::new(false));
+        let admin = admin::Admin {
+            gossip: handle.clone(),
+            events: Arc::clone(&events),
+            metrics: registry,
+            data_dir,
+            views: views::views(plane.shared(), &settings, &handle, &draining, listeners),
+        };
+        let address = admin_listener.local_addr()?;
+        surfaces.push(Surface {
+            name: "admin",
+            listener: admin_listener,
+            router: admin::router(admin, address),
+            timeout: admin::ANSWER_TIMEOUT,
+        });
+        let (local, commands) = (handle.local(), handle.commands());
+        let control = control::start(surfaces, move || checks::run(local, commands))?;
+        metrics.reload_successful.set(1);
+        metrics.reload_time.set(unix_seconds());
+        Ok(App {
+            settings,
+            logging,
+            metrics,
+            events,
+            plane,
+            upstreams,
+            handle,
+            draining,
+            env,
+            _dns: dns,
+            _control: control,
+            gossip,
+        })
+    }
+
+    async fn run(mut self, mut signals: Signals, file: Option<&Path>) -> anyhow::Result<()> {
+        let mut changes = self.handle.changes();
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            tokio::select! {
+                asked = signals.next() => match asked {
+                    Asked::End => break,
+                    Asked::Reload => self.reload(file).await,
+                },
+                changed = changes.changed() => changed.context("gossip stopped: restart this host")?,
+                _ = sweep.tick() => {}
+            }
+            self.upstreams.publish(Instant::now(), &self.settings.load(), &self.handle.catalog());
+        }
+        self.shut_down(signals).await;
+        Ok(())
+    }
+
+    /// Takes over a changed file, or says why the old one stays.
+    async fn reload(&mut self, file: Option<&Path>) {
+        let Some(file) = file else {
+            return warn!(
+                "SIGHUP, but this process was started without a configuration file: nothing to read"
+            );
+        };
+        let loaded = match evenkeel_config::load(file, &self.env) {
+            Ok(loaded) => loaded,
+            Err(problems) => {
+                self.metrics.reload_successful.set(0);
+                error!("the configuration file is not taken, the old one stays:\n{problems}");
+                return self.events.warn(
+                    "reload refused",
+                    file.display().to_string(),
+                    problems.to_string(),
+                );
+            }
+        };
+        for warning in &loaded.warnings {
+            warn!("{warning}");
+        }
+        let old = self.settings.load_full();
+        let changes = evenkeel_config::diff(&old, &loaded.settings);
+        let restart: Vec<&str> =
+            changes.iter().filter(|c| !c.live).map(|c| c.key.as_str()).collect();
+        if !restart.is_empty() {
+            warn!(
+                keys = restart.join(", "),
+                "these changes need a restart; the others are taken now"
+            );
+        }
+        if let Err(problem) = self.plane.reload(&loaded.settings).await {
+            self.metrics.reload_successful.set(0);
+            error!("the configuration file is not taken whole: {problem:#}");
+            return self.events.warn(
+                "reload refused",
+                file.display().to_string(),
+                format!("{problem:#}"),
+            );
+        }
+        self.logging.set(&loaded.settings.log);
+        self.handle.reconcile(&loaded.settings).await;
+        self.settings.store(Arc::new(loaded.settings));
+        self.metrics.reload_successful.set(1);
+        self.metrics.reload_time.set(unix_seconds());
+        let keys: Vec<&str> = changes.iter().map(|c| c.key.as_str()).collect();
+        info!(changed = keys.join(", "), "configuration reloaded");
+        self.events.info("reloaded", file.display().to_string(), keys.join(", "));
+    }
+
+    async fn shut_down(self, mut signals: Signals) {
+        let shutdown = self.settings.load().shutdown.clone();
+        self.draining.store(true, Ordering::Relaxed);
+        info!(settle = ?shutdown.settle, "going away: others are asked to stop choosing this host");
+        self.handle.set_draining(true).await;
+        let orderly = async {
+            tokio::time::sleep(shutdown.settle).await;
+            let end = Instant::now() + shutdown.timeout;
+            self.plane.drain_inbound(shutdown.timeout).await;
+            self.plane
+                .drain_outbound(end.saturating_duration_since(Instant::now()).max(DRAIN_MIN))
+                .await;
+        };
+        tokio::select! {
+            () = orderly => {}
+            () = signals.end() => warn!("told a second time: what is in flight is cut off"),
+        }
+        self.handle.leave().await;
+        self.plane.stop().await;
+        drop(self.gossip);
+        info!("gone");
+    }
+}
+
+fn taken(what: &str, address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
+    anyhow::anyhow!(
+        "cannot listen on {address} ({what}): {error}; stop what has it (`ss -lntup` shows it) or choose another"
+    )
+}
+
+fn unix_seconds() -> i64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs().try_into().unwrap_or(i64::MAX))
+}
+
+/// Names of services that are gone are forgotten some time.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// Applications are served at least this long after the last inbound request.
+const DRAIN_MIN: Duration = Duration::from_secs(1);

@@ -1,0 +1,600 @@
+//! One request's attempts, from the first to the response that the caller gets.
+//!
+//! [`send`] is the loop of the data plane: it picks an endpoint, sends, arms one timer for the next copy or the
+//! deadline, and takes what comes first. A success ends it: the other attempts are dropped, which resets
+//! their streams or closes their connections, through to the applications. A failure waits for the copies that are
+//! still out; when none is, [`repeat::may_retry`] alone says whether the request may be sent again.
+//!
+//! Invariants: at most `1 + retry.max + hedge.max` attempts; a copy never goes to an endpoint this request
+//! has tried; every [`Ticket`] ends once, at the end of the response's body ([`Exchange`](crate::exchange::Exchange)), with the
+//! failure, or when its attempt is dropped.
+//!
+//! Sources: The Tail at Scale (hedged requests); RFC 9110 §9.2.2 (which requests may be repeated).
+
+use std::future::{Future, poll_fn};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use evenkeel_balancer::repeat::{self, Outcome, Pushback};
+use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
+use evenkeel_config::policy::{Mode, Policy};
+use evenkeel_config::settings::Protocol;
+use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, Request, Response, Uri, Version};
+use hyper::body::Incoming;
+use rand::RngExt as _;
+use smallvec::SmallVec;
+use tokio::time::Sleep;
+
+use crate::body::{Body, Replay};
+use crate::error::{Error, GRPC_STATUS};
+use crate::headers;
+use crate::metrics::Hedges;
+use crate::pool::{Charge, DialError, H1, H2, SendError};
+use crate::route::{Route, Upstream};
+use crate::worker::Worker;
+
+/// A request as every attempt sends it.
+#[derive(Debug)]
+pub struct Template {
+    /// Its method.
+    pub method: Method,
+    /// Its path and query.
+    pub path: PathAndQuery,
+    /// The authority as the application wrote it.
+    pub authority: Authority,
+    /// End-to-end headers, `Host` among them.
+    pub headers: HeaderMap,
+    /// Whether it is gRPC's.
+    pub grpc: bool,
+}
+
+/// When a request must have its response's head.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    /// The moment.
+    pub at: Instant,
+    /// The caller's own limit; else the policy's, which begins anew while the caller is still sending its body.
+    pub hard: bool,
+}
+
+/// Sends a request to an upstream until it has a response or may not be sent again.
+///
+/// # Errors
+/// What the caller is told when there is no response of an application to pass on.
+pub async fn send(
+    worker: &Rc<Worker>,
+    upstream: &Upstream,
+    route: &Route,
+    template: &Template,
+    body: Option<Replay>,
+    start: Instant,
+    mut deadline: Deadline,
+) -> Result<Won, Error> {
+    let policy = &route.policy;
+    let metrics = upstream.metrics.of(worker.id);
+    let grpc_path = template.grpc.then(|| template.path.path());
+    let safe = repeat::is_safe(&policy.repeat, template.method.as_str(), grpc_path);
+    let keyed = policy
+        .repeat
+        .key_header
+        .as_ref()
+        .is_some_and(|name| template.headers.contains_key(name.as_str()));
+    let facts = |retries| repeat::Request {
+        safe,
+        keyed,
+        body: body_state(body.as_ref()),
+        streaming: false,
+        retry_of_retry: false,
+        retries,
+    };
+    upstream.retries.request(start);
+    route.hedger.request(start);
+    let pick = |now, kind, tried: &[u64]| {
+        upstream.balancer.pick(now, &mut *worker.rng.borrow_mut(), policy, kind, tried)
+    };
+
+    let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
+    let begin = |endpoint: &Arc<Endpoint>, at: Instant, wait: Duration, fresh: bool| {
+        let request = template.request(upstream, endpoint, again(body.as_ref()), at);
+        attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
+    };
+    let ticket = pick(start, Attempt::First, &tried).map_err(|why| no_endpoint(upstream, why))?;
+    metrics.attempts[Attempt::First as usize].inc();
+    tried.push(ticket.endpoint().serial());
+    let mut first = pin!(Some(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false)));
+    let mut ticket = Waiting(Some(ticket));
+    let mut copies: Vec<Copied<_>> = Vec::new();
+    let (mut copies_sent, mut retries) = (0, 0);
+    let mut failed: Option<Failed> = None;
+
+    // A body that is still coming may be complete when a copy is due: that is looked at then.
+    let may_copy = repeat::may_copy(
+        &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
+        &policy.hedge,
+    );
+    let delay = if may_copy { route.hedger.delay(start, &policy.hedge) } else { None };
+    let mut copy_at = delay.map(|delay| start + delay);
+    let mut timer = pin!(tokio::time::sleep_until(earliest(copy_at, deadline.at).into()));
+
+    loop {
+        let event = poll_fn(|cx| poll_event(cx, first.as_mut(), &mut copies, timer.as_mut())).await;
+        let now = Instant::now();
+        match event {
+            Event::Timer if now >= deadline.at => {
+                if !deadline.hard
+                    && body.as_ref().is_some_and(|b| b.arriving(now, policy.idle_timeout))
+                {
+                    deadline.at = now + policy.timeout;
+                } else {
+                    let waiting = std::iter::once(&mut ticket)
+                        .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
+                    waiting
+                        .filter_map(|w| w.0.as_mut())
+                        .for_each(|ticket| ticket.head(now, Verdict::Timeout));
+                    let waited = now.saturating_duration_since(start);
+                    return Err(Error::Timeout(format!(
+                        "{} did not answer within {waited:.1?}",
+                        upstream.name
+                    )));
+                }
+            }
+            Event::Timer if copy_at.is_some_and(|at| now >= at) => {
+                copy_at = delay.map(|delay| now + delay);
+                if body.as_ref().is_some_and(|body| !body.complete()) {
+                    // Not yet: a copy needs the whole body.
+                } else if !route.hedger.try_copy(
+                    now,
+                    &policy.hedge,
+                    &policy.retry,
+                    &upstream.retries,
+                ) {
+                    let observed = policy.hedge.mode == Mode::Observe;
+                    metrics.hedges
+                        [if observed { Hedges::Observed } else { Hedges::Refused } as usize]
+                        .inc();
+                    copy_at = None;
+                } else if let Ok(ticket) = pick(now, Attempt::Hedge, &tried) {
+                    copies_sent += 1;
+                    metrics.attempts[Attempt::Hedge as usize].inc();
+                    tried.push(ticket.endpoint().serial());
+                    let future =
+                        Box::pin(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false));
+                    copies.push(Copied { ticket: Waiting(Some(ticket)), future });
+                    copy_at = copy_at.filter(|_| copies_sent < policy.hedge.max);
+                } else {
+                    // No endpoint is left that was not tried.
+                    route.hedger.not_sent(now, &upstream.retries);
+                    copy_at = None;
+                }
+            }
+            // The timer rounds: it is armed again below.
+            Event::Timer => {}
+            Event::First(ended) => {
+                first.set(None);
+                match judge(ended, ticket.take(), upstream, now) {
+                    Ok(won) => {
+                        let latency = now.saturating_duration_since(start);
+                        route.hedger.record(now, latency);
+                        if let Some(delay) =
+                            delay.filter(|d| policy.hedge.mode == Mode::Observe && latency > *d)
+                        {
+                            route.hedger.observe(now, delay, latency);
+                        }
+                        metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
+                        return Ok(won);
+                    }
+                    Err(why) => failed = Some(Failed::worse(failed, why)),
+                }
+            }
+            Event::Copy(at, ended) => {
+                let Copied { mut ticket, .. } = copies.swap_remove(at);
+                match judge(ended, ticket.take(), upstream, now) {
+                    Ok(won) => {
+                        route.hedger.copy_won();
+                        route.hedger.record(now, now.saturating_duration_since(start));
+                        metrics.hedges[Hedges::Won as usize].inc();
+                        metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
+                        return Ok(won);
+                    }
+                    Err(why) => failed = Some(Failed::worse(failed, why)),
+                }
+            }
+        }
+        if first.is_none() && copies.is_empty() {
+            let why = failed.take().expect("an attempt ended, and not well");
+            let may = repeat::may_retry(&facts(retries), &why.outcome, &policy.retry)
+                && upstream.retries.withdraw(now, policy.retry.budget, RETRY_FLOOR_PER_SEC);
+            let Some(next) = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten() else {
+                return why.give_up(body.as_ref());
+            };
+            retries += 1;
+            metrics.attempts[Attempt::Retry as usize].inc();
+            let same = tried.contains(&next.endpoint().serial());
+            tried.push(next.endpoint().serial());
+            let wait = match why.outcome {
+                Outcome::Response { pushback: Some(Pushback::After(wait)), .. } => wait,
+                _ if same => backoff(&mut *worker.rng.borrow_mut(), retries),
+                _ => Duration::ZERO,
+            };
+            first.set(Some(begin(next.endpoint(), deadline.at, wait, same)));
+            ticket = Waiting(Some(next));
+        }
+        timer.as_mut().reset(earliest(copy_at, deadline.at).into());
+    }
+}
+
+/// The response that is passed on, and who sent it.
+#[derive(Debug)]
+pub struct Won {
+    /// The response.
+    pub head: Box<Head>,
+    /// The load on its endpoint.
+    pub ticket: Ticket,
+}
+
+/// The connection that a response is coming from.
+#[derive(Debug)]
+pub enum Connection {
+    /// Taken for this request alone.
+    H1(H1),
+    /// A stream's place on a shared one, held for its count.
+    H2(#[expect(dead_code, reason = "held until the stream ends")] H2),
+}
+
+/// A response's head and the connection that its body comes on.
+#[derive(Debug)]
+pub struct Head {
+    /// The response.
+    pub response: Response<Incoming>,
+    /// What its body comes on.
+    pub connection: Connection,
+}
+
+/// Why an attempt came to nothing.
+struct Failed {
+    outcome: Outcome,
+    error: Error,
+    /// The application's own response, when that is the failure.
+    response: Option<Won>,
+}
+
+impl Failed {
+    /// Of two failures the one to tell: an application's response before anything of ours.
+    fn worse(before: Option<Failed>, now: Failed) -> Failed {
+        match before {
+            Some(before) if before.response.is_some() && now.response.is_none() => before,
+            _ => now,
+        }
+    }
+
+    fn give_up(self, body: Option<&Replay>) -> Result<Won, Error> {
+        match self.response {
+            Some(won) => Ok(won),
+            None if body.is_some_and(Replay::broken) => Err(Error::CallerGone),
+            None => Err(self.error),
+        }
+    }
+}
+
+type Ended = Result<Box<Head>, Unsent>;
+
+/// Why there is no response.
+#[derive(Debug)]
+pub enum Unsent {
+    /// There was no connection.
+    Dial(DialError),
+    /// The connection gave none.
+    Send(SendError),
+}
+
+enum Event {
+    Timer,
+    First(Ended),
+    Copy(usize, Ended),
+}
+
+struct Copied<F> {
+    ticket: Waiting,
+    future: Pin<Box<F>>,
+}
+
+/// The ticket of an attempt that has not ended. Dropped with it when another attempt won or the caller went
+/// away: how long the endpoint was silent is then all that is learnt.
+struct Waiting(Option<Ticket>);
+
+impl Waiting {
+    fn take(&mut self) -> Ticket {
+        self.0.take().expect("an attempt has one ticket and ends once")
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(ticket) = &mut self.0 {
+            ticket.caller_gone(Instant::now());
+        }
+    }
+}
+
+fn poll_event<F: Future<Output = Ended>>(
+    cx: &mut Context<'_>,
+    first: Pin<&mut Option<F>>,
+    copies: &mut [Copied<F>],
+    timer: Pin<&mut Sleep>,
+) -> Poll<Event> {
+    if let Some(first) = first.as_pin_mut()
+        && let Poll::Ready(ended) = first.poll(cx)
+    {
+        return Poll::Ready(Event::First(ended));
+    }
+    for (at, copy) in copies.iter_mut().enumerate() {
+        if let Poll::Ready(ended) = copy.future.as_mut().poll(cx) {
+            return Poll::Ready(Event::Copy(at, ended));
+        }
+    }
+    timer.poll(cx).map(|()| Event::Timer)
+}
+
+/// One attempt at one endpoint, up to the response's head.
+async fn attempt(
+    worker: &Rc<Worker>,
+    upstream: &Upstream,
+    policy: &Policy,
+    endpoint: Arc<Endpoint>,
+    request: Request<Body>,
+    wait: Duration,
+    fresh: bool,
+) -> Ended {
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
+    }
+    let spec = endpoint.spec();
+    let charge = Charge { balancer: &upstream.balancer, limits: &policy.circuit };
+    let from = (spec.hop == Hop::Mesh).then_some(worker.shared.node_address);
+    once(worker, spec.dial, from, Some(charge), request, fresh).await
+}
+
+/// Sends a request on a pooled connection; one that turns out dead before anything was sent is replaced once.
+///
+/// `from`: the local address to dial HTTP/2 peers from. `fresh`: on a new connection.
+pub async fn once(
+    worker: &Rc<Worker>,
+    address: SocketAddr,
+    from: Option<IpAddr>,
+    charge: Option<Charge<'_>>,
+    mut request: Request<Body>,
+    mut fresh: bool,
+) -> Ended {
+    loop {
+        let sent = if request.version() == Version::HTTP_2 {
+            let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
+            h2.send(request)
+                .await
+                .map(|response| Box::new(Head { response, connection: Connection::H2(h2) }))
+        } else {
+            let h1 = if fresh {
+                worker.pool.dial_h1(address, charge).await
+            } else {
+                worker.pool.h1(address, charge).await
+            };
+            let mut h1 = h1.map_err(Unsent::Dial)?;
+            h1.send(request)
+                .await
+                .map(|response| Box::new(Head { response, connection: Connection::H1(h1) }))
+        };
+        match sent {
+            Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
+            sent => return sent.map_err(Unsent::Send),
+        }
+    }
+}
+
+/// What an attempt's end says of its endpoint and of the request.
+fn judge(
+    ended: Ended,
+    mut ticket: Ticket,
+    upstream: &Upstream,
+    now: Instant,
+) -> Result<Won, Failed> {
+    let failed = |outcome, error| Failed { outcome, error, response: None };
+    let head = match ended {
+        Ok(head) => head,
+        Err(Unsent::Dial(DialError::CircuitOpen)) => {
+            ticket.no_sample();
+            return Err(failed(Outcome::NotSent, Error::CircuitOpen(upstream.name.to_string())));
+        }
+        Err(Unsent::Dial(DialError::Unreachable(what))) => {
+            ticket.head(now, Verdict::Unreachable);
+            return Err(failed(Outcome::NotSent, Error::Connect(what)));
+        }
+        Err(Unsent::Send(SendError::NotSent(_))) => {
+            ticket.head(now, Verdict::Unreachable);
+            return Err(failed(
+                Outcome::NotSent,
+                Error::Connect("the connection closed before the request".into()),
+            ));
+        }
+        Err(Unsent::Send(SendError::Refused(what))) => {
+            ticket.no_sample();
+            return Err(failed(Outcome::Refused, Error::Refused(what)));
+        }
+        Err(Unsent::Send(SendError::Reset(what))) => {
+            ticket.head(now, Verdict::Reset);
+            return Err(failed(Outcome::ResetBeforeHead, Error::Reset(what)));
+        }
+        Err(Unsent::Send(SendError::Caller)) => {
+            ticket.no_sample();
+            return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
+        }
+    };
+    let found = headers::find(head.response.headers());
+    if found.peers_failure
+        && ticket.endpoint().spec().hop == Hop::Mesh
+        && let Some((outcome, verdict, error)) = peers_failure(head.response.headers())
+    {
+        ticket.head(now, verdict);
+        return Err(failed(outcome, error));
+    }
+    let status = head.response.status().as_u16();
+    if status < 400 && !found.verdict {
+        ticket.head(now, Verdict::Success);
+        return Ok(Won { head, ticket });
+    }
+    let grpc = head.response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
+    let verdict = match (status, grpc) {
+        (429 | 503, _) | (_, Some(b"8")) => {
+            Verdict::Overloaded { retry_after: retry_after(head.response.headers()) }
+        }
+        (500.., _) | (_, Some(b"13" | b"14" | b"15")) => Verdict::Failure,
+        _ => Verdict::Success,
+    };
+    ticket.head(now, verdict);
+    if verdict == Verdict::Success {
+        return Ok(Won { head, ticket });
+    }
+    let pushback =
+        head.response.headers().get(RETRY_PUSHBACK).map(|value| Pushback::parse(value.as_bytes()));
+    let grpc = grpc.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+    let status = grpc.map_or(status, repeat::grpc_as_http);
+    let error = Error::Reset(format!("status {status}"));
+    Err(Failed {
+        outcome: Outcome::Response { status, pushback },
+        error,
+        response: Some(Won { head, ticket }),
+    })
+}
+
+/// What a receiving host says when it answers instead of its application.
+fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
+    let text = |value: &HeaderValue| value.to_str().unwrap_or("unreadable").to_owned();
+    if let Some(why) = headers.get(headers::REFUSED).map(text) {
+        // Leaving or not: it takes no requests now, and the next one should go elsewhere.
+        let error = match why.as_str() {
+            "connect" => Error::Connect("the receiving host cannot reach its application".into()),
+            _ => Error::Refused(why),
+        };
+        return Some((Outcome::Refused, Verdict::Unreachable, error));
+    }
+    match headers.get(headers::FAILED).map(text)?.as_str() {
+        "timeout" => Some((
+            Outcome::ResetAfterHead,
+            Verdict::Timeout,
+            Error::Timeout("at the receiving host".into()),
+        )),
+        why => Some((
+            Outcome::ResetBeforeHead,
+            Verdict::Reset,
+            Error::Reset(format!("at the receiving host: {why}")),
+        )),
+    }
+}
+
+impl Template {
+    /// The request for one endpoint.
+    fn request(
+        &self,
+        upstream: &Upstream,
+        endpoint: &Endpoint,
+        body: Body,
+        deadline: Instant,
+    ) -> Request<Body> {
+        let spec = endpoint.spec();
+        let mut request = self.blank(body);
+        if spec.hop == Hop::Mesh {
+            let headers = request.headers_mut();
+            let left = deadline.saturating_duration_since(Instant::now());
+            headers.insert(headers::TIMEOUT, headers::timeout_value(left));
+            headers.insert(headers::SERVICE, name_value(&upstream.name));
+            headers.insert(headers::INSTANCE, name_value(&spec.instance));
+        }
+        self.address(&mut request, spec.hop == Hop::Mesh || speaks_h2(spec.protocol, self.grpc));
+        request
+    }
+
+    /// Method, headers and body, not yet addressed.
+    pub fn blank(&self, body: Body) -> Request<Body> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+
+    /// Sets version, target and `Host` as the next hop's HTTP wants them.
+    pub fn address(&self, request: &mut Request<Body>, h2: bool) {
+        let mut uri = http::uri::Parts::default();
+        uri.path_and_query = Some(self.path.clone());
+        if h2 {
+            *request.version_mut() = Version::HTTP_2;
+            request.headers_mut().remove(HOST);
+            uri.scheme = Some(Scheme::HTTP);
+            uri.authority = Some(self.authority.clone());
+        } else if !request.headers().contains_key(HOST)
+            && let Ok(host) = HeaderValue::from_str(self.authority.as_str())
+        {
+            request.headers_mut().insert(HOST, host);
+        }
+        *request.uri_mut() =
+            Uri::from_parts(uri).expect("a path, or all three parts, are a valid URI");
+    }
+}
+
+/// Whether an application is spoken to in HTTP/2. One whose protocol is not known gets what its caller speaks.
+pub fn speaks_h2(protocol: Option<Protocol>, grpc: bool) -> bool {
+    match protocol {
+        Some(Protocol::Http2 | Protocol::Grpc) => true,
+        Some(Protocol::Http) => false,
+        None => grpc,
+    }
+}
+
+fn again(body: Option<&Replay>) -> Body {
+    body.map_or(Body::Empty, |body| Body::Replay(body.again()))
+}
+
+fn body_state(body: Option<&Replay>) -> repeat::Body {
+    match body {
+        None => repeat::Body::Complete,
+        Some(body) if body.complete() => repeat::Body::Complete,
+        Some(body) if body.replayable() => repeat::Body::Partial,
+        Some(_) => repeat::Body::Lost,
+    }
+}
+
+fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {
+    let service = upstream.name.to_string();
+    match why {
+        NoEndpoint::CircuitOpen => Error::CircuitOpen(service),
+        NoEndpoint::None => Error::NoEndpoint { service, why: "it has none" },
+        NoEndpoint::Unhealthy => Error::NoEndpoint { service, why: "none is healthy" },
+        NoEndpoint::AllTried => Error::NoEndpoint { service, why: "all were tried" },
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+fn name_value(name: &str) -> HeaderValue {
+    HeaderValue::from_str(name).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
+}
+
+fn earliest(copy_at: Option<Instant>, deadline: Instant) -> Instant {
+    copy_at.map_or(deadline, |at| at.min(deadline))
+}
+
+/// Before the same endpoint is tried again: 5 to 10 ms, doubled each time.
+fn backoff(rng: &mut impl rand::Rng, retries: u32) -> Duration {
+    let most = BACKOFF * 2u32.saturating_pow(retries.min(BACKOFF_DOUBLINGS_MAX));
+    most.mul_f64(rng.random_range(0.5..1.0))
+}
+
+const BACKOFF: Duration = Duration::from_millis(5);
+const BACKOFF_DOUBLINGS_MAX: u32 = 6;
+/// When a gRPC server wants to see the call again, if at all.
+const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");

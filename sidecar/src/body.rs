@@ -1,0 +1,374 @@
+//! The bodies that pass through: [`Body`] towards an endpoint, [`Reply`] towards the caller.
+//!
+//! A request's body may have to be sent again: [`Replay`] hands the caller's stream to the first attempt and
+//! keeps what went by, up to a limit for each request and one for all ([`Buffers`]). A later attempt starts
+//! with what is kept and goes on with the caller's stream. Once the limits are passed the kept part is
+//! dropped and only the attempt that is reading goes on: the request can no longer be repeated, which
+//! [`Replay::replayable`] says. Two attempts never read the caller's stream at once: a copy starts only when
+//! [`Replay::complete`], a retry only when the attempt before it is gone.
+//!
+//! A [`Reply`] carries the exchange's end: whatever happens to the body (read to the end, broken, dropped), the
+//! [`Exchange`] inside sees it exactly once.
+//!
+//! Everything lives on one worker, hence `Rc`.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::exchange::Exchange;
+
+/// A request's body on its way to an endpoint.
+#[derive(Debug)]
+pub enum Body {
+    /// None.
+    Empty,
+    /// The caller's stream, sent once.
+    Stream(Incoming),
+    /// The caller's stream, kept so that it can be sent again.
+    Replay(Replay),
+}
+
+/// Why a body ended before its time.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The stream that it is read from broke.
+    Source(hyper::Error),
+    /// Nothing came for `policy.idle_timeout`.
+    Idle,
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BodyError::Source(error) => write!(f, "the sender's stream broke: {error}"),
+            BodyError::Idle => f.write_str("no bytes within policy.idle_timeout"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Body::Empty => Poll::Ready(None),
+            Body::Stream(incoming) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|f| f.map_err(BodyError::Source))),
+            Body::Replay(replay) => replay.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Empty => true,
+            Body::Stream(incoming) => incoming.is_end_stream(),
+            Body::Replay(replay) => replay.is_end(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Empty => SizeHint::with_exact(0),
+            Body::Stream(incoming) => incoming.size_hint(),
+            Body::Replay(replay) => replay.size_hint(),
+        }
+    }
+}
+
+/// Bytes of request bodies kept by the whole process, and their limit.
+#[derive(Debug)]
+pub struct Buffers {
+    used: AtomicUsize,
+    max: AtomicUsize,
+}
+
+impl Buffers {
+    /// At most `max` bytes.
+    pub fn new(max: usize) -> Buffers {
+        Buffers { used: AtomicUsize::new(0), max: AtomicUsize::new(max) }
+    }
+
+    /// Changes the limit; what is kept stays.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    /// Bytes kept now.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let max = self.max.load(Ordering::Relaxed);
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before.saturating_add(bytes) <= max;
+        if !fits {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// One reader of a request's body that is kept while it passes.
+#[derive(Debug)]
+pub struct Replay {
+    kept: Rc<RefCell<Kept>>,
+    next: usize,
+    ended: bool,
+}
+
+#[derive(Debug)]
+struct Kept {
+    source: Incoming,
+    chunks: Vec<Bytes>,
+    trailers: Option<HeaderMap>,
+    bytes: usize,
+    max: usize,
+    complete: bool,
+    /// The caller's stream broke: no attempt can be whole any more.
+    broken: bool,
+    /// Some of the body went by without being kept.
+    lost: bool,
+    /// The caller sent all of it.
+    ended: bool,
+    /// When the caller last sent some of it.
+    moved: Instant,
+    buffers: Arc<Buffers>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.buffers.give_back(self.bytes);
+    }
+}
+
+impl Replay {
+    /// Keeps up to `max` bytes of `source`.
+    pub fn new(source: Incoming, max: usize, buffers: Arc<Buffers>, now: Instant) -> Replay {
+        let kept = Kept {
+            source,
+            chunks: Vec::new(),
+            trailers: None,
+            bytes: 0,
+            max,
+            complete: false,
+            broken: false,
+            lost: false,
+            ended: false,
+            moved: now,
+            buffers,
+        };
+        Replay { kept: Rc::new(RefCell::new(kept)), next: 0, ended: false }
+    }
+
+    /// A further reader, from the beginning. Only while [`Replay::replayable`].
+    pub fn again(&self) -> Replay {
+        Replay { kept: Rc::clone(&self.kept), next: 0, ended: false }
+    }
+
+    /// Whether another attempt can still send the whole body.
+    pub fn replayable(&self) -> bool {
+        let kept = self.kept.borrow();
+        !kept.lost && !kept.broken
+    }
+
+    /// Whether the whole body is kept, so that a copy can be sent beside the first.
+    pub fn complete(&self) -> bool {
+        self.kept.borrow().complete
+    }
+
+    /// Whether the caller broke its own upload.
+    pub fn broken(&self) -> bool {
+        self.kept.borrow().broken
+    }
+
+    /// Whether the caller is still sending, and sent something within `idle`.
+    pub fn arriving(&self, now: Instant, idle: Duration) -> bool {
+        let kept = self.kept.borrow();
+        !kept.ended && !kept.broken && now.saturating_duration_since(kept.moved) < idle
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut kept = self.kept.borrow_mut();
+        if let Some(chunk) = kept.chunks.get(self.next) {
+            self.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if kept.complete {
+            if !self.ended {
+                self.ended = true;
+                if let Some(trailers) = &kept.trailers {
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers.clone()))));
+                }
+            }
+            return Poll::Ready(None);
+        }
+        match ready!(Pin::new(&mut kept.source).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                kept.moved = Instant::now();
+                if let Some(data) = frame.data_ref() {
+                    let data = data.clone();
+                    kept.keep(data);
+                    self.next = kept.chunks.len();
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    kept.trailers = Some(trailers.clone());
+                    self.ended = true;
+                }
+                if kept.source.is_end_stream() {
+                    kept.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                kept.broken = true;
+                Poll::Ready(Some(Err(BodyError::Source(error))))
+            }
+            None => {
+                kept.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        let kept = self.kept.borrow();
+        if kept.complete {
+            self.next >= kept.chunks.len() && (self.ended || kept.trailers.is_none())
+        } else {
+            kept.chunks.is_empty() && kept.source.is_end_stream()
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let kept = self.kept.borrow();
+        let ahead: u64 = kept.chunks.iter().skip(self.next).map(|chunk| chunk.len() as u64).sum();
+        if kept.complete {
+            return SizeHint::with_exact(ahead);
+        }
+        let rest = kept.source.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(ahead + rest.lower());
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(ahead + upper);
+        }
+        hint
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, data: Bytes) {
+        if self.lost {
+            return;
+        }
+        if self.bytes + data.len() <= self.max && self.buffers.take(data.len()) {
+            self.bytes += data.len();
+            self.chunks.push(data);
+        } else {
+            self.lost = true;
+            self.chunks = Vec::new();
+            self.buffers.give_back(self.bytes);
+            self.bytes = 0;
+        }
+    }
+
+    fn finish(&mut self) {
+        // A body that was lost cannot be complete: there is nothing to send a second time.
+        self.complete = !self.lost;
+        self.ended = true;
+    }
+}
+
+/// A response's body on its way to the caller.
+#[derive(Debug)]
+pub enum Reply {
+    /// None.
+    Empty,
+    /// Ours: a problem.
+    Full(Option<Bytes>),
+    /// The endpoint's, with the exchange that ends when it does.
+    Stream(Incoming, Box<Exchange>),
+}
+
+impl Reply {
+    /// A body of ours.
+    pub fn full(bytes: Bytes) -> Reply {
+        Reply::Full(Some(bytes))
+    }
+}
+
+impl HttpBody for Reply {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Reply::Empty => Poll::Ready(None),
+            Reply::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Reply::Stream(incoming, exchange) => match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    exchange.progress();
+                    if incoming.is_end_stream() {
+                        exchange.finish();
+                    }
+                    Poll::Ready(Some(Ok(frame)))
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    exchange.broken();
+                    Poll::Ready(Some(Err(BodyError::Source(error))))
+                }
+                Poll::Ready(None) => {
+                    exchange.finish();
+                    Poll::Ready(None)
+                }
+                Poll::Pending if exchange.poll_idle(cx).is_ready() => {
+                    exchange.broken();
+                    Poll::Ready(Some(Err(BodyError::Idle)))
+                }
+                Poll::Pending => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Reply::Empty => true,
+            Reply::Full(bytes) => bytes.is_none(),
+            Reply::Stream(incoming, _) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Reply::Empty => SizeHint::with_exact(0),
+            Reply::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
+            }
+            Reply::Stream(incoming, _) => incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Health checks beside the applications of this host: who is asked how, and when an answer counts.
+//!
+//! Each host checks its own applications over loopback and publishes the verdict; nobody checks over the
+//! network, so a partition does not make instances critical, it makes hosts unreachable, which gossip knows better.
+//! An HTTP check passes with a 2xx head and warns with 429, a TCP check passes with a connection. Rise and fall are counted by
+//! `discovery::health`. A check never follows redirects and never reads a body: that the head came is the answer.
+//!
+//! Runs on the control thread, one small task for each check; the set follows what is registered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use evenkeel_discovery::health::{RiseFall, Status};
+use evenkeel_discovery::registration::{Check, CheckKind, Registration};
+use http::header::{CONNECTION, HOST, USER_AGENT};
+use http::{Request, StatusCode};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::gossip::Command;
+
+/// A verdict to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whose.
+    pub instance: String,
+    /// Which of its checks.
+    pub check: String,
+    /// What it is now.
+    pub status: Status,
+    /// What the last run said.
+    pub output: String,
+}
+
+/// Runs the checks of whatever is registered on this host, until `local` closes. Each check's first result and each
+/// change after it goes to `commands`. Must be called within a `LocalSet`.
+pub async fn run(
+    mut local: watch::Receiver<Arc<Vec<Registration>>>,
+    commands: mpsc::Sender<Command>,
+) {
+    let mut running: BTreeMap<(String, String), Running> = BTreeMap::new();
+    loop {
+        let registered = Arc::clone(&local.borrow_and_update());
+        let mut wanted: BTreeMap<(String, String), Check> = BTreeMap::new();
+        for instance in registered.iter() {
+            for check in &instance.checks {
+                wanted.insert((instance.id.clone(), check.id.clone()), check.clone());
+            }
+        }
+        running.retain(|key, run| wanted.get(key) == Some(&run.check));
+        for (key, check) in wanted {
+            running.entry(key).or_insert_with_key(|(instance, _)| {
+                let task = tokio::task::spawn_local(repeat(
+                    instance.clone(),
+                    check.clone(),
+                    commands.clone(),
+                ));
+                Running { check, task: task.abort_handle() }
+            });
+        }
+        if local.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A check's task; gone when this is dropped.
+struct Running {
+    check: Check,
+    task: AbortHandle,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>) {
+    let mut health = RiseFall::new(check.initial, check.rise, check.fall);
+    // Checks of one host are spread over the interval by their name, so that they do not run in lockstep.
+    let spread = instance
+        .bytes()
+        .chain(check.id.bytes())
+        .fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    let first = Instant::now() + check.interval.min(FIRST_WITHIN) * (spread % 1000) / 1000;
+    let mut due = tokio::time::interval_at(first, check.interval.max(INTERVAL_MIN));
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut said = false;
+    loop {
+        due.tick().await;
+        let (result, output) = ask(&check.kind, check.timeout).await;
+        if health.report(result).is_some() || !said {
+            said = true;
+            let verdict = Verdict {
+                instance: instance.clone(),
+                check: check.id.clone(),
+                status: health.status(),
+                output,
+            };
+            if commands.send(Command::Health(verdict)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Runs a check once: what it found, and that as a sentence for people.
+async fn ask(kind: &CheckKind, timeout: Duration) -> (Status, String) {
+    let (authority, asked) = match kind {
+        CheckKind::Http { authority, path, method } => {
+            (authority, tokio::time::timeout(timeout, ask_http(authority, path, method)).await)
+        }
+        CheckKind::Tcp { authority } => (
+            authority,
+            tokio::time::timeout(timeout, async {
+                connect(authority)
+                    .await
+                    .map(|_| (Status::Passing, format!("{authority} accepts connections")))
+            })
+            .await,
+        ),
+    };
+    match asked {
+        Ok(Ok(found)) => found,
+        Ok(Err(problem)) => (Status::Critical, problem),
+        Err(_) => (Status::Critical, format!("{authority} did not answer within {timeout:?}")),
+    }
+}
+
+async fn connect(authority: &str) -> Result<TcpStream, String> {
+    TcpStream::connect(authority)
+        .await
+        .map_err(|cause| format!("cannot connect to {authority}: {cause}"))
+}
+
+async fn ask_http(authority: &str, path: &str, method: &str) -> Result<(Status, String), String> {
+    let stream = connect(authority).await?;
+    let what = format!("{method} http://{authority}{path}");
+    let broken = |cause: &dyn std::fmt::Display| format!("{what} broke off: {cause}");
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(|cause| broken(&cause))?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, authority)
+        .header(USER_AGENT, "evenkeel-check")
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|cause| broken(&cause))?;
+    // The connection is driven by this very task and gone with it: an aborted check leaves nothing open.
+    let mut connection = std::pin::pin!(connection);
+    let mut response = std::pin::pin!(sender.send_request(request));
+    let status = tokio::select! {
+        biased;
+        answered = &mut response => answered.map_err(|cause| broken(&cause))?.status(),
+        _ = &mut connection => response.await.map_err(|cause| broken(&cause))?.status(),
+    };
+    let health = match status {
+        status if status.is_success() => Status::Passing,
+        StatusCode::TOO_MANY_REQUESTS => Status::Warning,
+        _ => Status::Critical,
+    };
+    Ok((health, format!("{what}: {status}")))
+}
+
+/// The first run comes within this, or the interval: an instance that is well is published soon.
+const FIRST_WITHIN: Duration = Duration::from_millis(200);
+
+/// No check runs more often, whatever was registered.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    fn http(authority: &str) -> CheckKind {
+        CheckKind::Http {
+            authority: authority.to_owned(),
+            path: "/healthz".into(),
+            method: "GET".into(),
+        }
+    }
+
+    /// Answers every connection with these bytes.
+    async fn answering(answer: &'static [u8]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 1024];
+                let read = stream.read(&mut head).await.unwrap();
+                assert!(
+                    head[..read].starts_with(b"GET /healthz HTTP/1.1\r\n"),
+                    "{:?}",
+                    &head[..read]
+                );
+                let _ = stream.write_all(answer).await;
+            }
+        });
+        authority
+    }
+
+    #[tokio::test]
+    async fn answers_and_what_they_mean() {
+        for (answer, status, says) in [
+            (&b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..], Status::Passing, "200"),
+            (b"HTTP/1.1 204 No Content\r\n\r\n", Status::Passing, "204"),
+            (b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", Status::Passing, "200"),
+            (
+                b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n",
+                Status::Warning,
+                "429",
+            ),
+            (
+                b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n",
+                Status::Critical,
+                "302",
+            ),
+            (
+                b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n",
+                Status::Critical,
+                "503",
+            ),
+            (b"SSH-2.0-OpenSSH_9.6\r\n", Status::Critical, "broke off"),
+            (b"", Status::Critical, "broke off"),
+        ] {
+            let authority = answering(answer).await;
+            let (found, output) = ask(&http(&authority), Duration::from_secs(5)).await;
+            assert_eq!(found, status, "{output}");
+            assert!(output.contains(says), "{output}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_never_answers_passes_tcp_and_fails_http() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let tcp = CheckKind::Tcp { authority: authority.clone() };
+        assert_eq!(ask(&tcp, Duration::from_secs(5)).await.0, Status::Passing);
+        let (status, output) = ask(&http(&authority), Duration::from_millis(50)).await;
+        assert_eq!(status, Status::Critical);
+        assert!(output.contains("did not answer within 50ms"), "{output}");
+        drop(listener);
+        let (status, output) = ask(&tcp, Duration::from_secs(5)).await;
+        assert_eq!(status, Status::Critical);
+        assert!(output.contains("cannot connect"), "{output}");
+    }
+}

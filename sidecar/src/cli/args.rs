@@ -1,0 +1,120 @@
+//! What can be typed, as it was typed. What it means is decided in the file of each mode.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// A service mesh without a control plane: one process a host, nothing central.
+#[derive(Debug, Parser)]
+#[command(
+    name = "evenkeel",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Exit status: 0 done, 1 failed, 64 wrong usage, 78 wrong configuration."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The modes of the one binary.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run this host's part of the mesh, in the foreground.
+    ///
+    /// Without -c it runs with an empty configuration: a mesh of this one host, on loopback only, with every
+    /// default. SIGHUP reloads the file, SIGTERM drains and leaves.
+    Run(FileArg),
+    /// Show what Evenkeel does for the tail of the latency, against three ordinary balancers, on this machine.
+    Demo(crate::demo::DemoArgs),
+    /// One of the demo's applications; started by `evenkeel demo` only.
+    #[command(hide = true)]
+    DemoApplication(crate::demo::ApplicationArgs),
+    /// Check a configuration and print what it means: every default filled in, secrets left out.
+    Check(FileArg),
+    /// Print the JSON Schema of the configuration file.
+    Schema,
+    /// Show the hosts of the mesh, as the running host sees them.
+    Members(AskArgs),
+    /// Show the services of the mesh and how many of their instances are healthy.
+    Services(AskArgs),
+    /// Show the endpoints of a service, as the running host's balancer sees them.
+    Endpoints(ServiceArgs),
+    /// Explain what would happen to a request: each endpoint, each filter's verdict, and where each field of the
+    /// policy comes from.
+    Explain(ExplainArgs),
+    /// Show what happened lately: hosts that came and went, health that changed, joins that failed.
+    Events(AskArgs),
+    /// Print a new random gossip key for mesh.gossip.keys.
+    Keygen,
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// The configuration file.
+#[derive(Debug, Args)]
+pub struct FileArg {
+    /// The configuration (YAML); without it: an empty one.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Whom to ask, and how to print the answer.
+#[derive(Debug, Clone, Args)]
+pub struct AskArgs {
+    /// The admin listener of the running host.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7119")]
+    pub admin: String,
+    /// A table to read, or the answer as it is.
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// The shape of what is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// To read.
+    Table,
+    /// The body of the admin's answer, unchanged.
+    Json,
+}
+
+/// A question about one service.
+#[derive(Debug, Args)]
+pub struct ServiceArgs {
+    /// The service: `payments`, `payments.shop`, with or without the mesh's domain.
+    pub service: String,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// A question about one request.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub about: ServiceArgs,
+    /// The request's path.
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    /// The request's method.
+    #[arg(long, default_value = "GET")]
+    pub method: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_table_of_modes_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

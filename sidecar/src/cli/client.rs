@@ -1,0 +1,84 @@
+//! Asks a running host's admin listener: one GET, one bounded answer.
+//!
+//! On a runtime of its own, because nothing else runs in these modes. Errors are for the person at the terminal.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use bytes::Bytes;
+use http::header::{ACCEPT, HOST};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// GETs a path from the host that answers at `admin` (`host:port`) and returns the body of a 200.
+///
+/// # Errors
+/// Says what to do when nobody answers, and the host's own words when it refuses.
+pub fn get(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
+    let admin = admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/');
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let asked = runtime.block_on(async {
+        tokio::time::timeout(ANSWER_TIMEOUT, ask(admin, path_and_query))
+            .await
+            .map_err(|_| anyhow!("{admin} did not answer within {ANSWER_TIMEOUT:?}: is the process stopped or overloaded?"))?
+    });
+    // A look-up that hangs on its own thread must not hold the exit.
+    runtime.shutdown_background();
+    asked
+}
+
+async fn ask(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
+    let unreadable = |cause| {
+        anyhow!("--admin {admin}: {cause}. Write it as HOST:PORT, for example 127.0.0.1:7119")
+    };
+    let addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host(admin).await.map_err(unreadable)?.collect();
+    let stream = TcpStream::connect(addresses.as_slice()).await.map_err(|cause| {
+        anyhow!(
+            "no evenkeel answers at {admin} ({cause}): is it running? Start it with `evenkeel run -c FILE`, or say where its admin listener is with --admin HOST:PORT"
+        )
+    })?;
+    let not_ours = || {
+        format!("{admin} does not speak HTTP as evenkeel's admin listener does: is --admin right?")
+    };
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.with_context(not_ours)?;
+    let driver = tokio::spawn(connection);
+    let request = Request::get(path_and_query)
+        .header(HOST, admin)
+        .header(ACCEPT, "application/json")
+        .body(Empty::<Bytes>::new())
+        .with_context(|| format!("cannot ask for {path_and_query}"))?;
+    let response = sender.send_request(request).await.with_context(not_ours)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|cause| anyhow!("the answer of {admin} broke off: {cause}"))?
+        .to_bytes();
+    driver.abort();
+    if status == StatusCode::OK {
+        return Ok(body);
+    }
+    let text = String::from_utf8_lossy(&body);
+    let said = serde_json::from_slice::<serde_json::Value>(&body)
+        .ok()
+        .and_then(|value| value.get("error").and_then(|error| error.as_str().map(String::from)))
+        .unwrap_or_else(|| text.trim().to_owned());
+    if said.is_empty() {
+        bail!("{admin} answered {status} to {path_and_query}: is --admin right?");
+    }
+    bail!("{said}")
+}
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest answer: the members and services of the largest mesh.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -1,0 +1,355 @@
+//! One accepted connection, from its first bytes to its end.
+//!
+//! Decides which HTTP it speaks (HTTP/2 is told by its preface, so both share a port), and when it ends before
+//! its peer ends it: a head that takes longer than [`HEAD_TIMEOUT`], no request for [`IDLE_MAX`], a drain. The
+//! worker's sweep looks at all connections about once a second instead of arming two timers for each request.
+//!
+//! RFC 9112 §6.1: a request with both a length and chunked coding may be an attempt at smuggling. hyper takes it
+//! as chunked and removes the length without a word, so the bytes of the head are kept until the request
+//! is parsed ([`Link::head_had_length`]), and the connection is closed after the response.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::future::Future as _;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::body::Reply;
+use crate::listener::Role;
+use crate::passthrough::Tunnel;
+use crate::pool::{CONNECTION_WINDOW, HEAD_MAX, STREAM_WINDOW};
+use crate::worker::{LocalExecutor, Worker};
+
+/// What a connection's IO, its requests and the worker's sweep know of each other.
+#[derive(Debug)]
+pub struct Link {
+    /// The other end.
+    pub peer: SocketAddr,
+    /// The end that was connected to.
+    pub local: SocketAddr,
+    /// When the first byte of a head that is not complete arrived.
+    head_since: Cell<Option<Instant>>,
+    /// When the last request ended, or the connection began.
+    idle_since: Cell<Instant>,
+    in_flight: Cell<usize>,
+    head: RefCell<Vec<u8>>,
+    keep_head: bool,
+    ending: Cell<Ending>,
+    waker: RefCell<Option<Waker>>,
+    tunnel: RefCell<Option<Tunnel>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    /// Finish what is in flight, tell the peer, take nothing new.
+    Graceful,
+    /// Close now.
+    Now,
+}
+
+impl Link {
+    fn new(peer: SocketAddr, local: SocketAddr, keep_head: bool, now: Instant) -> Link {
+        Link {
+            peer,
+            local,
+            head_since: Cell::new(None),
+            idle_since: Cell::new(now),
+            in_flight: Cell::new(0),
+            head: RefCell::default(),
+            keep_head,
+            ending: Cell::new(Ending::No),
+            waker: RefCell::new(None),
+            tunnel: RefCell::new(None),
+        }
+    }
+
+    /// Ends the connection once what is in flight is finished.
+    pub fn drain(&self) {
+        self.end(Ending::Graceful);
+    }
+
+    /// Closes a connection that is too slow or idle too long.
+    pub fn sweep(&self, now: Instant) {
+        let past = |since: Instant, max| now.saturating_duration_since(since) >= max;
+        if self.head_since.get().is_some_and(|since| past(since, HEAD_TIMEOUT)) {
+            self.end(Ending::Now);
+        } else if self.in_flight.get() == 0 && past(self.idle_since.get(), IDLE_MAX) {
+            self.end(Ending::Graceful);
+        }
+    }
+
+    /// Whether the connection can become a tunnel: one of HTTP/1.1 can.
+    pub fn can_tunnel(&self) -> bool {
+        self.keep_head
+    }
+
+    /// Once the response to CONNECT is written, the connection becomes this tunnel.
+    pub fn tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel.borrow_mut() = Some(tunnel);
+    }
+
+    /// Whether the head that was just parsed had a `Content-Length` (or too much went by to tell).
+    pub fn head_had_length(&self) -> bool {
+        let head = self.head.borrow().to_ascii_lowercase();
+        let has = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
+        !has(b"transfer-encoding") || has(b"content-length")
+    }
+
+    fn request_begins(&self) {
+        self.head_since.set(None);
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    fn request_ends(&self, now: Instant) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        self.idle_since.set(now);
+    }
+
+    fn read(&self, bytes: &[u8]) {
+        if self.in_flight.get() > 0 || bytes.is_empty() {
+            return;
+        }
+        let mut head = self.head.borrow_mut();
+        if self.head_since.get().is_none() {
+            self.head_since.set(Some(Instant::now()));
+            head.clear();
+        }
+        if self.keep_head && head.len() + bytes.len() <= HEAD_MAX {
+            head.extend_from_slice(bytes);
+        }
+    }
+
+    fn end(&self, how: Ending) {
+        if self.ending.get() != Ending::Now {
+            self.ending.set(how);
+        }
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// Serves one connection to its end.
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let version = match &*role {
+        Role::Inbound => Version::HTTP_2,
+        Role::Outbound | Role::Service(_) => {
+            match tokio::time::timeout(HEAD_TIMEOUT, sniff(&stream)).await {
+                Ok(Ok(version)) => version,
+                _ => return,
+            }
+        }
+    };
+    let link = Rc::new(Link::new(peer, local, version != Version::HTTP_2, Instant::now()));
+    worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
+    let io = TokioIo::new(Watched { stream, link: Rc::clone(&link) });
+    let service = service_fn({
+        let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));
+        move |request| {
+            Box::pin(answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request))
+        }
+    });
+    if version == Version::HTTP_2 {
+        let mut connection = pin!(
+            http2::Builder::new(LocalExecutor)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(STREAMS_MAX)
+                .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .serve_connection(io, service)
+        );
+        until_end(&link, |cx, graceful| {
+            if graceful {
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx)
+        })
+        .await;
+        return;
+    }
+    let mut connection = http1::Builder::new()
+        .max_buf_size(HEAD_MAX)
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .serve_connection(io, service);
+    until_end(&link, |cx, graceful| {
+        if graceful {
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        connection.poll_without_shutdown(cx)
+    })
+    .await;
+    let tunnel = link.tunnel.take();
+    if let Some(tunnel) = tunnel {
+        let parts = connection.into_parts();
+        tunnel.run(parts.io.into_inner(), &parts.read_buf).await;
+    }
+}
+
+async fn answer(
+    worker: Rc<Worker>,
+    link: Rc<Link>,
+    role: Rc<Role>,
+    request: Request<Incoming>,
+) -> Result<Response<Reply>, Infallible> {
+    link.request_begins();
+    // Ends also when hyper drops this future because the caller went away.
+    let _ends = Ends(&link);
+    Ok(match &*role {
+        Role::Outbound => crate::outbound::handle(&worker, &link, None, request).await,
+        Role::Service(name) => crate::outbound::handle(&worker, &link, Some(name), request).await,
+        Role::Inbound => crate::inbound::handle(&worker, &link, request).await,
+    })
+}
+
+struct Ends<'a>(&'a Link);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.request_ends(Instant::now());
+    }
+}
+
+/// Polls a connection (its second argument: end gracefully) until it ends or its link says so.
+async fn until_end(
+    link: &Link,
+    mut poll: impl FnMut(&mut Context<'_>, bool) -> Poll<hyper::Result<()>>,
+) {
+    let mut told = false;
+    std::future::poll_fn(|cx| {
+        let graceful = match link.ending.get() {
+            Ending::Now => return Poll::Ready(()),
+            Ending::Graceful => !std::mem::replace(&mut told, true),
+            Ending::No => false,
+        };
+        if let Poll::Ready(outcome) = poll(cx, graceful) {
+            if let Err(error) = outcome {
+                tracing::debug!(peer = %link.peer, %error, "connection ended");
+            }
+            return Poll::Ready(());
+        }
+        let mut waker = link.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Tells HTTP/2 by its preface without taking a byte off the socket.
+async fn sniff(stream: &TcpStream) -> io::Result<Version> {
+    const PREFACE: &[u8] = b"PRI";
+    let mut first = [0; PREFACE.len()];
+    loop {
+        let n = stream.peek(&mut first).await?;
+        if n == PREFACE.len() && first == PREFACE {
+            return Ok(Version::HTTP_2);
+        }
+        if n == 0 || !PREFACE.starts_with(&first[..n]) {
+            return Ok(Version::HTTP_11);
+        }
+        // The socket stays readable, so there is nothing to wait for but time.
+        tokio::time::sleep(SNIFF_AGAIN).await;
+    }
+}
+
+/// The socket, telling its link what it reads.
+struct Watched {
+    stream: TcpStream,
+    link: Rc<Link>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_ready() && self.link.keep_head {
+            self.link.read(&buf.filled()[before..]);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// The connections of a worker, for its sweep and its drain.
+#[derive(Debug, Default)]
+pub struct Links(Vec<std::rc::Weak<Link>>);
+
+impl Links {
+    fn insert(&mut self, link: &Rc<Link>) {
+        self.0.push(Rc::downgrade(link));
+    }
+
+    /// Looks at every connection and forgets those that ended.
+    pub fn sweep(&mut self, now: Instant) {
+        self.0.retain(|link| link.upgrade().inspect(|link| link.sweep(now)).is_some());
+    }
+
+    /// Ends every connection gracefully.
+    pub fn drain(&self) {
+        self.0.iter().filter_map(std::rc::Weak::upgrade).for_each(|link| link.drain());
+    }
+}
+
+/// From a head's first byte to its last.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Without a request; longer than clients keep idle connections.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+const SNIFF_AGAIN: Duration = Duration::from_millis(5);
+const STREAMS_MAX: u32 = 1000;
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,0 +1,204 @@
+//! The workers and their listeners, as the control side starts, changes and ends them.
+//!
+//! Listeners outlive reloads: a changed configuration opens what is new and closes what is gone, and never
+//! touches a socket that stays.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use evenkeel_config::settings::Settings;
+use tokio::sync::mpsc;
+
+use crate::access::AccessLog;
+use crate::body::Buffers;
+use crate::listener::{self, Role};
+use crate::metrics::Metrics;
+use crate::worker::{self, INBOUND, INBOX_MAX, Inboxes, OUTBOUND, Order, Shared};
+
+/// One listener's sockets, a socket for each worker.
+#[derive(Debug)]
+pub struct Sockets {
+    /// The address in use, after port 0 was given a port.
+    pub address: SocketAddr,
+    sockets: Vec<TcpListener>,
+}
+
+impl Sockets {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// Names the address and what to do.
+    pub fn open(what: &str, address: SocketAddr, workers: usize) -> anyhow::Result<Sockets> {
+        let (address, sockets) = listener::open(address, workers).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    "another process has it: stop that one (`ss -ltnp` shows it) or choose another port"
+                }
+                io::ErrorKind::AddrNotAvailable => "this host does not have that address",
+                _ => "see the error",
+            };
+            anyhow::anyhow!("cannot listen on {address} ({what}): {error}; {hint}")
+        })?;
+        Ok(Sockets { address, sockets })
+    }
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct DataPlane {
+    shared: Arc<Shared>,
+    inboxes: Inboxes,
+    threads: Vec<JoinHandle<()>>,
+    /// Listeners for one service: as configured, with the address in use.
+    services: BTreeMap<(SocketAddr, String), SocketAddr>,
+}
+
+/// How many workers the configuration asks for: what it says, else the CPU quota, at most four.
+pub fn workers(settings: &Settings) -> usize {
+    let quota = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    settings.workers.unwrap_or_else(|| quota().min(WORKERS_DEFAULT_MAX))
+}
+
+impl DataPlane {
+    /// Starts the workers; nothing is accepted before [`DataPlane::listen`].
+    ///
+    /// # Errors
+    /// The operating system gives no threads.
+    pub fn start(
+        settings: &Settings,
+        metrics: Metrics,
+        node_address: IpAddr,
+    ) -> io::Result<DataPlane> {
+        let count = workers(settings);
+        let shared = Arc::new(Shared {
+            epoch: Instant::now(),
+            router: Arc::default(),
+            loads: (0..count).map(|_| AtomicUsize::new(0)).collect(),
+            connections_max: AtomicUsize::new(settings.limits.connections),
+            accepted: Default::default(),
+            buffers: Arc::new(Buffers::new(settings.limits.buffers)),
+            refusing: AtomicBool::new(false),
+            in_flight: Default::default(),
+            other: metrics.upstream(Arc::from(""), "outbound"),
+            inbound: metrics.upstream(Arc::from(""), "inbound"),
+            access: AccessLog::start(settings.log.access, metrics.access_dropped.clone())?,
+            node_address,
+            own: ArcSwap::default(),
+            metrics,
+        });
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| mpsc::channel(INBOX_MAX)).unzip();
+        let inboxes = Inboxes(senders);
+        let threads = receivers
+            .into_iter()
+            .enumerate()
+            .map(|(id, inbox)| worker::spawn(id, Arc::clone(&shared), inboxes.clone(), inbox))
+            .collect::<io::Result<_>>()?;
+        Ok(DataPlane { shared, inboxes, threads, services: BTreeMap::new() })
+    }
+
+    /// What the workers and the control side share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Accepts on these sockets from now on.
+    pub async fn listen(&self, sockets: Sockets, role: &Role) {
+        let address = sockets.address;
+        self.shared.own.rcu(|own| {
+            let mut own = Vec::clone(own);
+            own.push(address);
+            own
+        });
+        for (inbox, socket) in self.inboxes.0.iter().zip(sockets.sockets) {
+            // A worker that is gone ends the process elsewhere.
+            let _ = inbox.send(Order::Listen(socket, address, role.clone())).await;
+        }
+    }
+
+    /// Takes over what a configuration changes while running.
+    ///
+    /// # Errors
+    /// A listener that is new cannot be opened; those that can are.
+    pub async fn reload(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        self.shared.connections_max.store(settings.limits.connections, Ordering::Relaxed);
+        self.shared.buffers.set_max(settings.limits.buffers);
+        self.shared.access.set_mode(settings.log.access);
+        let wanted: Vec<(SocketAddr, String)> =
+            settings.outbound.listeners.iter().map(|l| (l.listen, l.service.clone())).collect();
+        let gone: Vec<_> =
+            self.services.keys().filter(|key| !wanted.contains(key)).cloned().collect();
+        for key in gone {
+            let address = self.services.remove(&key).expect("it was listed");
+            self.shared
+                .own
+                .rcu(|own| own.iter().copied().filter(|a| *a != address).collect::<Vec<_>>());
+            self.order(|| Order::Close(address)).await;
+        }
+        for key in wanted {
+            if !self.services.contains_key(&key) {
+                let sockets = Sockets::open("outbound.listeners", key.0, self.inboxes.0.len())?;
+                let address = sockets.address;
+                self.listen(sockets, &Role::Service(key.1.clone())).await;
+                self.services.insert(key, address);
+            }
+        }
+        Ok(())
+    }
+
+    /// The listeners for one service each: the service and the address in use.
+    pub fn services(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
+        self.services.iter().map(|((_, service), address)| (service.as_str(), *address))
+    }
+
+    /// Ends the connections of other hosts gracefully, refuses their new requests, and waits until nothing
+    /// of theirs is in flight or `timeout` is over.
+    pub async fn drain_inbound(&self, timeout: Duration) {
+        self.shared.refusing.store(true, Ordering::Relaxed);
+        self.drain(INBOUND, timeout).await;
+    }
+
+    /// The same for the applications of this host.
+    pub async fn drain_outbound(&self, timeout: Duration) {
+        self.drain(OUTBOUND, timeout).await;
+    }
+
+    async fn drain(&self, side: usize, timeout: Duration) {
+        let end = Instant::now() + timeout;
+        self.order(|| Order::Drain(side)).await;
+        while self.shared.in_flight[side].load(Ordering::Relaxed) > 0 && Instant::now() < end {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        let left = self.shared.in_flight[side].load(Ordering::Relaxed);
+        if left > 0 {
+            tracing::warn!(
+                left,
+                "requests were still in flight after shutdown.timeout and are cut off"
+            );
+        }
+    }
+
+    /// Ends the workers.
+    pub async fn stop(self) {
+        self.order(|| Order::Stop).await;
+        for thread in self.threads {
+            // A worker that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+
+    async fn order(&self, order: impl Fn() -> Order) {
+        for inbox in &self.inboxes.0 {
+            let _ = inbox.send(order()).await;
+        }
+    }
+}
+
+const WORKERS_DEFAULT_MAX: usize = 4;
+const DRAIN_POLL: Duration = Duration::from_millis(20);

@@ -1,0 +1,272 @@
+//! Why a request got an answer from us instead of from the application.
+//!
+//! Decides, in one exhaustive match, what each failure looks like to the caller (status, RFC 9209
+//! `Proxy-Status` error type, gRPC status), in metrics (`reason`) and in the access log. A caller of gRPC gets
+//! a trailers-only response, everyone else an RFC 9457 problem that says what to do next.
+//!
+//! Sources: RFC 9209 §2.3 (error types), RFC 9457, the gRPC HTTP/2 protocol's status mapping.
+
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::{HeaderName, Response, StatusCode};
+
+use crate::body::Reply;
+
+/// A request that did not end with the application's own response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Error {
+    /// The caller named a service that the mesh does not know.
+    UnknownService(String),
+    /// The service is known but nobody can take the request.
+    NoEndpoint {
+        /// The service.
+        service: String,
+        /// Which filter left nothing.
+        why: &'static str,
+    },
+    /// A circuit limit of the upstream was reached.
+    CircuitOpen(String),
+    /// Every endpoint that was tried could not be reached; nothing was sent.
+    Connect(String),
+    /// The endpoint's host refused the request before its application saw it.
+    Refused(String),
+    /// The connection broke after the request was sent.
+    Reset(String),
+    /// No response head within the policy's or the caller's time.
+    Timeout(String),
+    /// The caller's message is not one that may be forwarded.
+    BadRequest(&'static str),
+    /// The caller went away or broke its own upload.
+    CallerGone,
+    /// The request came back to where it was sent from.
+    Loop,
+    /// Passing requests on to names outside the mesh is switched off.
+    PassthroughOff(String),
+    /// A name outside the mesh that does not resolve or answer.
+    Passthrough(String),
+    /// A host of the mesh asked for a service that this host does not offer.
+    Misdirected(String),
+    /// The caller's address belongs to no live member.
+    NotMember,
+}
+
+impl Error {
+    /// The label in `evenkeel_failures_total{reason}` and in the access log.
+    pub fn reason(&self) -> &'static str {
+        self.facts().reason
+    }
+
+    /// The status the caller sees (for gRPC it travels as a grpc-status).
+    pub fn status(&self) -> StatusCode {
+        self.facts().status
+    }
+
+    fn facts(&self) -> Facts {
+        let f = |status, reason, proxy, grpc| Facts { status, reason, proxy, grpc };
+        match self {
+            Error::UnknownService(_) => {
+                f(StatusCode::NOT_FOUND, "unknown_service", "destination_not_found", UNIMPLEMENTED)
+            }
+            Error::NoEndpoint { .. } => f(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "no_endpoint",
+                "destination_unavailable",
+                UNAVAILABLE,
+            ),
+            Error::CircuitOpen(_) => f(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "circuit_open",
+                "connection_limit_reached",
+                UNAVAILABLE,
+            ),
+            Error::Connect(_) => {
+                f(StatusCode::SERVICE_UNAVAILABLE, "connect", "connection_refused", UNAVAILABLE)
+            }
+            Error::Refused(_) => f(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "refused",
+                "destination_unavailable",
+                UNAVAILABLE,
+            ),
+            Error::Reset(_) => {
+                f(StatusCode::BAD_GATEWAY, "reset", "connection_terminated", UNAVAILABLE)
+            }
+            Error::Timeout(_) => f(
+                StatusCode::GATEWAY_TIMEOUT,
+                "timeout",
+                "http_response_timeout",
+                DEADLINE_EXCEEDED,
+            ),
+            Error::BadRequest(_) => {
+                f(StatusCode::BAD_REQUEST, "bad_request", "http_request_error", INTERNAL)
+            }
+            Error::CallerGone => {
+                f(StatusCode::BAD_REQUEST, "caller_gone", "http_request_error", CANCELLED)
+            }
+            Error::Loop => f(StatusCode::LOOP_DETECTED, "loop", "proxy_loop_detected", INTERNAL),
+            Error::PassthroughOff(_) => f(
+                StatusCode::FORBIDDEN,
+                "passthrough_off",
+                "http_request_denied",
+                PERMISSION_DENIED,
+            ),
+            Error::Passthrough(_) => {
+                f(StatusCode::BAD_GATEWAY, "passthrough", "destination_unavailable", UNAVAILABLE)
+            }
+            Error::Misdirected(_) => f(
+                StatusCode::MISDIRECTED_REQUEST,
+                "misdirected",
+                "destination_not_found",
+                UNAVAILABLE,
+            ),
+            Error::NotMember => {
+                f(StatusCode::FORBIDDEN, "not_member", "http_request_denied", PERMISSION_DENIED)
+            }
+        }
+    }
+
+    /// What happened and what to do about it, for a person.
+    pub fn detail(&self) -> String {
+        match self {
+            Error::UnknownService(name) => format!(
+                "no host of the mesh offers a service named {name:?}; `evenkeel services` lists those that exist"
+            ),
+            Error::NoEndpoint { service, why } => format!(
+                "no instance of {service} can take the request ({why}); `evenkeel explain {service}` shows each one"
+            ),
+            Error::CircuitOpen(service) => {
+                format!("too much is in flight to {service}; raise policy.circuit or add instances")
+            }
+            Error::Connect(what) => {
+                format!("nothing was sent: {what}; `evenkeel endpoints SERVICE` shows who answers")
+            }
+            Error::Refused(what) => format!(
+                "the receiving host refused the request before the application saw it: {what}"
+            ),
+            Error::Reset(what) => format!(
+                "the connection broke after the request was sent, so it was not repeated and may have been executed: {what}"
+            ),
+            Error::Timeout(what) => {
+                format!("no response in time: {what}; policy.timeout sets the limit")
+            }
+            Error::BadRequest(what) => (*what).to_owned(),
+            Error::CallerGone => "the request's body ended before it was complete".to_owned(),
+            Error::Loop => {
+                "the request was addressed to this proxy itself; name a service in Host".to_owned()
+            }
+            Error::PassthroughOff(host) => {
+                format!("{host} is outside the mesh and outbound.passthrough is false")
+            }
+            Error::Passthrough(what) => format!("outside the mesh: {what}"),
+            Error::Misdirected(service) => {
+                format!(
+                    "this host does not offer {service}; the caller's view of the mesh is being updated"
+                )
+            }
+            Error::NotMember => {
+                "the caller's address belongs to no live member of this mesh".to_owned()
+            }
+        }
+    }
+
+    /// The response the caller gets.
+    ///
+    /// `grpc`: the caller speaks gRPC and wants a trailers-only response. A bad request also closes the connection.
+    pub fn response(&self, grpc: bool) -> Response<Reply> {
+        let facts = self.facts();
+        let detail = self.detail();
+        let mut response = Response::new(Reply::Empty);
+        let headers = response.headers_mut();
+        headers.insert(PROXY_STATUS, proxy_status(facts.proxy, facts.reason));
+        if grpc {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert(GRPC_STATUS, HeaderValue::from(facts.grpc));
+            if let Ok(message) = HeaderValue::from_str(&percent_encode(&detail)) {
+                headers.insert(GRPC_MESSAGE, message);
+            }
+            return response;
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if facts.status == StatusCode::BAD_REQUEST {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let problem = serde_json::json!({
+            "title": facts.status.canonical_reason().unwrap_or("Error"),
+            "status": facts.status.as_u16(),
+            "reason": facts.reason,
+            "detail": detail,
+        });
+        *response.status_mut() = facts.status;
+        *response.body_mut() = Reply::full(format!("{problem}\n").into());
+        response
+    }
+}
+
+struct Facts {
+    status: StatusCode,
+    reason: &'static str,
+    proxy: &'static str,
+    grpc: u16,
+}
+
+fn proxy_status(error: &'static str, reason: &'static str) -> HeaderValue {
+    HeaderValue::from_str(&format!("evenkeel; error={error}; details=\"{reason}\""))
+        .expect("static tokens are a valid header value")
+}
+
+/// gRPC's percent-encoding of `grpc-message`: printable ASCII but `%` stays.
+fn percent_encode(text: &str) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(byte as char),
+            _ => write!(out, "%{byte:02X}").expect("writing to a String cannot fail"),
+        }
+    }
+    out
+}
+
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+/// The status of a gRPC call.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+const CANCELLED: u16 = 1;
+const DEADLINE_EXCEEDED: u16 = 4;
+const PERMISSION_DENIED: u16 = 7;
+const UNIMPLEMENTED: u16 = 12;
+const INTERNAL: u16 = 13;
+const UNAVAILABLE: u16 = 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_names_the_service_and_its_reason() {
+        let response = Error::UnknownService("paymnts".into()).response(false);
+        assert_eq!(response.status(), 404);
+        assert_eq!(
+            response.headers()["proxy-status"],
+            "evenkeel; error=destination_not_found; details=\"unknown_service\""
+        );
+        let Reply::Full(Some(body)) = response.into_body() else { panic!("a problem has a body") };
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["reason"], "unknown_service");
+        assert!(problem["detail"].as_str().unwrap().contains("paymnts"));
+    }
+
+    #[test]
+    fn grpc_gets_a_trailers_only_response() {
+        let response = Error::Timeout("100 % späť".into()).response(true);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], "4");
+        let message = response.headers()["grpc-message"].to_str().unwrap();
+        assert!(message.contains("100 %25 sp%C3%A4%C5%A5"), "{message}");
+    }
+
+    #[test]
+    fn a_bad_request_closes_the_connection() {
+        assert_eq!(Error::BadRequest("no host").response(false).headers()["connection"], "close");
+    }
+}

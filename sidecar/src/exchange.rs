@@ -1,0 +1,220 @@
+//! One request and its response, from the request's head to the end of the response's body.
+//!
+//! An [`Exchange`] is made when a request is read and goes with it: while it waits it counts as in flight, once there
+//! is a response it travels in its body and holds the connection and the ticket, and when it ends, it is counted and
+//! logged, once, with the reason if it failed. However it ends (read to the end, broken, the caller gone
+//! before or after the head), dropping it does the right thing.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use evenkeel_balancer::Ticket;
+use http::header::HeaderValue;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{Method, Response};
+use hyper::body::Body as _;
+use tokio::time::Sleep;
+
+use crate::access::Line;
+use crate::attempt::{Connection, Head};
+use crate::body::Reply;
+use crate::error::Error;
+use crate::headers::{self, Found};
+use crate::route::Upstream;
+use crate::worker::{OUTBOUND, Worker};
+
+/// A request that is being served.
+#[derive(Debug)]
+pub struct Exchange {
+    worker: Rc<Worker>,
+    /// [`OUTBOUND`] or [`crate::worker::INBOUND`].
+    side: usize,
+    /// When the request's head was read.
+    pub start: Instant,
+    /// Whom it is for.
+    pub target: Target,
+    peer: SocketAddr,
+    method: Method,
+    path: Option<PathAndQuery>,
+    request_id: Option<HeaderValue>,
+    status: u16,
+    connection: Option<Connection>,
+    ticket: Option<Ticket>,
+    idle_timeout: Duration,
+    idle: Option<Pin<Box<Sleep>>>,
+    moved: bool,
+    ended: bool,
+}
+
+/// Whom a request is for, as far as it is known.
+#[derive(Debug)]
+pub enum Target {
+    /// Not known.
+    None,
+    /// One of our upstreams.
+    Upstream(Arc<Upstream>),
+    /// A service of this host.
+    Local(Arc<str>),
+    /// A host outside the mesh.
+    Foreign(Box<str>),
+}
+
+impl Target {
+    fn name(&self) -> &str {
+        match self {
+            Target::None => "",
+            Target::Upstream(upstream) => &upstream.name,
+            Target::Local(name) => name,
+            Target::Foreign(name) => name,
+        }
+    }
+}
+
+/// A response to pass on.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its head, and the connection that its body comes on.
+    pub head: Box<Head>,
+    /// The load on the endpoint that sends it.
+    pub ticket: Option<Ticket>,
+    /// Between two frames of the body.
+    pub idle_timeout: Duration,
+}
+
+impl Exchange {
+    /// A request was read.
+    pub fn begin(
+        worker: &Rc<Worker>,
+        side: usize,
+        peer: SocketAddr,
+        parts: &Parts,
+        found: Found,
+    ) -> Box<Exchange> {
+        worker.request_begins();
+        worker.shared.in_flight[side].fetch_add(1, Ordering::Relaxed);
+        Box::new(Exchange {
+            worker: Rc::clone(worker),
+            side,
+            start: Instant::now(),
+            target: Target::None,
+            peer,
+            method: parts.method.clone(),
+            path: parts.uri.path_and_query().cloned(),
+            request_id: if found.request_id {
+                parts.headers.get("x-request-id").cloned()
+            } else {
+                None
+            },
+            status: 0,
+            connection: None,
+            ticket: None,
+            idle_timeout: Duration::MAX,
+            idle: None,
+            moved: false,
+            ended: false,
+        })
+    }
+
+    /// The response that the caller gets; its body ends the exchange.
+    pub fn respond(mut self: Box<Self>, answer: Answer) -> Response<Reply> {
+        let Head { response, connection } = *answer.head;
+        let (mut parts, incoming) = response.into_parts();
+        let found = headers::find(&parts.headers);
+        headers::strip(&mut parts.headers, found);
+        self.status = parts.status.as_u16();
+        self.connection = Some(connection);
+        self.ticket = answer.ticket;
+        self.idle_timeout = answer.idle_timeout;
+        if incoming.is_end_stream() {
+            self.finish();
+            return Response::from_parts(parts, Reply::Empty);
+        }
+        Response::from_parts(parts, Reply::Stream(incoming, self))
+    }
+
+    /// There is no response: what the caller is told instead.
+    pub fn fail(mut self: Box<Self>, error: &Error, grpc: bool) -> Response<Reply> {
+        self.status = error.status().as_u16();
+        self.complete(Some(error.reason()));
+        error.response(grpc)
+    }
+
+    /// The request became a tunnel, which ended; `broken`: not well.
+    pub fn tunnelled(mut self: Box<Self>, status: u16, broken: bool) {
+        self.status = status;
+        self.complete(broken.then_some("reset_after_head"));
+    }
+
+    /// The body was read to its end: the connection can be used again.
+    pub fn finish(&mut self) {
+        self.complete(None);
+        if let Some(Connection::H1(h1)) = self.connection.take() {
+            self.worker.pool.put_back(h1);
+        }
+    }
+
+    /// The body broke on the endpoint's side.
+    pub fn broken(&mut self) {
+        self.connection = None;
+        self.complete(Some("reset_after_head"));
+    }
+
+    /// A frame passed.
+    pub fn progress(&mut self) {
+        self.moved = true;
+    }
+
+    /// Ready once no frame has passed for the idle timeout. Armed only when a body makes the caller wait.
+    pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let timeout = self.idle_timeout;
+        let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        if std::mem::take(&mut self.moved) {
+            idle.as_mut().reset((Instant::now() + timeout).into());
+        }
+        idle.as_mut().poll(cx)
+    }
+
+    /// Counts and logs it, the first time.
+    fn complete(&mut self, reason: Option<&'static str>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.ticket = None;
+        let took = self.start.elapsed();
+        let shared = &self.worker.shared;
+        shared.in_flight[self.side].fetch_sub(1, Ordering::Relaxed);
+        self.worker.request_ends();
+        let metrics = match &self.target {
+            Target::Upstream(upstream) => &upstream.metrics,
+            _ if self.side == OUTBOUND => &shared.other,
+            _ => &shared.inbound,
+        };
+        metrics.of(self.worker.id).request(self.status, reason, took);
+        if shared.access.wants(reason.is_some() || self.status >= 500) {
+            shared.access.write(Line::new(
+                if self.side == OUTBOUND { "outbound" } else { "inbound" },
+                self.target.name(),
+                &self.method,
+                self.path.as_ref(),
+                self.status,
+                reason,
+                took,
+                self.peer,
+                self.request_id.as_ref(),
+            ));
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.complete(Some("cancelled"));
+    }
+}

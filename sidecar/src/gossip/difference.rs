@@ -1,0 +1,189 @@
+//! What changed between two snapshots, as events for people.
+
+use evenkeel_discovery::{Catalog, Instance, ServiceView, Status};
+use std::sync::Arc;
+
+use crate::events::Events;
+
+/// Notes instances that came, went or changed their health. At most [`NOTED_MAX`] for one snapshot: at a join to
+/// a large mesh everything is new, and a log of everything says nothing.
+pub fn note(old: &Catalog, new: &Catalog, events: &Events) {
+    let mut noted = Noted { events, left: NOTED_MAX, suppressed: 0 };
+    for (name, view) in &new.services {
+        match old.services.get(name) {
+            Some(before) if Arc::ptr_eq(before, view) => {}
+            before => compare(before.map(Arc::as_ref), Some(view), &mut noted),
+        }
+    }
+    for (_, before) in old.services.iter().filter(|(name, _)| !new.services.contains_key(*name)) {
+        compare(Some(before), None, &mut noted);
+    }
+    if noted.suppressed > 0 {
+        events.info(
+            "instances_changed",
+            "mesh",
+            format!("and {} more instances changed", noted.suppressed),
+        );
+    }
+}
+
+struct Noted<'e> {
+    events: &'e Events,
+    left: usize,
+    suppressed: usize,
+}
+
+impl Noted<'_> {
+    fn note(
+        &mut self,
+        worth_a_look: bool,
+        kind: &'static str,
+        instance: &Instance,
+        detail: String,
+    ) {
+        if self.left == 0 {
+            self.suppressed += 1;
+            return;
+        }
+        self.left -= 1;
+        let subject = format!("{}/{}", instance.service, instance.id);
+        if worth_a_look {
+            self.events.warn(kind, subject, detail);
+        } else {
+            self.events.info(kind, subject, detail);
+        }
+    }
+}
+
+fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Noted<'_>) {
+    let key = |instance: &Instance| (instance.node.id, instance.id.clone());
+    let instances =
+        |view: Option<&ServiceView>| -> std::collections::BTreeMap<(u64, String), Arc<Instance>> {
+            view.map(|view| view.instances.iter().map(|one| (key(one), Arc::clone(one))).collect())
+                .unwrap_or_default()
+        };
+    let (old, new) = (instances(old), instances(new));
+    for (key, instance) in &new {
+        let on = format!(
+            "{} on {} ({})",
+            instance.address,
+            instance.node.name,
+            instance.status.as_str()
+        );
+        match old.get(key) {
+            None => noted.note(false, "instance_registered", instance, on),
+            Some(before) if before.status != instance.status => {
+                let said = instance
+                    .checks
+                    .iter()
+                    .find(|check| check.status == instance.status)
+                    .map_or(String::new(), |check| format!(": {}", check.output));
+                let detail = format!(
+                    "on {}: {} → {}{said}",
+                    instance.node.name,
+                    before.status.as_str(),
+                    instance.status.as_str()
+                );
+                noted.note(instance.status != Status::Passing, "health_changed", instance, detail);
+            }
+            Some(_) => {}
+        }
+    }
+    for (_, instance) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
+        noted.note(
+            false,
+            "instance_gone",
+            instance,
+            format!("{} on {}", instance.address, instance.node.name),
+        );
+    }
+}
+
+/// Events for one snapshot.
+const NOTED_MAX: usize = 50;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_discovery::{Node, NodeStatus, Weights};
+
+    fn instance(host: u64, id: &str, status: Status) -> Arc<Instance> {
+        let address = "10.0.0.1:80".parse().unwrap();
+        let node = Node {
+            id: host,
+            name: format!("host-{host}"),
+            address,
+            mesh: address,
+            zone: None,
+            generation: 1,
+            status: NodeStatus::Alive,
+            draining: false,
+            index: 1,
+        };
+        Arc::new(Instance {
+            node: Arc::new(node),
+            id: id.to_owned(),
+            service: "web".to_owned(),
+            address,
+            advertise: None,
+            protocol: None,
+            tags: Vec::new(),
+            meta: Default::default(),
+            weights: Weights::default(),
+            status,
+            checks: Vec::new(),
+            preserved: false,
+            create_index: 1,
+            modify_index: 1,
+        })
+    }
+
+    fn catalog(instances: Vec<Arc<Instance>>) -> Catalog {
+        let mut catalog = Catalog::default();
+        if !instances.is_empty() {
+            let view = ServiceView { name: "web".to_owned(), index: 1, instances };
+            catalog.services.insert("web".to_owned(), Arc::new(view));
+        }
+        catalog
+    }
+
+    fn noted(old: &Catalog, new: &Catalog) -> Vec<(String, String)> {
+        let events = Events::default();
+        note(old, new, &events);
+        events.all().into_iter().map(|event| (event.kind, event.subject)).collect()
+    }
+
+    #[test]
+    fn what_came_went_and_changed() {
+        let one = |kind: &str| vec![(kind.to_owned(), "web/a".to_owned())];
+        let none = catalog(Vec::new());
+        let passing = catalog(vec![instance(1, "a", Status::Passing)]);
+        let critical = catalog(vec![instance(1, "a", Status::Critical)]);
+        assert_eq!(noted(&none, &passing), one("instance_registered"));
+        assert_eq!(noted(&passing, &critical), one("health_changed"));
+        assert_eq!(noted(&critical, &none), one("instance_gone"));
+        assert_eq!(noted(&passing, &passing), []);
+        // The same id on another host is another instance.
+        let elsewhere = catalog(vec![instance(2, "a", Status::Passing)]);
+        assert_eq!(
+            noted(&passing, &elsewhere),
+            [one("instance_registered"), one("instance_gone")].concat()
+        );
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_counted() {
+        let many = catalog(
+            (0..NOTED_MAX + 7).map(|n| instance(1, &n.to_string(), Status::Passing)).collect(),
+        );
+        let events = Events::default();
+        note(&catalog(Vec::new()), &many, &events);
+        let all = events.all();
+        assert_eq!(all.len(), NOTED_MAX + 1);
+        assert!(
+            all.last().is_some_and(|event| event.detail.contains("7 more")),
+            "{:?}",
+            all.last()
+        );
+    }
+}

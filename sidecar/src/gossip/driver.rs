@@ -1,0 +1,490 @@
+//! The loop of the gossip thread: waits for whatever comes first, lets `Discovery` handle it, carries out what it asks.
+//!
+//! Each round takes a bounded number of datagrams, then commands, then streams, then what is due, so that none of
+//! them starves another; datagrams before timers, because a late timer must not declare dead a host whose answer
+//! is already in the socket (after a pause of this process both are there at once).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use evenkeel_discovery::discovery::DATAGRAM_MAX;
+use evenkeel_discovery::registration::{Origin, Registration};
+use evenkeel_discovery::{Discovery, Event, Health};
+use tokio::net::UdpSocket;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tracing::{debug, warn};
+
+use super::metrics::Published;
+use super::stream::{self, Arrival};
+use super::{ChangeError, Command, SAVED_FILE, difference};
+use crate::checks::Verdict;
+use crate::events::Events;
+use crate::state::State;
+
+/// The thread's state.
+pub(super) struct Driver {
+    pub discovery: Discovery,
+    /// `mesh.join`.
+    pub join: Vec<String>,
+    /// Of the configuration.
+    pub services: Vec<Registration>,
+    pub state: Arc<State>,
+    pub events: Arc<Events>,
+    pub published: Arc<Published>,
+    pub changed: watch::Sender<u64>,
+    pub local: watch::Sender<Arc<Vec<Registration>>>,
+    pub joined: Arc<AtomicBool>,
+    /// Where the sockets listen.
+    pub listens: SocketAddr,
+    pub udp: std::net::UdpSocket,
+}
+
+/// What the loop keeps beside `Discovery`.
+struct Round {
+    udp: UdpSocket,
+    /// The address that dials come from: where others see this host.
+    source: Option<IpAddr>,
+    arrivals: mpsc::Sender<Arrival>,
+    resolved: mpsc::Sender<Resolved>,
+    memory: Arc<Semaphore>,
+    /// Addresses of `mesh.join`, and whether the last try failed.
+    seeds: BTreeMap<SocketAddr, bool>,
+    /// Names of `mesh.join` that could not be looked up.
+    unresolved: BTreeSet<String>,
+    save_due: Option<Instant>,
+    /// The last registration that was written is on the disk.
+    kept: Arc<AtomicBool>,
+    alone_at: Option<Instant>,
+}
+
+/// The end of looking one join name up.
+type Resolved = (String, io::Result<Vec<SocketAddr>>);
+
+impl Driver {
+    /// Runs until `stopped` closes.
+    pub(super) async fn run(
+        mut self,
+        tcp: TcpListener,
+        mut commands: mpsc::Receiver<Command>,
+        mut stopped: oneshot::Receiver<()>,
+    ) -> io::Result<()> {
+        let tcp = tokio::net::TcpListener::from_std(tcp)?;
+        let udp = UdpSocket::from_std(self.udp.try_clone()?)?;
+        let (arrivals, mut arrived) = mpsc::channel(ARRIVALS_MAX);
+        let (resolved, mut addresses) = mpsc::channel(ARRIVALS_MAX);
+        tokio::spawn(stream::accept(tcp, arrivals.clone()));
+        let mut round = Round {
+            udp,
+            source: Some(self.listens.ip()).filter(|ip| !ip.is_unspecified()),
+            arrivals,
+            resolved,
+            memory: stream::dial_memory(),
+            seeds: BTreeMap::new(),
+            unresolved: BTreeSet::new(),
+            save_due: None,
+            kept: Arc::new(AtomicBool::new(true)),
+            alone_at: (!self.join.is_empty()).then(|| Instant::now() + ALONE_AFTER),
+        };
+        let services = std::mem::take(&mut self.services);
+        self.reconcile(services);
+        self.save();
+        let mut commands_open = true;
+        loop {
+            self.carry_out(&mut round);
+            let due = [self.discovery.poll_timeout(), round.save_due, round.alone_at]
+                .into_iter()
+                .flatten()
+                .min();
+            let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                _ = &mut stopped => return Ok(()),
+                // Read below, in every round.
+                readable = round.udp.readable() => readable?,
+                command = commands.recv(), if commands_open => match command {
+                    Some(command) => self.command(command, &mut round),
+                    None => commands_open = false,
+                },
+                Some(arrival) = arrived.recv() => self.arrival(arrival, &mut round),
+                Some((name, found)) = addresses.recv() => self.resolved(name, found, &mut round),
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+            self.receive(&round.udp);
+            self.due(&mut round);
+        }
+    }
+
+    /// Takes the datagrams that are there, at most [`BATCH_MAX`].
+    fn receive(&mut self, udp: &UdpSocket) {
+        let mut buffer = [0; DATAGRAM_MAX + 1];
+        for _ in 0..BATCH_MAX {
+            match udp.try_recv_from(&mut buffer) {
+                // One byte more than is allowed was read: `Discovery` refuses and counts it.
+                Ok((length, from)) => {
+                    self.discovery.handle_datagram(
+                        Instant::now(),
+                        wall_ms(),
+                        from,
+                        &buffer[..length],
+                    );
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return,
+                Err(cause) => return debug!(%cause, "gossip cannot receive"),
+            }
+        }
+    }
+
+    fn due(&mut self, round: &mut Round) {
+        let now = Instant::now();
+        if self.discovery.poll_timeout().is_some_and(|due| due <= now) {
+            self.discovery.handle_timeout(now, wall_ms());
+        }
+        if round.save_due.is_some_and(|due| due <= now) {
+            round.save_due = None;
+            self.save();
+        }
+        if round.alone_at.is_some_and(|due| due <= now) {
+            round.alone_at = None;
+            if !self.joined.swap(true, Ordering::Relaxed) {
+                self.events.warn(
+                    "alone",
+                    self.join.join(", "),
+                    format!("no host of mesh.join has answered for {ALONE_AFTER:?}: serving alone and trying on"),
+                );
+            }
+        }
+    }
+
+    /// Sends, dials and publishes what `Discovery` wants after whatever was handled.
+    fn carry_out(&mut self, round: &mut Round) {
+        while let Some(transmit) = self.discovery.poll_transmit() {
+            // A full buffer or an unreachable network loses the datagram, as the network itself may.
+            if let Err(cause) = round.udp.try_send_to(&transmit.payload, transmit.to) {
+                debug!(to = %transmit.to, %cause, "a gossip datagram was not sent");
+            }
+        }
+        while let Some(dial) = self.discovery.poll_dial() {
+            tokio::spawn(stream::dial(
+                dial,
+                round.source,
+                Arc::clone(&round.memory),
+                round.arrivals.clone(),
+            ));
+        }
+        while let Some(event) = self.discovery.poll_event() {
+            self.event(event, round);
+        }
+        *self.published.counters.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.discovery.counters();
+    }
+
+    fn event(&mut self, event: Event, round: &mut Round) {
+        match event {
+            Event::ResolveJoin => self.resolve_join(round),
+            Event::SnapshotChanged => self.publish(),
+            Event::SaveDue => round.save_due = round.save_due.or_else(|| Some(Instant::now() + SAVE_AFTER)),
+            Event::NodeUp { node, name } => {
+                self.joined.store(true, Ordering::Relaxed);
+                self.events.info("member_up", name, format!("id {node:016x}"));
+            }
+            Event::NodeDown { node, name, left } => {
+                // Its record may be gone before the event comes; the snapshot that readers see still has its name.
+                let catalog = self.published.catalog.load();
+                let name = catalog.nodes.get(&node).map_or(name, |known| known.name.clone());
+                if left {
+                    self.events.info("member_left", name, format!("said goodbye; id {node:016x}"));
+                } else {
+                    self.events.warn(
+                        "member_down",
+                        name,
+                        format!("does not answer any more; id {node:016x}"),
+                    );
+                }
+            }
+            Event::Refuted => self.events.warn(
+                "refuted",
+                "this host",
+                "the others took it for dead, and it has rejoined: was the process paused, or the network cut?",
+            ),
+            Event::AddressConflict { loser, winner, address } => self.events.warn(
+                "address_conflict",
+                address.to_string(),
+                format!(
+                    "two hosts claim this gossip address: {loser:016x} is left out, {winner:016x} is kept. Unless it is one host that lost its data directory, change node.address of one"
+                ),
+            ),
+            Event::NewIdentity { node } => {
+                self.save();
+                self.events.warn(
+                    "new_identity",
+                    format!("{node:016x}"),
+                    "another process used this host's id (was a data directory copied?): this host continues under a new one",
+                );
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let new = self.discovery.snapshot();
+        let old = self.published.catalog.swap(Arc::clone(&new));
+        difference::note(&old, &new, &self.events);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn save(&self) -> oneshot::Receiver<io::Result<()>> {
+        let (failed, answer) = oneshot::channel();
+        match serde_json::to_vec(&self.discovery.saved()) {
+            Ok(bytes) => self.state.write(SAVED_FILE, bytes),
+            Err(cause) => {
+                let _ = failed.send(Err(cause.into()));
+                answer
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command, round: &mut Round) {
+        let (now, wall) = (Instant::now(), wall_ms());
+        match command {
+            Command::Register(registration, done) => {
+                // Clients that register again every few seconds change nothing, unless the last change was not kept.
+                if round.kept.load(Ordering::Relaxed)
+                    && self.discovery.registrations().any(|one| *one == *registration)
+                {
+                    let _ = done.send(Ok(()));
+                    return;
+                }
+                let what = format!("{} at {}", registration.service, registration.address);
+                let id = registration.id.clone();
+                let result = match self.configured(&id) {
+                    true => Err(ChangeError::Configured(id.clone())),
+                    false => self
+                        .discovery
+                        .register(now, wall, *registration)
+                        .map_err(ChangeError::Refused),
+                };
+                self.finish(result, done, round, |events| events.info("registered", id, what));
+            }
+            Command::Deregister(id, done) => {
+                let result = match self.configured(&id) {
+                    true => Err(ChangeError::Configured(id.clone())),
+                    false => {
+                        self.discovery.deregister(now, wall, &id).map_err(ChangeError::Refused)
+                    }
+                };
+                self.finish(result, done, round, |events| {
+                    events.info("deregistered", id, "by the HTTP API");
+                });
+            }
+            Command::Health(verdict) => self.health(verdict),
+            Command::Draining(draining) => {
+                self.discovery.set_draining(now, wall, draining);
+                let detail = if draining {
+                    "asks all hosts to stop choosing it"
+                } else {
+                    "may be chosen again"
+                };
+                self.events.info("draining", "this host", detail);
+            }
+            Command::Reconcile(services, done) => {
+                self.reconcile(services);
+                let _ = done.send(());
+            }
+            Command::Leave(done) => {
+                self.discovery.leave(now, wall);
+                self.carry_out(round);
+                self.save();
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn configured(&self, id: &str) -> bool {
+        self.discovery
+            .registrations()
+            .any(|one| one.id == id && one.origin == Origin::Configuration)
+    }
+
+    /// Answers a change made by the HTTP API once it is on the disk.
+    fn finish(
+        &mut self,
+        result: Result<(), ChangeError>,
+        done: oneshot::Sender<Result<(), ChangeError>>,
+        round: &mut Round,
+        note: impl FnOnce(&Events),
+    ) {
+        if let Err(refused) = result {
+            let _ = done.send(Err(refused));
+            return;
+        }
+        note(&self.events);
+        self.publish_local();
+        round.save_due = None;
+        let kept = self.save();
+        let last = Arc::clone(&round.kept);
+        tokio::spawn(async move {
+            let kept =
+                kept.await.unwrap_or_else(|_| Err(io::Error::other("the writer has stopped")));
+            last.store(kept.is_ok(), Ordering::Relaxed);
+            let _ = done.send(kept.map_err(ChangeError::NotKept));
+        });
+    }
+
+    fn health(&mut self, verdict: Verdict) {
+        let Verdict { instance, check, status, output } = verdict;
+        let index = self
+            .discovery
+            .registrations()
+            .find(|one| one.id == instance)
+            .and_then(|one| one.checks.iter().position(|known| known.id == check));
+        // Its instance may have gone while the check ran.
+        if let Some(index) = index {
+            let set = self.discovery.set_health(
+                Instant::now(),
+                wall_ms(),
+                &instance,
+                index,
+                Health { status, output },
+            );
+            if let Err(cause) = set {
+                debug!(instance, check, %cause, "the result of a check was not published");
+            }
+        }
+    }
+
+    /// Makes the instances of the configuration exactly these.
+    fn reconcile(&mut self, services: Vec<Registration>) {
+        let (now, wall) = (Instant::now(), wall_ms());
+        let wanted: BTreeSet<&str> = services.iter().map(|service| service.id.as_str()).collect();
+        let current: BTreeMap<String, Registration> =
+            self.discovery.registrations().map(|one| (one.id.clone(), one.clone())).collect();
+        for (id, one) in &current {
+            if one.origin == Origin::Configuration
+                && !wanted.contains(id.as_str())
+                && let Err(cause) = self.discovery.deregister(now, wall, id)
+            {
+                warn!(id, %cause, "an instance of the old configuration was not withdrawn");
+            }
+        }
+        for service in services {
+            let (id, name) = (service.id.clone(), service.service.clone());
+            match current.get(&id) {
+                Some(same) if *same == service => continue,
+                Some(other) if other.origin == Origin::Api => self.events.warn(
+                    "registration_replaced",
+                    id.clone(),
+                    "was registered by the HTTP API and is now in the configuration file, which wins",
+                ),
+                _ => {}
+            }
+            if let Err(cause) = self.discovery.register(now, wall, service) {
+                self.events.warn(
+                    "registration_refused",
+                    id,
+                    format!("{name} in the configuration file: {cause}"),
+                );
+            }
+        }
+        self.publish_local();
+    }
+
+    fn publish_local(&self) {
+        self.local.send_replace(Arc::new(self.discovery.registrations().cloned().collect()));
+    }
+
+    fn arrival(&mut self, arrival: Arrival, round: &mut Round) {
+        let (now, wall) = (Instant::now(), wall_ms());
+        match arrival {
+            Arrival::Request(from, request, answer) => {
+                let _ = answer.send(self.discovery.handle_request(now, wall, from, &request));
+            }
+            Arrival::Response(id, to, result) => {
+                if let Some(failing) = round.seeds.get_mut(&to) {
+                    if result.is_err() && !*failing {
+                        self.events.warn(
+                            "join_failed",
+                            to.to_string(),
+                            "named by mesh.join, does not answer: is evenkeel running there, with the same mesh.name and a common key? Trying on",
+                        );
+                    }
+                    *failing = result.is_err();
+                }
+                let response = result.as_ref().map(Vec::as_slice).map_err(|error| *error);
+                self.discovery.handle_response(now, wall, id, response);
+            }
+        }
+    }
+
+    /// Looks every join name up, each on its own: one slow name must not hold up the others.
+    fn resolve_join(&self, round: &Round) {
+        for name in &self.join {
+            let (name, resolved) = (name.clone(), round.resolved.clone());
+            tokio::spawn(async move {
+                let found =
+                    match tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(&name))
+                        .await
+                    {
+                        Ok(found) => found.map(|addresses| addresses.take(ADDRESSES_MAX).collect()),
+                        Err(_) => {
+                            Err(io::Error::other(format!("no answer within {RESOLVE_TIMEOUT:?}")))
+                        }
+                    };
+                let _ = resolved.send((name, found)).await;
+            });
+        }
+    }
+
+    fn resolved(&mut self, name: String, found: io::Result<Vec<SocketAddr>>, round: &mut Round) {
+        match found {
+            Ok(addresses) => {
+                round.unresolved.remove(&name);
+                for address in addresses {
+                    round.seeds.entry(address).or_insert(false);
+                    self.discovery.join(Instant::now(), address);
+                }
+                // Names that move leave addresses behind.
+                while round.seeds.len() > SEEDS_MAX {
+                    round.seeds.pop_first();
+                }
+            }
+            Err(cause) => {
+                if round.unresolved.insert(name.clone()) {
+                    self.events.warn(
+                        "join_failed",
+                        name,
+                        format!("named by mesh.join, cannot be looked up: {cause}. Trying on"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Unix time in milliseconds.
+pub(super) fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Datagrams taken in one round.
+const BATCH_MAX: usize = 64;
+
+/// Streams and look-ups whose end may wait for the loop.
+const ARRIVALS_MAX: usize = 64;
+
+/// Addresses of one join name.
+const ADDRESSES_MAX: usize = 64;
+
+/// Addresses of join names remembered, to tell of their failure once.
+const SEEDS_MAX: usize = 1024;
+
+/// For one look-up of one join name.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Changes of members are gathered for this long before they are written.
+const SAVE_AFTER: Duration = Duration::from_secs(1);
+
+/// A host that can reach no other counts as joined after this long: the first host of a mesh must become ready too.
+const ALONE_AFTER: Duration = Duration::from_secs(10);

@@ -1,0 +1,379 @@
+//! Gossip's shell: a thread of its own that owns [`Discovery`], its sockets and its timers.
+//!
+//! Decides nothing about membership: it carries bytes, time and entropy in, and bytes, dials and events out.
+//! A thread of its own, because a stall anywhere else (a request, a scrape, a disk) must not make this host look
+//! dead to the others. Everyone else reads the published [`Catalog`] and talks to the thread through a bounded
+//! queue of [`Command`]s; there is no lock around `Discovery` because there is no second owner.
+//! Files are written by [`State`]'s thread, never here.
+
+mod difference;
+mod driver;
+mod metrics;
+mod stream;
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use arc_swap::{ArcSwap, Guard};
+use evenkeel_config::Environment;
+use evenkeel_config::settings::{self, Settings};
+use evenkeel_discovery::registration::{
+    Check, CheckKind, Origin, RegisterError, Registration, Weights,
+};
+use evenkeel_discovery::{
+    Catalog, Config, Counters, Discovery, Limits, NodeInfo, Profile, Saved, Status,
+};
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::warn;
+
+use crate::checks::Verdict;
+use crate::events::Events;
+use crate::state::State;
+
+pub use crate::port_pair::PortPair as Sockets;
+
+/// The running thread. Dropping it stops it without a goodbye and waits for that; say goodbye with
+/// [`GossipHandle::leave`] first.
+pub struct Gossip {
+    handle: GossipHandle,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the rest of the program holds of it.
+#[derive(Clone)]
+pub struct GossipHandle {
+    /// This host, as it is told to others.
+    node: Arc<NodeInfo>,
+    catalog: Arc<ArcSwap<Catalog>>,
+    changes: watch::Receiver<u64>,
+    local: watch::Receiver<Arc<Vec<Registration>>>,
+    joined: Arc<AtomicBool>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// Everything the thread needs.
+pub struct GossipArgs<'a> {
+    /// The validated configuration.
+    pub settings: &'a Settings,
+    /// What the system says about this host.
+    pub env: &'a Environment,
+    /// Bound already.
+    pub sockets: Sockets,
+    /// The port on which this host takes requests from others, after binding.
+    pub mesh_port: u16,
+    /// Where identity, members and registrations are kept.
+    pub state: Arc<State>,
+    /// Where happenings are noted.
+    pub events: Arc<Events>,
+    /// Where numbers are registered.
+    pub metrics: &'a prometheus::Registry,
+}
+
+/// What others ask the thread to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Offer an instance registered by the HTTP API.
+    Register(Box<Registration>, oneshot::Sender<Result<(), ChangeError>>),
+    /// Withdraw one.
+    Deregister(String, oneshot::Sender<Result<(), ChangeError>>),
+    /// Publish the result of a check.
+    Health(Verdict),
+    /// Ask all hosts to stop choosing this one, or to start again.
+    Draining(bool),
+    /// Offer exactly these of the configuration, besides what the HTTP API registered.
+    Reconcile(Vec<Registration>, oneshot::Sender<()>),
+    /// Say goodbye; the answer comes when it is said.
+    Leave(oneshot::Sender<()>),
+}
+
+/// Why an instance was not registered or deregistered.
+#[derive(Debug)]
+pub enum ChangeError {
+    /// The request is not acceptable. Nothing changed.
+    Refused(RegisterError),
+    /// The instance belongs to the configuration file. Nothing changed.
+    Configured(String),
+    /// Done, but not written to the data directory: a restart will not know it.
+    NotKept(io::Error),
+    /// The gossip thread has stopped: the process is ending. Nothing changed.
+    Stopped,
+}
+
+impl fmt::Display for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChangeError::Refused(cause) => cause.fmt(f),
+            ChangeError::Configured(id) => write!(
+                f,
+                "instance {id:?} is named in this host's configuration file: change it there and reload, or use another ID"
+            ),
+            ChangeError::NotKept(cause) => {
+                write!(
+                    f,
+                    "done, but it could not be written to node.data_dir, so a restart will forget it: {cause}"
+                )
+            }
+            ChangeError::Stopped => f.write_str("this host is shutting down: use another host"),
+        }
+    }
+}
+
+impl std::error::Error for ChangeError {}
+
+/// Starts the thread. Members and registrations of an earlier life are read from `state`.
+///
+/// # Errors
+/// No entropy, no thread, or the sockets cannot be used.
+pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
+    let GossipArgs { settings, env, sockets, mesh_port, state, events, metrics } = args;
+    let listens = sockets.local_addr()?;
+    let saved: Option<Saved> = state.read(SAVED_FILE, |bytes| serde_json::from_slice(bytes));
+    let node = NodeInfo {
+        id: saved.as_ref().map_or_else(
+            || Ok(u64::from_le_bytes(entropy()?)),
+            |saved| io::Result::Ok(saved.node),
+        )?,
+        name: settings.node.name.clone(),
+        address: advertised(settings, env, listens),
+        mesh_port,
+        zone: settings.node.zone.clone(),
+    };
+    let config = Config {
+        mesh: settings.mesh.name.clone(),
+        domain: settings.mesh.domain.clone(),
+        node: node.clone(),
+        keys: settings.mesh.keys.iter().map(|key| key.0).collect(),
+        profile: Profile::LAN,
+        limits: Limits { members: settings.limits.members, records: settings.limits.records },
+    };
+    let (seed, salt) = (entropy()?, entropy()?);
+    let discovery =
+        Discovery::new(config, saved, std::time::Instant::now(), driver::wall_ms(), seed, salt);
+    let catalog = Arc::new(ArcSwap::new(discovery.snapshot()));
+    let (changed, changes) = watch::channel(0);
+    let (publish_local, local) =
+        watch::channel(Arc::new(discovery.registrations().cloned().collect::<Vec<_>>()));
+    let joined = Arc::new(AtomicBool::new(settings.mesh.join.is_empty()));
+    let (commands, queue) = mpsc::channel(COMMANDS_MAX);
+    let published = Arc::new(metrics::Published {
+        counters: Mutex::new(Counters::default()),
+        catalog: Arc::clone(&catalog),
+    });
+    metrics::GossipMetrics::new(Arc::clone(&published))
+        .and_then(|collector| metrics.register(Box::new(collector)))
+        .map_err(io::Error::other)?;
+    let (stop, stopped) = oneshot::channel();
+    let driver = driver::Driver {
+        discovery,
+        join: settings.mesh.join.clone(),
+        services: registrations(settings, node.address.ip()),
+        state,
+        events,
+        published,
+        changed,
+        local: publish_local,
+        joined: Arc::clone(&joined),
+        listens,
+        udp: sockets.udp,
+    };
+    let tcp = sockets.tcp;
+    let thread = std::thread::Builder::new().name("ek-gossip".into()).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(cause) => return tracing::error!(%cause, "gossip cannot start"),
+        };
+        if let Err(cause) = runtime.block_on(driver.run(tcp, queue, stopped)) {
+            tracing::error!(%cause, "gossip stopped: this host will be taken for dead. Restart it");
+        }
+        // A name look-up may still hang on its own thread.
+        runtime.shutdown_background();
+    })?;
+    let handle = GossipHandle { node: Arc::new(node), catalog, changes, local, joined, commands };
+    Ok(Gossip { handle, stop: Some(stop), thread: Some(thread) })
+}
+
+impl Gossip {
+    /// What the rest of the program holds.
+    #[must_use]
+    pub fn handle(&self) -> &GossipHandle {
+        &self.handle
+    }
+}
+
+impl Drop for Gossip {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl GossipHandle {
+    /// This host, as it is told to others. Its id may change while it runs, see [`Catalog::own`].
+    #[must_use]
+    pub fn node(&self) -> &NodeInfo {
+        &self.node
+    }
+
+    /// The latest snapshot, for a short look.
+    #[must_use]
+    pub fn catalog(&self) -> Guard<Arc<Catalog>> {
+        self.catalog.load()
+    }
+
+    /// Where the latest snapshot is, for readers with a cache of their own.
+    #[must_use]
+    pub fn snapshots(&self) -> Arc<ArcSwap<Catalog>> {
+        Arc::clone(&self.catalog)
+    }
+
+    /// Wakes after each new snapshot; the value counts them.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// What this host offers, from the configuration and by the HTTP API; wakes at each change.
+    #[must_use]
+    pub fn local(&self) -> watch::Receiver<Arc<Vec<Registration>>> {
+        self.local.clone()
+    }
+
+    /// Whether this host has met another, or has no one to meet, or has tried for long enough to serve alone.
+    #[must_use]
+    pub fn joined(&self) -> bool {
+        self.joined.load(Ordering::Relaxed)
+    }
+
+    /// Where commands go, for those who have many.
+    #[must_use]
+    pub fn commands(&self) -> mpsc::Sender<Command> {
+        self.commands.clone()
+    }
+
+    /// Offers an instance, on behalf of the HTTP API; returns when it is kept.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn register(&self, registration: Registration) -> Result<(), ChangeError> {
+        let (done, answer) = oneshot::channel();
+        self.ask(Command::Register(Box::new(registration), done)).await;
+        answer.await.unwrap_or(Err(ChangeError::Stopped))
+    }
+
+    /// Withdraws an instance, on behalf of the HTTP API; returns when that is kept.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn deregister(&self, id: String) -> Result<(), ChangeError> {
+        let (done, answer) = oneshot::channel();
+        self.ask(Command::Deregister(id, done)).await;
+        answer.await.unwrap_or(Err(ChangeError::Stopped))
+    }
+
+    /// Offers exactly the services of a reloaded configuration, besides what the HTTP API registered.
+    pub async fn reconcile(&self, settings: &Settings) {
+        let (done, answer) = oneshot::channel();
+        self.ask(Command::Reconcile(registrations(settings, self.node.address.ip()), done)).await;
+        let _ = answer.await;
+    }
+
+    /// Asks all hosts to stop choosing this one, or to start again.
+    pub async fn set_draining(&self, draining: bool) {
+        self.ask(Command::Draining(draining)).await;
+    }
+
+    /// Says goodbye to all; returns when it is said. Afterwards drop the [`Gossip`].
+    pub async fn leave(&self) {
+        let (done, answer) = oneshot::channel();
+        self.ask(Command::Leave(done)).await;
+        let _ = answer.await;
+    }
+
+    async fn ask(&self, command: Command) {
+        // A closed queue drops the command, and with it the channel of its answer.
+        let _ = self.commands.send(command).await;
+    }
+}
+
+/// What the configuration offers, as registrations. A loopback application without `advertise` is announced as it
+/// is when this host itself stands on a loopback address.
+fn registrations(settings: &Settings, own: IpAddr) -> Vec<Registration> {
+    settings
+        .services
+        .iter()
+        .map(|service| Registration {
+            id: service.id.clone(),
+            service: service.name.clone(),
+            address: service.address,
+            advertise: service.advertise.or_else(|| {
+                (own.is_loopback() && service.address.ip().is_loopback()).then_some(service.address)
+            }),
+            protocol: service.protocol,
+            tags: service.tags.clone(),
+            meta: service.meta.clone(),
+            weights: Weights::default(),
+            checks: service.check.iter().map(|check| configured_check(service, check)).collect(),
+            origin: Origin::Configuration,
+        })
+        .collect()
+}
+
+fn configured_check(service: &settings::Service, check: &settings::Check) -> Check {
+    let authority = service.address.to_string();
+    Check {
+        id: format!("service:{}", service.id),
+        name: format!("Service '{}' check", service.name),
+        kind: match &check.kind {
+            settings::CheckKind::Http(path) => {
+                CheckKind::Http { authority, path: path.clone(), method: "GET".to_owned() }
+            }
+            settings::CheckKind::Tcp => CheckKind::Tcp { authority },
+        },
+        interval: check.interval,
+        timeout: check.timeout,
+        rise: check.rise,
+        fall: check.fall,
+        initial: Status::Critical,
+    }
+}
+
+/// What others dial for gossip: `node.address`, else the address that gossip listens on, else what
+/// [`Settings::node_address`] derives.
+fn advertised(settings: &Settings, env: &Environment, listens: SocketAddr) -> SocketAddr {
+    let listening = Some(listens.ip()).filter(|ip| !ip.is_unspecified());
+    let ip = settings.node.address.or(listening).unwrap_or_else(|| settings.node_address(env));
+    if listening.is_some_and(|listening| listening != ip) {
+        warn!(
+            listens = %listens, node_address = %ip,
+            "gossip listens on one address and others are told to dial another: unless something translates, set mesh.gossip.listen and node.address to the same address"
+        );
+    }
+    SocketAddr::new(ip, listens.port())
+}
+
+/// Random bytes of the kernel.
+///
+/// # Errors
+/// When it gives none.
+pub fn entropy<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    if getrandom(&mut bytes, GetRandomFlags::empty())? == N {
+        Ok(bytes)
+    } else {
+        Err(io::Error::other("the kernel gave too few random bytes"))
+    }
+}
+
+/// Commands that may wait for the thread.
+const COMMANDS_MAX: usize = 256;
+
+/// [`Saved`] as JSON, in the data directory.
+const SAVED_FILE: &str = "discovery.json";

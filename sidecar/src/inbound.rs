@@ -1,0 +1,154 @@
+//! A request of another host to an application on this one.
+//!
+//! Accepts requests only from addresses of live members (until certificates say who they are), only for
+//! instances registered here, and sends them to the application once: whether a request may be sent again
+//! is decided by the host that knows all endpoints. What goes wrong is told in `evenkeel-refused` (the
+//! application never saw the request) or `evenkeel-failed` (it may have).
+//!
+//! A caller's cancellation resets the stream, hyper drops [`handle`]'s future, and with it the connection to the
+//! application closes.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::header::{HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{Request, Response};
+use hyper::body::{Body as _, Incoming};
+
+use crate::attempt::{self, Head, Template};
+use crate::body::{Body, Reply};
+use crate::connection::Link;
+use crate::error::Error;
+use crate::exchange::{Answer, Exchange, Target};
+use crate::headers::{self, Found};
+use crate::pool::{DialError, SendError};
+use crate::route::Local;
+use crate::worker::{INBOUND, Worker};
+
+/// Answers one request.
+pub async fn handle(
+    worker: &Rc<Worker>,
+    link: &Link,
+    request: Request<Incoming>,
+) -> Response<Reply> {
+    let (parts, body) = request.into_parts();
+    let found = headers::find(&parts.headers);
+    let mut exchange = Exchange::begin(worker, INBOUND, link.peer, &parts, found);
+    match forward(worker, link, parts, body, found, &mut exchange).await {
+        Ok(head) => exchange.respond(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT }),
+        Err((error, told)) => {
+            let mut response = exchange.fail(&error, false);
+            let (name, why) = match told {
+                Told::Refused(why) => (headers::REFUSED, why),
+                Told::Failed(why) => (headers::FAILED, why),
+            };
+            response.headers_mut().insert(name, HeaderValue::from_static(why));
+            response
+        }
+    }
+}
+
+/// How the calling host hears of a failure.
+enum Told {
+    /// The application never saw the request.
+    Refused(&'static str),
+    /// It may have.
+    Failed(&'static str),
+}
+
+async fn forward(
+    worker: &Rc<Worker>,
+    link: &Link,
+    mut parts: http::request::Parts,
+    body: Incoming,
+    found: Found,
+    exchange: &mut Exchange,
+) -> Result<Box<Head>, (Error, Told)> {
+    let router = worker.router();
+    if !router.members.contains(&link.peer.ip().to_canonical()) {
+        return Err((Error::NotMember, Told::Refused("not_member")));
+    }
+    if worker.shared.refusing.load(Ordering::Relaxed) {
+        return Err((Error::Refused("this host is draining".into()), Told::Refused("draining")));
+    }
+    let asked = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let service = asked(headers::SERVICE).unwrap_or_default();
+    let local = asked(headers::INSTANCE)
+        .and_then(|instance| router.local.get(instance))
+        .filter(|local| *local.service == *service)
+        .ok_or_else(|| (Error::Misdirected(service.to_owned()), Told::Refused("misdirected")))?;
+    exchange.target = Target::Local(Arc::clone(&local.service));
+
+    let authority = parts.uri.authority().cloned();
+    let authority =
+        authority.ok_or((Error::BadRequest("no :authority"), Told::Refused("bad_request")))?;
+    let left = headers::callers_timeout(&parts.headers);
+    headers::strip(&mut parts.headers, found);
+    if let Some(left) = left {
+        // So that the application can hand on what is left of its caller's time.
+        parts.headers.insert(headers::TIMEOUT, headers::timeout_value(left));
+    }
+    let path =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let template = Template {
+        method: parts.method,
+        path,
+        authority,
+        headers: parts.headers,
+        grpc: found.grpc,
+    };
+    let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
+
+    let sending = send(worker, local, &template, body);
+    match left {
+        None => sending.await,
+        Some(left) => tokio::time::timeout_at((exchange.start + left).into(), sending)
+            .await
+            .unwrap_or_else(|_| {
+                Err((
+                    Error::Timeout(format!("{} did not answer", local.service)),
+                    Told::Failed("timeout"),
+                ))
+            }),
+    }
+}
+
+async fn send(
+    worker: &Rc<Worker>,
+    local: &Local,
+    template: &Template,
+    body: Body,
+) -> Result<Box<Head>, (Error, Told)> {
+    let h2 = attempt::speaks_h2(local.protocol, template.grpc);
+    let mut request = template.blank(body);
+    template.address(&mut request, h2);
+    attempt::once(worker, local.address, None, None, request, false).await.map_err(|unsent| {
+        match unsent {
+            attempt::Unsent::Dial(DialError::Unreachable(what)) => {
+                (Error::Connect(what), Told::Refused("connect"))
+            }
+            attempt::Unsent::Dial(DialError::CircuitOpen) => {
+                (Error::CircuitOpen(local.service.to_string()), Told::Refused("circuit_open"))
+            }
+            attempt::Unsent::Send(SendError::NotSent(_)) => (
+                Error::Connect("the application closed the connection at once".into()),
+                Told::Refused("connect"),
+            ),
+            attempt::Unsent::Send(SendError::Refused(what)) => {
+                (Error::Refused(what), Told::Refused("application"))
+            }
+            attempt::Unsent::Send(SendError::Reset(what)) => {
+                (Error::Reset(what), Told::Failed("reset"))
+            }
+            attempt::Unsent::Send(SendError::Caller) => {
+                (Error::CallerGone, Told::Failed("caller_gone"))
+            }
+        }
+    })
+}
+
+/// The calling host ends idle streams by its policy; this one only keeps a lost caller from holding one for ever.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);

@@ -1,0 +1,370 @@
+//! What is counted, and how it is read.
+//!
+//! A request counts into cells of its worker ([`Cells`]): plain loads and stores of atomics that nobody else
+//! writes, resolved once when the upstream is built, never looked up by label. A scrape sums the cells
+//! of all workers. What happens seldom is counted in `prometheus` counters directly.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, IntGauge, Opts, Registry};
+
+/// Every counter of this process.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    /// Connections closed at the limit.
+    pub connections_refused: IntCounter,
+    /// Times this process itself was not running.
+    pub own_pauses: IntCounter,
+    /// Access log lines that were lost.
+    pub access_dropped: IntCounter,
+    /// Whether the last reload was taken: 1 or 0.
+    pub reload_successful: IntGauge,
+    /// When a configuration was last taken, seconds since the epoch.
+    pub reload_time: IntGauge,
+    workers: usize,
+    upstreams: Arc<Mutex<Vec<Weak<UpstreamMetrics>>>>,
+}
+
+/// The counters of one upstream, or of the inbound side.
+#[derive(Debug)]
+pub struct UpstreamMetrics {
+    name: Arc<str>,
+    direction: &'static str,
+    cells: Box<[Cells]>,
+}
+
+/// The counters of one upstream on one worker, on cache lines of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Cells {
+    /// By `Attempt as usize`: first, retry, hedge.
+    pub attempts: [Count; 3],
+    /// By `Hedges as usize`.
+    pub hedges: [Count; 4],
+    responses: [Count; 5],
+    failures: [Count; REASONS.len()],
+    buckets: [Count; BUCKETS.len() + 1],
+    seconds_ns: Count,
+}
+
+/// What became of copies.
+#[derive(Debug, Clone, Copy)]
+pub enum Hedges {
+    /// The copy's response was the one passed on.
+    Won,
+    /// Another response was.
+    Lost,
+    /// The budget did not allow it.
+    Refused,
+    /// `mode: observe`: a copy would have been due.
+    Observed,
+}
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`. Not a read-modify-write: only the cell's own worker writes it.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Cells {
+    /// A request ended with `status` (0: no response) after `took`; `reason`: why it failed, if it did.
+    pub fn request(&self, status: u16, reason: Option<&'static str>, took: Duration) {
+        if let Some(class) = (status / 100).checked_sub(1).filter(|class| *class < 5) {
+            self.responses[usize::from(class)].inc();
+        }
+        if let Some(reason) = reason {
+            let at = REASONS.iter().position(|r| *r == reason).unwrap_or(REASONS.len() - 1);
+            self.failures[at].inc();
+        }
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.buckets[BUCKETS.partition_point(|bound| *bound < ns)].inc();
+        self.seconds_ns.add(ns);
+    }
+}
+
+impl UpstreamMetrics {
+    /// The cells of one worker.
+    pub fn of(&self, worker: usize) -> &Cells {
+        &self.cells[worker]
+    }
+}
+
+impl Metrics {
+    /// All counters at zero, for this many workers.
+    ///
+    /// # Errors
+    /// None in practice: names are constants and registered once.
+    pub fn new(workers: usize) -> prometheus::Result<Metrics> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let metrics = Metrics {
+            connections_refused: counter(
+                "evenkeel_connections_refused_total",
+                "Accepted connections closed at limits.connections.",
+            )?,
+            own_pauses: counter(
+                "evenkeel_own_pauses_total",
+                "Times a worker was not running for more than 50 ms.",
+            )?,
+            access_dropped: counter(
+                "evenkeel_access_log_dropped_total",
+                "Access log lines lost to a slow reader.",
+            )?,
+            reload_successful: gauge(
+                "evenkeel_config_last_reload_successful",
+                "Whether the last configuration file was taken.",
+            )?,
+            reload_time: gauge(
+                "evenkeel_config_last_reload_success_timestamp_seconds",
+                "When a configuration was last taken.",
+            )?,
+            workers,
+            upstreams: Arc::default(),
+            registry,
+        };
+        let build = IntGauge::with_opts(
+            Opts::new("evenkeel_build_info", "Always 1; the labels say what runs.")
+                .const_label("version", env!("CARGO_PKG_VERSION")),
+        )?;
+        build.set(1);
+        metrics.registry.register(Box::new(build))?;
+        metrics.registry.register(Box::new(Upstreams::new(Arc::clone(&metrics.upstreams))?))?;
+        Ok(metrics)
+    }
+
+    /// Counters for an upstream (`outbound`) or for what other hosts ask of us (`inbound`).
+    pub fn upstream(&self, name: Arc<str>, direction: &'static str) -> Arc<UpstreamMetrics> {
+        let cells = (0..self.workers).map(|_| Cells::default()).collect();
+        let metrics = Arc::new(UpstreamMetrics { name, direction, cells });
+        let mut upstreams =
+            self.upstreams.lock().expect("no thread panics while it holds this lock");
+        upstreams.retain(|known| known.strong_count() > 0);
+        upstreams.push(Arc::downgrade(&metrics));
+        metrics
+    }
+}
+
+/// Sums the workers' cells at a scrape.
+struct Upstreams {
+    known: Arc<Mutex<Vec<Weak<UpstreamMetrics>>>>,
+    families: Vec<(Desc, Opts)>,
+}
+
+impl Upstreams {
+    fn new(known: Arc<Mutex<Vec<Weak<UpstreamMetrics>>>>) -> prometheus::Result<Upstreams> {
+        let families = FAMILIES
+            .iter()
+            .map(|(name, help, labels)| {
+                let labels = labels.iter().map(|l| (*l).to_owned()).collect();
+                let desc = Desc::new(
+                    (*name).into(),
+                    (*help).into(),
+                    labels,
+                    std::collections::HashMap::new(),
+                )?;
+                Ok((desc, Opts::new(*name, *help)))
+            })
+            .collect::<prometheus::Result<_>>()?;
+        Ok(Upstreams { known, families })
+    }
+}
+
+impl Collector for Upstreams {
+    fn desc(&self) -> Vec<&Desc> {
+        self.families.iter().map(|(desc, _)| desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let known: Vec<Arc<UpstreamMetrics>> = {
+            let known = self.known.lock().expect("no thread panics while it holds this lock");
+            known.iter().filter_map(Weak::upgrade).collect()
+        };
+        let mut families: Vec<MetricFamily> =
+            self.families.iter().map(|(_, opts)| family(opts)).collect();
+        for upstream in &known {
+            let sum = |cell: &dyn Fn(&Cells) -> u64| upstream.cells.iter().map(cell).sum::<u64>();
+            let base = [("direction", upstream.direction), ("upstream", &*upstream.name)];
+            let mut push = |at: usize, label: (&str, &str), value: u64| {
+                let labels: &[(&str, &str)] = if OUTBOUND_ONLY.contains(&at) {
+                    &[base[1], label]
+                } else {
+                    &[base[0], base[1], label]
+                };
+                if value > 0 || at < 2 {
+                    families[at].mut_metric().push(counter(labels, value));
+                }
+            };
+            for (at, class) in ["1xx", "2xx", "3xx", "4xx", "5xx"].iter().enumerate() {
+                push(0, ("code", class), sum(&|c| c.responses[at].value()));
+            }
+            if upstream.direction == "outbound" {
+                for (at, kind) in ["first", "retry", "hedge"].iter().enumerate() {
+                    push(1, ("kind", kind), sum(&|c| c.attempts[at].value()));
+                }
+            }
+            for (at, reason) in REASONS.iter().enumerate() {
+                push(2, ("reason", reason), sum(&|c| c.failures[at].value()));
+            }
+            for (at, result) in ["won", "lost", "refused", "observed"].iter().enumerate() {
+                push(3, ("result", result), sum(&|c| c.hedges[at].value()));
+            }
+            let counts: Vec<u64> =
+                (0..=BUCKETS.len()).map(|at| sum(&|c| c.buckets[at].value())).collect();
+            families[4].mut_metric().push(histogram(
+                &base,
+                &counts,
+                sum(&|c| c.seconds_ns.value()),
+            ));
+        }
+        families.retain(|family| !family.get_metric().is_empty());
+        families
+    }
+}
+
+fn family(opts: &Opts) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(opts.name.clone());
+    family.set_help(opts.help.clone());
+    let kind = if opts.name.ends_with("_seconds") {
+        prometheus::proto::MetricType::HISTOGRAM
+    } else {
+        prometheus::proto::MetricType::COUNTER
+    };
+    family.set_field_type(kind);
+    family
+}
+
+fn labels(pairs: &[(&str, &str)]) -> prometheus::proto::Metric {
+    let pairs = pairs
+        .iter()
+        .map(|(name, value)| {
+            let mut pair = prometheus::proto::LabelPair::default();
+            pair.set_name((*name).into());
+            pair.set_value((*value).into());
+            pair
+        })
+        .collect();
+    prometheus::proto::Metric::from_label(pairs)
+}
+
+fn counter(pairs: &[(&str, &str)], value: u64) -> prometheus::proto::Metric {
+    let mut metric = labels(pairs);
+    let mut counter = prometheus::proto::Counter::default();
+    counter.set_value(value as f64);
+    metric.set_counter(counter);
+    metric
+}
+
+fn histogram(pairs: &[(&str, &str)], counts: &[u64], sum_ns: u64) -> prometheus::proto::Metric {
+    let mut metric = labels(pairs);
+    let mut histogram = prometheus::proto::Histogram::default();
+    let mut below = 0;
+    let buckets = BUCKETS
+        .iter()
+        .zip(counts)
+        .map(|(bound, count)| {
+            below += count;
+            let mut bucket = prometheus::proto::Bucket::default();
+            bucket.set_upper_bound(*bound as f64 / 1e9);
+            bucket.set_cumulative_count(below);
+            bucket
+        })
+        .collect();
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(counts.iter().sum());
+    histogram.set_sample_sum(sum_ns as f64 / 1e9);
+    metric.set_histogram(histogram);
+    metric
+}
+
+const FAMILIES: [(&str, &str, &[&str]); 5] = [
+    (
+        "evenkeel_responses_total",
+        "Responses passed on, by status class.",
+        &["direction", "upstream", "code"],
+    ),
+    ("evenkeel_attempts_total", "Attempts sent.", &["upstream", "kind"]),
+    (
+        "evenkeel_failures_total",
+        "Requests that failed, by reason.",
+        &["direction", "upstream", "reason"],
+    ),
+    ("evenkeel_hedges_total", "What became of copies.", &["upstream", "result"]),
+    (
+        "evenkeel_request_duration_seconds",
+        "From a request's head to the end of its response.",
+        &["direction", "upstream"],
+    ),
+];
+
+/// Families that have no direction: attempts and hedges.
+const OUTBOUND_ONLY: [usize; 2] = [1, 3];
+
+/// Upper bounds, nanoseconds.
+const BUCKETS: [u64; 14] = [
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    10_000_000_000,
+];
+
+/// Every reason of [`crate::error::Error`], and of a response that broke.
+const REASONS: [&str; 18] = [
+    "unknown_service",
+    "no_endpoint",
+    "circuit_open",
+    "connect",
+    "refused",
+    "reset",
+    "timeout",
+    "bad_request",
+    "caller_gone",
+    "loop",
+    "passthrough_off",
+    "passthrough",
+    "misdirected",
+    "not_member",
+    "reset_after_head",
+    "cancelled",
+    "draining",
+    "other",
+];

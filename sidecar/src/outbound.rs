@@ -1,0 +1,115 @@
+//! A request of an application on this host, from its head to its response.
+//!
+//! Reads the authority the way RFC 9112 §3.2 and RFC 9113 §8.3.1 say (absolute form and `:authority` before
+//! `Host`), decides whether the name is the mesh's, and hands the request to [`attempt::send`] or, for names
+//! outside the mesh, to [`passthrough`].
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::{CONNECTION, HOST, HeaderValue};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Request, Response};
+use hyper::body::{Body as _, Incoming};
+
+use crate::attempt::{self, Deadline, Template};
+use crate::body::{Replay, Reply};
+use crate::connection::Link;
+use crate::error::Error;
+use crate::exchange::{Answer, Exchange, Target};
+use crate::headers::{self, Found};
+use crate::passthrough;
+use crate::route::Destination;
+use crate::worker::{OUTBOUND, Worker};
+
+/// Answers one request. `fixed`: the service of a listener of its own.
+pub async fn handle(
+    worker: &Rc<Worker>,
+    link: &Link,
+    fixed: Option<&str>,
+    request: Request<Incoming>,
+) -> Response<Reply> {
+    let (parts, body) = request.into_parts();
+    let found = headers::find(&parts.headers);
+    let mut exchange = Exchange::begin(worker, OUTBOUND, link.peer, &parts, found);
+    if parts.method == Method::CONNECT {
+        return passthrough::connect(worker, link, exchange, &parts.uri).await;
+    }
+    let suspect = found.chunked && link.head_had_length();
+    let mut response = match forward(worker, link, fixed, parts, body, found, &mut exchange).await {
+        Ok(answer) => exchange.respond(answer),
+        Err(error) => exchange.fail(&error, found.grpc),
+    };
+    if suspect {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn forward(
+    worker: &Rc<Worker>,
+    link: &Link,
+    fixed: Option<&str>,
+    mut parts: Parts,
+    body: Incoming,
+    found: Found,
+    exchange: &mut Exchange,
+) -> Result<Answer, Error> {
+    let authority = authority(&parts)?;
+    let router = worker.router();
+    let upstream = match fixed {
+        Some(name) => {
+            router.hosts.get(name).ok_or_else(|| Error::UnknownService(name.to_owned()))?
+        }
+        None => match router.resolve(authority.as_str()) {
+            Destination::Upstream(upstream) => upstream,
+            Destination::Unknown(name) => return Err(Error::UnknownService(name)),
+            Destination::Foreign => {
+                exchange.target = Target::Foreign(authority.as_str().into());
+                if !router.passthrough {
+                    return Err(Error::PassthroughOff(authority.to_string()));
+                }
+                return passthrough::forward(worker, link, authority, parts, body, found).await;
+            }
+        },
+    };
+    exchange.target = Target::Upstream(Arc::clone(upstream));
+
+    let path =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let route = upstream.route(&parts.method, path.path());
+    let asked = if found.timeout { headers::callers_timeout(&parts.headers) } else { None };
+    let timeout = asked.map_or(route.policy.timeout, |asked| asked.min(route.policy.timeout));
+    let deadline = Deadline { at: exchange.start + timeout, hard: asked.is_some() };
+    headers::strip(&mut parts.headers, found);
+    let body = (!body.is_end_stream()).then(|| {
+        let (max, buffers) = (route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers));
+        Replay::new(body, max, buffers, exchange.start)
+    });
+    let template = Template {
+        method: parts.method,
+        path,
+        authority,
+        headers: parts.headers,
+        grpc: found.grpc,
+    };
+    let won =
+        attempt::send(worker, upstream, route, &template, body, exchange.start, deadline).await?;
+    Ok(Answer { head: won.head, ticket: Some(won.ticket), idle_timeout: route.policy.idle_timeout })
+}
+
+/// The authority that a request is for.
+pub fn authority(parts: &Parts) -> Result<Authority, Error> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Error::BadRequest("more than one Host header"));
+    }
+    if let Some(authority) = parts.uri.authority() {
+        return Ok(authority.clone());
+    }
+    let host = host.ok_or(Error::BadRequest("no Host header: name a service in it"))?;
+    Authority::try_from(host.as_bytes())
+        .map_err(|_| Error::BadRequest("the Host header is not a host and port"))
+}

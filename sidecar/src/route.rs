@@ -1,0 +1,168 @@
+//! Which upstream and which policy a request is for.
+//!
+//! A [`Router`] is an immutable snapshot: the control side builds a new one from the catalogue and the
+//! configuration (see [`crate::upstreams`]) and the workers pick it up with their next request. What must survive a new
+//! snapshot (load estimates, budgets, histograms) lives behind `Arc`s that successive snapshots share.
+//!
+//! The names an application may write for one service (`payments`, `payments.mesh`,
+//! `payments.service.mesh`, each with a port) are resolved by one hash look-up of the host without its port;
+//! only what misses is parsed.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use evenkeel_balancer::{Balancer, Budget, Hedger};
+use evenkeel_config::policy::Policy;
+use evenkeel_config::settings::{Match, Protocol};
+use evenkeel_discovery::names::{self, HostName};
+use http::Method;
+
+use crate::metrics::UpstreamMetrics;
+
+/// Everything that decides where a request goes.
+#[derive(Debug, Default)]
+pub struct Router {
+    /// By every usual way to write the name, lower case, without a port.
+    pub hosts: HashMap<Box<str>, Arc<Upstream>>,
+    /// The mesh's DNS domain.
+    pub domain: String,
+    /// The mesh's name, `<dc>` in DNS.
+    pub mesh: String,
+    /// Requests for names outside the mesh pass through.
+    pub passthrough: bool,
+    /// What this host offers, by instance id.
+    pub local: HashMap<Box<str>, Local>,
+    /// Addresses of the mesh's live members.
+    pub members: std::collections::HashSet<IpAddr>,
+}
+
+/// An instance on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    /// Its service.
+    pub service: Arc<str>,
+    /// The application.
+    pub address: SocketAddr,
+    /// What it speaks, if known.
+    pub protocol: Option<Protocol>,
+}
+
+/// A service as this host's clients see it.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The service's name.
+    pub name: Arc<str>,
+    /// Which endpoint.
+    pub balancer: Arc<Balancer>,
+    /// Attempts beyond the first, over all routes.
+    pub retries: Arc<Budget>,
+    /// Its counters.
+    pub metrics: Arc<UpstreamMetrics>,
+    /// For requests that no route matches.
+    pub default: Arc<Route>,
+    /// First match wins.
+    pub routes: Vec<(Match, Arc<Route>)>,
+}
+
+/// A policy and what was learnt under it.
+#[derive(Debug)]
+pub struct Route {
+    /// What to do.
+    pub policy: Policy,
+    /// When a copy pays.
+    pub hedger: Arc<Hedger>,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub enum Destination<'a> {
+    /// A service of the mesh or of the configuration.
+    Upstream(&'a Arc<Upstream>),
+    /// A mesh name that nobody offers.
+    Unknown(String),
+    /// A name outside the mesh.
+    Foreign,
+}
+
+impl Router {
+    /// The destination of a request whose authority is `host`, with or without a port.
+    pub fn resolve(&self, host: &str) -> Destination<'_> {
+        let name = without_port(host);
+        if let Some(upstream) = self.hosts.get(name) {
+            return Destination::Upstream(upstream);
+        }
+        match names::service_of_host(host, &self.domain, &self.mesh) {
+            HostName::Service(name) => match self.hosts.get(name.as_str()) {
+                Some(upstream) => Destination::Upstream(upstream),
+                None => Destination::Unknown(name),
+            },
+            HostName::ServiceOrForeign(name) => {
+                self.hosts.get(name.as_str()).map_or(Destination::Foreign, Destination::Upstream)
+            }
+            HostName::Foreign => Destination::Foreign,
+        }
+    }
+
+    /// Tells every balancer that this process itself was stopped for a while.
+    pub fn own_pause(&self, now: Instant) {
+        for upstream in self.hosts.values() {
+            upstream.balancer.own_pause(now);
+        }
+    }
+}
+
+impl Upstream {
+    /// The policy for a request.
+    pub fn route(&self, method: &Method, path: &str) -> &Arc<Route> {
+        self.routes
+            .iter()
+            .find(|(matches, _)| matched(matches, method, path))
+            .map_or(&self.default, |(_, route)| route)
+    }
+}
+
+fn matched(matches: &Match, method: &Method, path: &str) -> bool {
+    let method_fits = matches.method.as_deref().is_none_or(|m| m == method.as_str());
+    let path_fits = matches.path.as_deref().is_none_or(|p| match p.strip_suffix('*') {
+        Some(prefix) => path.starts_with(prefix),
+        None => p == path,
+    });
+    method_fits && path_fits
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
+            name
+        }
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_not_part_of_a_name() {
+        assert_eq!(without_port("payments:8080"), "payments");
+        assert_eq!(without_port("payments"), "payments");
+        assert_eq!(without_port("[::1]:80"), "[::1]:80");
+        assert_eq!(without_port("a:b"), "a:b");
+    }
+
+    #[test]
+    fn a_route_matches_exact_paths_prefixes_and_methods() {
+        let of = |path: Option<&str>, method: Option<&str>| Match {
+            path: path.map(String::from),
+            method: method.map(String::from),
+        };
+        assert!(matched(&of(Some("/a"), None), &Method::GET, "/a"));
+        assert!(!matched(&of(Some("/a"), None), &Method::GET, "/ab"));
+        assert!(matched(&of(Some("/a*"), None), &Method::GET, "/ab"));
+        assert!(!matched(&of(Some("/a*"), Some("POST")), &Method::GET, "/ab"));
+        assert!(matched(&of(None, None), &Method::PUT, "/"));
+    }
+}

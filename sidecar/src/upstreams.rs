@@ -1,0 +1,213 @@
+//! From the catalogue and the configuration to the router's next snapshot.
+//!
+//! Every service of the mesh is an upstream, and so is every `upstreams` entry with endpoints of its own. What was
+//! learnt (estimates, budgets, histograms, counters) belongs to the name and outlives snapshots; a
+//! service whose last instance went away stays known for [`GONE_KEPT`], so that its callers hear "no instance"
+//! and not "no such service".
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use evenkeel_balancer::{Balancer, Budget, EndpointSpec, Hedger, Hop};
+use evenkeel_config::settings::{self, Match, Settings};
+use evenkeel_discovery::catalog::Catalog;
+
+use crate::metrics::UpstreamMetrics;
+use crate::route::{Local, Route, Router, Upstream};
+use crate::worker::Shared;
+
+/// The owner of what is learnt of every upstream; publishes the router.
+#[derive(Debug)]
+pub struct Upstreams {
+    shared: Arc<Shared>,
+    known: BTreeMap<String, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    name: Arc<str>,
+    balancer: Arc<Balancer>,
+    retries: Arc<Budget>,
+    metrics: Arc<UpstreamMetrics>,
+    hedgers: Vec<(Match, Arc<Hedger>)>,
+    default_hedger: Arc<Hedger>,
+    specs: Vec<EndpointSpec>,
+    seen: Instant,
+}
+
+impl Upstreams {
+    /// Nothing is known yet.
+    pub fn new(shared: Arc<Shared>) -> Upstreams {
+        Upstreams { shared, known: BTreeMap::new() }
+    }
+
+    /// Publishes the router for this configuration and catalogue.
+    pub fn publish(&mut self, now: Instant, settings: &Settings, catalog: &Catalog) {
+        let configured: BTreeMap<&str, &settings::Upstream> =
+            settings.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream)).collect();
+        let mut wanted: BTreeMap<&str, Vec<EndpointSpec>> = BTreeMap::new();
+        for view in catalog.services.values() {
+            wanted.insert(
+                &view.name,
+                view.instances.iter().map(|i| spec_of(i, catalog.own)).collect(),
+            );
+        }
+        for upstream in &settings.upstreams {
+            if upstream.endpoints.is_empty() {
+                wanted.entry(&upstream.name).or_default();
+            } else {
+                wanted.insert(&upstream.name, static_specs(upstream));
+            }
+        }
+        for (name, specs) in wanted {
+            let known = self
+                .known
+                .entry(name.to_owned())
+                .or_insert_with(|| Known::new(&self.shared, name, now));
+            known.seen = now;
+            known.update(now, specs);
+        }
+        self.known.retain(|_, known| now.saturating_duration_since(known.seen) < GONE_KEPT);
+        for known in self.known.values_mut().filter(|known| known.seen != now) {
+            known.update(now, Vec::new());
+        }
+
+        let mut hosts = HashMap::new();
+        for (name, known) in &mut self.known {
+            let upstream = Arc::new(known.upstream(
+                settings,
+                configured.get(name.as_str()).copied(),
+                self.shared.epoch,
+            ));
+            let (domain, mesh) = (&settings.mesh.domain, &settings.mesh.name);
+            for host in [
+                name.clone(),
+                format!("{name}.{domain}"),
+                format!("{name}.service.{domain}"),
+                format!("{name}.service.{mesh}.{domain}"),
+            ] {
+                hosts.insert(host.into_boxed_str(), Arc::clone(&upstream));
+            }
+        }
+        let members: HashSet<_> = catalog
+            .alive()
+            .flat_map(|node| [node.address.ip(), node.mesh.ip()])
+            .map(|ip| ip.to_canonical())
+            .collect();
+        let local = catalog
+            .services
+            .values()
+            .flat_map(|view| &view.instances)
+            .filter(|instance| instance.node.id == catalog.own)
+            .map(|instance| {
+                let local = Local {
+                    service: Arc::from(instance.service.as_str()),
+                    address: instance.address,
+                    protocol: instance.protocol,
+                };
+                (instance.id.clone().into_boxed_str(), local)
+            })
+            .collect();
+        self.shared.router.store(Arc::new(Router {
+            hosts,
+            domain: settings.mesh.domain.clone(),
+            mesh: settings.mesh.name.clone(),
+            passthrough: settings.outbound.passthrough,
+            local,
+            members,
+        }));
+    }
+}
+
+impl Known {
+    fn new(shared: &Shared, name: &str, now: Instant) -> Known {
+        let name: Arc<str> = Arc::from(name);
+        Known {
+            balancer: Arc::new(Balancer::new(shared.epoch)),
+            retries: Arc::new(Budget::new(shared.epoch)),
+            metrics: shared.metrics.upstream(Arc::clone(&name), "outbound"),
+            hedgers: Vec::new(),
+            default_hedger: Arc::new(Hedger::new(shared.epoch)),
+            specs: Vec::new(),
+            seen: now,
+            name,
+        }
+    }
+
+    fn update(&mut self, now: Instant, specs: Vec<EndpointSpec>) {
+        if self.specs != specs {
+            let left_out = self.balancer.update(now, specs.clone());
+            if left_out > 0 {
+                tracing::warn!(upstream = %self.name, left_out, "more instances than one upstream can have");
+            }
+            self.specs = specs;
+        }
+    }
+
+    fn upstream(
+        &mut self,
+        settings: &Settings,
+        configured: Option<&settings::Upstream>,
+        epoch: Instant,
+    ) -> Upstream {
+        let policy = configured.map_or(&settings.policy, |upstream| &upstream.policy);
+        let mut hedgers = Vec::new();
+        let routes = configured.map_or(&[][..], |upstream| &upstream.routes);
+        let routes = routes
+            .iter()
+            .map(|route| {
+                let learnt = self.hedgers.iter().find(|(matches, _)| *matches == route.matches);
+                let hedger = learnt
+                    .map_or_else(|| Arc::new(Hedger::new(epoch)), |(_, hedger)| Arc::clone(hedger));
+                hedgers.push((route.matches.clone(), Arc::clone(&hedger)));
+                (route.matches.clone(), Arc::new(Route { policy: route.policy.clone(), hedger }))
+            })
+            .collect();
+        self.hedgers = hedgers;
+        Upstream {
+            name: Arc::clone(&self.name),
+            balancer: Arc::clone(&self.balancer),
+            retries: Arc::clone(&self.retries),
+            metrics: Arc::clone(&self.metrics),
+            default: Arc::new(Route {
+                policy: policy.clone(),
+                hedger: Arc::clone(&self.default_hedger),
+            }),
+            routes,
+        }
+    }
+}
+
+fn spec_of(instance: &evenkeel_discovery::catalog::Instance, own: u64) -> EndpointSpec {
+    // Our own applications are reached without a hop.
+    let here = instance.node.id == own;
+    EndpointSpec {
+        node: instance.node.id,
+        instance: Arc::from(instance.id.as_str()),
+        address: instance.address,
+        dial: if here { instance.address } else { instance.node.mesh },
+        hop: if here { Hop::Direct } else { Hop::Mesh },
+        protocol: instance.protocol,
+        weight: instance.weights.passing.into(),
+        serving: instance.takes_requests(),
+    }
+}
+
+fn static_specs(upstream: &settings::Upstream) -> Vec<EndpointSpec> {
+    let spec = |address: &SocketAddr| EndpointSpec {
+        node: 0,
+        instance: Arc::from(address.to_string()),
+        address: *address,
+        dial: *address,
+        hop: Hop::Direct,
+        protocol: upstream.protocol,
+        weight: 1,
+        serving: true,
+    };
+    upstream.endpoints.iter().map(spec).collect()
+}
+
+/// How long the name of a service without instances is remembered.
+const GONE_KEPT: Duration = Duration::from_secs(3600);

@@ -1,0 +1,240 @@
+//! What the admin listener shows of the data plane: endpoints as the balancer sees them, and why a request goes
+//! where it goes. Reads snapshots and atomics; changes nothing.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use evenkeel_balancer::{EndpointReport, repeat};
+use evenkeel_config::policy::{Mode, Origins, Policy};
+use evenkeel_config::settings::{Match, Settings};
+use evenkeel_discovery::Catalog;
+use http::Method;
+
+use crate::admin::Views;
+use crate::admin::report;
+use crate::gossip::GossipHandle;
+use crate::route::{Destination, Route, Router, Upstream};
+use crate::worker::Shared;
+
+/// The views of a running host.
+pub fn views(
+    shared: &Arc<Shared>,
+    settings: &Arc<ArcSwap<Settings>>,
+    gossip: &GossipHandle,
+    draining: &Arc<AtomicBool>,
+    listeners: BTreeMap<String, SocketAddr>,
+) -> Views {
+    let data = Arc::new(Data {
+        router: Arc::clone(&shared.router),
+        settings: Arc::clone(settings),
+        gossip: gossip.clone(),
+        draining: Arc::clone(draining),
+    });
+    let (endpoints, explain, config, ready) =
+        (Arc::clone(&data), Arc::clone(&data), Arc::clone(&data), data);
+    Views {
+        endpoints: Box::new(move |service| endpoints.endpoints(service)),
+        explain: Box::new(move |service, method, path| explain.explain(service, method, path)),
+        config: Box::new(move || config.settings.load().to_effective_yaml()),
+        ready: Box::new(move || ready.ready()),
+        listeners: Box::new(move || listeners.clone()),
+    }
+}
+
+struct Data {
+    router: Arc<ArcSwap<Router>>,
+    settings: Arc<ArcSwap<Settings>>,
+    gossip: GossipHandle,
+    draining: Arc<AtomicBool>,
+}
+
+impl Data {
+    fn ready(&self) -> Result<(), String> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err("this host is going away".into());
+        }
+        if !self.gossip.joined() {
+            return Err("no host of mesh.join has answered yet".into());
+        }
+        Ok(())
+    }
+
+    fn endpoints(&self, service: &str) -> Option<serde_json::Value> {
+        let router = self.router.load();
+        let Destination::Upstream(upstream) = router.resolve(service) else { return None };
+        let catalog = self.gossip.catalog();
+        let endpoints = reports(upstream, &upstream.default.policy)
+            .into_iter()
+            .map(|(report, dial)| report::Endpoint {
+                host: host_of(&catalog, &report),
+                state: state(&report),
+                in_flight: u64::from(report.in_flight),
+                latency_ms: report.latency_ms,
+                stall_ms: report.stall_ms.unwrap_or_default(),
+                ejected_ms: report.ejected_for_ms.map(|ms| ms as u64),
+                ejections: report.ejections,
+                address: report.address,
+                dial: dial.to_string(),
+                instance: report.id,
+            })
+            .collect();
+        let balance = text(&fields(&upstream.default.policy), "balance");
+        serde_json::to_value(report::Endpoints {
+            service: upstream.name.to_string(),
+            balance,
+            endpoints,
+        })
+        .ok()
+    }
+
+    fn explain(&self, service: &str, method: &str, path: &str) -> Option<serde_json::Value> {
+        let router = self.router.load();
+        let Destination::Upstream(upstream) = router.resolve(service) else { return None };
+        let method = method.to_ascii_uppercase().parse::<Method>().ok()?;
+        let settings = self.settings.load();
+        let configured = settings.upstreams.iter().find(|u| *u.name == *upstream.name);
+        let route = upstream.route(&method, path);
+        let matched =
+            upstream.routes.iter().position(|(_, candidate)| Arc::ptr_eq(candidate, route));
+        let origins = match (configured, matched) {
+            (Some(upstream), Some(at)) => {
+                upstream.routes.get(at).map_or(&upstream.origins, |r| &r.origins)
+            }
+            (Some(upstream), None) => &upstream.origins,
+            (None, _) => &settings.origins,
+        };
+        let catalog = self.gossip.catalog();
+        let explain = report::Explain {
+            service: upstream.name.to_string(),
+            method: method.to_string(),
+            path: path.to_owned(),
+            route: matched.map(|at| described(&upstream.routes[at].0)),
+            repeat: repeatable(&route.policy, &method, path),
+            endpoints: reports(upstream, &route.policy)
+                .into_iter()
+                .map(|(report, dial)| report::ExplainEndpoint {
+                    host: host_of(&catalog, &report),
+                    usable: report.verdicts.iter().all(|v| v.pass || v.filter == "slow_start"),
+                    cost: report.latency_ms.map(|ms| ms * f64::from(report.in_flight + 1)),
+                    verdicts: report
+                        .verdicts
+                        .into_iter()
+                        .map(|v| report::Verdict {
+                            filter: v.filter.into(),
+                            pass: v.pass,
+                            reason: v.why,
+                        })
+                        .collect(),
+                    address: dial.to_string(),
+                    instance: report.id,
+                })
+                .collect(),
+            policy: policy_fields(&route.policy, origins),
+            notes: notes(route),
+        };
+        serde_json::to_value(explain).ok()
+    }
+}
+
+fn reports(upstream: &Upstream, policy: &Policy) -> Vec<(EndpointReport, SocketAddr)> {
+    let dials = upstream.balancer.endpoints();
+    let dials: Vec<SocketAddr> = dials.iter().map(|endpoint| endpoint.spec().dial).collect();
+    upstream.balancer.explain(Instant::now(), policy).into_iter().zip(dials).collect()
+}
+
+fn host_of(catalog: &Catalog, report: &EndpointReport) -> String {
+    u64::from_str_radix(&report.node, 16)
+        .ok()
+        .and_then(|id| catalog.nodes.get(&id))
+        .map_or_else(String::new, |node| node.name.clone())
+}
+
+/// The first filter that speaks against it names the state.
+fn state(report: &EndpointReport) -> String {
+    report.verdicts.iter().find(|verdict| !verdict.pass).map_or_else(
+        || "usable".to_owned(),
+        |verdict| match verdict.filter {
+            "serving" => "not serving".to_owned(),
+            "ejection" => "ejected".to_owned(),
+            filter => filter.replace('_', " "),
+        },
+    )
+}
+
+fn described(matches: &Match) -> String {
+    match (&matches.method, &matches.path) {
+        (Some(method), Some(path)) => format!("{method} {path}"),
+        (Some(one), None) | (None, Some(one)) => one.clone(),
+        (None, None) => "every request".to_owned(),
+    }
+}
+
+fn repeatable(policy: &Policy, method: &Method, path: &str) -> String {
+    if repeat::is_safe(&policy.repeat, method.as_str(), None) {
+        return format!("{method} is in repeat.methods: it may be retried and hedged");
+    }
+    if repeat::is_safe(&policy.repeat, method.as_str(), Some(path)) {
+        return "as gRPC it is in repeat.grpc: it may be retried and hedged".to_owned();
+    }
+    let key = policy.repeat.key_header.as_ref().map_or_else(String::new, |header| {
+        format!(", and with a {header} header also after a reset")
+    });
+    format!(
+        "{method} is not in repeat.methods: sent again only if no application saw it{key}; never hedged"
+    )
+}
+
+fn notes(route: &Route) -> Vec<String> {
+    let mut notes = Vec::new();
+    let now = Instant::now();
+    if let (Some(p50), Some(p99)) =
+        (route.hedger.quantile(now, 50.0), route.hedger.quantile(now, 99.0))
+    {
+        notes.push(format!(
+            "time to a response's head in the last 30 s: p50 {p50:.1?}, p99 {p99:.1?}"
+        ));
+    }
+    let hedge = &route.policy.hedge;
+    if hedge.mode != Mode::Off {
+        notes.push(match route.hedger.delay(now, hedge) {
+            Some(delay) => format!("a copy is due after {delay:.1?}"),
+            None => "no copies yet: 100 requests must show what is late".to_owned(),
+        });
+    }
+    let counts = route.hedger.counts();
+    if hedge.mode == Mode::Observe && counts.observed > 0 {
+        notes.push(format!(
+            "hedging would have sent {} copies, about {} of them faster; policy.hedge.mode: enforce sends them",
+            counts.observed, counts.observed_won
+        ));
+    }
+    notes
+}
+
+fn policy_fields(policy: &Policy, origins: &Origins) -> Vec<report::PolicyField> {
+    let values = fields(policy);
+    origins
+        .iter()
+        .map(|(field, origin)| report::PolicyField {
+            field: (*field).to_owned(),
+            value: text(&values, field),
+            origin: serde_json::to_value(origin)
+                .ok()
+                .and_then(|origin| origin.as_str().map(|o| o.replace('_', "-")))
+                .unwrap_or_default(),
+        })
+        .collect()
+}
+
+fn fields(policy: &Policy) -> serde_json::Value {
+    serde_json::to_value(policy).unwrap_or_default()
+}
+
+fn text(values: &serde_json::Value, path: &str) -> String {
+    let value = path.split('.').fold(values, |value, key| &value[key]);
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

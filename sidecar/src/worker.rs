@@ -1,0 +1,313 @@
+//! A worker: one thread, one single-threaded runtime, everything of a request on it.
+//!
+//! A worker owns its connections, pools, generator and metric cells; nothing here is `Send` and no request
+//! crosses a thread. What all workers share is in [`Shared`]: snapshots that the control side publishes and a few atomics.
+//!
+//! Once a second a worker sweeps its connections and pools. While requests are in flight it also watches
+//! its own lag: after a pause of this process (not scheduled, stopped) every endpoint would look
+//! stalled, so the balancers are told to forget what they saw meanwhile.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Cache};
+use rand::rngs::SmallRng;
+use tokio::sync::{Notify, mpsc};
+
+use crate::access::AccessLog;
+use crate::body::Buffers;
+use crate::connection::Links;
+use crate::listener::Role;
+use crate::metrics::{Metrics, UpstreamMetrics};
+use crate::pool::Pool;
+use crate::route::Router;
+
+/// What the workers and the control side share.
+#[derive(Debug)]
+pub struct Shared {
+    /// When the process began: the origin of the balancers' clocks.
+    pub epoch: Instant,
+    /// Who takes which request.
+    pub router: Arc<ArcSwap<Router>>,
+    /// Connections each worker serves.
+    pub loads: Vec<AtomicUsize>,
+    /// The limit on accepted connections of outbound, and of inbound.
+    pub connections_max: AtomicUsize,
+    /// Accepted connections: outbound, inbound.
+    pub accepted: [AtomicUsize; 2],
+    /// Request bodies kept for a repeat.
+    pub buffers: Arc<Buffers>,
+    /// New requests from other hosts are told to go elsewhere.
+    pub refusing: AtomicBool,
+    /// Requests in flight of all workers: outbound, inbound.
+    pub in_flight: [AtomicUsize; 2],
+    /// Every counter.
+    pub metrics: Metrics,
+    /// Counts requests for names that are no upstream's.
+    pub other: Arc<UpstreamMetrics>,
+    /// Counts what other hosts ask of this one.
+    pub inbound: Arc<UpstreamMetrics>,
+    /// Where the access log goes.
+    pub access: AccessLog,
+    /// The address by which other hosts know us; the mesh hop is dialled from it.
+    pub node_address: IpAddr,
+    /// Our own listeners, so that a request to ourselves is told apart from one that passes through.
+    pub own: ArcSwap<Vec<SocketAddr>>,
+}
+
+/// One worker's state; lives on its thread.
+#[derive(Debug)]
+pub struct Worker {
+    /// Which one, from 0.
+    pub id: usize,
+    /// What all share.
+    pub shared: Arc<Shared>,
+    /// Connections to endpoints.
+    pub pool: Rc<Pool>,
+    /// Decides among endpoints.
+    pub rng: RefCell<SmallRng>,
+    /// Accepted connections: outbound, inbound.
+    pub links: [RefCell<Links>; 2],
+    router: RefCell<Cache<Arc<ArcSwap<Router>>, Arc<Router>>>,
+    busy: Cell<usize>,
+    wake_lag: Notify,
+}
+
+/// What the control side or another worker asks of a worker.
+#[derive(Debug)]
+pub enum Order {
+    /// Accept on this socket from now on.
+    Listen(TcpListener, SocketAddr, Role),
+    /// Stop accepting on this address; what the kernel has queued is still served.
+    Close(SocketAddr),
+    /// Serve a connection that another worker accepted.
+    Serve(std::net::TcpStream, Role),
+    /// End the connections of this side gracefully.
+    Drain(usize),
+    /// End the thread.
+    Stop,
+}
+
+/// The workers' inboxes.
+#[derive(Debug, Clone)]
+pub struct Inboxes(pub Vec<mpsc::Sender<Order>>);
+
+/// Starts one worker's thread.
+///
+/// # Errors
+/// The operating system gives no thread or no epoll.
+pub fn spawn(
+    id: usize,
+    shared: Arc<Shared>,
+    inboxes: Inboxes,
+    inbox: mpsc::Receiver<Order>,
+) -> io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .event_interval(EVENT_INTERVAL)
+            .build_local(tokio::runtime::LocalOptions::default());
+        match runtime {
+            Ok(runtime) => runtime.block_on(run(id, shared, inboxes, inbox)),
+            Err(error) => {
+                tracing::error!(%error, id, "worker has no runtime; raise the limit on open files")
+            }
+        }
+    })
+}
+
+async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::Receiver<Order>) {
+    let worker = Rc::new(Worker {
+        id,
+        router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
+        pool: Rc::default(),
+        rng: RefCell::new(rand::make_rng()),
+        links: Default::default(),
+        busy: Cell::new(0),
+        wake_lag: Notify::new(),
+        shared,
+    });
+    tokio::task::spawn_local(watch_lag(Rc::clone(&worker)));
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut open: Vec<(SocketAddr, Rc<Notify>)> = Vec::new();
+    loop {
+        tokio::select! {
+            order = inbox.recv() => match order {
+                Some(Order::Listen(listener, address, role)) => {
+                    let close = Rc::new(Notify::new());
+                    open.push((address, Rc::clone(&close)));
+                    tokio::task::spawn_local(accept(Rc::clone(&worker), listener, Rc::new(role), inboxes.clone(), close));
+                }
+                Some(Order::Close(address)) => open.retain(|(at, close)| {
+                    let keep = *at != address;
+                    if !keep {
+                        close.notify_one();
+                    }
+                    keep
+                }),
+                Some(Order::Serve(stream, role)) => {
+                    if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+                        serve(&worker, stream, Rc::new(role));
+                    }
+                }
+                Some(Order::Drain(side)) => worker.links[side].borrow().drain(),
+                Some(Order::Stop) | None => return,
+            },
+            _ = sweep.tick() => {
+                let now = Instant::now();
+                worker.links.iter().for_each(|links| links.borrow_mut().sweep(now));
+                worker.pool.sweep(now);
+            }
+        }
+    }
+}
+
+async fn accept(
+    worker: Rc<Worker>,
+    listener: TcpListener,
+    role: Rc<Role>,
+    inboxes: Inboxes,
+    close: Rc<Notify>,
+) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "listener cannot be polled"),
+    };
+    let side = side(&role);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            () = close.notified() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors: others may end soon. Accepting again at once would only burn the CPU.
+                tracing::warn!(%error, "cannot accept a connection; raise the limit on open files");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        let shared = &worker.shared;
+        if shared.accepted[side].load(Ordering::Relaxed)
+            >= shared.connections_max.load(Ordering::Relaxed)
+        {
+            shared.metrics.connections_refused.inc();
+            continue;
+        }
+        let loads: Vec<usize> =
+            shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
+        let taker = crate::listener::hand_over(worker.id, &loads);
+        if taker == worker.id {
+            serve(&worker, stream, Rc::clone(&role));
+        } else if let Ok(stream) = stream.into_std() {
+            // A full inbox would lose the connection: wait for room.
+            let _ = inboxes.0[taker].send(Order::Serve(stream, Role::clone(&role))).await;
+        }
+    }
+}
+
+fn serve(worker: &Rc<Worker>, stream: tokio::net::TcpStream, role: Rc<Role>) {
+    let counted = Counted::new(&worker.shared, worker.id, side(&role));
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        crate::connection::serve(worker, stream, role).await;
+        drop(counted);
+    });
+}
+
+/// Which side a role is on.
+pub fn side(role: &Role) -> usize {
+    match role {
+        Role::Outbound | Role::Service(_) => OUTBOUND,
+        Role::Inbound => INBOUND,
+    }
+}
+
+/// A connection in the counts that limits and hand-over read.
+struct Counted {
+    shared: Arc<Shared>,
+    worker: usize,
+    side: usize,
+}
+
+impl Counted {
+    fn new(shared: &Arc<Shared>, worker: usize, side: usize) -> Counted {
+        shared.loads[worker].fetch_add(1, Ordering::Relaxed);
+        shared.accepted[side].fetch_add(1, Ordering::Relaxed);
+        Counted { shared: Arc::clone(shared), worker, side }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shared.loads[self.worker].fetch_sub(1, Ordering::Relaxed);
+        self.shared.accepted[self.side].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn watch_lag(worker: Rc<Worker>) {
+    loop {
+        if worker.busy.get() == 0 {
+            worker.wake_lag.notified().await;
+        }
+        let before = Instant::now();
+        tokio::time::sleep(LAG_INTERVAL).await;
+        let now = Instant::now();
+        if now.saturating_duration_since(before) > LAG_INTERVAL + LAG_MAX {
+            worker.shared.metrics.own_pauses.inc();
+            worker.router().own_pause(now);
+        }
+    }
+}
+
+impl Worker {
+    /// The current router.
+    pub fn router(&self) -> Arc<Router> {
+        Arc::clone(self.router.borrow_mut().load())
+    }
+
+    /// A request is being served: watch our own lag.
+    pub fn request_begins(&self) {
+        self.busy.set(self.busy.get() + 1);
+        if self.busy.get() == 1 {
+            self.wake_lag.notify_one();
+        }
+    }
+
+    /// A request ended.
+    pub fn request_ends(&self) {
+        self.busy.set(self.busy.get() - 1);
+    }
+}
+
+/// Runs hyper's HTTP/2 tasks on the worker that they belong to.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Of `Shared::accepted` and `Shared::in_flight`.
+pub const OUTBOUND: usize = 0;
+/// Of `Shared::accepted` and `Shared::in_flight`.
+pub const INBOUND: usize = 1;
+/// Orders that wait in a worker's inbox.
+pub const INBOX_MAX: usize = 1024;
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+const LAG_INTERVAL: Duration = Duration::from_millis(20);
+const LAG_MAX: Duration = Duration::from_millis(50);
+/// Tasks polled between two looks at the sockets.
+const EVENT_INTERVAL: u32 = 61;

@@ -1,0 +1,283 @@
+//! The control side with the real binary and real clients (curl, dig): hosts on loopback addresses of their own
+//! find each other, take registrations, answer look-ups, and forget each other when they should.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+mod host;
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use host::{Application, Host, eventually, output_of, within};
+use serde_json::Value;
+
+#[test]
+fn what_is_registered_on_one_host_is_found_on_the_other() {
+    let (a, b) = Host::pair("found");
+    let application = Application::answering(200);
+    let registered = b.put(
+        "/v1/agent/service/register",
+        &format!(
+            r#"{{"Name": "web", "ID": "web:1", "Address": "{}", "Port": {}, "Tags": ["v2"],
+                "Check": {{"HTTP": "http://{}/healthz", "Interval": "100ms", "Timeout": "1s"}}}}"#,
+            application.address.ip(),
+            application.address.port(),
+            application.address,
+        ),
+    );
+    assert_eq!(registered, (200, String::new()));
+
+    eventually("the other host's DNS knows it", || {
+        a.dig("web.service.mesh", "A") == [application.address.ip().to_string()]
+    });
+    assert_eq!(a.dig("web.mesh", "A"), [application.address.ip().to_string()]);
+    assert_eq!(a.dig_tcp("v2.web.service.mesh", "A"), [application.address.ip().to_string()]);
+    assert!(a.dig("v3.web.service.mesh", "A").is_empty());
+    assert!(a.dig("nothing.service.mesh", "A").is_empty());
+    let records = a.dig("web.service.mesh", "SRV");
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert!(records[0].starts_with(&format!("1 1 {} ", application.address.port())), "{records:?}");
+
+    let healthy = a.get("/v1/health/service/web?passing&tag=v2");
+    assert_eq!(healthy[0]["Service"]["ID"], "web:1");
+    assert_eq!(healthy[0]["Service"]["Port"], application.address.port());
+    assert_eq!(a.get("/v1/health/service/web?tag=v3"), Value::Array(Vec::new()));
+    assert_eq!(a.get("/v1/catalog/services")["web"], serde_json::json!(["v2"]));
+    assert_eq!(a.get("/v1/catalog/service/web")[0]["ServiceID"], "web:1");
+    assert!(b.get("/v1/agent/services")["web:1"].is_object());
+    assert!(
+        a.get("/v1/agent/services").get("web:1").is_none(),
+        "it is not registered on this host"
+    );
+
+    application.answer(503);
+    eventually("a failing check takes it out", || a.dig("web.service.mesh", "A").is_empty());
+    assert_eq!(a.get("/v1/health/service/web?passing"), Value::Array(Vec::new()));
+    eventually("it is listed as critical", || {
+        a.get("/v1/health/service/web")[0]["Checks"]
+            .as_array()
+            .is_some_and(|checks| checks.iter().any(|check| check["Status"] == "critical"))
+    });
+    application.answer(200);
+    eventually("a passing check brings it back", || !a.dig("web.service.mesh", "A").is_empty());
+
+    assert_eq!(b.put("/v1/agent/service/deregister/web%3A1", "").0, 200);
+    eventually("it is withdrawn", || a.get("/v1/health/service/web") == Value::Array(Vec::new()));
+    assert_eq!(b.put("/v1/agent/service/deregister/web:1", "").0, 404);
+    let events = a.evenkeel(&["events"]);
+    for kind in ["member_up", "instance_registered", "health_changed", "instance_gone"] {
+        assert!(events.contains(kind), "{kind} in:\n{events}");
+    }
+}
+
+#[test]
+fn a_killed_host_is_gone_from_every_lookup_within_five_seconds() {
+    let (a, mut b) = Host::pair("killed");
+    b.offer("web", "10.0.0.9", 80);
+    eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
+    b.kill();
+    within(Duration::from_secs(5), "its service is gone from DNS and the catalogue", || {
+        a.dig("web.service.mesh", "A").is_empty()
+            && a.get("/v1/health/service/web") == Value::Array(Vec::new())
+    });
+    eventually("it is shown as failed", || a.evenkeel(&["members"]).contains("failed"));
+    assert!(a.evenkeel(&["events"]).contains("member_down"));
+}
+
+#[test]
+fn a_host_that_says_goodbye_is_gone_within_a_second() {
+    let (a, mut b) = Host::pair("goodbye");
+    b.offer("web", "10.0.0.9", 80);
+    eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
+    b.terminate();
+    within(Duration::from_secs(1), "its service is gone", || {
+        a.dig("web.service.mesh", "A").is_empty()
+    });
+    eventually("it is shown as left", || a.evenkeel(&["members"]).contains("left"));
+    assert!(a.evenkeel(&["events"]).contains("member_left"));
+    assert_eq!(b.wait(), Some(0));
+}
+
+#[test]
+fn a_restart_keeps_the_id_and_the_registrations() {
+    let (a, mut b) = Host::pair("restart");
+    b.offer("web", "10.0.0.9", 80);
+    let id = b.admin("/v1/self")["id"].clone();
+    assert!(id.as_str().is_some_and(|id| id != "0000000000000000"));
+    b.kill();
+    b.start();
+    assert_eq!(b.admin("/v1/self")["id"], id);
+    eventually("its registration is back, without anyone registering", || {
+        a.get("/v1/health/service/web?passing")[0]["Service"]["ID"] == "web"
+    });
+    eventually("both know both", || a.alive() == 2 && b.alive() == 2);
+}
+
+#[test]
+fn registrations_that_cannot_be_are_refused_with_a_reason() {
+    let host = Host::alone("refused");
+    for (body, status, says) in [
+        ("{", 400, ""),
+        (r#"{"Port": 80}"#, 400, ""),
+        (r#"{"Name": "no spaces", "Port": 80}"#, 400, "name"),
+        (r#"{"Name": "web", "Port": 80, "Check": {"TTL": "30s"}}"#, 501, "TTL"),
+    ] {
+        let (found, text) = host.put("/v1/agent/service/register", body);
+        assert_eq!(found, status, "{body}: {text}");
+        assert!(text.contains(says), "{body}: {text}");
+    }
+    let (status, text) = host
+        .put("/v1/agent/service/register", &format!(r#"{{"Name": "{}"}}"#, "x".repeat(300_000)));
+    assert_eq!(status, 413, "{text}");
+    assert_eq!(host.put("/v1/kv/key", "value").0, 501);
+    assert_eq!(host.get("/v1/catalog/services"), serde_json::json!({}));
+}
+
+#[test]
+fn a_blocking_query_wakes_at_a_change_of_its_service_alone() {
+    let host = Host::alone("blocking");
+    host.offer("web", "10.0.0.9", 80);
+    host.offer("other", "10.0.0.9", 81);
+    eventually("both are there", || {
+        host.get("/v1/catalog/services").as_object().is_some_and(|all| all.len() == 2)
+    });
+    let index = host.header("/v1/health/service/web", "x-consul-index");
+    let waiting = {
+        let url = host.url(&format!("/v1/health/service/web?index={index}&wait=60s"));
+        std::thread::spawn(move || {
+            output_of(Command::new("curl").args(["-sS", "-i", "--max-time", "50", &url]))
+        })
+    };
+    assert_eq!(host.put("/v1/agent/service/deregister/other", "").0, 200);
+    eventually("the other service is gone", || {
+        host.get("/v1/catalog/services").as_object().is_some_and(|all| all.len() == 1)
+    });
+    assert!(!waiting.is_finished(), "a change of another service must not wake it");
+    host.offer_as("web", "web-2", "10.0.0.10", 80);
+    let answer = waiting.join().unwrap();
+    assert!(answer.contains("web-2"), "{answer}");
+    let woken: u64 = host.header("/v1/health/service/web", "x-consul-index").parse().unwrap();
+    assert!(woken > index.parse().unwrap());
+    let at_once = host.get(&format!("/v1/health/service/web?index={woken}&wait=1ms"));
+    assert_eq!(at_once.as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn garbage_on_the_gossip_port_is_counted_and_harmless() {
+    let (a, b) = Host::pair("garbage");
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let target = a.listener("gossip");
+    for datagram in [&b""[..], b"x", &[0xff; 200], &[0; 1200], &[7; 9000]] {
+        socket.send_to(datagram, &target).unwrap();
+    }
+    for claim in [u32::MAX, 8 * 1024 * 1024, 3, 0] {
+        let mut stream = std::net::TcpStream::connect(&target).unwrap();
+        use std::io::Write as _;
+        stream.write_all(&claim.to_be_bytes()).unwrap();
+        let _ = stream.write_all(b"junk");
+    }
+    eventually("they are counted", || {
+        let metrics = a.admin_text("/metrics");
+        let refused =
+            metrics.lines().filter(|line| line.starts_with("evenkeel_gossip_refused_total"));
+        let counts = refused.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        counts.sum::<f64>() >= 5.0
+    });
+    b.offer("web", "10.0.0.9", 80);
+    eventually("gossip goes on", || !a.dig("web.service.mesh", "A").is_empty());
+}
+
+#[test]
+fn sealed_hosts_find_each_other_and_ignore_a_stranger() {
+    let key = host::keygen();
+    let a = Host::with("sealed", "", Some(&key), &[]);
+    let b = Host::with("sealed", "", Some(&key), &[&a]);
+    let stranger = Host::with("sealed", "", Some(&host::keygen()), &[&a]);
+    assert_eq!(stranger.admin_status("/readyz"), 503);
+    eventually("those with the key know each other", || a.alive() == 2 && b.alive() == 2);
+    eventually("the stranger is told why", || {
+        stranger.evenkeel(&["events"]).contains("join_failed")
+    });
+    assert_eq!(stranger.alive(), 1);
+    assert_eq!(a.alive(), 2);
+}
+
+#[test]
+fn a_configured_service_is_offered_checked_and_changed_by_a_reload() {
+    let application = Application::answering(200);
+    let service = |name: &str| {
+        format!(
+            "services:\n  - name: {name}\n    id: one\n    address: {}\n    check: {{http: /healthz, interval: 100ms}}\n",
+            application.address
+        )
+    };
+    let mut host = Host::with("configured", &service("first"), None, &[]);
+    eventually("it passes", || !host.dig("first.service.mesh", "A").is_empty());
+    let (status, text) = host.put("/v1/agent/service/deregister/one", "");
+    assert_eq!(status, 409, "{text}");
+    host.reconfigure(&service("second"));
+    eventually("the new name is there, the old one gone", || {
+        !host.dig("second.service.mesh", "A").is_empty()
+            && host.dig("first.service.mesh", "A").is_empty()
+    });
+}
+
+#[test]
+fn ports_are_chosen_and_shown_and_a_taken_one_is_named() {
+    let host = Host::alone("ports");
+    let listeners = host.admin("/v1/self")["listeners"].clone();
+    for name in ["gossip", "http", "dns", "admin"] {
+        let address = listeners[name].as_str().unwrap_or_default().to_owned();
+        assert!(!address.is_empty() && !address.ends_with(":0"), "{name} in {listeners}");
+    }
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let refused = Host::refused(&format!("discovery: {{http: \"{address}\"}}\n"));
+    assert!(refused.contains("discovery.http") && refused.contains(&address), "{refused}");
+}
+
+#[test]
+fn the_command_line_says_what_to_do_and_ends_with_the_right_status() {
+    let evenkeel =
+        |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap();
+    let closed =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().to_string();
+    let nobody = evenkeel(&["members", "--admin", &closed]);
+    assert_eq!(nobody.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert!(text.contains(&closed) && text.contains("evenkeel run -c FILE"), "{text}");
+    for (args, status) in [
+        (&["frobnicate"][..], 64),
+        (&[], 64),
+        (&["members", "--output", "yaml"], 64),
+        (&["--help"], 0),
+        (&["--version"], 0),
+        (&["check"], 0),
+        (&["check", "-c", "/nonexistent/evenkeel.yaml"], 78),
+        (&["run", "-c", "/nonexistent/evenkeel.yaml"], 78),
+        (&["completions", "bash"], 0),
+        (&["keygen"], 0),
+    ] {
+        assert_eq!(evenkeel(args).status.code(), Some(status), "{args:?}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("bad.yaml");
+    fs::write(&file, "node: {nam: x}\nmesh: {joyn: []}\n").unwrap();
+    let bad = evenkeel(&["check", "-c", &file.display().to_string()]);
+    assert_eq!(bad.status.code(), Some(78));
+    let text = String::from_utf8_lossy(&bad.stderr).into_owned();
+    assert!(
+        text.contains("bad.yaml:1:") && text.contains("bad.yaml:2:"),
+        "both problems at once: {text}"
+    );
+}
+
+#[test]
+fn a_closed_pipe_ends_the_command_line_quietly() {
+    let script = format!("{} completions bash | head -c 1", env!("CARGO_BIN_EXE_evenkeel"));
+    let run = Command::new("bash").args(["-o", "pipefail", "-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&run.stderr), "");
+    assert_eq!(run.status.code(), Some(0));
+}

@@ -1,0 +1,98 @@
+//! Bytes as they are: for requests no client library would send, and for datagrams nobody invited.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// A connection that says exactly what it is told.
+#[derive(Debug)]
+pub struct Raw(TcpStream);
+
+/// What the other side sent until it closed or fell silent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Everything that came.
+    pub bytes: Vec<u8>,
+    /// Whether the other side closed (or reset) the connection.
+    pub closed: bool,
+}
+
+impl Heard {
+    /// As text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+
+    /// The status of the first response, 0 when there is none.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.text()
+            .strip_prefix("HTTP/1.1 ")
+            .and_then(|rest| rest.get(..3)?.parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// How many responses came.
+    #[must_use]
+    pub fn responses(&self) -> usize {
+        self.text().matches("HTTP/1.1 ").count()
+    }
+}
+
+impl Raw {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When nobody listens.
+    pub fn connect(to: SocketAddr) -> io::Result<Raw> {
+        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+        stream.set_nodelay(true)?;
+        Ok(Raw(stream))
+    }
+
+    /// Sends bytes; a peer that has already closed is no error, what matters is what it answered.
+    pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.0.write_all(bytes.as_ref());
+    }
+
+    /// Reads until the other side closes, or says nothing for `silence`.
+    pub fn hear(&mut self, silence: Duration) -> Heard {
+        let mut heard = Heard { bytes: Vec::new(), closed: false };
+        let _ = self.0.set_read_timeout(Some(silence));
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.0.read(&mut buffer) {
+                Ok(0) => heard.closed = true,
+                Ok(n) => {
+                    heard.bytes.extend_from_slice(&buffer[..n]);
+                    continue;
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    ) => {}
+                Err(_) => heard.closed = true,
+            }
+            return heard;
+        }
+    }
+}
+
+/// Bytes without meaning, the same for the same seed.
+#[must_use]
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    // splitmix64: enough to hit every byte value, and a failure can be repeated.
+    let mut state = seed;
+    let mut next = move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let mut bytes: Vec<u8> = (0..length.div_ceil(8)).flat_map(|_| next().to_le_bytes()).collect();
+    bytes.truncate(length);
+    bytes
+}

@@ -1,0 +1,223 @@
+//! Drain, reload and restart: nothing is lost that nobody killed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use evenkeel_tests::client::{self, Version, get};
+use evenkeel_tests::mesh::{Host, Lab, Setup};
+use evenkeel_tests::{sockets, wait};
+use rustix::process::Signal;
+
+use super::faults::{after, check, finish, start_loads};
+use super::trio::Trio;
+
+const RELOADED: &str = "evenkeel_config_last_reload_successful";
+
+fn draining_a_host_loses_nothing(workers: usize) {
+    let setup = Setup { shutdown: "{settle: 2s, timeout: 10s}".into(), ..Setup::default() };
+    let mut trio = Trio::start(Lab::new(workers), &setup);
+    let loads = start_loads(&trio.caller);
+    after(&loads, 150);
+    let start = Instant::now();
+    trio.hosts[0].process.signal(Signal::TERM);
+    let status = trio.hosts[0].process.wait(Duration::from_secs(15));
+    assert!(status.success(), "a drained host ends well: {status}");
+    assert!(start.elapsed() >= Duration::from_secs(2), "it went on accepting for shutdown.settle");
+    wait::for_true("it has left the mesh", Duration::from_secs(2), || {
+        trio.caller.members().len() == 2
+    });
+    after(&loads, 100);
+    trio.hosts[0].start_again();
+    trio.caller.wait_for_instances("payments", 2);
+    after(&loads, 100);
+    let report = finish(loads);
+    let tally = check(&trio, &report);
+    assert_eq!(tally.succeeded, tally.sent, "a drain loses no POST");
+}
+
+fn what_is_in_flight_finishes_before_a_drained_host_ends(workers: usize) {
+    let setup = Setup { shutdown: "{settle: 100ms, timeout: 20s}".into(), ..Setup::default() };
+    let mut trio = Trio::start(Lab::new(workers), &setup);
+    let to = trio.caller.outbound();
+    let slow: Vec<_> = (0..8)
+        .map(|_| std::thread::spawn(move || get(to.into(), "payments", "/slow?ms=3000").unwrap()))
+        .collect();
+    wait::for_true("both applications are busy", Duration::from_secs(5), || {
+        trio.apps.iter().all(|app| app.count().0 > 0)
+    });
+    wait::for_true("all have arrived", Duration::from_secs(5), || {
+        trio.apps.iter().map(|app| app.count().0).sum::<u64>() == 8
+    });
+    trio.hosts[0].process.signal(Signal::TERM);
+    for answer in slow {
+        let answer = answer.join().unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    assert!(trio.hosts[0].process.wait(Duration::from_secs(15)).success());
+    assert_eq!(
+        trio.apps
+            .iter()
+            .map(evenkeel_tests::mesh::App::count)
+            .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
+        (8, 0),
+        "none was repeated"
+    );
+}
+
+fn reloading_under_load_loses_nothing_and_keeps_the_listeners(workers: usize) {
+    let lab = Lab::new(workers);
+    let listeners = format!("[{{listen: \"{}:8200\", service: payments}}]", lab.ip(1));
+    let setup = Setup { listeners, ..Setup::default() };
+    let mut trio = Trio::start(lab, &setup);
+    let sockets = |trio: &Trio| -> Vec<BTreeMap<_, _>> {
+        let hosts = std::iter::once(&trio.caller).chain(&trio.hosts);
+        hosts.map(|host| sockets::listening(host.process.pid())).collect()
+    };
+    let before = sockets(&trio);
+    assert!(before[0].len() >= 5, "the listeners are seen: {:?}", before[0].keys());
+    let loads = start_loads(&trio.caller);
+    after(&loads, 100);
+
+    let reloads = |host: &Host| host.metrics().sum("evenkeel_config_reloads_total", &[]);
+    for round in 1..=3 {
+        let catalog =
+            format!("[{{name: catalog-{round}, endpoints: [\"{}\"]}}]", trio.apps[0].address);
+        let policy = format!(
+            "{{timeout: {}s, balance: {}}}",
+            10 + round,
+            ["p2c", "round_robin", "least_request"][round - 1]
+        );
+        let new = Setup { upstreams: catalog, policy: policy.clone(), ..setup.clone() };
+        trio.caller.reload(&new);
+        for at in 0..2 {
+            let services = super::trio::payments(&trio.apps[at], ", tags: [v2]");
+            let other = Setup {
+                services,
+                policy: policy.clone(),
+                listeners: String::new(),
+                ..setup.clone()
+            };
+            trio.hosts[at].reload(&other);
+        }
+        wait::for_true("the new upstream is there", Duration::from_secs(10), || {
+            get(trio.caller.outbound().into(), &format!("catalog-{round}"), "/")
+                .is_ok_and(|answer| answer.status == 200)
+        });
+        after(&loads, 50);
+    }
+    wait::for_true("the new tag is published", Duration::from_secs(10), || {
+        let found =
+            get(trio.caller.discovery().into(), "discovery", "/v1/health/service/payments?tag=v2")
+                .unwrap();
+        found.json().as_array().unwrap().len() == 2
+    });
+    assert_eq!(trio.caller.metrics().sum(RELOADED, &[]), 1.0);
+    assert!(
+        reloads(&trio.caller) >= 3.0
+            || !trio.caller.metrics().has("evenkeel_config_reloads_total", &[])
+    );
+    after(&loads, 100);
+    let report = finish(loads);
+    let tally = check(&trio, &report);
+    assert_eq!(tally.succeeded, tally.sent, "a reload loses no POST");
+    for (old, new) in before.iter().zip(sockets(&trio)) {
+        assert_eq!(*old, new, "every listener is the same socket as before");
+    }
+}
+
+fn a_bad_file_leaves_the_old_one_running_and_says_so(workers: usize) {
+    let mut trio = Trio::start(Lab::new(workers), &Setup::default());
+    let loads = start_loads(&trio.caller);
+    after(&loads, 50);
+    assert_eq!(trio.caller.metrics().sum(RELOADED, &[]), 1.0);
+    for bad in ["policy: {timeout: soon, colour: red}\n", "policy: [\n", "polcy: {timeout: 1s}\n"] {
+        trio.caller.reload(&Setup { more: bad.into(), ..Setup::default() });
+        wait::for_true("the failed reload shows", Duration::from_secs(10), || {
+            trio.caller.metrics().sum(RELOADED, &[]) == 0.0
+        });
+        let log = trio.caller.process.output().unwrap();
+        assert!(log.contains("evenkeel.yaml"), "the log names the file: {log}");
+        trio.caller.reload(&Setup::default());
+        wait::for_true("the good one is taken", Duration::from_secs(10), || {
+            trio.caller.metrics().sum(RELOADED, &[]) == 1.0
+        });
+    }
+    let admin = trio.caller.ask_admin("/config").unwrap();
+    assert_eq!(admin.status, 200);
+    trio.caller.reload(&Setup {
+        more: "policy: {timeout: soon, colour: red}\n".into(),
+        ..Setup::default()
+    });
+    wait::for_true("the admin says what is wrong", Duration::from_secs(10), || {
+        let text = trio.caller.ask_admin("/config").unwrap().text();
+        text.contains("colour") && text.contains("timeout")
+    });
+    after(&loads, 50);
+    let report = finish(loads);
+    let tally = check(&trio, &report);
+    assert_eq!(tally.succeeded, tally.sent);
+}
+
+fn everyone_restarts_from_what_they_kept(workers: usize) {
+    let trio = Trio::start(Lab::new(workers), &Setup::default());
+    let web = trio.lab.app(4);
+    let body = format!(
+        r#"{{"Name": "web", "ID": "web-1", "Address": "{}", "Port": 8000}}"#,
+        web.address.ip()
+    );
+    let head = http::Request::put("/v1/agent/service/register").header("host", "discovery");
+    let request = head.body(http_body_util::Full::new(body.into())).unwrap();
+    assert_eq!(
+        client::send(trio.hosts[0].discovery().into(), Version::Http1, request).unwrap().status,
+        200
+    );
+    trio.caller.wait_for_instances("web", 1);
+    let identities = |host: &Host| -> BTreeMap<String, String> {
+        let nodes = get(host.discovery().into(), "discovery", "/v1/catalog/nodes").unwrap().json();
+        let pair = |node: &serde_json::Value| {
+            (node["Node"].as_str().unwrap().into(), node["ID"].as_str().unwrap().into())
+        };
+        nodes.as_array().unwrap().iter().map(pair).collect()
+    };
+    let before = identities(&trio.caller);
+    assert_eq!(before.len(), 3);
+    // The members file is written from time to time: it must be there before everything dies.
+    wait::for_true("each has written its members", Duration::from_secs(30), || {
+        (1..=3).all(|n| {
+            let data = trio.lab.folder().join(format!("host-{n}/data"));
+            std::fs::read_dir(data).is_ok_and(|mut entries| {
+                entries.any(|entry| {
+                    std::fs::read_to_string(entry.unwrap().path()).is_ok_and(|text| {
+                        text.contains(&trio.lab.ip(if n == 1 { 2 } else { 1 }).to_string())
+                    })
+                })
+            })
+        })
+    });
+
+    // All at once, without a goodbye; then again with nobody to join: they know each other.
+    let mut hosts: Vec<Host> = std::iter::once(trio.caller).chain(trio.hosts).collect();
+    hosts.iter_mut().for_each(|host| host.process.kill());
+    for (host, app) in hosts.iter_mut().zip([None, Some(&trio.apps[0]), Some(&trio.apps[1])]) {
+        let services = app.map(|app| super::trio::payments(app, "")).unwrap_or_default();
+        host.write(&Setup { join: Vec::new(), services, ..Setup::default() });
+        host.start_again();
+    }
+    for host in &hosts {
+        host.wait_until_ready();
+        host.wait_for_members(3);
+        host.wait_for_instances("payments", 2);
+        host.wait_for_instances("web", 1);
+    }
+    assert_eq!(identities(&hosts[0]), before, "each is who it was");
+    assert_eq!(hosts[0].get("web", "/").header("x-app"), "app-4");
+    assert_eq!(hosts[0].get("payments", "/").status, 200);
+}
+
+each_workers!(
+    draining_a_host_loses_nothing,
+    what_is_in_flight_finishes_before_a_drained_host_ends,
+    reloading_under_load_loses_nothing_and_keeps_the_listeners,
+    a_bad_file_leaves_the_old_one_running_and_says_so,
+    everyone_restarts_from_what_they_kept,
+);
