@@ -8,10 +8,7 @@ use crate::registration::{Check, CheckKind, Origin, RegisterError, Registration,
 
 const WALL: u64 = 1_800_000_000_000;
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test may start its clock anywhere"
-)]
+#[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
 fn t0() -> Instant {
     Instant::now()
 }
@@ -33,10 +30,7 @@ fn config(host: u8) -> Config {
         },
         keys: vec![[1; 32]],
         profile: Profile::LAN,
-        limits: Limits {
-            members: 10,
-            records: 20,
-        },
+        limits: Limits { members: 10, records: 20 },
     }
 }
 
@@ -57,9 +51,7 @@ fn registration(id: &str, service: &str) -> Registration {
         checks: vec![Check {
             id: format!("service:{id}"),
             name: String::new(),
-            kind: CheckKind::Tcp {
-                authority: "127.0.0.1:8080".into(),
-            },
+            kind: CheckKind::Tcp { authority: "127.0.0.1:8080".into() },
             interval: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
             rise: 1,
@@ -91,9 +83,9 @@ fn talk(now: Instant, hosts: &mut [Discovery]) {
                 let to = hosts.iter_mut().find(|host| host.node().address == dial.to);
                 let response = match to {
                     None => Err(DialError::Refused),
-                    Some(to) => to
-                        .handle_request(now, WALL, source, &dial.request)
-                        .ok_or(DialError::Other),
+                    Some(to) => {
+                        to.handle_request(now, WALL, source, &dial.request).ok_or(DialError::Other)
+                    }
                 };
                 hosts[from].handle_response(
                     now,
@@ -122,12 +114,8 @@ fn pair(now: Instant) -> [Discovery; 2] {
 fn one_exchange_introduces_two_hosts() {
     let now = t0();
     let mut hosts = [host(1, now), host(2, now)];
-    hosts[0]
-        .register(now, WALL, registration("a", "a"))
-        .unwrap();
-    hosts[1]
-        .register(now, WALL, registration("b", "b"))
-        .unwrap();
+    hosts[0].register(now, WALL, registration("a", "a")).unwrap();
+    hosts[1].register(now, WALL, registration("b", "b")).unwrap();
     hosts[1].join(now, address(1));
     talk(now, &mut hosts);
     for host in &mut hosts {
@@ -145,23 +133,14 @@ fn a_client_finds_its_registration_in_the_next_look_up() {
     host.register(now, WALL, registration("a", "web")).unwrap();
     assert_eq!(events(&mut host), [Event::SnapshotChanged, Event::SaveDue]);
     let view = Arc::clone(host.snapshot().service("web").unwrap());
-    assert!(
-        !view.instances[0].takes_requests(),
-        "not before its check passes"
-    );
+    assert!(!view.instances[0].takes_requests(), "not before its check passes");
     assert!(view.index >= WALL * 1000);
 
-    let passing = Health {
-        status: Status::Passing,
-        output: "ok".into(),
-    };
+    let passing = Health { status: Status::Passing, output: "ok".into() };
     host.set_health(now, WALL, "a", 0, passing.clone()).unwrap();
     let next = Arc::clone(host.snapshot().service("web").unwrap());
     assert!(next.instances[0].takes_requests());
-    assert!(
-        next.index > view.index,
-        "the index moves within a millisecond, too"
-    );
+    assert!(next.index > view.index, "the index moves within a millisecond, too");
     host.set_health(now, WALL, "a", 0, passing).unwrap();
     assert!(
         Arc::ptr_eq(&next, host.snapshot().service("web").unwrap()),
@@ -171,8 +150,7 @@ fn a_client_finds_its_registration_in_the_next_look_up() {
     // The same again: its health is kept.
     host.register(now, WALL, registration("a", "web")).unwrap();
     assert!(Arc::ptr_eq(&next, host.snapshot().service("web").unwrap()));
-    host.register(now, WALL, registration("b", "other"))
-        .unwrap();
+    host.register(now, WALL, registration("b", "other")).unwrap();
     assert!(
         Arc::ptr_eq(&next, host.snapshot().service("web").unwrap()),
         "another service's change"
@@ -180,10 +158,7 @@ fn a_client_finds_its_registration_in_the_next_look_up() {
 
     host.deregister(now, WALL, "a").unwrap();
     assert!(host.snapshot().service("web").is_none());
-    assert!(
-        host.snapshot().service_index("web") > next.index,
-        "indices never go back"
-    );
+    assert!(host.snapshot().service_index("web") > next.index, "indices never go back");
 }
 
 #[test]
@@ -200,37 +175,25 @@ fn what_is_wrong_is_said_and_changes_nothing() {
             WALL,
             "a",
             0,
-            Health {
-                status: Status::Passing,
-                output: String::new(),
-            },
+            Health { status: Status::Passing, output: String::new() },
         ),
     ];
     for error in errors {
         assert!(error.is_err());
     }
     let mut large = registration("a", "web");
-    large.meta = (0..60)
-        .map(|i| (format!("k{i}"), "x".repeat(500)))
-        .collect();
+    large.meta = (0..60).map(|i| (format!("k{i}"), "x".repeat(500))).collect();
     assert_eq!(
         host.register(now, WALL, large).unwrap_err().to_string(),
         "bytes of the registration: more than the limit of 8192"
     );
     assert_eq!(host.snapshot().index, index);
     for i in 0..crate::registration::INSTANCES_MAX {
-        host.register(now, WALL, registration(&i.to_string(), &format!("web-{i}")))
-            .unwrap();
+        host.register(now, WALL, registration(&i.to_string(), &format!("web-{i}"))).unwrap();
     }
-    assert!(
-        host.register(now, WALL, registration("one more", "web"))
-            .is_err()
-    );
+    assert!(host.register(now, WALL, registration("one more", "web")).is_err());
     host.leave(now, WALL);
-    assert_eq!(
-        host.register(now, WALL, registration("0", "web")),
-        Err(RegisterError::Leaving)
-    );
+    assert_eq!(host.register(now, WALL, registration("0", "web")), Err(RegisterError::Leaving));
 }
 
 #[test]
@@ -240,31 +203,16 @@ fn what_is_saved_makes_the_same_host_again() {
     let mut own = registration("of-the-file", "file");
     own.origin = Origin::Configuration;
     first.register(now, WALL, own).unwrap();
-    first
-        .register(now, WALL, registration("of-the-api", "api"))
-        .unwrap();
+    first.register(now, WALL, registration("of-the-api", "api")).unwrap();
     let json = serde_json::to_string(&first.saved()).unwrap();
     let saved: Saved = serde_json::from_str(&json).unwrap();
     // The clock went back an hour meanwhile.
-    let again = Discovery::new(
-        config(1),
-        Some(saved),
-        now,
-        WALL - 3_600_000,
-        [9; 32],
-        [9; 16],
-    );
+    let again = Discovery::new(config(1), Some(saved), now, WALL - 3_600_000, [9; 32], [9; 16]);
     assert!(again.generation() > first.generation());
     assert!(again.membership.epoch() > first.membership.epoch());
     let ids: Vec<&str> = again.registrations().map(|r| &*r.id).collect();
     assert_eq!(ids, ["of-the-api"], "the file gives its own again");
-    assert_eq!(
-        again.saved().members,
-        [SavedMember {
-            node: 2,
-            address: address(2)
-        }]
-    );
+    assert_eq!(again.saved().members, [SavedMember { node: 2, address: address(2) }]);
     // Another host's data directory is not ours.
     let other = Discovery::new(config(5), Some(first.saved()), now, WALL, [9; 32], [9; 16]);
     assert_eq!(other.registrations().count(), 0);
@@ -280,19 +228,13 @@ fn a_lonely_host_asks_for_addresses_ever_more_rarely_and_else_sleeps() {
         host.handle_timeout(now, WALL);
         woken += 1;
         asked.extend(
-            events(&mut host)
-                .into_iter()
-                .filter(|e| *e == Event::ResolveJoin)
-                .map(|_| now - start),
+            events(&mut host).into_iter().filter(|e| *e == Event::ResolveJoin).map(|_| now - start),
         );
     }
     assert_eq!(asked[0], Duration::ZERO);
     assert!(asked[1] < Duration::from_millis(650));
     let gaps: Vec<Duration> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(
-        gaps.iter().all(|gap| *gap <= JOIN_LAST.mul_f64(1.2)),
-        "{gaps:?}"
-    );
+    assert!(gaps.iter().all(|gap| *gap <= JOIN_LAST.mul_f64(1.2)), "{gaps:?}");
     assert!((20..40).contains(&asked.len()), "{}", asked.len());
     assert!(woken < 150, "{woken} times awake in ten minutes");
 }
@@ -316,8 +258,7 @@ fn members_and_records_are_limited() {
     let mut hosts: Vec<Discovery> = (1..=15).map(|number| host(number, now)).collect();
     for host in &mut hosts {
         for i in 0..5 {
-            host.register(now, WALL, registration(&format!("i{i}"), "web"))
-                .unwrap();
+            host.register(now, WALL, registration(&format!("i{i}"), "web")).unwrap();
         }
     }
     for number in 1..15 {
@@ -357,12 +298,8 @@ fn a_response_to_another_request_is_not_believed() {
     for _ in 0..2 {
         first.dial_suspect(now, 2, second.membership.epoch(), true);
         let dial = first.poll_dial().unwrap();
-        answers.push((
-            dial.id,
-            second
-                .handle_request(now, WALL, address(1), &dial.request)
-                .unwrap(),
-        ));
+        answers
+            .push((dial.id, second.handle_request(now, WALL, address(1), &dial.request).unwrap()));
     }
     let before = first.counters().refused_seal;
     first.handle_response(now, WALL, answers[0].0, Ok(&answers[1].1));
@@ -377,15 +314,8 @@ fn a_repeated_request_is_not_acted_on() {
     let [mut first, mut second] = pair(now);
     second.compare_with_random_peer(now);
     let dial = second.poll_dial().unwrap();
-    assert!(
-        first
-            .handle_request(now, WALL, address(2), &dial.request)
-            .is_some()
-    );
-    assert_eq!(
-        first.handle_request(now, WALL, address(2), &dial.request),
-        None
-    );
+    assert!(first.handle_request(now, WALL, address(2), &dial.request).is_some());
+    assert_eq!(first.handle_request(now, WALL, address(2), &dial.request), None);
     assert_eq!(first.counters().refused_replay, 1);
 }
 
