@@ -30,6 +30,8 @@ use runtime::{Id, Outbox, Said};
 
 /// Most bytes of a membership packet; the rest of the datagram has the addresses of the hosts it names.
 pub(crate) const PACKET_MAX: usize = 480;
+/// Hosts that are known, up or down, for each that the limit allows to be up.
+const KNOWN_PER_MEMBER: usize = 3;
 /// Late timers beyond this mean that this process was paused.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// What was received during a pause has this long to be read before timers count again.
@@ -505,8 +507,15 @@ impl Membership {
         if id.node == own.node { id.epoch == own.epoch } else { !self.is_beyond_limit(id.node) }
     }
 
+    /// More would be up than the limit allows, or more be remembered as down than is reasonable.
     fn is_beyond_limit(&self, node: u64) -> bool {
-        self.up.len() >= self.members_max && !self.up.contains_key(&node)
+        if self.up.contains_key(&node) {
+            return false;
+        }
+        let mut known = self.foca.iter_membership_state();
+        self.up.len() >= self.members_max
+            || (known.len() >= KNOWN_PER_MEMBER * self.members_max
+                && !known.any(|member| member.id().node == node))
     }
 
     fn suspicion(&self) -> Duration {

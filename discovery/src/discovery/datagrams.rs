@@ -15,6 +15,9 @@ use crate::wire::{Delta, Extent, Frame, Located};
 const RECEIVED_MAX: usize = 4096;
 /// Challenges and their answers sent in a second; more strangers than that have to wait.
 const CHALLENGES_PER_SEC_MAX: u32 = 2000;
+/// Suspects that others asked us to dial, and who asked, for each.
+const SUSPECTS_MAX: usize = 256;
+const ASKERS_MAX: usize = 64;
 /// Entries of one list of what is missing.
 const MISSING_MAX: usize = 4096;
 
@@ -302,7 +305,13 @@ impl Discovery {
         }
         if self.membership.up().get(&node) == Some(&epoch) {
             let is_under_way = self.askers.contains_key(&node);
-            self.askers.entry(node).or_default().insert(sender);
+            if self.askers.len() >= SUSPECTS_MAX && !is_under_way {
+                return;
+            }
+            let askers = self.askers.entry(node).or_default();
+            if askers.len() < ASKERS_MAX {
+                askers.insert(sender);
+            }
             if !is_under_way {
                 self.dial_suspect(now, node, epoch, false);
             }

@@ -65,7 +65,7 @@ impl Discovery {
         self.offers.insert(id, offer);
         self.publish(wall_ms);
         if is_saved {
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
         }
         Ok(())
     }
@@ -84,7 +84,7 @@ impl Discovery {
         self.write_own(now, id, None);
         self.publish(wall_ms);
         if offer.registration.origin == Origin::Api {
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ impl Discovery {
         if self.registry.jump((generation + 1).max(wall_ms)) {
             self.spread.push(now, own, self.generation(), 0, self.membership.up().len() + 1);
             self.publisher.touch_node(now, own, &self.registry);
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
             self.learn_address(now, self.own_location());
         }
     }
@@ -193,7 +193,7 @@ impl Discovery {
         let size = self.membership.up().len() + 1;
         self.spread.push(now, new, self.generation(), 0, size);
         self.learn_address(now, self.own_location());
-        self.events.push_back(Event::NewIdentity { node: new });
-        self.events.push_back(Event::SaveDue);
+        self.tell(Event::NewIdentity { node: new });
+        self.tell(Event::SaveDue);
     }
 }
