@@ -137,11 +137,7 @@ impl Discovery {
         let last_generation = saved.as_ref().map_or(0, |saved| saved.generation);
         let generation = wall_ms.max(last_generation + 1);
         let epoch = u32::try_from(wall_ms / 1000).unwrap_or(u32::MAX / 2);
-        let epoch = epoch.max(
-            saved
-                .as_ref()
-                .map_or(0, |saved| saved.epoch.saturating_add(1)),
-        );
+        let epoch = epoch.max(saved.as_ref().map_or(0, |saved| saved.epoch.saturating_add(1)));
         let members_max = config.limits.members.max(1);
         let membership_rng = ChaCha8Rng::from_seed(rng.random());
         let mut discovery = Discovery {
@@ -201,14 +197,9 @@ impl Discovery {
 
     /// Asks the host at this address for all it knows, and tells it of us. A no-op for our own address and for one where a member is up already.
     pub fn join(&mut self, now: Instant, address: SocketAddr) {
-        let is_known = self
-            .peers
-            .at(address)
-            .any(|node| self.membership.up().contains_key(&node));
-        let is_under_way = self
-            .dials
-            .values()
-            .any(|dial| dial.to == address && dial.purpose == Purpose::Join);
+        let is_known = self.peers.at(address).any(|node| self.membership.up().contains_key(&node));
+        let is_under_way =
+            self.dials.values().any(|dial| dial.to == address && dial.purpose == Purpose::Join);
         if self.left || address == self.config.node.address || is_known || is_under_way {
             return;
         }
@@ -256,11 +247,7 @@ impl Discovery {
         if self.left {
             return None;
         }
-        let always = [
-            self.timers.join,
-            self.timers.anti_entropy,
-            self.timers.expire,
-        ];
+        let always = [self.timers.join, self.timers.anti_entropy, self.timers.expire];
         let sometimes = [
             self.membership.poll_timeout(),
             self.spread.due(),
@@ -269,10 +256,7 @@ impl Discovery {
             self.timers.save_members,
             self.recheck.iter().map(|(at, ..)| *at).min(),
         ];
-        always
-            .into_iter()
-            .chain(sometimes.into_iter().flatten())
-            .min()
+        always.into_iter().chain(sometimes.into_iter().flatten()).min()
     }
 
     /// The next datagram to send.
@@ -304,16 +288,8 @@ impl Discovery {
         let generation = self.generation();
         let own = self.config.node.id;
         let goodbye = [
-            Frame::Gone {
-                node: own,
-                epoch,
-                left: true,
-            },
-            Frame::Have(Extent {
-                node: own,
-                generation,
-                upto: Extent::TOMBSTONE,
-            }),
+            Frame::Gone { node: own, epoch, left: true },
+            Frame::Have(Extent { node: own, generation, upto: Extent::TOMBSTONE }),
         ];
         for node in self.random_peers(LEAVE_FANOUT_MAX, &[]) {
             self.send(node, &goodbye);
@@ -352,10 +328,7 @@ impl Discovery {
     /// What was received, sent and refused since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters {
-            slowdown: self.membership.slowdown().into(),
-            ..self.counters
-        }
+        Counters { slowdown: self.membership.slowdown().into(), ..self.counters }
     }
 
     /// Acts on what membership said, until it says nothing more.
@@ -379,11 +352,7 @@ impl Discovery {
                     }
                     Note::Overtaken => self.suspect_a_double(now),
                     Note::ProbeLate { node, epoch } => self.dial_suspect(now, node, epoch, true),
-                    Note::Nag {
-                        node,
-                        epoch,
-                        incarnation,
-                    } => {
+                    Note::Nag { node, epoch, incarnation } => {
                         self.send(node, &[Frame::Suspected { epoch, incarnation }]);
                     }
                 }
@@ -392,17 +361,12 @@ impl Discovery {
     }
 
     fn send_packet(&mut self, packet: Packet) {
-        let locations = packet
-            .named
-            .iter()
-            .filter_map(|node| self.peers.location(*node));
+        let locations = packet.named.iter().filter_map(|node| self.peers.location(*node));
         let own = self.own_location();
         let frames = [
             Frame::Membership(packet.bytes),
             Frame::Addresses(
-                std::iter::once(own)
-                    .chain(locations.filter(|l| l.generation > 0))
-                    .collect(),
+                std::iter::once(own).chain(locations.filter(|l| l.generation > 0)).collect(),
             ),
         ];
         self.send(packet.to, &frames);
@@ -438,9 +402,7 @@ impl Discovery {
             return;
         }
         for node in self.next_in_ring(FANOUT) {
-            let news = self
-                .spread
-                .fill(&self.registry, node, DATAGRAM_MAX - OVERHEAD);
+            let news = self.spread.fill(&self.registry, node, DATAGRAM_MAX - OVERHEAD);
             if !news.is_empty() {
                 self.send(node, &news);
             }
@@ -450,10 +412,7 @@ impl Discovery {
     fn publish(&mut self, wall_ms: u64) {
         let own = self.config.node.id;
         let visible = |node| self.peers.visible(node, own, &self.membership);
-        if self
-            .publisher
-            .publish(own, wall_ms, &self.registry, visible)
-        {
+        if self.publisher.publish(own, wall_ms, &self.registry, visible) {
             self.events.push_back(Event::SnapshotChanged);
         }
     }
@@ -464,9 +423,7 @@ impl Discovery {
             self.timers.join = now + self.jittered(JOIN_HEAL);
             return;
         }
-        let backoff = JOIN_FIRST
-            .saturating_mul(1 << self.join_attempts.min(10))
-            .min(JOIN_LAST);
+        let backoff = JOIN_FIRST.saturating_mul(1 << self.join_attempts.min(10)).min(JOIN_LAST);
         self.join_attempts = self.join_attempts.saturating_add(1);
         self.timers.join = now + self.jittered(backoff);
         let known: Vec<SocketAddr> = self.peers.lost_addresses().collect();
@@ -492,13 +449,8 @@ impl Discovery {
 
     /// Up to `count` random hosts that are up.
     fn random_peers(&mut self, count: usize, except: &[u64]) -> Vec<u64> {
-        let peers: Vec<u64> = self
-            .membership
-            .up()
-            .keys()
-            .copied()
-            .filter(|node| !except.contains(node))
-            .collect();
+        let peers: Vec<u64> =
+            self.membership.up().keys().copied().filter(|node| !except.contains(node)).collect();
         peers.sample(&mut self.rng, count).copied().collect()
     }
 
@@ -523,37 +475,18 @@ impl Discovery {
     }
 
     fn generation(&self) -> u64 {
-        self.registry
-            .record(self.config.node.id)
-            .map_or(0, |record| record.generation)
+        self.registry.record(self.config.node.id).map_or(0, |record| record.generation)
     }
 
     fn own_location(&self) -> Located {
         let NodeInfo { id, address, .. } = self.config.node;
-        Located {
-            node: id,
-            generation: self.generation(),
-            address,
-        }
+        Located { node: id, generation: self.generation(), address }
     }
 
     fn write_node(&mut self, now: Instant) {
-        let NodeInfo {
-            name,
-            address,
-            mesh_port,
-            zone,
-            ..
-        } = self.config.node.clone();
+        let NodeInfo { name, address, mesh_port, zone, .. } = self.config.node.clone();
         let mesh = SocketAddr::new(address.ip(), mesh_port);
-        let body = NodeBody {
-            name,
-            address,
-            mesh,
-            zone,
-            draining: self.draining,
-        }
-        .encode();
+        let body = NodeBody { name, address, mesh, zone, draining: self.draining }.encode();
         self.write_own(now, NODE_KEY, Some(body));
     }
 

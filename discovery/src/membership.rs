@@ -61,11 +61,7 @@ pub(crate) enum Note {
     /// A host did not answer in time: try it over TCP.
     ProbeLate { node: u64, epoch: u32 },
     /// Tell this host that it is suspected.
-    Nag {
-        node: u64,
-        epoch: u32,
-        incarnation: u16,
-    },
+    Nag { node: u64, epoch: u32, incarnation: u16 },
 }
 
 /// A packet to send.
@@ -219,17 +215,13 @@ impl Membership {
         {
             probe.acked = true;
         }
-        let kept: Vec<Member<Id>> = updates
-            .iter()
-            .filter(|update| self.is_of_interest(update.id()))
-            .cloned()
-            .collect();
+        let kept: Vec<Member<Id>> =
+            updates.iter().filter(|update| self.is_of_interest(update.id())).cloned().collect();
         let above = self.own_epoch_above(updates.iter().map(Member::id));
         let result = if kept.len() == updates.len() {
             self.foca.handle_data(bytes, &mut self.outbox)
         } else {
-            self.foca
-                .handle_data(&encode_packet(&header, &kept), &mut self.outbox)
+            self.foca.handle_data(&encode_packet(&header, &kept), &mut self.outbox)
         };
         if let Some(epoch) = above {
             self.renew_above(now, epoch);
@@ -268,11 +260,7 @@ impl Membership {
                 continue;
             }
             newcomers += usize::from(is_new && !member.down);
-            let state = if member.down {
-                State::Down
-            } else {
-                State::Alive
-            };
+            let state = if member.down { State::Down } else { State::Alive };
             updates.push(Member::new(id, member.incarnation, state));
         }
         let news = updates
@@ -280,24 +268,14 @@ impl Membership {
             .filter(|u| (u.state() == State::Down) == self.up.contains_key(&u.id().node))
             .count();
         let broadcast = news <= REBROADCAST_MAX;
-        let _ = self
-            .foca
-            .apply_many(updates.into_iter(), broadcast, &mut self.outbox);
+        let _ = self.foca.apply_many(updates.into_iter(), broadcast, &mut self.outbox);
         self.settle(now);
     }
 
     /// Tells foca of a host known from elsewhere (it spoke to us over TCP): it is up.
     pub fn handle_alive(&mut self, now: Instant, node: u64, epoch: u32, incarnation: u16) {
         self.heard(node, Id { node, epoch }, incarnation);
-        self.handle_members(
-            now,
-            &[Membered {
-                node,
-                epoch,
-                incarnation,
-                down: false,
-            }],
-        );
+        self.handle_members(now, &[Membered { node, epoch, incarnation, down: false }]);
     }
 
     /// Another host suspects this one: refute.
@@ -307,18 +285,13 @@ impl Membership {
             return;
         }
         let suspect = Member::new(own, incarnation, State::Suspect);
-        let _ = self
-            .foca
-            .apply_many(std::iter::once(suspect), false, &mut self.outbox);
+        let _ = self.foca.apply_many(std::iter::once(suspect), false, &mut self.outbox);
         self.settle(now);
     }
 
     /// The host answered over TCP although its datagrams are missing: as good as an acknowledgement.
     pub fn confirm_alive(&mut self, now: Instant, node: u64, epoch: u32) {
-        let Some(probe) = self
-            .probe
-            .filter(|p| p.target == Id { node, epoch } && !p.acked)
-        else {
+        let Some(probe) = self.probe.filter(|p| p.target == Id { node, epoch } && !p.acked) else {
             return;
         };
         let incarnation = self
@@ -332,9 +305,7 @@ impl Membership {
             dst: *self.foca.identity(),
             message: Message::Ack(probe.number),
         };
-        let _ = self
-            .foca
-            .handle_data(&encode_packet(&header, &[]), &mut self.outbox);
+        let _ = self.foca.handle_data(&encode_packet(&header, &[]), &mut self.outbox);
         if let Some(probe) = &mut self.probe {
             probe.acked = true;
         }
@@ -351,9 +322,7 @@ impl Membership {
             return;
         }
         let down = Member::new(id, 0, State::Down);
-        let _ = self
-            .foca
-            .apply_many(std::iter::once(down), spread, &mut self.outbox);
+        let _ = self.foca.apply_many(std::iter::once(down), spread, &mut self.outbox);
         if spread {
             let _ = self.foca.gossip(&mut self.outbox);
         }
@@ -400,11 +369,7 @@ impl Membership {
     /// When [`Membership::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.first_key_value().map(|((at, _), _)| *at);
-        let nag = self
-            .suspects
-            .values()
-            .map(|suspicion| suspicion.nag_at)
-            .min();
+        let nag = self.suspects.values().map(|suspicion| suspicion.nag_at).min();
         // Nagging needs a timer too, and a suspicion always has one.
         timer.map(|timer| nag.map_or(timer, |nag| nag.min(timer)))
     }
@@ -422,14 +387,9 @@ impl Membership {
     fn fire(&mut self, now: Instant, timer: Timer<Id>) {
         match &timer {
             Timer::SendIndirectProbe { probed_id, .. } => {
-                if self
-                    .probe
-                    .is_some_and(|probe| probe.target == *probed_id && !probe.acked)
-                {
-                    self.notes.push(Note::ProbeLate {
-                        node: probed_id.node,
-                        epoch: probed_id.epoch,
-                    });
+                if self.probe.is_some_and(|probe| probe.target == *probed_id && !probe.acked) {
+                    self.notes
+                        .push(Note::ProbeLate { node: probed_id.node, epoch: probed_id.epoch });
                 }
             }
             Timer::ProbeRandomMember(_) => {
@@ -484,11 +444,7 @@ impl Membership {
     /// Sorts out what foca said.
     fn settle(&mut self, now: Instant) {
         loop {
-            let Outbox {
-                sends,
-                timers,
-                notifications,
-            } = std::mem::take(&mut self.outbox);
+            let Outbox { sends, timers, notifications } = std::mem::take(&mut self.outbox);
             if sends.is_empty() && timers.is_empty() && notifications.is_empty() {
                 break;
             }
@@ -504,9 +460,7 @@ impl Membership {
                 self.take_send(to, bytes);
             }
             if resized {
-                let _ = self
-                    .foca
-                    .set_config(foca_config(&self.profile, self.up.len() + 1));
+                let _ = self.foca.set_config(foca_config(&self.profile, self.up.len() + 1));
             }
         }
     }
@@ -516,11 +470,7 @@ impl Membership {
             Timer::SendIndirectProbe { .. } | Timer::ProbeRandomMember(_) => {
                 after * (1 + self.health)
             }
-            Timer::ChangeSuspectToDown {
-                member_id,
-                incarnation,
-                ..
-            } => {
+            Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
                 let fresh = Suspicion {
                     epoch: member_id.epoch,
                     incarnation: *incarnation,
@@ -568,9 +518,7 @@ impl Membership {
                 self.own_incarnation = 0;
                 self.notes.push(Note::Renewed);
                 // Foca waits for a message before it probes again; the others are still there.
-                let _ = self
-                    .foca
-                    .apply_many(std::iter::empty(), false, &mut self.outbox);
+                let _ = self.foca.apply_many(std::iter::empty(), false, &mut self.outbox);
             }
         }
     }
@@ -588,37 +536,24 @@ impl Membership {
             self.health = (self.health + 1).min(HEALTH_MAX);
         }
         if let Message::Ping(number) = header.message {
-            self.probe = Some(Probe {
-                target: to,
-                number,
-                acked: false,
-            });
+            self.probe = Some(Probe { target: to, number, acked: false });
         }
-        let mut named: BTreeSet<u64> = updates
-            .iter()
-            .filter(|u| u.state() != State::Down)
-            .map(|u| u.id().node)
-            .collect();
+        let mut named: BTreeSet<u64> =
+            updates.iter().filter(|u| u.state() != State::Down).map(|u| u.id().node).collect();
         match header.message {
             Message::PingReq { target, .. } => _ = named.insert(target.node),
             Message::IndirectPing { origin, .. } => _ = named.insert(origin.node),
             Message::IndirectAck { target, .. } => _ = named.insert(target.node),
             _ => {}
         }
-        self.packets.push(Packet {
-            to: to.node,
-            bytes,
-            named: named.into_iter().collect(),
-        });
+        self.packets.push(Packet { to: to.node, bytes, named: named.into_iter().collect() });
     }
 
     /// Takes an epoch above one that this host's id was seen with.
     fn renew_above(&mut self, now: Instant, epoch: u32) {
         let own = *self.foca.identity();
         if let Some(epoch) = epoch.checked_add(1).filter(|epoch| *epoch > own.epoch) {
-            let _ = self
-                .foca
-                .change_identity(Id { epoch, ..own }, &mut self.outbox);
+            let _ = self.foca.change_identity(Id { epoch, ..own }, &mut self.outbox);
             self.outbox.notifications.push(Said::Rejoined);
             self.notes.push(Note::Overtaken);
             self.settle(now);
@@ -627,19 +562,13 @@ impl Membership {
 
     fn own_epoch_above<'a>(&self, ids: impl Iterator<Item = &'a Id>) -> Option<u32> {
         let own = *self.foca.identity();
-        ids.filter(|id| id.node == own.node && id.epoch > own.epoch)
-            .map(|id| id.epoch)
-            .max()
+        ids.filter(|id| id.node == own.node && id.epoch > own.epoch).map(|id| id.epoch).max()
     }
 
     /// Not about an earlier or later life of ours, and not beyond the limit.
     fn is_of_interest(&self, id: &Id) -> bool {
         let own = self.foca.identity();
-        if id.node == own.node {
-            id.epoch == own.epoch
-        } else {
-            !self.is_beyond_limit(id.node)
-        }
+        if id.node == own.node { id.epoch == own.epoch } else { !self.is_beyond_limit(id.node) }
     }
 
     fn is_beyond_limit(&self, node: u64) -> bool {
@@ -661,9 +590,7 @@ impl std::fmt::Debug for Membership {
 }
 
 fn suspicion(profile: &Profile, size: usize) -> Duration {
-    profile
-        .suspicion
-        .mul_f64(((size as f64).log10() - 1.0).max(1.0))
+    profile.suspicion.mul_f64(((size as f64).log10() - 1.0).max(1.0))
 }
 
 fn foca_config(profile: &Profile, size: usize) -> foca::Config {
@@ -699,10 +626,7 @@ struct Id {
 
 impl Id {
     fn of(member: &Membered) -> Id {
-        Id {
-            node: member.node,
-            epoch: member.epoch,
-        }
+        Id { node: member.node, epoch: member.epoch }
     }
 }
 
@@ -710,10 +634,7 @@ impl Identity for Id {
     type Addr = u64;
 
     fn renew(&self) -> Option<Self> {
-        Some(Id {
-            node: self.node,
-            epoch: self.epoch.checked_add(1)?,
-        })
+        Some(Id { node: self.node, epoch: self.epoch.checked_add(1)? })
     }
 
     fn addr(&self) -> u64 {

@@ -16,10 +16,7 @@ fn seeds(fixed: u64) -> Vec<u64> {
     if let Ok(seed) = std::env::var("EVENKEEL_SEED") {
         return vec![seed.parse().expect("EVENKEEL_SEED is a number")];
     }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "one seed that nobody has tried yet"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "one seed that nobody has tried yet")]
     let new = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .expect("after 1970")
@@ -30,11 +27,7 @@ fn seeds(fixed: u64) -> Vec<u64> {
 fn report(what: &str, mut times: Vec<Duration>) -> Duration {
     times.sort();
     let worst = *times.last().expect("at least one");
-    println!(
-        "{what}: p50 {:?}, worst {worst:?} of {}",
-        times[times.len() / 2],
-        times.len()
-    );
+    println!("{what}: p50 {:?}, worst {worst:?} of {}", times[times.len() / 2], times.len());
     worst
 }
 
@@ -54,20 +47,14 @@ fn time_until_gone(hosts: usize, trials: u64, stop: impl Fn(&mut World, usize)) 
         world.run(Duration::from_millis(seed % 700));
         let victim = 1 + seed as usize % (hosts - 1);
         stop(&mut world, victim);
-        let took = world.wait(Duration::from_secs(30), |world| {
-            gone_everywhere(world, victim)
-        });
+        let took = world.wait(Duration::from_secs(30), |world| gone_everywhere(world, victim));
         times.push(took.unwrap_or_else(|| panic!("seed {seed}: host {victim} is still there")));
         let victim_id = world.hosts[victim].id;
         let mut others = world
             .downs
             .iter()
             .filter(|(_, observer, subject)| *observer != victim && *subject != victim_id);
-        assert_eq!(
-            others.next(),
-            None,
-            "seed {seed}: a host that runs was taken for dead"
-        );
+        assert_eq!(others.next(), None, "seed {seed}: a host that runs was taken for dead");
     }
     times
 }
@@ -87,10 +74,8 @@ fn a_killed_process_is_out_of_every_look_up_on_20_hosts() {
 #[test]
 fn a_silent_host_is_out_of_every_look_up() {
     for hosts in [2, 4, 20] {
-        let worst = report(
-            &format!("silent, {hosts} hosts"),
-            time_until_gone(hosts, 4, World::isolate),
-        );
+        let worst =
+            report(&format!("silent, {hosts} hosts"), time_until_gone(hosts, 4, World::isolate));
         assert!(worst <= Duration::from_secs(5), "{hosts} hosts: {worst:?}");
     }
 }
@@ -98,14 +83,9 @@ fn a_silent_host_is_out_of_every_look_up() {
 #[test]
 fn a_goodbye_is_known_at_once() {
     for hosts in [2, 4, 20] {
-        let worst = report(
-            &format!("left, {hosts} hosts"),
-            time_until_gone(hosts, 4, World::leave),
-        );
-        assert!(
-            worst <= Duration::from_millis(300),
-            "{hosts} hosts: {worst:?}"
-        );
+        let worst =
+            report(&format!("left, {hosts} hosts"), time_until_gone(hosts, 4, World::leave));
+        assert!(worst <= Duration::from_millis(300), "{hosts} hosts: {worst:?}");
     }
 }
 
@@ -119,16 +99,9 @@ fn a_registration_is_seen_by_all_within_a_second() {
             let host = seed as usize % 20;
             world.register(host, "new", "new");
             let all = |world: &World| {
-                world
-                    .running()
-                    .iter()
-                    .all(|host| !world.sees(*host, "new").is_empty())
+                world.running().iter().all(|host| !world.sees(*host, "new").is_empty())
             };
-            times.push(
-                world
-                    .wait(Duration::from_secs(30), all)
-                    .expect("seen by all"),
-            );
+            times.push(world.wait(Duration::from_secs(30), all).expect("seen by all"));
             world.deregister(host, "new");
             world.network.loss = 0.0;
             world.converge(Duration::from_secs(10));
@@ -169,12 +142,7 @@ fn nobody_is_taken_for_dead_for_a_pause_or_for_loss() {
             }
             world.run(Duration::from_secs(1));
         }
-        assert_eq!(
-            world.downs,
-            [],
-            "seed {seed}: {} false downs",
-            world.downs.len()
-        );
+        assert_eq!(world.downs, [], "seed {seed}: {} false downs", world.downs.len());
     }
 }
 
@@ -192,11 +160,7 @@ fn a_host_taken_for_dead_comes_back_by_itself() {
             .expect("a long pause is a death");
         world.run(Duration::from_secs(20));
         let took = world.converge(Duration::from_secs(5));
-        assert_eq!(
-            generation(&world),
-            before,
-            "seed {seed}: its record was not touched"
-        );
+        assert_eq!(generation(&world), before, "seed {seed}: its record was not touched");
         println!("back after {took:?}");
     }
 }
@@ -217,12 +181,7 @@ fn a_host_that_restarts_replaces_itself_at_once() {
             times.push(world.converge(Duration::from_secs(5)));
             let old_is_listed = |world: &World, host: usize| {
                 let catalog = world.hosts[host].process.as_ref().unwrap().snapshot();
-                catalog
-                    .nodes
-                    .values()
-                    .filter(|node| node.name == "host-2")
-                    .count()
-                    > 1
+                catalog.nodes.values().filter(|node| node.name == "host-2").count() > 1
             };
             assert!(
                 !(0..5).any(|host| old_is_listed(&world, host)),
@@ -233,11 +192,7 @@ fn a_host_that_restarts_replaces_itself_at_once() {
             world.converge(Duration::ZERO);
         }
         let worst = report(
-            if keeps_data {
-                "restarted"
-            } else {
-                "restarted without a data directory"
-            },
+            if keeps_data { "restarted" } else { "restarted without a data directory" },
             times,
         );
         assert!(worst <= Duration::from_secs(2), "{worst:?}");
@@ -284,11 +239,7 @@ fn a_split_mesh_heals_and_no_service_empties() {
             }
         }
         let catalog = world.hosts[0].process.as_ref().unwrap().snapshot();
-        assert_eq!(
-            catalog.alive().count(),
-            6,
-            "seed {seed}: the split was noticed"
-        );
+        assert_eq!(catalog.alive().count(), 6, "seed {seed}: the split was noticed");
         world.network.cut.clear();
         times.push(world.converge(Duration::from_secs(30)));
     }
@@ -312,11 +263,7 @@ fn two_hosts_that_claim_one_address_do_not_flap() {
                     Event::NodeUp { node, .. } | Event::NodeDown { node, .. } => *node == id,
                     _ => false,
                 };
-                world.hosts[host]
-                    .events
-                    .iter()
-                    .filter(|(_, event)| of(event))
-                    .count()
+                world.hosts[host].events.iter().filter(|(_, event)| of(event)).count()
             };
             for id in [world.hosts[1].id, world.hosts[sixth].id] {
                 assert!(
@@ -450,16 +397,7 @@ fn damaged_and_foreign_bytes_are_counted_and_have_no_effect() {
         assert!(count > 0, "{reason} is not counted: {refused:?}");
     }
     for stranger in [3, 4] {
-        assert_eq!(
-            world.hosts[stranger]
-                .process
-                .as_ref()
-                .unwrap()
-                .snapshot()
-                .nodes
-                .len(),
-            1
-        );
+        assert_eq!(world.hosts[stranger].process.as_ref().unwrap().snapshot().nodes.len(), 1);
     }
 }
 
@@ -467,17 +405,11 @@ fn damaged_and_foreign_bytes_are_counted_and_have_no_effect() {
 fn a_draining_host_says_so_and_a_departed_one_is_listed_as_left() {
     let mut world = World::with_mesh(1, 4);
     let (now, wall) = (world.now, world.wall_ms());
-    world.hosts[2]
-        .process
-        .as_mut()
-        .unwrap()
-        .set_draining(now, wall, true);
+    world.hosts[2].process.as_mut().unwrap().set_draining(now, wall, true);
     let id = world.hosts[2].id;
     let drains =
         |world: &World| world.hosts[0].process.as_ref().unwrap().snapshot().nodes[&id].draining;
-    world
-        .wait(Duration::from_secs(1), drains)
-        .expect("known within a second");
+    world.wait(Duration::from_secs(1), drains).expect("known within a second");
     world.leave(2);
     world.run(Duration::from_secs(1));
     for host in [0, 1, 3] {

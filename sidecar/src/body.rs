@@ -111,11 +111,6 @@ impl Buffers {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// Bytes kept now.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
     fn take(&self, bytes: usize) -> bool {
         let max = self.max.load(Ordering::Relaxed);
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);

@@ -27,10 +27,7 @@ pub(super) struct Allowance {
 
 impl Allowance {
     pub fn new(now: Instant) -> Self {
-        Allowance {
-            since: now,
-            left: CHALLENGES_PER_SEC_MAX,
-        }
+        Allowance { since: now, left: CHALLENGES_PER_SEC_MAX }
     }
 
     fn take(&mut self, now: Instant) -> bool {
@@ -70,10 +67,7 @@ impl Discovery {
             self.counters.refused_malformed += 1;
             return;
         };
-        match self
-            .sessions
-            .accept(now, sender, salt, counter, sub_key.clone())
-        {
+        match self.sessions.accept(now, sender, salt, counter, sub_key.clone()) {
             Standing::Fresh => self.answer_challenges(now, from, &frames),
             Standing::Replayed => {
                 self.counters.refused_replay += 1;
@@ -90,14 +84,7 @@ impl Discovery {
         }
         if self.peers.location(sender).is_none() {
             // A guess, until it says so itself.
-            self.learn_address(
-                now,
-                Located {
-                    node: sender,
-                    generation: 0,
-                    address: from,
-                },
-            );
+            self.learn_address(now, Located { node: sender, generation: 0, address: from });
         }
         self.handle_frames(now, wall_ms, sender, frames);
         self.pump(now);
@@ -113,21 +100,10 @@ impl Discovery {
         channel: Channel,
         binding: &[u8],
         envelope: &[u8],
-    ) -> Result<
-        (
-            u64,
-            crate::seal::Salt,
-            u64,
-            Vec<u8>,
-            Option<crate::seal::SubKey>,
-        ),
-        (),
-    > {
+    ) -> Result<(u64, crate::seal::Salt, u64, Vec<u8>, Option<crate::seal::SubKey>), ()> {
         let opened = self.sealer.header(envelope).and_then(|header| {
             let kept = self.sessions.sub_key(header.sender, header.salt);
-            let (body, sub_key) = self
-                .sealer
-                .open(&header, channel, binding, envelope, kept)?;
+            let (body, sub_key) = self.sealer.open(&header, channel, binding, envelope, kept)?;
             Ok((header.sender, header.salt, header.counter, body, sub_key))
         });
         match opened {
@@ -184,9 +160,9 @@ impl Discovery {
     ) {
         for frame in frames {
             match frame {
-                Frame::Addresses(list) => list
-                    .into_iter()
-                    .for_each(|located| self.learn_address(now, located)),
+                Frame::Addresses(list) => {
+                    list.into_iter().for_each(|located| self.learn_address(now, located))
+                }
                 Frame::Membership(packet) => {
                     match self.membership.handle_packet(now, sender, &packet) {
                         Ok(()) => {}
@@ -203,11 +179,9 @@ impl Discovery {
                     self.handle_gone(now, sender, node, epoch, left)
                 }
                 Frame::Confirm { node, epoch } => self.handle_confirm(now, sender, node, epoch),
-                Frame::Verdict {
-                    node,
-                    epoch,
-                    refused,
-                } => self.handle_verdict(now, sender, node, epoch, refused),
+                Frame::Verdict { node, epoch, refused } => {
+                    self.handle_verdict(now, sender, node, epoch, refused)
+                }
                 Frame::Suspected { epoch, incarnation } => {
                     self.membership.handle_suspected(now, epoch, incarnation);
                 }
@@ -226,11 +200,7 @@ impl Discovery {
     }
 
     fn handle_delta(&mut self, now: Instant, wall_ms: u64, sender: u64, delta: Delta) {
-        let extent = Extent {
-            node: delta.node,
-            generation: delta.generation,
-            upto: delta.upto,
-        };
+        let extent = Extent { node: delta.node, generation: delta.generation, upto: delta.upto };
         match self.registry.apply(delta) {
             Applied::Unchanged => {}
             Applied::Gap(_) => self.note_missing(now, sender, extent),
@@ -238,8 +208,7 @@ impl Discovery {
             Applied::TooMany => self.counters.refused_limit += 1,
             Applied::Changed(changes) => {
                 let size = self.membership.up().len() + 1;
-                self.spread
-                    .push(now, extent.node, extent.generation, changes.base, size);
+                self.spread.push(now, extent.node, extent.generation, changes.base, size);
                 self.publisher.touch_services(now, changes.services);
                 if changes.node {
                     self.publisher.touch_node(now, extent.node, &self.registry);
@@ -261,10 +230,7 @@ impl Discovery {
         extents: &[Extent],
         fetch: bool,
     ) {
-        for extent in extents
-            .iter()
-            .filter(|extent| extent.upto == Extent::TOMBSTONE)
-        {
+        for extent in extents.iter().filter(|extent| extent.upto == Extent::TOMBSTONE) {
             match self.registry.bury(now, extent.node, extent.generation) {
                 Applied::OwnIsBehind(generation) => self.jump_above(now, wall_ms, generation),
                 Applied::Changed(changes) => {
@@ -273,18 +239,14 @@ impl Discovery {
                     self.peer_left(now, extent.node);
                     if changes.node {
                         let size = self.membership.up().len() + 1;
-                        self.spread
-                            .push(now, extent.node, extent.generation, 0, size);
+                        self.spread.push(now, extent.node, extent.generation, 0, size);
                     }
                 }
                 Applied::Unchanged | Applied::Gap(_) | Applied::TooMany => {}
             }
         }
         let own = self.config.node.id;
-        for extent in extents
-            .iter()
-            .filter(|e| e.node == own && e.upto != Extent::TOMBSTONE)
-        {
+        for extent in extents.iter().filter(|e| e.node == own && e.upto != Extent::TOMBSTONE) {
             if let Applied::OwnIsBehind(generation) =
                 self.registry.judge_own(extent.generation, extent.upto)
             {
@@ -319,23 +281,14 @@ impl Discovery {
             return;
         };
         let Some(body) = &record.node else { return };
-        let located = Located {
-            node,
-            generation: record.generation,
-            address: body.address,
-        };
+        let located = Located { node, generation: record.generation, address: body.address };
         self.learn_address(now, located);
     }
 
     fn handle_gone(&mut self, now: Instant, sender: u64, node: u64, epoch: u32, left: bool) {
         if node == self.config.node.id {
             // They are wrong: foca takes a new epoch when it hears so.
-            let own = crate::wire::Membered {
-                node,
-                epoch,
-                incarnation: 0,
-                down: true,
-            };
+            let own = crate::wire::Membered { node, epoch, incarnation: 0, down: true };
             self.membership.handle_members(now, &[own]);
         } else if !left || sender == node {
             self.peer_gone(now, node, epoch, left);
@@ -344,14 +297,7 @@ impl Discovery {
 
     fn handle_confirm(&mut self, now: Instant, sender: u64, node: u64, epoch: u32) {
         if node == self.config.node.id {
-            self.send(
-                sender,
-                &[Frame::Verdict {
-                    node,
-                    epoch,
-                    refused: false,
-                }],
-            );
+            self.send(sender, &[Frame::Verdict { node, epoch, refused: false }]);
             return;
         }
         if self.membership.up().get(&node) == Some(&epoch) {

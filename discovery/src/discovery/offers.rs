@@ -50,24 +50,15 @@ impl Discovery {
             _ => registration
                 .checks
                 .iter()
-                .map(|check| Health {
-                    status: check.initial,
-                    output: String::new(),
-                })
+                .map(|check| Health { status: check.initial, output: String::new() })
                 .collect(),
         };
         let is_saved = registration.origin == Origin::Api
             || known.is_some_and(|known| known.registration.origin == Origin::Api);
-        let offer = Offer {
-            registration,
-            health,
-        };
+        let offer = Offer { registration, health };
         let body = offer.encode();
         if body.len() > BODY_MAX {
-            return Err(RegisterError::TooLarge(
-                "bytes of the registration",
-                BODY_MAX,
-            ));
+            return Err(RegisterError::TooLarge("bytes of the registration", BODY_MAX));
         }
         let id = offer.registration.id.clone();
         self.write_own(now, &id, Some(body));
@@ -89,10 +80,7 @@ impl Discovery {
         wall_ms: u64,
         id: &str,
     ) -> Result<(), RegisterError> {
-        let offer = self
-            .offers
-            .remove(id)
-            .ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
+        let offer = self.offers.remove(id).ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
         self.write_own(now, id, None);
         self.publish(wall_ms);
         if offer.registration.origin == Origin::Api {
@@ -113,10 +101,8 @@ impl Discovery {
         check: usize,
         health: Health,
     ) -> Result<(), RegisterError> {
-        let offer = self
-            .offers
-            .get_mut(id)
-            .ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
+        let offer =
+            self.offers.get_mut(id).ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
         let known = offer
             .health
             .get_mut(check)
@@ -149,13 +135,7 @@ impl Discovery {
     pub(super) fn write_own(&mut self, now: Instant, key: &str, body: Option<Vec<u8>>) {
         let changes = self.registry.write(now, key, body);
         let own = self.config.node.id;
-        self.spread.push(
-            now,
-            own,
-            self.generation(),
-            changes.base,
-            self.membership.up().len() + 1,
-        );
+        self.spread.push(now, own, self.generation(), changes.base, self.membership.up().len() + 1);
         self.publisher.touch_services(now, changes.services);
         if changes.node {
             self.publisher.touch_node(now, own, &self.registry);
@@ -172,13 +152,7 @@ impl Discovery {
         self.suspect_a_double(now);
         let own = self.config.node.id;
         if self.registry.jump((generation + 1).max(wall_ms)) {
-            self.spread.push(
-                now,
-                own,
-                self.generation(),
-                0,
-                self.membership.up().len() + 1,
-            );
+            self.spread.push(now, own, self.generation(), 0, self.membership.up().len() + 1);
             self.publisher.touch_node(now, own, &self.registry);
             self.events.push_back(Event::SaveDue);
             self.learn_address(now, self.own_location());
@@ -206,13 +180,8 @@ impl Discovery {
         let rng = ChaCha8Rng::from_seed(self.rng.random());
         let epoch = self.membership.epoch();
         let members = self.membership.members();
-        self.membership = Membership::new(
-            new,
-            epoch,
-            self.config.profile,
-            self.config.limits.members,
-            rng,
-        );
+        self.membership =
+            Membership::new(new, epoch, self.config.profile, self.config.limits.members, rng);
         self.membership.handle_members(now, &members);
         let services = self.registry.rename_own(new);
         self.peers.rename_own(old);

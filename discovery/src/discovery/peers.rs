@@ -85,8 +85,7 @@ impl Peers {
     /// Where hosts were that are down and did not say goodbye.
     pub fn lost_addresses(&self) -> impl Iterator<Item = SocketAddr> {
         let lost = self.departed.iter().filter(|(_, departed)| !departed.left);
-        lost.filter_map(|(node, _)| self.locations.get(node))
-            .map(|location| location.address)
+        lost.filter_map(|(node, _)| self.locations.get(node)).map(|location| location.address)
     }
 
     pub fn rename_own(&mut self, old: u64) {
@@ -123,8 +122,7 @@ impl Peers {
                 || registry.record(*node).is_some()
         };
         self.locations.retain(|node, _| is_needed(node));
-        self.superseded
-            .retain(|node, winner| is_needed(node) && is_needed(winner));
+        self.superseded.retain(|node, winner| is_needed(node) && is_needed(winner));
         let locations = &self.locations;
         self.by_address.retain(|_, nodes| {
             nodes.retain(|node| locations.contains_key(node));
@@ -152,10 +150,7 @@ impl Peers {
             None => {}
         }
         self.locations.insert(new.node, new);
-        self.by_address
-            .entry(new.address)
-            .or_default()
-            .insert(new.node);
+        self.by_address.entry(new.address).or_default().insert(new.node);
         true
     }
 }
@@ -186,10 +181,8 @@ impl Discovery {
             .filter_map(|node| self.peers.location(node))
             .filter(|location| location.generation > 0)
             .collect();
-        let Some(winner) = claims
-            .iter()
-            .max_by_key(|claim| (claim.generation, claim.node))
-            .copied()
+        let Some(winner) =
+            claims.iter().max_by_key(|claim| (claim.generation, claim.node)).copied()
         else {
             return;
         };
@@ -226,24 +219,15 @@ impl Discovery {
         }
         let was_alone = self.peers.told.is_empty();
         self.peers.departed.remove(&node);
-        self.peers
-            .vanished
-            .retain(|(_, vanished)| *vanished != node);
+        self.peers.vanished.retain(|(_, vanished)| *vanished != node);
         self.registry.set_down(node, None);
         self.publisher.touch_node(now, node, &self.registry);
         if self.registry.record(node).is_none() {
-            let whole = crate::wire::Extent {
-                node,
-                generation: 1,
-                upto: 1,
-            };
+            let whole = crate::wire::Extent { node, generation: 1, upto: 1 };
             self.note_missing(now, node, whole);
         }
         if self.peers.told.insert(node) {
-            self.events.push_back(Event::NodeUp {
-                node,
-                name: self.name_of(node),
-            });
+            self.events.push_back(Event::NodeUp { node, name: self.name_of(node) });
             self.save_members_later(now);
         }
         if was_alone {
@@ -269,11 +253,7 @@ impl Discovery {
         }
         self.publisher.touch_node(now, node, &self.registry);
         if self.peers.told.remove(&node) {
-            self.events.push_back(Event::NodeDown {
-                node,
-                name: self.name_of(node),
-                left,
-            });
+            self.events.push_back(Event::NodeDown { node, name: self.name_of(node), left });
             self.save_members_later(now);
         }
         if self.peers.told.is_empty() {
@@ -293,12 +273,7 @@ impl Discovery {
         if known > epoch {
             return;
         }
-        let departed = Departed {
-            since: now,
-            left,
-            dead: !left,
-            preserved_until: None,
-        };
+        let departed = Departed { since: now, left, dead: !left, preserved_until: None };
         self.peers.departed.insert(node, departed);
         self.membership.declare_down(now, node, epoch, true);
     }
@@ -316,14 +291,7 @@ impl Discovery {
     pub(super) fn announce_gone(&mut self, now: Instant, node: u64, epoch: u32) {
         self.peer_gone(now, node, epoch, false);
         for peer in self.random_peers(GONE_FANOUT, &[node]) {
-            self.send(
-                peer,
-                &[Frame::Gone {
-                    node,
-                    epoch,
-                    left: false,
-                }],
-            );
+            self.send(peer, &[Frame::Gone { node, epoch, left: false }]);
         }
     }
 
@@ -341,11 +309,8 @@ impl Discovery {
             return;
         }
         for (at, node) in vanished.iter() {
-            if let Some(departed) = self
-                .peers
-                .departed
-                .get_mut(node)
-                .filter(|d| d.preserved_until.is_none())
+            if let Some(departed) =
+                self.peers.departed.get_mut(node).filter(|d| d.preserved_until.is_none())
             {
                 departed.preserved_until = Some(*at + PRESERVED);
                 self.publisher.touch_node(now, *node, &self.registry);
@@ -354,15 +319,9 @@ impl Discovery {
     }
 
     pub(super) fn members_to_save(&self) -> Vec<SavedMember> {
-        let up = self
-            .membership
-            .up()
-            .keys()
-            .filter_map(|node| self.peers.location(*node));
-        let current = up.map(|location| SavedMember {
-            node: location.node,
-            address: location.address,
-        });
+        let up = self.membership.up().keys().filter_map(|node| self.peers.location(*node));
+        let current =
+            up.map(|location| SavedMember { node: location.node, address: location.address });
         let earlier = self.saved_members.iter().copied();
         let mut members: Vec<SavedMember> = Vec::new();
         for member in current.chain(earlier) {
@@ -380,10 +339,7 @@ impl Discovery {
     }
 
     fn name_of(&self, node: u64) -> String {
-        let body = self
-            .registry
-            .record(node)
-            .and_then(|record| record.node.as_ref());
+        let body = self.registry.record(node).and_then(|record| record.node.as_ref());
         body.map_or_else(|| format!("{node:016x}"), |body| body.name.clone())
     }
 }

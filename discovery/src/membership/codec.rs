@@ -32,22 +32,16 @@ impl foca::Codec<Id> for Codec {
         let (kind, id, number) = match &header.message {
             Message::Ping(number) => (1, None, Some(*number)),
             Message::Ack(number) => (2, None, Some(*number)),
-            Message::PingReq {
-                target,
-                probe_number,
-            } => (3, Some(*target), Some(*probe_number)),
-            Message::IndirectPing {
-                origin,
-                probe_number,
-            } => (4, Some(*origin), Some(*probe_number)),
-            Message::IndirectAck {
-                target,
-                probe_number,
-            } => (5, Some(*target), Some(*probe_number)),
-            Message::ForwardedAck {
-                origin,
-                probe_number,
-            } => (6, Some(*origin), Some(*probe_number)),
+            Message::PingReq { target, probe_number } => (3, Some(*target), Some(*probe_number)),
+            Message::IndirectPing { origin, probe_number } => {
+                (4, Some(*origin), Some(*probe_number))
+            }
+            Message::IndirectAck { target, probe_number } => {
+                (5, Some(*target), Some(*probe_number))
+            }
+            Message::ForwardedAck { origin, probe_number } => {
+                (6, Some(*origin), Some(*probe_number))
+            }
             Message::Announce => (7, None, None),
             Message::Feed => (8, None, None),
             Message::Gossip => (9, None, None),
@@ -83,10 +77,7 @@ impl foca::Codec<Id> for Codec {
         let message = match kind {
             1 => Message::Ping(take_u8(&mut buf)?),
             2 => Message::Ack(take_u8(&mut buf)?),
-            3 => Message::PingReq {
-                target: take_id(&mut buf)?,
-                probe_number: take_u8(&mut buf)?,
-            },
+            3 => Message::PingReq { target: take_id(&mut buf)?, probe_number: take_u8(&mut buf)? },
             4 => Message::IndirectPing {
                 origin: take_id(&mut buf)?,
                 probe_number: take_u8(&mut buf)?,
@@ -106,12 +97,7 @@ impl foca::Codec<Id> for Codec {
             11 => Message::TurnUndead,
             _ => return Err(Malformed),
         };
-        Ok(Header {
-            src,
-            src_incarnation,
-            dst,
-            message,
-        })
+        Ok(Header { src, src_incarnation, dst, message })
     }
 
     fn encode_member(
@@ -154,11 +140,7 @@ pub(super) fn decode_packet(mut bytes: &[u8]) -> Result<(Header<Id>, Vec<Member<
             updates.push(Codec.decode_member(&mut bytes)?);
         }
     }
-    if bytes.is_empty() {
-        Ok((header, updates))
-    } else {
-        Err(Malformed)
-    }
+    if bytes.is_empty() { Ok((header, updates)) } else { Err(Malformed) }
 }
 
 pub(super) fn encode_packet(header: &Header<Id>, updates: &[Member<Id>]) -> Vec<u8> {
@@ -168,9 +150,7 @@ pub(super) fn encode_packet(header: &Header<Id>, updates: &[Member<Id>]) -> Vec<
     Codec.encode_header(header, &mut bytes).expect(fits);
     if !updates.is_empty() {
         bytes.put_u16(u16::try_from(updates.len()).expect("no more than were decoded"));
-        updates
-            .iter()
-            .for_each(|update| Codec.encode_member(update, &mut bytes).expect(fits));
+        updates.iter().for_each(|update| Codec.encode_member(update, &mut bytes).expect(fits));
     }
     bytes
 }
