@@ -87,6 +87,12 @@ fn a_goodbye_is_known_at_once() {
             report(&format!("left, {hosts} hosts"), time_until_gone(hosts, 4, World::leave));
         assert!(worst <= Duration::from_millis(300), "{hosts} hosts: {worst:?}");
     }
+    let lossy = |world: &mut World, host: usize| {
+        world.network.loss = 0.05;
+        world.leave(host);
+    };
+    let worst = report("left, 20 hosts, 5 % loss", time_until_gone(20, 8, lossy));
+    assert!(worst <= Duration::from_millis(500), "{worst:?}");
 }
 
 #[test]
@@ -144,6 +150,40 @@ fn nobody_is_taken_for_dead_for_a_pause_or_for_loss() {
         }
         assert_eq!(world.downs, [], "seed {seed}: {} false downs", world.downs.len());
     }
+}
+
+/// Twenty processes on two cores: everybody waits for the processor much of the time.
+#[test]
+fn nobody_is_taken_for_dead_on_a_starved_machine() {
+    for seed in seeds(2) {
+        let mut world = World::with_mesh(seed, 20);
+        for _ in 0..600 {
+            for host in 0..world.hosts.len() {
+                if world.hosts[host].paused_until.is_none() && world.rng.random_bool(0.25) {
+                    let pause = Duration::from_millis(world.rng.random_range(50..=500));
+                    world.pause(host, pause);
+                }
+            }
+            world.run(Duration::from_millis(100));
+        }
+        assert_eq!(world.downs, [], "seed {seed}: {} false downs", world.downs.len());
+    }
+}
+
+#[test]
+fn an_idle_mesh_is_quiet() {
+    let mut world = World::with_mesh(1, 20);
+    world.run(Duration::from_secs(30));
+    let sent = |world: &World| {
+        let counters =
+            world.hosts.iter().map(|host| host.process.as_ref().expect("runs").counters());
+        counters.map(|c| c.bytes_sent).sum::<u64>()
+    };
+    let before = sent(&world);
+    world.run(Duration::from_secs(60));
+    let bytes_per_sec = (sent(&world) - before) / 60 / 20;
+    println!("idle: {bytes_per_sec} bytes a second from each of 20 hosts");
+    assert!(bytes_per_sec < 1000, "{bytes_per_sec}");
 }
 
 #[test]

@@ -18,6 +18,8 @@ const CHALLENGES_PER_SEC_MAX: u32 = 2000;
 /// Suspects that others asked us to dial, and who asked, for each.
 const SUSPECTS_MAX: usize = 256;
 const ASKERS_MAX: usize = 64;
+/// More records than this in one message are what others know already: they are not passed on.
+const NEWS_MAX: usize = 64;
 /// Entries of one list of what is missing.
 const MISSING_MAX: usize = 4096;
 
@@ -161,6 +163,8 @@ impl Discovery {
         sender: u64,
         frames: Vec<Frame>,
     ) {
+        let deltas = frames.iter().filter(|frame| matches!(frame, Frame::Delta(_))).count();
+        let is_news = deltas <= NEWS_MAX;
         for frame in frames {
             match frame {
                 Frame::Addresses(list) => {
@@ -176,7 +180,7 @@ impl Discovery {
                     }
                 }
                 Frame::Members(members) => self.membership.handle_members(now, &members),
-                Frame::Delta(delta) => self.handle_delta(now, wall_ms, sender, delta),
+                Frame::Delta(delta) => self.handle_delta(now, wall_ms, sender, delta, is_news),
                 Frame::Have(extent) => self.handle_extents(now, wall_ms, sender, &[extent], true),
                 Frame::Gone { node, epoch, left } => {
                     self.handle_gone(now, sender, node, epoch, left);
@@ -202,7 +206,14 @@ impl Discovery {
         }
     }
 
-    fn handle_delta(&mut self, now: Instant, wall_ms: u64, sender: u64, delta: Delta) {
+    fn handle_delta(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        sender: u64,
+        delta: Delta,
+        is_news: bool,
+    ) {
         let extent = Extent { node: delta.node, generation: delta.generation, upto: delta.upto };
         match self.registry.apply(delta) {
             Applied::Unchanged => {}
@@ -210,8 +221,10 @@ impl Discovery {
             Applied::OwnIsBehind(generation) => self.jump_above(now, wall_ms, generation),
             Applied::TooMany => self.counters.refused_limit += 1,
             Applied::Changed(changes) => {
-                let size = self.membership.up().len() + 1;
-                self.spread.push(now, extent.node, extent.generation, changes.base, size);
+                if is_news {
+                    let size = self.membership.up().len() + 1;
+                    self.spread.push(now, extent.node, extent.generation, changes.base, size);
+                }
                 self.publisher.touch_services(now, changes.services);
                 if changes.node {
                     self.publisher.touch_node(now, extent.node, &self.registry);
