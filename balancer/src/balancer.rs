@@ -8,6 +8,8 @@
 //! 4. *tried* by this request before: for a retry, after everything untried;
 //! 5. *not serving* (draining, failing its check): only in panic.
 //!
+//! Among the fresh, an endpoint under suspicion (`stall`) is passed over a few times, whatever the policy's way of choosing.
+//!
 //! A copy goes only to 1 or 2, and always by [two choices](crate::p2c): it is sent because its twin may be stuck.
 //! Rank 2 to 5 are reached only when a bounded number of draws found nothing better, by one scan of the set; a scan takes two at
 //! random of the best rank there is. So a pick among healthy endpoints costs the same for ten as for a thousand.
@@ -32,7 +34,7 @@ use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
 use crate::p2c::{Load, is_suspect};
-use crate::set::{ENDPOINTS_MAX, Set};
+use crate::set::{ENDPOINTS_MAX, Look, Set};
 use crate::ticket::Ticket;
 
 /// The endpoints of one upstream and what is known of them; shared by all workers.
@@ -87,33 +89,41 @@ impl Balancer {
     /// What was learnt of an endpoint stays while its node, instance and address do. A new endpoint, and one that serves again,
     /// starts slowly if another that served before serves still. Of two with one identity the last counts; past
     /// [`ENDPOINTS_MAX`] the rest is left out. Returns how many were left out.
-    pub fn update(&self, now: Instant, specs: Vec<EndpointSpec>) -> usize {
+    pub fn update(&self, now: Instant, mut specs: Vec<EndpointSpec>) -> usize {
         let now = self.epoch.moment(now);
         let before = self.set.load();
         let known: BTreeMap<_, _> =
             before.iter().map(|endpoint| (endpoint.spec.identity(), endpoint)).collect();
-        let mut wanted: BTreeMap<_, _> = specs.iter().map(|spec| (spec.identity(), spec)).collect();
-        let left_out = wanted.len().saturating_sub(ENDPOINTS_MAX);
-        while wanted.len() > ENDPOINTS_MAX {
-            wanted.pop_last();
-        }
-        let serves_still =
-            |(identity, spec): (&(u64, &str, std::net::SocketAddr), &&EndpointSpec)| {
-                spec.serving && known.get(identity).is_some_and(|endpoint| endpoint.spec.serving)
-            };
-        let ramp_from = if wanted.iter().any(serves_still) { now } else { 0 };
-        let endpoints = wanted.iter().map(|(identity, &spec)| match known.get(identity) {
-            Some(&endpoint) if endpoint.spec == *spec => Arc::clone(endpoint),
+        // Sorting is stable, so that of two with one identity the last stays.
+        specs.sort_by(|one, other| one.identity().cmp(&other.identity()));
+        specs.dedup_by(|later, kept| {
+            let same = later.identity() == kept.identity();
+            if same {
+                std::mem::swap(later, kept);
+            }
+            same
+        });
+        let left_out = specs.len().saturating_sub(ENDPOINTS_MAX);
+        specs.truncate(ENDPOINTS_MAX);
+        let serves_still = |spec: &EndpointSpec| {
+            let before = known.get(&spec.identity());
+            spec.serving && before.is_some_and(|endpoint| endpoint.spec.serving)
+        };
+        let ramp_from = if specs.iter().any(serves_still) { now } else { 0 };
+        let endpoints = specs.into_iter().map(|spec| match known.get(&spec.identity()) {
+            Some(&endpoint) if endpoint.spec == spec => Arc::clone(endpoint),
             Some(endpoint) => {
                 let state = Arc::clone(&endpoint.state);
                 if spec.serving && !endpoint.spec.serving {
                     state.ramp_from.store(ramp_from, Relaxed);
                 }
-                Arc::new(Endpoint { spec: spec.clone(), state })
+                Arc::new(Endpoint { spec, state })
             }
             None => {
-                let state = State::new(self.epoch, ramp_from, Arc::clone(&self.ejections));
-                Arc::new(Endpoint { spec: spec.clone(), state: Arc::new(state) })
+                let attempts = Arc::clone(self.circuit.attempts());
+                let ejections = Arc::clone(&self.ejections);
+                let state = Arc::new(State::new(self.epoch, ramp_from, attempts, ejections));
+                Arc::new(Endpoint { spec, state })
             }
         });
         let set = Arc::new(Set::new(endpoints.collect()));
@@ -161,10 +171,11 @@ impl Balancer {
             }
             Balance::Random => pick.first_well(rng, Set::draw),
         }?;
-        let places =
-            self.circuit.try_attempt(attempt, policy.circuit.requests, policy.hedge.budget);
-        let places = places.ok_or(NoEndpoint::CircuitOpen)?;
-        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, places))
+        let attempts = self.circuit.attempts();
+        if !attempts.try_enter(attempt, policy.circuit.requests, policy.hedge.budget) {
+            return Err(NoEndpoint::CircuitOpen);
+        }
+        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, attempt))
     }
 
     /// The endpoints as they are now.
@@ -240,9 +251,9 @@ impl Pick<'_> {
     fn cheapest_of_a_few(
         &self,
         rng: &mut impl Rng,
-        load: fn(&State, u64, Attempt) -> Load,
+        load: impl Fn(&State, u64, Attempt) -> Load,
     ) -> Result<usize, NoEndpoint> {
-        let load = |index: usize| load(&self.set[index].state, self.now, self.attempt);
+        let load = |index: usize| load(&self.set.look(index).state, self.now, self.attempt);
         let mut wanted = if self.attempt == Attempt::Hedge { CHOICES_FOR_A_COPY } else { 2 };
         let mut more = SUSPECTS_PASSED;
         let mut best: Option<(usize, Load)> = None;
@@ -284,7 +295,8 @@ impl Pick<'_> {
             if self.rank(index) != Rank::Fresh {
                 continue;
             }
-            if more == 0 || !is_suspect(self.set[index].state.stall.silence(self.now), self.attempt)
+            if more == 0
+                || !is_suspect(self.set.look(index).state.stall.silence(self.now), self.attempt)
             {
                 return Ok(index);
             }
@@ -327,9 +339,8 @@ impl Pick<'_> {
     }
 
     fn rank(&self, index: usize) -> Rank {
-        let endpoint = &self.set[index];
-        let state = &*endpoint.state;
-        if !endpoint.spec.serving {
+        let Look { state, serving, weighs } = self.set.look(index);
+        if !serving {
             return if self.panic && self.set.serving() == 0 {
                 Rank::NotServing
             } else {
@@ -346,11 +357,7 @@ impl Pick<'_> {
         if held {
             return Rank::Held;
         }
-        if endpoint.spec.weight == 0 || !self.admits(index, state) {
-            Rank::Starting
-        } else {
-            Rank::Fresh
-        }
+        if !weighs || !self.admits(index, state) { Rank::Starting } else { Rank::Fresh }
     }
 
     /// Slow start: as many of the choices as the endpoint's share by now. One that is used although it is ejected has its full share.

@@ -21,8 +21,7 @@ use crate::balancer::Attempt;
 pub struct Circuit {
     connections: Arc<Gauge>,
     pending: Arc<Gauge>,
-    requests: Arc<Gauge>,
-    copies: Arc<Gauge>,
+    attempts: Arc<Attempts>,
 }
 
 impl Circuit {
@@ -53,36 +52,56 @@ impl Circuit {
     /// Attempts in flight now: from the choice of an endpoint to the end of the body, copies and retries included.
     #[must_use]
     pub fn requests(&self) -> u32 {
-        self.requests.0.load(Relaxed)
+        self.attempts.all.0.load(Relaxed)
     }
 
     /// Of these, copies.
     #[must_use]
     pub fn copies(&self) -> u32 {
-        self.copies.0.load(Relaxed)
+        self.attempts.copies.0.load(Relaxed)
     }
 
-    /// A place for one more attempt: a first one within `limit`, a copy also within `share` of what is in flight.
+    pub(crate) fn attempts(&self) -> &Arc<Attempts> {
+        &self.attempts
+    }
+}
+
+/// The attempts in flight. Tickets reach it through their endpoint, so it has no guard of its own: that would be two more
+/// contended counts for each request.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    all: Gauge,
+    copies: Gauge,
+}
+
+impl Attempts {
+    /// One more: a first one if fewer than `limit` are in flight, a copy if moreover fewer than `share` of these are copies.
     ///
-    /// The budget over ten seconds lets copies come in bursts, and a burst of copies into a busy service is what turns its queues
+    /// A budget over ten seconds lets copies come in bursts, and a burst of copies into a busy service is what turns its queues
     /// into an outage. By Little's law a share of the attempts in flight is the same share of the load.
-    pub(crate) fn try_attempt(
-        &self,
-        attempt: Attempt,
-        limit: u32,
-        share: Share,
-    ) -> Option<AttemptGuard> {
-        let copy = match attempt {
+    pub(crate) fn try_enter(&self, attempt: Attempt, limit: u32, share: Share) -> bool {
+        match attempt {
+            Attempt::First => self.all.try_enter(limit),
+            Attempt::Retry => self.all.try_enter(u32::MAX),
             Attempt::Hedge => {
-                let at_once = COPIES_MIN
-                    .saturating_add((f64::from(self.requests()) * share.as_fraction()) as u32);
-                Some(Guard::enter(&self.copies, at_once)?)
+                let in_flight = f64::from(self.all.0.load(Relaxed));
+                let at_once = COPIES_MIN.saturating_add((in_flight * share.as_fraction()) as u32);
+                let entered = self.copies.try_enter(at_once);
+                if entered && !self.all.try_enter(limit) {
+                    self.copies.leave();
+                    return false;
+                }
+                entered
             }
-            Attempt::First | Attempt::Retry => None,
-        };
-        let limit = if attempt == Attempt::Retry { u32::MAX } else { limit };
-        Guard::enter(&self.requests, limit)
-            .map(|request| AttemptGuard { _request: request, _copy: copy })
+        }
+    }
+
+    /// One less; `attempt` as when it entered.
+    pub(crate) fn leave(&self, attempt: Attempt) {
+        if attempt == Attempt::Hedge {
+            self.copies.leave();
+        }
+        self.all.leave();
     }
 }
 
@@ -101,13 +120,6 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.0.leave();
     }
-}
-
-/// An attempt's places.
-#[derive(Debug)]
-pub(crate) struct AttemptGuard {
-    _request: Guard,
-    _copy: Option<Guard>,
 }
 
 /// So many copies may be in flight however little else is.

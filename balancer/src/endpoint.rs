@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::settings::Protocol;
 
+use crate::circuit::Attempts;
 use crate::ejection::{Ejection, Ejections};
 use crate::epoch::Epoch;
 use crate::peak_ewma::PeakEwma;
@@ -120,16 +121,12 @@ impl Endpoint {
     }
 }
 
-/// What was learnt of one endpoint. On cache lines of its own: workers write here with every request.
+/// What was learnt of one endpoint. On cache lines of its own, because workers write here with every request; in the order in which
+/// a choice reads it.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub(crate) struct State {
     pub(crate) serial: u64,
-    pub(crate) epoch: Epoch,
-    pub(crate) in_flight: AtomicU32,
-    pub(crate) bias: FailureBias,
-    pub(crate) estimate: PeakEwma,
-    pub(crate) stall: Stall,
     pub(crate) ejection: Ejection,
     /// Until then a `Retry-After` asked to be left alone; 0: none.
     pub(crate) retry_after: AtomicU64,
@@ -137,14 +134,26 @@ pub(crate) struct State {
     pub(crate) unreachable: AtomicU64,
     /// Since then its share grows (slow start); 0: it has its full share.
     pub(crate) ramp_from: AtomicU64,
+    pub(crate) stall: Stall,
+    pub(crate) estimate: PeakEwma,
+    pub(crate) bias: FailureBias,
+    pub(crate) in_flight: AtomicU32,
     /// Attempts begun earlier give no samples: this process itself stood still.
     pub(crate) clean_since: AtomicU64,
+    pub(crate) epoch: Epoch,
+    /// Of the upstream: its attempts in flight.
+    pub(crate) attempts: Arc<Attempts>,
     /// Of the upstream: how many of its endpoints are ejected.
     pub(crate) ejections: Arc<Ejections>,
 }
 
 impl State {
-    pub(crate) fn new(epoch: Epoch, ramp_from: u64, ejections: Arc<Ejections>) -> State {
+    pub(crate) fn new(
+        epoch: Epoch,
+        ramp_from: u64,
+        attempts: Arc<Attempts>,
+        ejections: Arc<Ejections>,
+    ) -> State {
         State {
             serial: NEXT_SERIAL.fetch_add(1, Relaxed),
             epoch,
@@ -157,6 +166,7 @@ impl State {
             unreachable: AtomicU64::new(0),
             ramp_from: AtomicU64::new(ramp_from),
             clean_since: AtomicU64::new(0),
+            attempts,
             ejections,
         }
     }

@@ -7,12 +7,14 @@ use std::cmp::Ordering;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, State};
 
 /// The endpoints of an upstream at one moment, ordered by node, instance and address.
 #[derive(Debug, Default)]
 pub struct Set {
     endpoints: Box<[Arc<Endpoint>]>,
+    /// Of each endpoint what a choice looks at, close together: what it does not choose it never touches.
+    looks: Box<[Look]>,
     /// `None`: all weights are equal.
     aliases: Option<Box<[Alias]>>,
     serving: u32,
@@ -32,6 +34,7 @@ impl Set {
         let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.spec.weight).collect();
         Set {
             aliases: aliases(&weights),
+            looks: endpoints.iter().map(Look::at).collect(),
             endpoints: endpoints.into_boxed_slice(),
             serving: u32::try_from(serving).unwrap_or(u32::MAX),
         }
@@ -41,6 +44,11 @@ impl Set {
     #[must_use]
     pub fn serving(&self) -> u32 {
         self.serving
+    }
+
+    /// What a choice looks at.
+    pub(crate) fn look(&self, index: usize) -> &Look {
+        &self.looks[index]
     }
 
     /// The index that a number spread evenly over all of `u64` stands for, by weight. The set must not be empty.
@@ -60,6 +68,25 @@ impl Set {
             None => (cursor % self.endpoints.len() as u64) as usize,
             // Multiples of the golden ratio, modulo 1, fill an interval as evenly as any sequence can.
             Some(_) => self.draw(cursor.wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+        }
+    }
+}
+
+/// What a choice looks at.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) state: Arc<State>,
+    pub(crate) serving: bool,
+    /// Chosen by draws at all.
+    pub(crate) weighs: bool,
+}
+
+impl Look {
+    fn at(endpoint: &Arc<Endpoint>) -> Look {
+        Look {
+            state: Arc::clone(&endpoint.state),
+            serving: endpoint.spec.serving,
+            weighs: endpoint.spec.weight > 0,
         }
     }
 }
@@ -107,3 +134,47 @@ fn aliases(weights: &[u32]) -> Option<Box<[Alias]>> {
 
 /// More endpoints than this are left out of an upstream, the last in order first.
 pub const ENDPOINTS_MAX: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The share of draws that each index gets, exactly.
+    fn shares(weights: &[u32]) -> Vec<f64> {
+        let count = weights.len() as f64;
+        let Some(table) = aliases(weights) else { return vec![1.0 / count; weights.len()] };
+        let mut shares = vec![0.0; weights.len()];
+        for (index, alias) in table.iter().enumerate() {
+            let keep = alias.keep as f64 / u64::MAX as f64;
+            shares[index] += keep / count;
+            shares[alias.other as usize] += (1.0 - keep) / count;
+        }
+        shares
+    }
+
+    #[test]
+    fn equal_weights_need_no_table() {
+        assert!(
+            aliases(&[]).is_none() && aliases(&[0, 0]).is_none() && aliases(&[7, 7, 7]).is_none()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn draws_follow_the_weights(weights in prop::collection::vec(0u32..1_000, 1..40)) {
+            let total: f64 = weights.iter().copied().map(f64::from).sum();
+            prop_assume!(total > 0.0);
+            for (share, &weight) in shares(&weights).iter().zip(&weights) {
+                prop_assert!((share - f64::from(weight) / total).abs() < 1e-9, "{share} for {weight} of {total}");
+            }
+        }
+
+        #[test]
+        fn extreme_weights_do_not_overflow(weights in prop::collection::vec(prop_oneof![Just(0), Just(1), Just(u32::MAX)], 2..20)) {
+            if weights.iter().any(|&weight| weight > 0) {
+                prop_assert!((shares(&weights).iter().sum::<f64>() - 1.0).abs() < 1e-9);
+            }
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::policy::Eject;
 
-use crate::circuit::AttemptGuard;
+use crate::balancer::Attempt;
 use crate::endpoint::Endpoint;
 use crate::epoch::nanos;
 
@@ -26,7 +26,9 @@ pub struct Ticket {
     sample: bool,
     /// It tries an endpoint that had fallen silent.
     trial: bool,
-    _places: AttemptGuard,
+    /// Longer without a head than most.
+    late: bool,
+    attempt: Attempt,
 }
 
 /// How an attempt went, as far as its endpoint is concerned.
@@ -50,12 +52,13 @@ pub enum Verdict {
 }
 
 impl Ticket {
+    /// The attempt has entered the circuit's attempts; the ticket leaves them.
     pub(crate) fn new(
         endpoint: &Arc<Endpoint>,
         now: u64,
         eject: &Eject,
         jitter: u32,
-        places: AttemptGuard,
+        attempt: Attempt,
     ) -> Ticket {
         let state = &endpoint.state;
         state.in_flight.fetch_add(1, Relaxed);
@@ -68,7 +71,8 @@ impl Ticket {
             head_due: true,
             sample: true,
             trial,
-            _places: places,
+            late: false,
+            attempt,
         }
     }
 
@@ -93,7 +97,9 @@ impl Ticket {
                 }
                 state.ejection.succeeded();
                 state.bias.clear();
-                state.unreachable.store(0, Relaxed);
+                if state.unreachable.load(Relaxed) != 0 {
+                    state.unreachable.store(0, Relaxed);
+                }
             }
             Verdict::Failure => {
                 state.stall.answered(now, self.started, self.trial);
@@ -130,8 +136,9 @@ impl Ticket {
 
     /// No head within the time after which a copy is due (`Hedger::delay`), whether or not one is sent: until its next head the endpoint
     /// is under suspicion, so that others go elsewhere. Worth calling for requests that must not be copied, too.
-    pub fn late(&self, now: Instant) {
+    pub fn late(&mut self, now: Instant) {
         if self.head_due && self.sample {
+            self.late = true;
             let state = &self.endpoint.state;
             let now = state.epoch.moment(now);
             state.stall.late(self.started);
@@ -148,9 +155,10 @@ impl Ticket {
         }
     }
 
-    /// The caller went away before the head: unless the endpoint had already taken longer than it usually does, that says nothing about it.
+    /// The caller went away before the head: unless the attempt was [late](Ticket::late), or had taken longer than the endpoint usually does,
+    /// that says nothing about the endpoint. Not for attempts that lost against a copy: dropping them says what there is to say.
     pub fn caller_gone(&mut self, now: Instant) {
-        if !self.head_due || !self.sample {
+        if !self.head_due || !self.sample || self.late {
             return;
         }
         let state = &self.endpoint.state;
@@ -184,6 +192,7 @@ impl Drop for Ticket {
         }
         let before = state.in_flight.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "a ticket left twice");
+        state.attempts.leave(self.attempt);
     }
 }
 

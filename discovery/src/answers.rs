@@ -52,18 +52,11 @@ pub fn answer(
     let Ok(query) = Message::from_vec(query) else {
         return malformed(query);
     };
-    let mut response = Message::new(
-        query.metadata.id,
-        MessageType::Response,
-        query.metadata.op_code,
-    );
+    let mut response =
+        Message::new(query.metadata.id, MessageType::Response, query.metadata.op_code);
     response.metadata.recursion_desired = query.metadata.recursion_desired;
     response.queries.clone_from(&query.queries);
-    let mut limit = if transport == Transport::Tcp {
-        u16::MAX
-    } else {
-        UDP_PLAIN
-    };
+    let mut limit = if transport == Transport::Tcp { u16::MAX } else { UDP_PLAIN };
     if let Some(edns) = &query.edns {
         if transport == Transport::Udp {
             limit = edns.max_payload().clamp(UDP_PLAIN, UDP_MAX);
@@ -99,31 +92,15 @@ fn respond(
     if !matches!(question.query_class(), DNSClass::IN | DNSClass::ANY) {
         return ResponseCode::Refused;
     }
-    let labels: Vec<String> = question
-        .name()
-        .iter()
-        .map(|l| String::from_utf8_lossy(l).into_owned())
-        .collect();
-    let meaning = dns_name(
-        labels.iter().map(String::as_str),
-        &catalog.domain,
-        &catalog.mesh,
-    );
+    let labels: Vec<String> =
+        question.name().iter().map(|l| String::from_utf8_lossy(l).into_owned()).collect();
+    let meaning = dns_name(labels.iter().map(String::as_str), &catalog.domain, &catalog.mesh);
     if meaning == DnsName::Foreign {
         return ResponseCode::Refused;
     }
     response.metadata.authoritative = true;
-    let mut zone = Zone {
-        catalog,
-        asked: question.name().clone(),
-        kind,
-        rng,
-    };
-    let Some(Found {
-        answers,
-        additionals,
-    }) = zone.look_up(meaning)
-    else {
+    let mut zone = Zone { catalog, asked: question.name().clone(), kind, rng };
+    let Some(Found { answers, additionals }) = zone.look_up(meaning) else {
         response.authorities.extend(soa(catalog));
         return ResponseCode::NXDomain;
     };
@@ -173,11 +150,7 @@ impl<R: Rng> Zone<'_, R> {
                     .filter(|node| node.name.eq_ignore_ascii_case(&name))
                     .map(|node| node.address.ip())
                     .collect();
-                if addresses.is_empty() {
-                    None
-                } else {
-                    Some(self.addresses(addresses))
-                }
+                if addresses.is_empty() { None } else { Some(self.addresses(addresses)) }
             }
             DnsName::Address(address) => Some(self.addresses(BTreeSet::from([address]))),
             DnsName::Unknown | DnsName::Foreign => None,
@@ -203,14 +176,7 @@ impl<R: Rng> Zone<'_, R> {
         if self.kind == RecordType::SRV {
             return Some(self.srv(&instances));
         }
-        Some(
-            self.addresses(
-                instances
-                    .iter()
-                    .map(|(_, advertise)| advertise.ip())
-                    .collect(),
-            ),
-        )
+        Some(self.addresses(instances.iter().map(|(_, advertise)| advertise.ip()).collect()))
     }
 
     fn addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Found {
@@ -225,10 +191,7 @@ impl<R: Rng> Zone<'_, R> {
             .map(|ip| address_record(&self.asked, ip))
             .collect();
         answers.shuffle(self.rng);
-        Found {
-            answers,
-            additionals: vec![],
-        }
+        Found { answers, additionals: vec![] }
     }
 
     fn srv(&mut self, instances: &[(&Arc<Instance>, SocketAddr)]) -> Found {
@@ -248,13 +211,9 @@ impl<R: Rng> Zone<'_, R> {
                 Status::Warning | Status::Critical => instance.weights.warning,
             };
             let srv = SRV::new(1, weight, advertise.port(), target.clone());
-            found
-                .answers
-                .push(Record::from_rdata(self.asked.clone(), TTL, RData::SRV(srv)));
+            found.answers.push(Record::from_rdata(self.asked.clone(), TTL, RData::SRV(srv)));
             if targets.insert(target.clone()) {
-                found
-                    .additionals
-                    .push(address_record(&target, advertise.ip()));
+                found.additionals.push(address_record(&target, advertise.ip()));
             }
         }
         found
@@ -267,23 +226,15 @@ impl<R: Rng> Zone<'_, R> {
         let dns_name = name
             .split('.')
             .all(|l| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
-        let is_alone = self
-            .catalog
-            .alive()
-            .filter(|node| node.name.eq_ignore_ascii_case(name))
-            .count()
-            == 1;
+        let is_alone =
+            self.catalog.alive().filter(|node| node.name.eq_ignore_ascii_case(name)).count() == 1;
         let (host, kind) = if dns_name && is_alone && instance.node.address.ip() == address {
             (name.to_ascii_lowercase(), "node")
         } else {
             (hex_address(address), "addr")
         };
         let catalog = self.catalog;
-        Name::from_ascii(format!(
-            "{host}.{kind}.{}.{}.",
-            catalog.mesh, catalog.domain
-        ))
-        .ok()
+        Name::from_ascii(format!("{host}.{kind}.{}.{}.", catalog.mesh, catalog.domain)).ok()
     }
 }
 
@@ -295,10 +246,7 @@ fn service_and_tag(catalog: &Catalog, labels: &[String]) -> Option<(String, Opti
     }
     let (tag, service) = labels.split_first()?;
     let service = service.join(".");
-    catalog
-        .services
-        .contains_key(&service)
-        .then(|| (service, Some(tag.clone())))
+    catalog.services.contains_key(&service).then(|| (service, Some(tag.clone())))
 }
 
 fn address_record(name: &Name, ip: IpAddr) -> Record {
@@ -315,15 +263,7 @@ fn soa(catalog: &Catalog) -> Option<Record> {
     let name = |label: &str| Name::from_ascii(format!("{label}.{}.", catalog.domain)).ok();
     // Seconds: the index is in µs, and the serial only has to move.
     let serial = (catalog.index / 1_000_000) as u32;
-    let soa = SOA::new(
-        name("ns")?,
-        name("hostmaster")?,
-        serial,
-        3600,
-        600,
-        86400,
-        0,
-    );
+    let soa = SOA::new(name("ns")?, name("hostmaster")?, serial, 3600, 600, 86400, 0);
     Some(Record::from_rdata(zone, TTL, RData::SOA(soa)))
 }
 
@@ -351,10 +291,7 @@ fn encode_within(mut response: Message, limit: usize) -> Option<Vec<u8>> {
 
 /// `None` if it does not fit. Beyond 64 KiB the encoder drops records, OPT among them, and says so only by the counts.
 fn encode(response: &Message, limit: usize) -> Option<Vec<u8>> {
-    let encoded = response
-        .to_vec()
-        .ok()
-        .filter(|encoded| encoded.len() <= limit)?;
+    let encoded = response.to_vec().ok().filter(|encoded| encoded.len() <= limit)?;
     let count = |at: usize| usize::from(u16::from_be_bytes([encoded[at], encoded[at + 1]]));
     let additionals = response.additionals.len() + usize::from(response.edns.is_some());
     (count(6) == response.answers.len() && count(10) == additionals).then_some(encoded)

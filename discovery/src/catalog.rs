@@ -138,23 +138,18 @@ impl Catalog {
     /// The index that a blocking query on this service starts from: its own, or that of the set of services while there is none.
     #[must_use]
     pub fn service_index(&self, name: &str) -> u64 {
-        self.services
-            .get(name)
-            .map_or(self.services_index, |view| view.index)
+        self.services.get(name).map_or(self.services_index, |view| view.index)
     }
 
     /// Hosts that are up.
     pub fn alive(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.nodes
-            .values()
-            .filter(|node| node.status == NodeStatus::Alive)
+        self.nodes.values().filter(|node| node.status == NodeStatus::Alive)
     }
 
     /// Whether requests may come from this address: some live host of the mesh stands there.
     #[must_use]
     pub fn is_member_address(&self, address: IpAddr) -> bool {
-        self.alive()
-            .any(|node| node.address.ip() == address || node.mesh.ip() == address)
+        self.alive().any(|node| node.address.ip() == address || node.mesh.ip() == address)
     }
 }
 

@@ -52,11 +52,7 @@ pub fn agent_self(catalog: &Catalog, version: &str) -> Value {
 /// `/v1/agent/members`: those that are up, and those that went away lately, with Serf's status numbers.
 #[must_use]
 pub fn agent_members(catalog: &Catalog) -> Value {
-    catalog
-        .nodes
-        .values()
-        .map(|node| member(catalog, node))
-        .collect()
+    catalog.nodes.values().map(|node| member(catalog, node)).collect()
 }
 
 /// `/v1/agent/services`: this host's own instances by id.
@@ -79,11 +75,7 @@ pub fn agent_services(catalog: &Catalog) -> Value {
 #[must_use]
 pub fn catalog_services(catalog: &Catalog) -> Value {
     let entry = |(name, view): (&String, &Arc<crate::catalog::ServiceView>)| {
-        let mut announced = view
-            .instances
-            .iter()
-            .filter(|i| i.advertise.is_some())
-            .peekable();
+        let mut announced = view.instances.iter().filter(|i| i.advertise.is_some()).peekable();
         announced.peek()?;
         let tags: BTreeSet<&String> = announced.flat_map(|instance| &instance.tags).collect();
         Some((name.clone(), json!(tags)))
@@ -117,19 +109,13 @@ pub fn catalog_service(catalog: &Catalog, name: &str, filter: &Filter) -> Value 
             "ModifyIndex": instance.modify_index,
         })
     };
-    selected(catalog, name, filter)
-        .into_iter()
-        .map(entry)
-        .collect()
+    selected(catalog, name, filter).into_iter().map(entry).collect()
 }
 
 /// `/v1/catalog/nodes`: those that are up.
 #[must_use]
 pub fn catalog_nodes(catalog: &Catalog) -> Value {
-    catalog
-        .alive()
-        .map(|node| node_entry(catalog, node))
-        .collect()
+    catalog.alive().map(|node| node_entry(catalog, node)).collect()
 }
 
 /// `/v1/health/service/{name}`; an unknown service is `[]`.
@@ -142,10 +128,7 @@ pub fn health_service(catalog: &Catalog, name: &str, filter: &Filter) -> Value {
             "Checks": checks(instance),
         })
     };
-    selected(catalog, name, filter)
-        .into_iter()
-        .map(entry)
-        .collect()
+    selected(catalog, name, filter).into_iter().map(entry).collect()
 }
 
 /// The instances of a service that the query asks for, with where they are announced.
@@ -249,22 +232,10 @@ fn checks(instance: &Instance) -> Value {
     } else {
         "Agent alive and reachable"
     };
-    let mut checks = vec![of_node(
-        "serfHealth",
-        "Serf Health Status",
-        Status::Passing,
-        "",
-        alive,
-    )];
+    let mut checks = vec![of_node("serfHealth", "Serf Health Status", Status::Passing, "", alive)];
     if node.draining {
         let (name, why) = ("Node Maintenance Mode", "the host is draining");
-        checks.push(of_node(
-            "_node_maintenance",
-            name,
-            Status::Critical,
-            why,
-            "",
-        ));
+        checks.push(of_node("_node_maintenance", name, Status::Critical, why, ""));
     }
     checks.extend(instance.checks.iter().map(|check| {
         json!({
@@ -286,28 +257,15 @@ fn checks(instance: &Instance) -> Value {
 }
 
 fn node_meta(node: &Node) -> Value {
-    Value::Object(
-        node.zone
-            .iter()
-            .map(|zone| ("zone".to_owned(), json!(zone)))
-            .collect(),
-    )
+    Value::Object(node.zone.iter().map(|zone| ("zone".to_owned(), json!(zone))).collect())
 }
 
 fn node_addresses(node: &Node) -> Value {
     let ip = node.address.ip();
     let family = if ip.is_ipv4() { "ipv4" } else { "ipv6" };
-    let keys = [
-        "lan".to_owned(),
-        format!("lan_{family}"),
-        "wan".to_owned(),
-        format!("wan_{family}"),
-    ];
-    Value::Object(
-        keys.into_iter()
-            .map(|key| (key, json!(ip)))
-            .collect::<Map<_, _>>(),
-    )
+    let keys =
+        ["lan".to_owned(), format!("lan_{family}"), "wan".to_owned(), format!("wan_{family}")];
+    Value::Object(keys.into_iter().map(|key| (key, json!(ip))).collect::<Map<_, _>>())
 }
 
 fn service_addresses(address: SocketAddr) -> Value {
@@ -321,11 +279,7 @@ fn service_addresses(address: SocketAddr) -> Value {
 
 /// A host id in the form that Consul's clients expect of one.
 fn uuid(node: u64) -> String {
-    format!(
-        "00000000-0000-0000-{:04x}-{:012x}",
-        node >> 48,
-        node & 0xffff_ffff_ffff
-    )
+    format!("00000000-0000-0000-{:04x}-{:012x}", node >> 48, node & 0xffff_ffff_ffff)
 }
 
 #[cfg(test)]

@@ -63,9 +63,13 @@ const FETCH: Duration = Duration::from_millis(30);
 const FETCH_PEERS_MAX: usize = 16;
 /// Generations are unix milliseconds; one beyond the year 2100 is damage that no host jumps above.
 const GENERATION_MAX: u64 = 130 * 365 * 24 * 3600 * 1000;
-/// More jumps of our own generation than this within [`JUMP_WINDOW`]: another process lives under our id.
+/// Others ahead of us about ourselves more often than this within [`JUMP_WINDOW`]: another process lives under our id.
 const JUMPS_MAX: usize = 3;
-const JUMP_WINDOW: Duration = Duration::from_secs(60);
+const JUMP_WINDOW: Duration = Duration::from_secs(300);
+/// Datagrams that wait for the shell; beyond it they are lost, as the network may lose them.
+const TRANSMITS_MAX: usize = 16 * 1024;
+/// Events that wait for the shell; beyond it hosts come and go untold. A join to the largest mesh fits.
+const EVENTS_MAX: usize = 64 * 1024;
 /// A goodbye goes directly to at most so many hosts; the rest hear of it from them.
 const LEAVE_FANOUT_MAX: usize = 1024;
 
@@ -79,6 +83,8 @@ pub struct Discovery {
     membership: Membership,
     registry: Registry,
     spread: Spread,
+    /// Hosts to be told news, in random order.
+    ring: Vec<u64>,
     publisher: Publisher,
     peers: Peers,
     cases: Cases,
@@ -135,11 +141,7 @@ impl Discovery {
         let last_generation = saved.as_ref().map_or(0, |saved| saved.generation);
         let generation = wall_ms.max(last_generation + 1);
         let epoch = u32::try_from(wall_ms / 1000).unwrap_or(u32::MAX / 2);
-        let epoch = epoch.max(
-            saved
-                .as_ref()
-                .map_or(0, |saved| saved.epoch.saturating_add(1)),
-        );
+        let epoch = epoch.max(saved.as_ref().map_or(0, |saved| saved.epoch.saturating_add(1)));
         let members_max = config.limits.members.max(1);
         let membership_rng = ChaCha8Rng::from_seed(rng.random());
         let mut discovery = Discovery {
@@ -148,6 +150,7 @@ impl Discovery {
             membership: Membership::new(own, epoch, config.profile, members_max, membership_rng),
             registry: Registry::new(own, generation, members_max + 1, config.limits.records + 1),
             spread: Spread::new(now, config.profile.gossip, members_max),
+            ring: Vec::new(),
             publisher: Publisher::new(&config.mesh, &config.domain, own),
             peers: Peers::default(),
             cases: Cases::default(),
@@ -180,7 +183,7 @@ impl Discovery {
         discovery.learn_address(now, discovery.own_location());
         discovery.write_node(now);
         if let Some(saved) = saved {
-            discovery.saved_members = saved.members;
+            discovery.saved_members = saved.members.into_iter().take(peers::SAVED_MAX).collect();
             for registration in saved.registrations {
                 // What was acceptable once may not be to a later version; what is left out here was logged then.
                 let _ = discovery.register(now, wall_ms, registration.into());
@@ -198,14 +201,9 @@ impl Discovery {
 
     /// Asks the host at this address for all it knows, and tells it of us. A no-op for our own address and for one where a member is up already.
     pub fn join(&mut self, now: Instant, address: SocketAddr) {
-        let is_known = self
-            .peers
-            .at(address)
-            .any(|node| self.membership.up().contains_key(&node));
-        let is_under_way = self
-            .dials
-            .values()
-            .any(|dial| dial.to == address && dial.purpose == Purpose::Join);
+        let is_known = self.peers.at(address).any(|node| self.membership.up().contains_key(&node));
+        let is_under_way =
+            self.dials.values().any(|dial| dial.to == address && dial.purpose == Purpose::Join);
         if self.left || address == self.config.node.address || is_known || is_under_way {
             return;
         }
@@ -237,7 +235,7 @@ impl Discovery {
         }
         if self.timers.save_members.is_some_and(|at| at <= now) {
             self.timers.save_members = None;
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
         }
         if self.spread.due().is_some_and(|at| at <= now) {
             self.spread_news(now);
@@ -253,11 +251,7 @@ impl Discovery {
         if self.left {
             return None;
         }
-        let always = [
-            self.timers.join,
-            self.timers.anti_entropy,
-            self.timers.expire,
-        ];
+        let always = [self.timers.join, self.timers.anti_entropy, self.timers.expire];
         let sometimes = [
             self.membership.poll_timeout(),
             self.spread.due(),
@@ -266,10 +260,7 @@ impl Discovery {
             self.timers.save_members,
             self.recheck.iter().map(|(at, ..)| *at).min(),
         ];
-        always
-            .into_iter()
-            .chain(sometimes.into_iter().flatten())
-            .min()
+        always.into_iter().chain(sometimes.into_iter().flatten()).min()
     }
 
     /// The next datagram to send.
@@ -293,7 +284,7 @@ impl Discovery {
     }
 
     /// Says goodbye to all: afterwards drain [`Discovery::poll_transmit`] once and stop. Nothing else is sent after that.
-    pub fn leave(&mut self, now: Instant, wall_ms: u64) {
+    pub fn leave(&mut self, _now: Instant, wall_ms: u64) {
         if self.left {
             return;
         }
@@ -301,23 +292,13 @@ impl Discovery {
         let generation = self.generation();
         let own = self.config.node.id;
         let goodbye = [
-            Frame::Gone {
-                node: own,
-                epoch,
-                left: true,
-            },
-            Frame::Have(Extent {
-                node: own,
-                generation,
-                upto: Extent::TOMBSTONE,
-            }),
+            Frame::Gone { node: own, epoch, left: true },
+            Frame::Have(Extent { node: own, generation, upto: Extent::TOMBSTONE }),
         ];
         for node in self.random_peers(LEAVE_FANOUT_MAX, &[]) {
             self.send(node, &goodbye);
         }
-        // After the goodbye: foca's own says no more than "down", and what comes first is what is told.
-        self.membership.leave(now);
-        self.pump(now);
+        self.membership.leave();
         self.dial_queue.clear();
         self.dials.clear();
         // No timer will do it any more.
@@ -351,10 +332,7 @@ impl Discovery {
     /// What was received, sent and refused since the start.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        Counters {
-            slowdown: self.membership.slowdown().into(),
-            ..self.counters
-        }
+        Counters { slowdown: self.membership.slowdown().into(), ..self.counters }
     }
 
     /// Acts on what membership said, until it says nothing more.
@@ -373,15 +351,12 @@ impl Discovery {
                     Note::Up { node } => self.peer_up(now, node),
                     Note::Down { node } => self.peer_down(now, node),
                     Note::Renewed => {
-                        self.events.push_back(Event::Refuted);
-                        self.events.push_back(Event::SaveDue);
+                        self.tell(Event::Refuted);
+                        self.tell(Event::SaveDue);
                     }
+                    Note::Overtaken => self.suspect_a_double(now),
                     Note::ProbeLate { node, epoch } => self.dial_suspect(now, node, epoch, true),
-                    Note::Nag {
-                        node,
-                        epoch,
-                        incarnation,
-                    } => {
+                    Note::Nag { node, epoch, incarnation } => {
                         self.send(node, &[Frame::Suspected { epoch, incarnation }]);
                     }
                 }
@@ -390,17 +365,12 @@ impl Discovery {
     }
 
     fn send_packet(&mut self, packet: Packet) {
-        let locations = packet
-            .named
-            .iter()
-            .filter_map(|node| self.peers.location(*node));
+        let locations = packet.named.iter().filter_map(|node| self.peers.location(*node));
         let own = self.own_location();
         let frames = [
             Frame::Membership(packet.bytes),
             Frame::Addresses(
-                std::iter::once(own)
-                    .chain(locations.filter(|l| l.generation > 0))
-                    .collect(),
+                std::iter::once(own).chain(locations.filter(|l| l.generation > 0)).collect(),
             ),
         ];
         self.send(packet.to, &frames);
@@ -424,7 +394,24 @@ impl Discovery {
             body.len() + OVERHEAD
         );
         let (payload, _) = self.sealer.seal(Channel::Datagram, &[], &body);
-        self.transmits.push_back(Transmit { to, payload });
+        if self.transmits.len() < TRANSMITS_MAX {
+            self.transmits.push_back(Transmit { to, payload });
+        } else {
+            self.counters.overflow += 1;
+        }
+    }
+
+    /// Queues an event. What asks for something to be done once is queued once.
+    fn tell(&mut self, event: Event) {
+        let is_asked = match event {
+            Event::ResolveJoin | Event::SnapshotChanged | Event::SaveDue => {
+                self.events.contains(&event)
+            }
+            _ => self.events.len() >= EVENTS_MAX,
+        };
+        if !is_asked {
+            self.events.push_back(event);
+        }
     }
 
     fn spread_news(&mut self, now: Instant) {
@@ -435,10 +422,8 @@ impl Discovery {
         if !self.spread.begin(now) {
             return;
         }
-        for node in self.random_peers(FANOUT, &[]) {
-            let news = self
-                .spread
-                .fill(&self.registry, node, DATAGRAM_MAX - OVERHEAD);
+        for node in self.next_in_ring(FANOUT) {
+            let news = self.spread.fill(&self.registry, node, DATAGRAM_MAX - OVERHEAD);
             if !news.is_empty() {
                 self.send(node, &news);
             }
@@ -448,23 +433,18 @@ impl Discovery {
     fn publish(&mut self, wall_ms: u64) {
         let own = self.config.node.id;
         let visible = |node| self.peers.visible(node, own, &self.membership);
-        if self
-            .publisher
-            .publish(own, wall_ms, &self.registry, visible)
-        {
-            self.events.push_back(Event::SnapshotChanged);
+        if self.publisher.publish(own, wall_ms, &self.registry, visible) {
+            self.tell(Event::SnapshotChanged);
         }
     }
 
     fn try_to_join(&mut self, now: Instant) {
-        self.events.push_back(Event::ResolveJoin);
+        self.tell(Event::ResolveJoin);
         if !self.membership.up().is_empty() {
             self.timers.join = now + self.jittered(JOIN_HEAL);
             return;
         }
-        let backoff = JOIN_FIRST
-            .saturating_mul(1 << self.join_attempts.min(10))
-            .min(JOIN_LAST);
+        let backoff = JOIN_FIRST.saturating_mul(1 << self.join_attempts.min(10)).min(JOIN_LAST);
         self.join_attempts = self.join_attempts.saturating_add(1);
         self.timers.join = now + self.jittered(backoff);
         let known: Vec<SocketAddr> = self.peers.lost_addresses().collect();
@@ -490,14 +470,24 @@ impl Discovery {
 
     /// Up to `count` random hosts that are up.
     fn random_peers(&mut self, count: usize, except: &[u64]) -> Vec<u64> {
-        let peers: Vec<u64> = self
-            .membership
-            .up()
-            .keys()
-            .copied()
-            .filter(|node| !except.contains(node))
-            .collect();
+        let peers: Vec<u64> =
+            self.membership.up().keys().copied().filter(|node| !except.contains(node)).collect();
         peers.sample(&mut self.rng, count).copied().collect()
+    }
+
+    /// The next hosts in turn to be told news: each once before any twice, so that a few copies reach many.
+    fn next_in_ring(&mut self, count: usize) -> Vec<u64> {
+        let mut next = Vec::new();
+        while next.len() < count.min(self.membership.up().len()) {
+            match self.ring.pop() {
+                Some(node) if self.membership.up().contains_key(&node) && !next.contains(&node) => {
+                    next.push(node);
+                }
+                Some(_) => {}
+                None => self.ring = self.random_peers(usize::MAX, &[]),
+            }
+        }
+        next
     }
 
     /// This long, give or take a fifth, so that hosts started together do not act together.
@@ -506,37 +496,18 @@ impl Discovery {
     }
 
     fn generation(&self) -> u64 {
-        self.registry
-            .record(self.config.node.id)
-            .map_or(0, |record| record.generation)
+        self.registry.record(self.config.node.id).map_or(0, |record| record.generation)
     }
 
     fn own_location(&self) -> Located {
         let NodeInfo { id, address, .. } = self.config.node;
-        Located {
-            node: id,
-            generation: self.generation(),
-            address,
-        }
+        Located { node: id, generation: self.generation(), address }
     }
 
     fn write_node(&mut self, now: Instant) {
-        let NodeInfo {
-            name,
-            address,
-            mesh_port,
-            zone,
-            ..
-        } = self.config.node.clone();
+        let NodeInfo { name, address, mesh_port, zone, .. } = self.config.node.clone();
         let mesh = SocketAddr::new(address.ip(), mesh_port);
-        let body = NodeBody {
-            name,
-            address,
-            mesh,
-            zone,
-            draining: self.draining,
-        }
-        .encode();
+        let body = NodeBody { name, address, mesh, zone, draining: self.draining }.encode();
         self.write_own(now, NODE_KEY, Some(body));
     }
 

@@ -58,12 +58,7 @@ impl RiseFall {
     /// A check that starts out as `initial`; `rise` and `fall` of 0 mean 1.
     #[must_use]
     pub fn new(initial: Status, rise: u32, fall: u32) -> Self {
-        RiseFall {
-            status: initial,
-            rise: rise.max(1),
-            fall: fall.max(1),
-            streak: 0,
-        }
+        RiseFall { status: initial, rise: rise.max(1), fall: fall.max(1), streak: 0 }
     }
 
     /// What is published now.
@@ -102,14 +97,7 @@ mod tests {
     #[test]
     fn table_of_results_and_what_is_published() {
         for (name, initial, rise, fall, results, published) in [
-            (
-                "rises after two",
-                Critical,
-                2,
-                2,
-                vec![Passing, Passing],
-                vec![None, Some(Passing)],
-            ),
+            ("rises after two", Critical, 2, 2, vec![Passing, Passing], vec![None, Some(Passing)]),
             (
                 "a failure between starts over",
                 Critical,

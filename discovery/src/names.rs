@@ -66,11 +66,7 @@ pub fn service_of_host(host: &str, domain: &str, dc: &str) -> HostName {
     if !is_service_name(&host) {
         return HostName::Foreign;
     }
-    if host.contains('.') {
-        HostName::ServiceOrForeign(host)
-    } else {
-        HostName::Service(host)
-    }
+    if host.contains('.') { HostName::ServiceOrForeign(host) } else { HostName::Service(host) }
 }
 
 /// Reads the labels of a DNS question, without the root, in any case.
@@ -101,10 +97,7 @@ pub fn dns_name<'a>(labels: impl IntoIterator<Item = &'a str>, domain: &str, dc:
             if kind == "service" && service.starts_with('_') && second.starts_with('_') =>
         {
             let tag = (second != "_tcp").then(|| second[1..].to_owned());
-            DnsName::Rfc2782 {
-                service: service[1..].to_owned(),
-                tag,
-            }
+            DnsName::Rfc2782 { service: service[1..].to_owned(), tag }
         }
         [rest @ .., kind] if kind == "service" && !rest.is_empty() => {
             DnsName::Service(rest.to_vec())
@@ -133,12 +126,10 @@ pub fn hex_address(address: IpAddr) -> String {
         IpAddr::V4(v4) => &v4.octets(),
         IpAddr::V6(v6) => &v6.octets(),
     };
-    octets
-        .iter()
-        .fold(String::with_capacity(32), |mut hex, octet| {
-            let _ = write!(hex, "{octet:02x}");
-            hex
-        })
+    octets.iter().fold(String::with_capacity(32), |mut hex, octet| {
+        let _ = write!(hex, "{octet:02x}");
+        hex
+    })
 }
 
 fn parse_hex_address(hex: &str) -> Option<IpAddr> {
@@ -166,9 +157,7 @@ fn is_label(label: &str) -> bool {
 }
 
 fn strip_domain<'a>(host: &'a str, domain: &str) -> Option<&'a str> {
-    host.strip_suffix(domain)?
-        .strip_suffix('.')
-        .filter(|inner| !inner.is_empty())
+    host.strip_suffix(domain)?.strip_suffix('.').filter(|inner| !inner.is_empty())
 }
 
 /// `host`, `host:port`, `[v6]:port` without the port; a bare IPv6 address is left alone.
@@ -201,14 +190,8 @@ mod tests {
             ("payments.shop.mesh", service("payments.shop")),
             ("payments.shop.service.mesh", service("payments.shop")),
             ("PAYMENTS.SHOP.SERVICE.PROD.MESH", service("payments.shop")),
-            (
-                "payments.shop",
-                HostName::ServiceOrForeign("payments.shop".into()),
-            ),
-            (
-                "example.com:443",
-                HostName::ServiceOrForeign("example.com".into()),
-            ),
+            ("payments.shop", HostName::ServiceOrForeign("payments.shop".into())),
+            ("example.com:443", HostName::ServiceOrForeign("example.com".into())),
             ("a.example.com", HostName::Foreign),
             ("10.0.0.1", HostName::Foreign),
             ("10.0.0.1:80", HostName::Foreign),
@@ -239,27 +222,15 @@ mod tests {
             ("payments.shop.mesh", service(&["payments", "shop"])),
             (
                 "_payments._tcp.service.mesh",
-                DnsName::Rfc2782 {
-                    service: "payments".into(),
-                    tag: None,
-                },
+                DnsName::Rfc2782 { service: "payments".into(), tag: None },
             ),
             (
                 "_payments._v2.service.prod.mesh",
-                DnsName::Rfc2782 {
-                    service: "payments".into(),
-                    tag: Some("v2".into()),
-                },
+                DnsName::Rfc2782 { service: "payments".into(), tag: Some("v2".into()) },
             ),
             ("host-a.node.mesh", DnsName::Node("host-a".into())),
-            (
-                "host-a.example.node.prod.mesh",
-                DnsName::Node("host-a.example".into()),
-            ),
-            (
-                "0a000005.addr.prod.mesh",
-                DnsName::Address("10.0.0.5".parse().unwrap()),
-            ),
+            ("host-a.example.node.prod.mesh", DnsName::Node("host-a.example".into())),
+            ("0a000005.addr.prod.mesh", DnsName::Address("10.0.0.5".parse().unwrap())),
             ("0a00000.addr.mesh", DnsName::Unknown),
             ("service.mesh", DnsName::Unknown),
             ("x.service.other.mesh", service(&["x", "service", "other"])),

@@ -89,10 +89,7 @@ impl Publisher {
         self.due = None;
         let last = &self.catalog;
         let index = (last.index + 1).max(wall_ms.saturating_mul(1000));
-        let mut next = Catalog {
-            own,
-            ..Catalog::clone(last)
-        };
+        let mut next = Catalog { own, ..Catalog::clone(last) };
         let mut changed = own != last.own;
         for id in std::mem::take(&mut self.nodes) {
             let node = node(id, index, registry, &visible, last.nodes.get(&id));
@@ -158,11 +155,7 @@ fn node(
             index,
         },
         // Its record is gone; who it was is still of interest for a while.
-        None => Node {
-            status,
-            index,
-            ..Node::clone(known?)
-        },
+        None => Node { status, index, ..Node::clone(known?) },
     };
     if let Some(known) = known {
         node.index = known.index;
@@ -184,12 +177,7 @@ fn view(
     known: Option<&Arc<ServiceView>>,
 ) -> Option<Arc<ServiceView>> {
     let before: BTreeMap<(u64, &str), &Arc<Instance>> = known
-        .map(|view| {
-            view.instances
-                .iter()
-                .map(|i| ((i.node.id, &*i.id), i))
-                .collect()
-        })
+        .map(|view| view.instances.iter().map(|i| ((i.node.id, &*i.id), i)).collect())
         .unwrap_or_default();
     let mut instances = Vec::new();
     for (host, id, body) in registry.instances_of(name) {
@@ -231,11 +219,7 @@ fn view(
     }
     match known {
         Some(known) if known.instances == instances => Some(Arc::clone(known)),
-        _ => Some(Arc::new(ServiceView {
-            name: name.to_owned(),
-            index,
-            instances,
-        })),
+        _ => Some(Arc::new(ServiceView { name: name.to_owned(), index, instances })),
     }
 }
 

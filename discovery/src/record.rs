@@ -65,13 +65,13 @@ impl NodeBody {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         frame(&mut out, NODE_NAME, |out| {
-            out.extend_from_slice(self.name.as_bytes())
+            out.extend_from_slice(self.name.as_bytes());
         });
         frame(&mut out, NODE_ADDRESS, |out| put_address(out, self.address));
         frame(&mut out, NODE_MESH, |out| put_address(out, self.mesh));
         if let Some(zone) = &self.zone {
             frame(&mut out, NODE_ZONE, |out| {
-                out.extend_from_slice(zone.as_bytes())
+                out.extend_from_slice(zone.as_bytes());
             });
         }
         if self.draining {
@@ -79,7 +79,7 @@ impl NodeBody {
         }
         let (min, max) = PROTOCOL_VERSIONS;
         frame(&mut out, NODE_VERSIONS, |out| {
-            out.extend_from_slice(&[min, max])
+            out.extend_from_slice(&[min, max]);
         });
         out
     }
@@ -141,7 +141,7 @@ impl InstanceBody {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         frame(&mut out, SERVICE, |out| {
-            out.extend_from_slice(self.service.as_bytes())
+            out.extend_from_slice(self.service.as_bytes());
         });
         frame(&mut out, ADDRESS, |out| put_address(out, self.address));
         if let Some(advertise) = self.advertise {
@@ -149,7 +149,7 @@ impl InstanceBody {
         }
         if let Some(protocol) = self.protocol {
             frame(&mut out, PROTOCOL, |out| {
-                out.push(protocol_number(protocol))
+                out.push(protocol_number(protocol));
             });
         }
         for tag in &self.tags {
@@ -205,30 +205,22 @@ impl InstanceBody {
                 }
                 WEIGHTS => {
                     let mut weight = || u16::try_from(r.varint()?).map_err(|_| Malformed);
-                    instance.weights = Weights {
-                        passing: weight()?,
-                        warning: weight()?,
-                    };
+                    instance.weights = Weights { passing: weight()?, warning: weight()? };
                 }
                 CHECK => instance.checks.push(decode_check(r)?),
                 _ => {}
             }
             Ok(())
         })?;
-        instance.service = service
-            .filter(|name| crate::names::is_service_name(name))
-            .ok_or(Malformed)?;
+        instance.service =
+            service.filter(|name| crate::names::is_service_name(name)).ok_or(Malformed)?;
         instance.address = address.ok_or(Malformed)?;
         Ok(instance)
     }
 
     /// The worst of the checks.
     pub fn status(&self) -> Status {
-        self.checks
-            .iter()
-            .map(|check| check.status)
-            .max()
-            .unwrap_or(Status::Passing)
+        self.checks.iter().map(|check| check.status).max().unwrap_or(Status::Passing)
     }
 }
 
@@ -246,13 +238,7 @@ fn decode_check(r: &mut Reader<'_>) -> Result<CheckState, Malformed> {
         2 => Status::Critical,
         _ => return Err(Malformed),
     };
-    Ok(CheckState {
-        id,
-        name,
-        kind,
-        status,
-        output: r.text(TEXT_MAX)?.to_owned(),
-    })
+    Ok(CheckState { id, name, kind, status, output: r.text(TEXT_MAX)?.to_owned() })
 }
 
 fn protocol_number(protocol: Protocol) -> u8 {
@@ -289,9 +275,7 @@ fn whole_text(r: &mut Reader<'_>) -> Result<String, Malformed> {
     if bytes.len() > TEXT_MAX {
         return Err(Malformed);
     }
-    std::str::from_utf8(bytes)
-        .map(str::to_owned)
-        .map_err(|_| Malformed)
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed)
 }
 
 /// At most `max` bytes of a text, cut at a character.
@@ -317,10 +301,7 @@ mod tests {
             protocol: Some(Protocol::Grpc),
             tags: vec!["v2".into(), "größe".into()],
             meta: [("version".to_owned(), "2.1".to_owned())].into(),
-            weights: Weights {
-                passing: 10,
-                warning: 1,
-            },
+            weights: Weights { passing: 10, warning: 1 },
             checks: vec![CheckState {
                 id: "service:payments".into(),
                 name: "alive".into(),
@@ -346,11 +327,7 @@ mod tests {
         assert_eq!(InstanceBody::decode(&instance().encode()), Ok(instance()));
         assert_eq!(instance().status(), Status::Warning);
         assert_eq!(NodeBody::decode(&node().encode()), Ok(node()));
-        let plain = NodeBody {
-            zone: None,
-            draining: false,
-            ..node()
-        };
+        let plain = NodeBody { zone: None, draining: false, ..node() };
         assert_eq!(NodeBody::decode(&plain.encode()), Ok(plain));
     }
 
@@ -358,7 +335,7 @@ mod tests {
     fn fields_of_a_newer_host_are_skipped() {
         let mut body = instance().encode();
         frame(&mut body, 200, |out| {
-            out.extend_from_slice(b"from the future")
+            out.extend_from_slice(b"from the future");
         });
         assert_eq!(InstanceBody::decode(&body), Ok(instance()));
     }

@@ -49,26 +49,14 @@ impl Cases {
         observer: u64,
         own: bool,
     ) -> Verdict {
-        self.cases
-            .retain(|_, case| now.saturating_duration_since(case.opened) < EXPIRES);
-        if self
-            .cases
-            .get(&suspect)
-            .is_some_and(|case| case.epoch != epoch)
-        {
+        self.cases.retain(|_, case| now.saturating_duration_since(case.opened) < EXPIRES);
+        if self.cases.get(&suspect).is_some_and(|case| case.epoch != epoch) {
             self.cases.remove(&suspect);
         }
         let Some(case) = self.cases.get_mut(&suspect) else {
             if self.cases.len() < CASES_MAX {
                 let refused_by = BTreeSet::from([observer]);
-                self.cases.insert(
-                    suspect,
-                    Case {
-                        epoch,
-                        opened: now,
-                        refused_by,
-                    },
-                );
+                self.cases.insert(suspect, Case { epoch, opened: now, refused_by });
             }
             return Verdict::AskOthers;
         };
@@ -91,9 +79,7 @@ impl Cases {
 
     /// Whether there is a case against this epoch of the host.
     pub fn is_open(&self, suspect: u64, epoch: u32) -> bool {
-        self.cases
-            .get(&suspect)
-            .is_some_and(|case| case.epoch == epoch)
+        self.cases.get(&suspect).is_some_and(|case| case.epoch == epoch)
     }
 }
 
@@ -101,10 +87,7 @@ impl Cases {
 mod tests {
     use super::*;
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a test may start its clock anywhere"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
     fn t0() -> Instant {
         Instant::now()
     }
@@ -117,11 +100,7 @@ mod tests {
         assert_eq!(cases.refused(t0, 9, 1, 2, false), Verdict::Dead);
 
         assert_eq!(cases.refused(t0, 9, 1, 1, true), Verdict::AskOthers);
-        assert_eq!(
-            cases.refused(t0 + AGAIN / 2, 9, 1, 1, true),
-            Verdict::Wait,
-            "too soon"
-        );
+        assert_eq!(cases.refused(t0 + AGAIN / 2, 9, 1, 1, true), Verdict::Wait, "too soon");
         assert_eq!(cases.refused(t0 + AGAIN, 9, 1, 1, true), Verdict::Dead);
     }
 
@@ -132,11 +111,7 @@ mod tests {
         cases.refused(t0, 9, 1, 1, true);
         cases.reached(9);
         assert_eq!(cases.refused(t0, 9, 1, 2, false), Verdict::AskOthers);
-        assert_eq!(
-            cases.refused(t0, 9, 2, 1, true),
-            Verdict::AskOthers,
-            "another epoch"
-        );
+        assert_eq!(cases.refused(t0, 9, 2, 1, true), Verdict::AskOthers, "another epoch");
         assert!(cases.is_open(9, 2) && !cases.is_open(9, 1));
         assert_eq!(
             cases.refused(t0 + EXPIRES, 9, 2, 3, false),

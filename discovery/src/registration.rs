@@ -68,10 +68,7 @@ pub struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        Weights {
-            passing: 1,
-            warning: 1,
-        }
+        Weights { passing: 1, warning: 1 }
     }
 }
 
@@ -150,10 +147,7 @@ impl fmt::Display for RegisterError {
                 "service name {name:?}: use `name` or `name.namespace` of letters, digits, `-` and `_`, at most {NAME_MAX} bytes"
             ),
             RegisterError::Id(id) => {
-                write!(
-                    f,
-                    "instance id {id:?}: use 1 to {ID_MAX} bytes without control characters"
-                )
+                write!(f, "instance id {id:?}: use 1 to {ID_MAX} bytes without control characters")
             }
             RegisterError::TooLarge(what, max) => write!(f, "{what}: more than the limit of {max}"),
             RegisterError::TooMany => write!(
@@ -193,11 +187,7 @@ impl Registration {
         if self.checks.len() > CHECKS_MAX {
             return Err(RegisterError::TooLarge("number of checks", CHECKS_MAX));
         }
-        let texts = self
-            .tags
-            .iter()
-            .chain(self.meta.keys())
-            .chain(self.meta.values());
+        let texts = self.tags.iter().chain(self.meta.keys()).chain(self.meta.values());
         if texts.map(String::len).any(|len| len > TEXT_MAX) {
             return Err(RegisterError::TooLarge(
                 "bytes of a tag, meta key or meta value",
@@ -252,9 +242,7 @@ impl From<&Registration> for SavedRegistration {
             service: registration.service.clone(),
             address: registration.address,
             advertise: registration.advertise,
-            protocol: registration
-                .protocol
-                .map(|protocol| protocol_name(protocol).to_owned()),
+            protocol: registration.protocol.map(|protocol| protocol.name().to_owned()),
             tags: registration.tags.clone(),
             meta: registration.meta.clone(),
             weights: registration.weights,
@@ -290,22 +278,11 @@ impl From<SavedRegistration> for Registration {
     }
 }
 
-/// The configuration's word for it.
-#[must_use]
-pub fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Http => "http",
-        Protocol::Http2 => "http2",
-        Protocol::Grpc => "grpc",
-    }
-}
-
 /// The protocol of the configuration's word.
-#[must_use]
-pub fn protocol_of(name: &str) -> Option<Protocol> {
+fn protocol_of(name: &str) -> Option<Protocol> {
     [Protocol::Http, Protocol::Http2, Protocol::Grpc]
         .into_iter()
-        .find(|protocol| protocol_name(*protocol) == name)
+        .find(|protocol| protocol.name() == name)
 }
 
 #[cfg(test)]
@@ -321,16 +298,11 @@ mod tests {
             protocol: Some(Protocol::Grpc),
             tags: vec!["v2".into()],
             meta: [("version".to_owned(), "2.1".to_owned())].into(),
-            weights: Weights {
-                passing: 3,
-                warning: 1,
-            },
+            weights: Weights { passing: 3, warning: 1 },
             checks: vec![Check {
                 id: "service:payments-1".into(),
                 name: "alive".into(),
-                kind: CheckKind::Tcp {
-                    authority: "127.0.0.1:8443".into(),
-                },
+                kind: CheckKind::Tcp { authority: "127.0.0.1:8443".into() },
                 interval: Duration::from_secs(10),
                 timeout: Duration::from_millis(500),
                 rise: 2,
@@ -357,15 +329,13 @@ mod tests {
             ("instance id", |r| r.id = String::new()),
             ("instance id", |r| r.id = "line\nbreak".into()),
             ("number of tags", |r| {
-                r.tags = vec![String::new(); TAGS_MAX + 1]
+                r.tags = vec![String::new(); TAGS_MAX + 1];
             }),
             ("bytes of a tag", |r| {
-                r.tags = vec!["x".repeat(TEXT_MAX + 1)]
+                r.tags = vec!["x".repeat(TEXT_MAX + 1)];
             }),
             ("number of meta", |r| {
-                r.meta = (0..=META_MAX)
-                    .map(|i| (i.to_string(), String::new()))
-                    .collect()
+                r.meta = (0..=META_MAX).map(|i| (i.to_string(), String::new())).collect();
             }),
         ];
         assert_eq!(registration().validate(), Ok(()));

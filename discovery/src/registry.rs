@@ -109,6 +109,7 @@ impl Registry {
         self.records.get(&node)
     }
 
+    #[cfg(test)]
     pub fn nodes(&self) -> impl Iterator<Item = (u64, &Record)> {
         self.records.iter().map(|(node, record)| (*node, record))
     }
@@ -118,48 +119,30 @@ impl Registry {
         &self,
         service: &str,
     ) -> impl Iterator<Item = (u64, &Arc<str>, &Arc<InstanceBody>)> {
-        self.by_service
-            .get(service)
-            .into_iter()
-            .flatten()
-            .filter_map(|(node, id)| {
-                let entry = self.records.get(node)?.entries.get(id)?;
-                Some((*node, id, entry.instance.as_ref()?))
-            })
+        self.by_service.get(service).into_iter().flatten().filter_map(|(node, id)| {
+            let entry = self.records.get(node)?.entries.get(id)?;
+            Some((*node, id, entry.instance.as_ref()?))
+        })
     }
 
     /// The services that a host offers.
     pub fn services_of(&self, node: u64) -> BTreeSet<String> {
-        self.records
-            .get(&node)
-            .map_or_else(BTreeSet::new, Record::services)
+        self.records.get(&node).map_or_else(BTreeSet::new, Record::services)
     }
 
     /// Writes or withdraws an entry of our own record; returns what to tell the others.
     pub fn write(&mut self, now: Instant, key: &str, body: Option<Vec<u8>>) -> Changes {
-        let record = self
-            .records
-            .get_mut(&self.own)
-            .expect("our own record is never removed");
-        let mut changes = Changes {
-            base: record.upto,
-            ..Changes::default()
-        };
+        let record = self.records.get_mut(&self.own).expect("our own record is never removed");
+        let mut changes = Changes { base: record.upto, ..Changes::default() };
         let known = record.entries.get(key);
-        if known.map_or(body.is_none(), |entry| {
-            entry.body.as_deref() == body.as_deref()
-        }) {
+        if known.map_or(body.is_none(), |entry| entry.body.as_deref() == body.as_deref()) {
             return changes;
         }
         let seq = record.upto + 1;
         if body.is_none() {
             self.withdrawn.insert(seq, now);
         }
-        let entry = DeltaEntry {
-            key: Arc::from(key),
-            seq,
-            body: body.map(Arc::from),
-        };
+        let entry = DeltaEntry { key: Arc::from(key), seq, body: body.map(Arc::from) };
         let delta = Delta {
             node: self.own,
             generation: record.generation,
@@ -174,10 +157,7 @@ impl Registry {
 
     /// Starts a new generation of our own record, with the same content. Returns `false` if it is no larger.
     pub fn jump(&mut self, generation: u64) -> bool {
-        let record = self
-            .records
-            .get_mut(&self.own)
-            .expect("our own record is never removed");
+        let record = self.records.get_mut(&self.own).expect("our own record is never removed");
         if generation <= record.generation {
             return false;
         }
@@ -197,19 +177,12 @@ impl Registry {
 
     /// Moves our own record to another host id: this host continues under a new one.
     pub fn rename_own(&mut self, own: u64) -> BTreeSet<String> {
-        let record = self
-            .records
-            .remove(&self.own)
-            .expect("our own record is never removed");
+        let record = self.records.remove(&self.own).expect("our own record is never removed");
         let services = record.services();
         let old = std::mem::replace(&mut self.own, own);
         for service in &services {
             let set = self.by_service.entry(service.clone()).or_default();
-            let moved: Vec<_> = set
-                .iter()
-                .filter(|(node, _)| *node == old)
-                .cloned()
-                .collect();
+            let moved: Vec<_> = set.iter().filter(|(node, _)| *node == old).cloned().collect();
             for (node, id) in moved {
                 set.remove(&(node, Arc::clone(&id)));
                 set.insert((own, id));
@@ -224,36 +197,23 @@ impl Registry {
         if delta.node == self.own {
             return self.judge_own(delta.generation, delta.upto);
         }
-        if self
-            .tombstones
-            .get(&delta.node)
-            .is_some_and(|t| t.generation >= delta.generation)
-        {
+        if self.tombstones.get(&delta.node).is_some_and(|t| t.generation >= delta.generation) {
             return Applied::Unchanged;
         }
-        let (generation, upto) = self
-            .records
-            .get(&delta.node)
-            .map_or((0, 0), |r| (r.generation, r.upto));
+        let (generation, upto) =
+            self.records.get(&delta.node).map_or((0, 0), |r| (r.generation, r.upto));
         let is_new = delta.generation > generation;
         if delta.generation < generation || (!is_new && delta.upto <= upto) {
             return Applied::Unchanged;
         }
         if delta.base > if is_new { 0 } else { upto } {
             let upto = if is_new { 0 } else { upto };
-            return Applied::Gap(Extent {
-                node: delta.node,
-                generation: delta.generation,
-                upto,
-            });
+            return Applied::Gap(Extent { node: delta.node, generation: delta.generation, upto });
         }
         if self.is_too_much(&delta) {
             return Applied::TooMany;
         }
-        let mut changes = Changes {
-            base: if is_new { 0 } else { upto },
-            ..Changes::default()
-        };
+        let mut changes = Changes { base: if is_new { 0 } else { upto }, ..Changes::default() };
         if is_new || delta.base == 0 {
             self.clear(delta.node, &delta, &mut changes);
         }
@@ -266,35 +226,18 @@ impl Registry {
         if node == self.own {
             return self.judge_own(generation, u64::MAX);
         }
-        if self
-            .tombstones
-            .get(&node)
-            .is_some_and(|t| t.generation >= generation)
-        {
+        if self.tombstones.get(&node).is_some_and(|t| t.generation >= generation) {
             return Applied::Unchanged;
         }
         if self.tombstones.len() >= 2 * self.records_max
-            && let Some(oldest) = self
-                .tombstones
-                .iter()
-                .min_by_key(|(_, t)| t.since)
-                .map(|(node, _)| *node)
+            && let Some(oldest) =
+                self.tombstones.iter().min_by_key(|(_, t)| t.since).map(|(node, _)| *node)
         {
             self.tombstones.remove(&oldest);
         }
-        self.tombstones.insert(
-            node,
-            Tombstone {
-                generation,
-                since: now,
-            },
-        );
+        self.tombstones.insert(node, Tombstone { generation, since: now });
         let mut changes = Changes::default();
-        if self
-            .records
-            .get(&node)
-            .is_some_and(|record| record.generation <= generation)
-        {
+        if self.records.get(&node).is_some_and(|record| record.generation <= generation) {
             self.remove(node, &mut changes);
         }
         Applied::Changed(changes)
@@ -311,16 +254,11 @@ impl Registry {
     pub fn expire(&mut self, now: Instant) -> Changes {
         let mut changes = Changes::default();
         let over = |since: Instant, kept: Duration| now.saturating_duration_since(since) >= kept;
-        self.tombstones
-            .retain(|_, tombstone| !over(tombstone.since, TOMBSTONE_KEPT));
+        self.tombstones.retain(|_, tombstone| !over(tombstone.since, TOMBSTONE_KEPT));
         let gone: Vec<(u64, u64)> = self
             .records
             .iter()
-            .filter(|(_, record)| {
-                record
-                    .down_since
-                    .is_some_and(|since| over(since, DOWN_KEPT))
-            })
+            .filter(|(_, record)| record.down_since.is_some_and(|since| over(since, DOWN_KEPT)))
             .map(|(node, record)| (*node, record.generation))
             .collect();
         for (node, generation) in gone {
@@ -329,10 +267,7 @@ impl Registry {
                 changes.node |= buried.node;
             }
         }
-        let record = self
-            .records
-            .get_mut(&self.own)
-            .expect("our own record is never removed");
+        let record = self.records.get_mut(&self.own).expect("our own record is never removed");
         while let Some((seq, since)) = self.withdrawn.first_key_value()
             && over(*since, WITHDRAWN_KEPT)
         {
@@ -347,16 +282,9 @@ impl Registry {
     pub fn extent(&self, node: u64) -> Option<Extent> {
         let buried = || {
             let tombstone = self.tombstones.get(&node)?;
-            Some(Extent {
-                node,
-                generation: tombstone.generation,
-                upto: Extent::TOMBSTONE,
-            })
+            Some(Extent { node, generation: tombstone.generation, upto: Extent::TOMBSTONE })
         };
-        self.records
-            .get(&node)
-            .map(|record| record.extent(node))
-            .or_else(buried)
+        self.records.get(&node).map(|record| record.extent(node)).or_else(buried)
     }
 
     /// How much we have of each record, tombstones included, by host.
@@ -367,11 +295,7 @@ impl Registry {
             upto: Extent::TOMBSTONE,
         };
         let record = |(node, r): (&u64, &Record)| r.extent(*node);
-        self.tombstones
-            .iter()
-            .map(tombstone)
-            .chain(self.records.iter().map(record))
-            .collect()
+        self.tombstones.iter().map(tombstone).chain(self.records.iter().map(record)).collect()
     }
 
     /// What another host has that we lack.
@@ -389,25 +313,16 @@ impl Registry {
                 })
         };
         let want = |extent: &Extent| {
-            let same = self
-                .records
-                .get(&extent.node)
-                .filter(|r| r.generation == extent.generation);
-            Extent {
-                upto: same.map_or(0, |r| r.upto),
-                ..*extent
-            }
+            let same = self.records.get(&extent.node).filter(|r| r.generation == extent.generation);
+            Extent { upto: same.map_or(0, |r| r.upto), ..*extent }
         };
         theirs.iter().filter(lacking).map(want).collect()
     }
 
     /// What we have that another host lacks, and our tombstones that it does not know.
     pub fn surplus(&self, theirs: &[Extent]) -> (Vec<Delta>, Vec<Extent>) {
-        let has: BTreeMap<u64, Extent> = theirs
-            .iter()
-            .filter(|e| e.upto != Extent::TOMBSTONE)
-            .map(|e| (e.node, *e))
-            .collect();
+        let has: BTreeMap<u64, Extent> =
+            theirs.iter().filter(|e| e.upto != Extent::TOMBSTONE).map(|e| (e.node, *e)).collect();
         let buried: BTreeMap<u64, u64> = theirs
             .iter()
             .filter(|e| e.upto == Extent::TOMBSTONE)
@@ -417,9 +332,7 @@ impl Registry {
             .records
             .iter()
             .filter(|(node, record)| {
-                buried
-                    .get(node)
-                    .is_none_or(|generation| *generation < record.generation)
+                buried.get(node).is_none_or(|generation| *generation < record.generation)
             })
             .filter_map(|(node, record)| {
                 let known = has.get(node).copied().unwrap_or(Extent {
@@ -451,7 +364,8 @@ impl Registry {
         (since < record.upto).then(|| record.delta(known.node, since))
     }
 
-    fn judge_own(&self, generation: u64, upto: u64) -> Applied {
+    /// Whether others have a later state of our own record than we do.
+    pub fn judge_own(&self, generation: u64, upto: u64) -> Applied {
         let own = &self.records[&self.own];
         if generation > own.generation || (generation == own.generation && upto > own.upto) {
             Applied::OwnIsBehind(generation)
@@ -480,22 +394,12 @@ impl Registry {
         let Some(record) = self.records.get_mut(&node) else {
             return;
         };
-        let dropped: Vec<Arc<str>> = record
-            .entries
-            .keys()
-            .filter(|key| !kept.contains(&***key))
-            .cloned()
-            .collect();
+        let dropped: Vec<Arc<str>> =
+            record.entries.keys().filter(|key| !kept.contains(&***key)).cloned().collect();
         for key in dropped {
             if let Some(entry) = record.entries.remove(&key) {
                 self.entries -= 1;
-                unlist(
-                    &mut self.by_service,
-                    node,
-                    &key,
-                    entry.instance.as_deref(),
-                    changes,
-                );
+                unlist(&mut self.by_service, node, &key, entry.instance.as_deref(), changes);
             }
         }
         // The sequence starts over with a new generation: let every entry of the delta win.
@@ -534,10 +438,8 @@ impl Registry {
                 .and_then(|body| InstanceBody::decode(body).ok())
                 .map(Arc::new);
             if &*key == NODE_KEY {
-                record.node = body
-                    .as_deref()
-                    .and_then(|body| NodeBody::decode(body).ok())
-                    .map(Arc::new);
+                record.node =
+                    body.as_deref().and_then(|body| NodeBody::decode(body).ok()).map(Arc::new);
                 changes.node = true;
             }
             if let Some(instance) = &instance {
@@ -547,14 +449,9 @@ impl Registry {
                     .or_default()
                     .insert((delta.node, Arc::clone(&key)));
             }
-            let moved_from = record.entries.insert(
-                Arc::clone(&key),
-                Entry {
-                    seq,
-                    body,
-                    instance: instance.clone(),
-                },
-            );
+            let moved_from = record
+                .entries
+                .insert(Arc::clone(&key), Entry { seq, body, instance: instance.clone() });
             match moved_from {
                 None => self.entries += 1,
                 Some(old) => {
@@ -582,13 +479,7 @@ impl Registry {
         self.entries -= record.entries.len();
         changes.node = true;
         for (key, entry) in &record.entries {
-            unlist(
-                &mut self.by_service,
-                node,
-                key,
-                entry.instance.as_deref(),
-                changes,
-            );
+            unlist(&mut self.by_service, node, key, entry.instance.as_deref(), changes);
         }
     }
 }
@@ -624,18 +515,13 @@ impl Record {
 
     /// How much we have of it.
     pub fn extent(&self, node: u64) -> Extent {
-        Extent {
-            node,
-            generation: self.generation,
-            upto: self.upto,
-        }
+        Extent { node, generation: self.generation, upto: self.upto }
     }
 
     /// All that is in it, as its owner encoded it; for comparing two holders.
+    #[cfg(test)]
     pub fn bodies(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.entries
-            .iter()
-            .filter_map(|(key, entry)| Some((&**key, entry.body.as_deref()?)))
+        self.entries.iter().filter_map(|(key, entry)| Some((&**key, entry.body.as_deref()?)))
     }
 
     fn services(&self) -> BTreeSet<String> {
@@ -659,22 +545,14 @@ impl Record {
             })
             .collect();
         entries.sort_by_key(|entry| entry.seq);
-        Delta {
-            node,
-            generation: self.generation,
-            base,
-            upto: self.upto,
-            gc: self.gc,
-            entries,
-        }
+        Delta { node, generation: self.generation, base, upto: self.upto, gc: self.gc, entries }
     }
 
     /// Drops withdrawn entries up to `gc`; returns how many.
     fn forget_withdrawn(&mut self) -> usize {
         let before = self.entries.len();
         let gc = self.gc;
-        self.entries
-            .retain(|_, entry| entry.body.is_some() || entry.seq > gc);
+        self.entries.retain(|_, entry| entry.body.is_some() || entry.seq > gc);
         before - self.entries.len()
     }
 }

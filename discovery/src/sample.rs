@@ -13,15 +13,10 @@ use crate::registration::Weights;
 pub(crate) fn catalog() -> Catalog {
     let a = node(1, "host-a", "10.0.0.1", NodeStatus::Alive);
     let b = node(2, "host-b", "10.0.0.2", NodeStatus::Alive);
-    let c = Node {
-        draining: true,
-        ..node(3, "host-c", "10.0.0.3", NodeStatus::Alive)
-    };
+    let c = Node { draining: true, ..node(3, "host-c", "10.0.0.3", NodeStatus::Alive) };
     let d = node(4, "host-d", "10.0.0.4", NodeStatus::Failed);
-    let nodes: BTreeMap<u64, Arc<Node>> = [a, b, c, d]
-        .into_iter()
-        .map(|node| (node.id, Arc::new(node)))
-        .collect();
+    let nodes: BTreeMap<u64, Arc<Node>> =
+        [a, b, c, d].into_iter().map(|node| (node.id, Arc::new(node))).collect();
     let on = |host: u64, service: &str, id: &str, advertise: &str| Instance {
         node: Arc::clone(&nodes[&host]),
         id: id.into(),
@@ -41,10 +36,7 @@ pub(crate) fn catalog() -> Catalog {
     let tagged = Instance {
         tags: vec!["v2".into()],
         meta: [("version".to_owned(), "2.1".to_owned())].into(),
-        weights: Weights {
-            passing: 10,
-            warning: 1,
-        },
+        weights: Weights { passing: 10, warning: 1 },
         ..on(1, "payments", "payments-1", "10.0.0.1:8443")
     };
     let checked = |status, instance: Instance| Instance {
@@ -60,14 +52,8 @@ pub(crate) fn catalog() -> Catalog {
     };
     let instances = [
         tagged,
-        checked(
-            Status::Warning,
-            on(2, "payments", "payments-2", "10.0.0.2:8443"),
-        ),
-        checked(
-            Status::Critical,
-            on(2, "payments", "payments-3", "10.0.0.2:8444"),
-        ),
+        checked(Status::Warning, on(2, "payments", "payments-2", "10.0.0.2:8443")),
+        checked(Status::Critical, on(2, "payments", "payments-3", "10.0.0.2:8444")),
         on(3, "payments", "payments-4", "10.0.0.3:8443"),
         on(1, "payments.shop", "shop", "10.0.0.9:8443"),
         checked(Status::Critical, on(1, "sick", "sick", "10.0.0.1:1")),
@@ -76,20 +62,10 @@ pub(crate) fn catalog() -> Catalog {
     ];
     let mut services: BTreeMap<String, Vec<Arc<Instance>>> = BTreeMap::new();
     for instance in instances {
-        services
-            .entry(instance.service.clone())
-            .or_default()
-            .push(Arc::new(instance));
+        services.entry(instance.service.clone()).or_default().push(Arc::new(instance));
     }
     let view = |(name, instances): (String, Vec<Arc<Instance>>)| {
-        (
-            name.clone(),
-            Arc::new(ServiceView {
-                name,
-                index: 200,
-                instances,
-            }),
-        )
+        (name.clone(), Arc::new(ServiceView { name, index: 200, instances }))
     };
     Catalog {
         mesh: "prod".into(),

@@ -121,13 +121,8 @@ impl fmt::Debug for Sealer {
 impl Sealer {
     /// The first key seals, all open.
     pub fn new(mesh: &str, keys: &[[u8; 32]], sender: u64, salt: Salt) -> Self {
-        let keys: Vec<Key> = keys
-            .iter()
-            .map(|secret| Key {
-                id: key_id(secret),
-                secret: *secret,
-            })
-            .collect();
+        let keys: Vec<Key> =
+            keys.iter().map(|secret| Key { id: key_id(secret), secret: *secret }).collect();
         let own = keys.first().map(|key| SubKey::derive(key, sender, salt));
         Sealer {
             mesh: mesh.to_owned(),
@@ -145,10 +140,7 @@ impl Sealer {
         self.sender = sender;
         self.salt = salt;
         self.counter = 0;
-        self.own = self
-            .keys
-            .first()
-            .map(|key| SubKey::derive(key, sender, salt));
+        self.own = self.keys.first().map(|key| SubKey::derive(key, sender, salt));
     }
 
     /// Seals a body; `binding` is empty except in a response. Returns the header's [`Header::binding`] too.
@@ -166,10 +158,7 @@ impl Sealer {
         let associated = self.associated(&out, binding);
         match &self.own {
             Some(own) => {
-                let payload = Payload {
-                    msg: body,
-                    aad: &associated,
-                };
+                let payload = Payload { msg: body, aad: &associated };
                 let sealed = own
                     .cipher
                     .encrypt(&nonce(header.counter), payload)
@@ -233,17 +222,13 @@ impl Sealer {
         if header.channel != channel {
             return Err(Refused::Seal);
         }
-        let (head, sealed) = envelope
-            .split_at_checked(HEADER_LEN)
-            .ok_or(Refused::Length)?;
+        let (head, sealed) = envelope.split_at_checked(HEADER_LEN).ok_or(Refused::Length)?;
         let associated = self.associated(head, binding);
         if self.keys.is_empty() {
             if header.key_id != [0; 4] {
                 return Err(Refused::UnknownKey);
             }
-            let (body, tag) = sealed
-                .split_last_chunk::<TAG_LEN>()
-                .ok_or(Refused::Length)?;
+            let (body, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or(Refused::Length)?;
             if *tag != checksum(&associated, body) {
                 return Err(Refused::Checksum);
             }
@@ -260,14 +245,9 @@ impl Sealer {
                 SubKey::derive(key, header.sender, header.salt)
             }
         };
-        let payload = Payload {
-            msg: sealed,
-            aad: &associated,
-        };
-        let body = sub_key
-            .cipher
-            .decrypt(&nonce(header.counter), payload)
-            .map_err(|_| Refused::Seal)?;
+        let payload = Payload { msg: sealed, aad: &associated };
+        let body =
+            sub_key.cipher.decrypt(&nonce(header.counter), payload).map_err(|_| Refused::Seal)?;
         Ok((body, Some(sub_key)))
     }
 
@@ -296,10 +276,7 @@ impl SubKey {
         Hkdf::<Sha256>::new(Some(b"evenkeel envelope 1"), &key.secret)
             .expand(&info, &mut secret)
             .expect("32 bytes are within HKDF's limit");
-        SubKey {
-            key_id: key.id,
-            cipher: ChaCha20Poly1305::new(&secret.into()),
-        }
+        SubKey { key_id: key.id, cipher: ChaCha20Poly1305::new(&secret.into()) }
     }
 }
 
@@ -326,10 +303,7 @@ fn key_id(secret: &[u8; 32]) -> [u8; 4] {
 }
 
 fn prefix(label: &[u8], bytes: &[u8]) -> [u8; 4] {
-    let hash = Sha256::new()
-        .chain_update(label)
-        .chain_update(bytes)
-        .finalize();
+    let hash = Sha256::new().chain_update(label).chain_update(bytes).finalize();
     [hash[0], hash[1], hash[2], hash[3]]
 }
 
@@ -344,56 +318,25 @@ mod tests {
 
     fn open(by: &Sealer, channel: Channel, envelope: &[u8]) -> Result<Vec<u8>, Refused> {
         let header = by.header(envelope)?;
-        by.open(&header, channel, &[], envelope, None)
-            .map(|(body, _)| body)
+        by.open(&header, channel, &[], envelope, None).map(|(body, _)| body)
     }
 
     #[test]
     fn table_of_who_opens_what() {
         let sealer = |mesh: &str, keys: &[[u8; 32]]| Sealer::new(mesh, keys, 1, [1; 16]);
         for (name, from, to, result) in [
-            (
-                "same key",
-                sealer("m", &[KEY]),
-                sealer("m", &[KEY]),
-                Ok(b"hello".to_vec()),
-            ),
+            ("same key", sealer("m", &[KEY]), sealer("m", &[KEY]), Ok(b"hello".to_vec())),
             (
                 "a later key receives",
                 sealer("m", &[KEY]),
                 sealer("m", &[OTHER, KEY]),
                 Ok(b"hello".to_vec()),
             ),
-            (
-                "no keys at all",
-                sealer("m", &[]),
-                sealer("m", &[]),
-                Ok(b"hello".to_vec()),
-            ),
-            (
-                "wrong key",
-                sealer("m", &[OTHER]),
-                sealer("m", &[KEY]),
-                Err(Refused::UnknownKey),
-            ),
-            (
-                "unsealed to sealed",
-                sealer("m", &[]),
-                sealer("m", &[KEY]),
-                Err(Refused::UnknownKey),
-            ),
-            (
-                "sealed to unsealed",
-                sealer("m", &[KEY]),
-                sealer("m", &[]),
-                Err(Refused::UnknownKey),
-            ),
-            (
-                "another mesh",
-                sealer("n", &[KEY]),
-                sealer("m", &[KEY]),
-                Err(Refused::ForeignMesh),
-            ),
+            ("no keys at all", sealer("m", &[]), sealer("m", &[]), Ok(b"hello".to_vec())),
+            ("wrong key", sealer("m", &[OTHER]), sealer("m", &[KEY]), Err(Refused::UnknownKey)),
+            ("unsealed to sealed", sealer("m", &[]), sealer("m", &[KEY]), Err(Refused::UnknownKey)),
+            ("sealed to unsealed", sealer("m", &[KEY]), sealer("m", &[]), Err(Refused::UnknownKey)),
+            ("another mesh", sealer("n", &[KEY]), sealer("m", &[KEY]), Err(Refused::ForeignMesh)),
         ] {
             let mut from = from;
             let (envelope, _) = from.seal(Channel::Datagram, &[], b"hello");
@@ -415,16 +358,8 @@ mod tests {
             let (_, second) = sealer.seal(Channel::Request, &[], b"x");
             let (response, _) = sealer.seal(Channel::Response, &first, b"y");
             let header = sealer.header(&response).unwrap();
-            assert!(
-                sealer
-                    .open(&header, Channel::Response, &first, &response, None)
-                    .is_ok()
-            );
-            assert!(
-                sealer
-                    .open(&header, Channel::Response, &second, &response, None)
-                    .is_err()
-            );
+            assert!(sealer.open(&header, Channel::Response, &first, &response, None).is_ok());
+            assert!(sealer.open(&header, Channel::Response, &second, &response, None).is_err());
         }
     }
 

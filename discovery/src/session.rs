@@ -97,9 +97,7 @@ impl Sessions {
         }
         let of_sender = (sender, [0; 16])..=(sender, [255; 16]);
         let oldest = |sessions: &mut dyn Iterator<Item = (&(u64, Salt), &Session)>| {
-            sessions
-                .min_by_key(|(_, session)| session.last_heard)
-                .map(|(key, _)| *key)
+            sessions.min_by_key(|(_, session)| session.last_heard).map(|(key, _)| *key)
         };
         if self.sessions.range(of_sender.clone()).count() >= SALTS_PER_SENDER_MAX
             && let Some(key) = oldest(&mut self.sessions.range(of_sender))
@@ -113,14 +111,7 @@ impl Sessions {
         }
         let mut window = Window::default();
         window.accept(counter);
-        self.sessions.insert(
-            (sender, salt),
-            Session {
-                window,
-                sub_key,
-                last_heard: now,
-            },
-        );
+        self.sessions.insert((sender, salt), Session { window, sub_key, last_heard: now });
     }
 
     /// What this sender must say back.
@@ -163,10 +154,7 @@ struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Window {
-            highest: 0,
-            seen: [0; (WINDOW / 64) as usize],
-        }
+        Window { highest: 0, seen: [0; (WINDOW / 64) as usize] }
     }
 }
 
@@ -232,10 +220,7 @@ mod tests {
         }
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a test may start its clock anywhere"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
     fn t0() -> Instant {
         Instant::now()
     }
@@ -249,23 +234,13 @@ mod tests {
         let cookie = sessions.cookie(t0, 1, salt);
         assert!(sessions.is_cookie(t0 + Duration::from_secs(59), 1, salt, cookie));
         assert!(!sessions.is_cookie(t0, 2, salt, cookie), "another sender's");
-        assert!(
-            !sessions.is_cookie(t0, 1, [8; 16], cookie),
-            "another start's"
-        );
-        assert!(
-            !sessions.is_cookie(t0 + 3 * COOKIE_LIFE, 1, salt, cookie),
-            "too old"
-        );
+        assert!(!sessions.is_cookie(t0, 1, [8; 16], cookie), "another start's");
+        assert!(!sessions.is_cookie(t0 + 3 * COOKIE_LIFE, 1, salt, cookie), "too old");
         sessions.prove(t0, 1, salt, 5, None);
         assert_eq!(sessions.accept(t0, 1, salt, 5, None), Standing::Replayed);
         assert_eq!(sessions.accept(t0, 1, salt, 6, None), Standing::Fresh);
         assert_eq!(sessions.accept(t0, 1, salt, 6, None), Standing::Replayed);
-        assert_eq!(
-            sessions.accept(t0, 1, salt, 4, None),
-            Standing::Fresh,
-            "late but new"
-        );
+        assert_eq!(sessions.accept(t0, 1, salt, 4, None), Standing::Fresh, "late but new");
     }
 
     #[test]
@@ -280,9 +255,6 @@ mod tests {
             sessions.prove(t0 + Duration::from_secs(20 + i), i, [0; 16], 1, None);
         }
         assert_eq!(sessions.sessions.len(), 4);
-        assert!(
-            sessions.sessions.contains_key(&(9, [0; 16])),
-            "the newest stay"
-        );
+        assert!(sessions.sessions.contains_key(&(9, [0; 16])), "the newest stay");
     }
 }

@@ -40,14 +40,7 @@ struct Item {
 
 impl Spread {
     pub fn new(now: Instant, interval: Duration, max: usize) -> Self {
-        Spread {
-            items: BTreeMap::new(),
-            interval,
-            due: None,
-            tokens: BURST,
-            refilled: now,
-            max,
-        }
+        Spread { items: BTreeMap::new(), interval, due: None, tokens: BURST, refilled: now, max }
     }
 
     /// There is news of this host's record since `base`.
@@ -55,19 +48,11 @@ impl Spread {
         if self.items.len() >= self.max && !self.items.contains_key(&node) {
             return;
         }
-        let item = self.items.entry(node).or_insert(Item {
-            generation,
-            base,
-            left: 0,
-        });
+        let item = self.items.entry(node).or_insert(Item { generation, base, left: 0 });
         if item.generation == generation {
             item.base = item.base.min(base);
         } else {
-            *item = Item {
-                generation,
-                base,
-                left: 0,
-            };
+            *item = Item { generation, base, left: 0 };
         }
         item.left = copies(size);
         let first = now + FIRST;
@@ -137,31 +122,21 @@ fn news(registry: &Registry, node: u64, item: Item, room: usize) -> Option<Frame
     if extent.upto == Extent::TOMBSTONE {
         return Some(Frame::Have(extent));
     }
-    let delta = registry.delta_for(Extent {
-        node,
-        generation: item.generation,
-        upto: item.base,
-    })?;
-    Some(if delta.encoded_len_max() <= room {
-        Frame::Delta(delta)
-    } else {
-        Frame::Have(extent)
-    })
+    let delta =
+        registry.delta_for(Extent { node, generation: item.generation, upto: item.base })?;
+    Some(if delta.encoded_len_max() <= room { Frame::Delta(delta) } else { Frame::Have(extent) })
 }
 
-/// How often each host passes news on: enough that a thousand hosts all hear it with near certainty.
+/// How often each host passes news on: to everyone while that is cheap, else to enough that all hear it with near certainty.
 fn copies(size: usize) -> u32 {
-    if size <= 1000 { 6 } else { 8 }
+    if size <= 10 { 6 } else { 8 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a test may start its clock anywhere"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
     fn t0() -> Instant {
         Instant::now()
     }
@@ -179,9 +154,7 @@ mod tests {
         let mut now = t0;
         while spread.begin(now) {
             for frame in spread.fill(&registry, 2, 1000) {
-                let Frame::Delta(delta) = frame else {
-                    panic!("a small delta is sent whole")
-                };
+                let Frame::Delta(delta) = frame else { panic!("a small delta is sent whole") };
                 assert_eq!((delta.base, delta.upto, delta.entries.len()), (0, 3, 3));
                 sent += 1;
             }
@@ -201,17 +174,9 @@ mod tests {
         assert!(spread.begin(t0));
         assert_eq!(
             spread.fill(&registry, 2, 1000),
-            [Frame::Have(Extent {
-                node: 1,
-                generation: 1,
-                upto: 1
-            })]
+            [Frame::Have(Extent { node: 1, generation: 1, upto: 1 })]
         );
-        assert_eq!(
-            spread.fill(&registry, 1, 1000),
-            [],
-            "nobody is told of itself"
-        );
+        assert_eq!(spread.fill(&registry, 1, 1000), [], "nobody is told of itself");
     }
 
     #[test]

@@ -33,11 +33,7 @@ pub(crate) enum Frame {
     /// "Dial this host and tell me what happened."
     Confirm { node: u64, epoch: u32 },
     /// What happened.
-    Verdict {
-        node: u64,
-        epoch: u32,
-        refused: bool,
-    },
+    Verdict { node: u64, epoch: u32, refused: bool },
     /// "I suspect you (the receiver) at this incarnation": refute if you are there.
     Suspected { epoch: u32, incarnation: u16 },
     /// Over TCP: who asks or answers.
@@ -148,7 +144,7 @@ impl Frame {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Frame::Membership(packet) => {
-                frame(out, MEMBERSHIP, |out| out.extend_from_slice(packet))
+                frame(out, MEMBERSHIP, |out| out.extend_from_slice(packet));
             }
             Frame::Addresses(list) => frame(out, ADDRESSES, |out| {
                 for located in list {
@@ -166,13 +162,9 @@ impl Frame {
                 out.push(u8::from(*left));
             }),
             Frame::Confirm { node, epoch } => {
-                frame(out, CONFIRM, |out| put_identity(out, *node, *epoch))
+                frame(out, CONFIRM, |out| put_identity(out, *node, *epoch));
             }
-            Frame::Verdict {
-                node,
-                epoch,
-                refused,
-            } => frame(out, VERDICT, |out| {
+            Frame::Verdict { node, epoch, refused } => frame(out, VERDICT, |out| {
                 put_identity(out, *node, *epoch);
                 out.push(u8::from(*refused));
             }),
@@ -188,7 +180,7 @@ impl Frame {
             }),
             Frame::Join => frame(out, JOIN, |_| {}),
             Frame::Compare(root) => frame(out, COMPARE, |out| {
-                out.extend_from_slice(&root.to_be_bytes())
+                out.extend_from_slice(&root.to_be_bytes());
             }),
             Frame::Equal => frame(out, EQUAL, |_| {}),
             Frame::Ping => frame(out, PING, |_| {}),
@@ -200,10 +192,10 @@ impl Frame {
                 }
             }),
             Frame::Digest(list) => frame(out, DIGEST, |out| {
-                list.iter().for_each(|extent| extent.encode(out))
+                list.iter().for_each(|extent| extent.encode(out));
             }),
             Frame::Wants(list) => frame(out, WANTS, |out| {
-                list.iter().for_each(|extent| extent.encode(out))
+                list.iter().for_each(|extent| extent.encode(out));
             }),
         }
     }
@@ -236,34 +228,16 @@ impl Frame {
         Ok(Some(match kind {
             MEMBERSHIP => Frame::Membership(content.to_vec()),
             ADDRESSES => Frame::Addresses(r.list(|r| {
-                Ok(Located {
-                    node: r.u64()?,
-                    generation: r.varint()?,
-                    address: r.address()?,
-                })
+                Ok(Located { node: r.u64()?, generation: r.varint()?, address: r.address()? })
             })?),
             DELTA => Frame::Delta(Delta::decode(&mut r)?),
             HAVE => Frame::Have(Extent::decode(&mut r)?),
             CHALLENGE => Frame::Challenge(r.array()?),
             ECHO => Frame::Echo(r.array()?),
-            GONE => Frame::Gone {
-                node: r.u64()?,
-                epoch: r.u32()?,
-                left: r.flag()?,
-            },
-            CONFIRM => Frame::Confirm {
-                node: r.u64()?,
-                epoch: r.u32()?,
-            },
-            VERDICT => Frame::Verdict {
-                node: r.u64()?,
-                epoch: r.u32()?,
-                refused: r.flag()?,
-            },
-            SUSPECTED => Frame::Suspected {
-                epoch: r.u32()?,
-                incarnation: r.u16()?,
-            },
+            GONE => Frame::Gone { node: r.u64()?, epoch: r.u32()?, left: r.flag()? },
+            CONFIRM => Frame::Confirm { node: r.u64()?, epoch: r.u32()? },
+            VERDICT => Frame::Verdict { node: r.u64()?, epoch: r.u32()?, refused: r.flag()? },
+            SUSPECTED => Frame::Suspected { epoch: r.u32()?, incarnation: r.u16()? },
             HELLO => Frame::Hello(Hello {
                 epoch: r.u32()?,
                 incarnation: r.u16()?,
@@ -309,11 +283,7 @@ fn deflate(plain: &[u8], out: &mut Vec<u8>) {
         let consumed = usize::try_from(encoder.total_in()).expect("no more than the input");
         let before = encoder.total_out();
         let status = encoder
-            .compress(
-                &plain[consumed..],
-                &mut chunk,
-                flate2::FlushCompress::Finish,
-            )
+            .compress(&plain[consumed..], &mut chunk, flate2::FlushCompress::Finish)
             .expect("compression into memory does not fail");
         let produced =
             usize::try_from(encoder.total_out() - before).expect("no more than the chunk");
@@ -332,11 +302,7 @@ fn inflate(compressed: &[u8]) -> Result<Vec<u8>, Malformed> {
         let consumed = usize::try_from(decoder.total_in()).map_err(|_| Malformed)?;
         let before = decoder.total_out();
         let status = decoder
-            .decompress(
-                &compressed[consumed..],
-                &mut chunk,
-                flate2::FlushDecompress::None,
-            )
+            .decompress(&compressed[consumed..], &mut chunk, flate2::FlushDecompress::None)
             .map_err(|_| Malformed)?;
         let produced = usize::try_from(decoder.total_out() - before).map_err(|_| Malformed)?;
         if out.len() + produced > INFLATED_MAX {
@@ -393,21 +359,13 @@ impl Delta {
         delta.entries = r.list(|r| {
             let seq = r.varint()?;
             let key = r.text(KEY_MAX)?;
-            let body = if r.flag()? {
-                Some(Arc::from(r.counted()?))
-            } else {
-                None
-            };
+            let body = if r.flag()? { Some(Arc::from(r.counted()?)) } else { None };
             // Strictly rising within (base, upto]: anything else is not a delta that we could have made.
             if seq <= last {
                 return Err(Malformed);
             }
             last = seq;
-            Ok(DeltaEntry {
-                key: Arc::from(key),
-                seq,
-                body,
-            })
+            Ok(DeltaEntry { key: Arc::from(key), seq, body })
         })?;
         if last > delta.upto || delta.upto == Extent::TOMBSTONE || delta.gc > delta.upto {
             return Err(Malformed);
@@ -424,11 +382,7 @@ impl Extent {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Extent, Malformed> {
-        Ok(Extent {
-            node: r.u64()?,
-            generation: r.varint()?,
-            upto: r.varint()?,
-        })
+        Ok(Extent { node: r.u64()?, generation: r.varint()?, upto: r.varint()? })
     }
 }
 

@@ -118,8 +118,9 @@ pub async fn send(
         &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
         &policy.hedge,
     );
-    let delay = if may_copy { route.hedger.delay(start, &policy.hedge) } else { None };
+    let delay = route.hedger.delay(start, &policy.hedge);
     let mut copy_at = delay.map(|delay| start + delay);
+    let mut dispatched = start;
     let mut timer = pin!(tokio::time::sleep_until(earliest(copy_at, deadline.at).into()));
 
     loop {
@@ -145,9 +146,15 @@ pub async fn send(
                 }
             }
             Event::Timer if copy_at.is_some_and(|at| now >= at) => {
-                copy_at = delay.map(|delay| now + delay);
-                if body.as_ref().is_some_and(|body| !body.complete()) {
-                    // Not yet: a copy needs the whole body.
+                // Whether or not a copy goes out: who is this late is avoided until it answers.
+                let waiting = std::iter::once(&mut ticket)
+                    .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
+                waiting.filter_map(|w| w.0.as_mut()).for_each(|ticket| ticket.late(now));
+                let again = delay.map(|delay| now + delay);
+                copy_at = if !may_copy || copies_sent >= policy.hedge.max {
+                    None
+                } else if body.as_ref().is_some_and(|body| !body.complete()) {
+                    again
                 } else if !route.hedger.try_copy(
                     now,
                     &policy.hedge,
@@ -155,10 +162,9 @@ pub async fn send(
                     &upstream.retries,
                 ) {
                     let observed = policy.hedge.mode == Mode::Observe;
-                    metrics.hedges
-                        [if observed { Hedges::Observed } else { Hedges::Refused } as usize]
-                        .inc();
-                    copy_at = None;
+                    let what = if observed { Hedges::Observed } else { Hedges::Refused };
+                    metrics.hedges[what as usize].inc();
+                    again.filter(|_| !observed)
                 } else if let Ok(ticket) = pick(now, Attempt::Hedge, &tried) {
                     copies_sent += 1;
                     metrics.attempts[Attempt::Hedge as usize].inc();
@@ -166,12 +172,11 @@ pub async fn send(
                     let future =
                         Box::pin(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false));
                     copies.push(Copied { ticket: Waiting(Some(ticket)), future });
-                    copy_at = copy_at.filter(|_| copies_sent < policy.hedge.max);
+                    again
                 } else {
-                    // No endpoint is left that was not tried.
                     route.hedger.not_sent(now, &upstream.retries);
-                    copy_at = None;
-                }
+                    again.filter(|_| tried.len() < upstream.balancer.endpoints().len())
+                };
             }
             // The timer rounds: it is armed again below.
             Event::Timer => {}
@@ -179,7 +184,7 @@ pub async fn send(
                 first.set(None);
                 match judge(ended, ticket.take(), upstream, now) {
                     Ok(won) => {
-                        let latency = now.saturating_duration_since(start);
+                        let latency = now.saturating_duration_since(dispatched);
                         route.hedger.record(now, latency);
                         if let Some(delay) =
                             delay.filter(|d| policy.hedge.mode == Mode::Observe && latency > *d)
@@ -197,7 +202,7 @@ pub async fn send(
                 match judge(ended, ticket.take(), upstream, now) {
                     Ok(won) => {
                         route.hedger.copy_won();
-                        route.hedger.record(now, now.saturating_duration_since(start));
+                        route.hedger.record(now, now.saturating_duration_since(dispatched));
                         metrics.hedges[Hedges::Won as usize].inc();
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
                         return Ok(won);
@@ -222,6 +227,7 @@ pub async fn send(
                 _ if same => backoff(&mut *worker.rng.borrow_mut(), retries),
                 _ => Duration::ZERO,
             };
+            dispatched = now + wait;
             first.set(Some(begin(next.endpoint(), deadline.at, wait, same)));
             ticket = Waiting(Some(next));
         }

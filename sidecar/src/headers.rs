@@ -32,7 +32,9 @@ const CONNECTION_OPTIONS_MAX: usize = 32;
 /// costs a hash each, and the common message has none of these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Something that ends at this hop: hop-by-hop fields, `expect`, or a header of ours.
+    /// `connection: keep-alive` or `close`, which name no other field.
+    pub connection: bool,
+    /// Anything else that ends at this hop: hop-by-hop fields, `expect`, or a header of ours.
     pub ends_here: bool,
     /// `transfer-encoding`.
     pub chunked: bool,
@@ -55,6 +57,7 @@ pub fn find(headers: &HeaderMap) -> Found {
         match *name {
             CONTENT_TYPE => found.grpc = value.as_bytes().starts_with(b"application/grpc"),
             TRANSFER_ENCODING => (found.chunked, found.ends_here) = (true, true),
+            CONNECTION if is_plain(value) => found.connection = true,
             CONNECTION | UPGRADE | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION | TE | EXPECT => {
                 found.ends_here = true
             }
@@ -76,10 +79,19 @@ pub fn find(headers: &HeaderMap) -> Found {
     found
 }
 
+fn is_plain(connection: &HeaderValue) -> bool {
+    let value = connection.as_bytes();
+    value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
+}
+
 /// Removes what ends at this hop: what belongs to the sender's connection and not to the message, the
 /// expectation that hyper answers itself, and every header of ours, since an application must not speak for a host.
 pub fn strip(headers: &mut HeaderMap, found: Found) {
     if !found.ends_here {
+        // The usual case by far: nothing, or one field to remove.
+        if found.connection {
+            headers.remove(CONNECTION);
+        }
         return;
     }
     if headers.contains_key(CONNECTION) {
@@ -242,6 +254,8 @@ mod tests {
         ] {
             assert!(find(&map(&[(ends, "x")])).ends_here, "{ends}");
         }
+        let plain = find(&map(&[("connection", "Keep-Alive")]));
+        assert_eq!(plain, Found { connection: true, ..Found::default() });
     }
 
     #[test]

@@ -183,13 +183,17 @@ impl Pool {
             let mut dialled = {
                 let mut peers = self.h2.borrow_mut();
                 let peer = peers.entry(address).or_default();
-                if let Some(stream) = peer.place() {
+                if let Some(stream) = peer.place(STREAMS_SOFT_MAX) {
                     return Ok(stream);
                 }
                 match &peer.dialling {
                     Some(receiver) => receiver.clone(),
                     None => {
-                        let guard = charge.map(|c| c.connection()).transpose()?;
+                        let guard = match charge.map(|c| c.connection()).transpose() {
+                            Ok(guard) => guard,
+                            // Busy connections are better than none.
+                            Err(refused) => return peer.place(usize::MAX).ok_or(refused),
+                        };
                         let receiver = Rc::clone(self).start_dial(address, from, guard);
                         peer.dialling = Some(receiver.clone());
                         receiver
@@ -206,7 +210,10 @@ impl Pool {
                     Err(DialError::Unreachable(format!("the dial of {address} was given up")))
                 }
             };
-            outcome?;
+            if let Err(error) = outcome {
+                let mut peers = self.h2.borrow_mut();
+                return peers.get_mut(&address).and_then(|peer| peer.place(usize::MAX)).ok_or(error);
+            }
         }
     }
 
@@ -271,12 +278,11 @@ impl Pool {
 }
 
 impl Peer {
-    /// The least busy connection, unless all are busy and another may be opened.
-    fn place(&mut self) -> Option<H2> {
+    /// The least busy connection, unless it carries `soft_max` streams and another may be opened.
+    fn place(&mut self, soft_max: usize) -> Option<H2> {
         self.connections.retain(|mux| !mux.sender.is_closed());
         let mux = self.connections.iter().min_by_key(|mux| mux.streams.get())?;
-        if mux.streams.get() >= STREAMS_SOFT_MAX
-            && self.connections.len() < CONNECTIONS_PER_PEER_MAX
+        if mux.streams.get() >= soft_max && self.connections.len() < CONNECTIONS_PER_PEER_MAX
         {
             return None;
         }
@@ -323,7 +329,7 @@ fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Se
         return SendError::NotSent(Box::new(request));
     }
     let error = error.into_error();
-    if error.is_user() || find::<crate::body::BodyError>(&error).is_some() {
+    if find::<crate::body::BodyError>(&error).is_some() {
         return SendError::Caller;
     }
     if let Some(h2) = find::<h2::Error>(&error) {

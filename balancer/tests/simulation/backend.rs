@@ -107,7 +107,9 @@ impl Backend {
         if rng.random_bool(errs.min(1.0)) {
             return Served::Error(self.run(at, 50 * US));
         }
-        let thread = (0..self.free_at.len()).min_by_key(|&thread| self.free_at[thread]).unwrap();
+        let thread = (0..self.free_at.len())
+            .min_by_key(|&thread| self.free_at[thread])
+            .expect("it has threads");
         let finish = self.run(at.max(self.free_at[thread]), work);
         self.free_at[thread] = finish;
         Served::Head(finish)

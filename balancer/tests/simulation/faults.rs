@@ -65,7 +65,7 @@ fn fault(world: &mut World) {
             world.update();
         }
         3 if world.backends[backend].is_awake_from(now) => {
-            world.backends[backend].pause(now, until)
+            world.backends[backend].pause(now, until);
         }
         4 => world.backends[backend].slow.push((now, until, 50.0)),
         5 => world.backends[backend].errs.push((now, until, world.rng.random_range(0.1..1.0))),

@@ -29,10 +29,7 @@ fn ask(name: &str, kind: RecordType) -> Message {
 }
 
 fn data(records: &[Record]) -> Vec<String> {
-    let mut data: Vec<String> = records
-        .iter()
-        .map(|record| record.data.to_string())
-        .collect();
+    let mut data: Vec<String> = records.iter().map(|record| record.data.to_string()).collect();
     data.sort();
     data
 }
@@ -43,41 +40,16 @@ fn table_of_questions_and_answers() {
     use ResponseCode::{NXDomain, NoError, Refused};
     for (name, kind, code, answers) in [
         // Warning counts, critical and draining do not.
-        (
-            "payments.service.mesh.",
-            A,
-            NoError,
-            vec!["10.0.0.1", "10.0.0.2"],
-        ),
-        (
-            "payments.service.prod.mesh.",
-            A,
-            NoError,
-            vec!["10.0.0.1", "10.0.0.2"],
-        ),
-        (
-            "PayMents.Service.MESH.",
-            A,
-            NoError,
-            vec!["10.0.0.1", "10.0.0.2"],
-        ),
+        ("payments.service.mesh.", A, NoError, vec!["10.0.0.1", "10.0.0.2"]),
+        ("payments.service.prod.mesh.", A, NoError, vec!["10.0.0.1", "10.0.0.2"]),
+        ("PayMents.Service.MESH.", A, NoError, vec!["10.0.0.1", "10.0.0.2"]),
         ("payments.mesh.", A, NoError, vec!["10.0.0.1", "10.0.0.2"]),
         ("v2.payments.service.mesh.", A, NoError, vec!["10.0.0.1"]),
         ("v3.payments.service.mesh.", A, NXDomain, vec![]),
         ("payments.shop.service.mesh.", A, NoError, vec!["10.0.0.9"]),
-        (
-            "_payments._tcp.service.mesh.",
-            A,
-            NoError,
-            vec!["10.0.0.1", "10.0.0.2"],
-        ),
+        ("_payments._tcp.service.mesh.", A, NoError, vec!["10.0.0.1", "10.0.0.2"]),
         ("_payments._v2.service.mesh.", A, NoError, vec!["10.0.0.1"]),
-        (
-            "payments.service.mesh.",
-            ANY,
-            NoError,
-            vec!["10.0.0.1", "10.0.0.2"],
-        ),
+        ("payments.service.mesh.", ANY, NoError, vec!["10.0.0.1", "10.0.0.2"]),
         ("payments.service.mesh.", AAAA, NoError, vec![]),
         ("payments.service.mesh.", TXT, NoError, vec![]),
         ("six.service.mesh.", AAAA, NoError, vec!["2001:db8::6"]),
@@ -97,21 +69,10 @@ fn table_of_questions_and_answers() {
         let response = ask(name, kind);
         assert_eq!(response.metadata.response_code, code, "{name} {kind}");
         assert_eq!(data(&response.answers), answers, "{name} {kind}");
-        assert_eq!(
-            response.metadata.authoritative,
-            code != Refused,
-            "{name} {kind}"
-        );
-        let soa = response
-            .authorities
-            .iter()
-            .filter(|r| r.record_type() == RecordType::SOA)
-            .count();
-        assert_eq!(
-            soa,
-            usize::from(answers.is_empty() && code != Refused),
-            "{name} {kind}"
-        );
+        assert_eq!(response.metadata.authoritative, code != Refused, "{name} {kind}");
+        let soa =
+            response.authorities.iter().filter(|r| r.record_type() == RecordType::SOA).count();
+        assert_eq!(soa, usize::from(answers.is_empty() && code != Refused), "{name} {kind}");
         assert!(response.answers.iter().all(|record| record.ttl == 0));
         assert!(response.metadata.recursion_desired && response.metadata.id == 77);
         assert!(!response.metadata.recursion_available && !response.metadata.truncation);
@@ -123,17 +84,11 @@ fn srv_names_hosts_where_it_can_and_addresses_where_not() {
     let response = ask("payments.service.mesh.", RecordType::SRV);
     assert_eq!(
         data(&response.answers),
-        [
-            "1 1 8443 host-b.node.prod.mesh.",
-            "1 10 8443 host-a.node.prod.mesh."
-        ]
+        ["1 1 8443 host-b.node.prod.mesh.", "1 10 8443 host-a.node.prod.mesh."]
     );
     assert_eq!(data(&response.additionals), ["10.0.0.1", "10.0.0.2"]);
     let response = ask("payments.shop.service.mesh.", RecordType::SRV);
-    assert_eq!(
-        data(&response.answers),
-        ["1 1 8443 0a000009.addr.prod.mesh."]
-    );
+    assert_eq!(data(&response.answers), ["1 1 8443 0a000009.addr.prod.mesh."]);
     for additional in &response.additionals {
         let again = ask(&additional.name.to_ascii(), RecordType::A);
         assert_eq!(data(&again.answers), data(std::slice::from_ref(additional)));
@@ -143,45 +98,26 @@ fn srv_names_hosts_where_it_can_and_addresses_where_not() {
 #[test]
 fn the_question_comes_back_as_it_was_written() {
     let response = ask("PayMents.sErvice.MESH.", RecordType::A);
-    assert_eq!(
-        response.queries[0].name().to_ascii(),
-        "PayMents.sErvice.MESH."
-    );
-    assert_eq!(
-        response.answers[0].name.to_ascii(),
-        "PayMents.sErvice.MESH."
-    );
+    assert_eq!(response.queries[0].name().to_ascii(), "PayMents.sErvice.MESH.");
+    assert_eq!(response.answers[0].name.to_ascii(), "PayMents.sErvice.MESH.");
 }
 
 #[test]
 fn what_may_have_vanished_is_named_only_alone() {
     let mut catalog = catalog();
-    let mut instances: Vec<Instance> = catalog.services["payments"]
-        .instances
-        .iter()
-        .map(|i| Instance::clone(i))
-        .collect();
+    let mut instances: Vec<Instance> =
+        catalog.services["payments"].instances.iter().map(|i| Instance::clone(i)).collect();
     instances[0].preserved = true;
     let publish = |catalog: &mut Catalog, instances: &[Instance]| {
         let instances = instances.iter().cloned().map(Arc::new).collect();
-        let view = ServiceView {
-            name: "payments".into(),
-            index: 1,
-            instances,
-        };
+        let view = ServiceView { name: "payments".into(), index: 1, instances };
         catalog.services.insert("payments".into(), Arc::new(view));
     };
     publish(&mut catalog, &instances);
     let query = question("payments.mesh.", RecordType::A);
-    assert_eq!(
-        data(&ask_in(&catalog, &query, Transport::Udp).answers),
-        ["10.0.0.2"]
-    );
+    assert_eq!(data(&ask_in(&catalog, &query, Transport::Udp).answers), ["10.0.0.2"]);
     publish(&mut catalog, &instances[..1]);
-    assert_eq!(
-        data(&ask_in(&catalog, &query, Transport::Udp).answers),
-        ["10.0.0.1"]
-    );
+    assert_eq!(data(&ask_in(&catalog, &query, Transport::Udp).answers), ["10.0.0.1"]);
 }
 
 fn crowd(size: usize) -> Catalog {
@@ -195,11 +131,7 @@ fn crowd(size: usize) -> Catalog {
         })
         .map(Arc::new)
         .collect();
-    let view = ServiceView {
-        name: "payments".into(),
-        index: 1,
-        instances,
-    };
+    let view = ServiceView { name: "payments".into(), index: 1, instances };
     catalog.services.insert("payments".into(), Arc::new(view));
     catalog
 }
@@ -224,15 +156,8 @@ fn answers_fit_what_the_client_takes() {
             }
             let bytes = answer(&catalog, &query.to_vec().unwrap(), transport, &mut rng()).unwrap();
             let response = Message::from_vec(&bytes).unwrap();
-            assert!(
-                bytes.len() <= limit,
-                "{payload:?} {transport:?} {kind}: {}",
-                bytes.len()
-            );
-            assert_eq!(
-                response.metadata.truncation, truncated,
-                "{payload:?} {transport:?} {kind}"
-            );
+            assert!(bytes.len() <= limit, "{payload:?} {transport:?} {kind}: {}", bytes.len());
+            assert_eq!(response.metadata.truncation, truncated, "{payload:?} {transport:?} {kind}");
             assert_eq!(
                 response.edns.is_some(),
                 payload.is_some(),
@@ -240,11 +165,7 @@ fn answers_fit_what_the_client_takes() {
             );
             assert!(response.answers.len() >= if truncated { 8 } else { 400 });
             if truncated && kind == RecordType::A {
-                assert!(
-                    bytes.len() > limit * 3 / 4,
-                    "wasteful: {} of {limit}",
-                    bytes.len()
-                );
+                assert!(bytes.len() > limit * 3 / 4, "wasteful: {} of {limit}", bytes.len());
             }
         }
     }
@@ -254,13 +175,7 @@ fn answers_fit_what_the_client_takes() {
 fn more_than_tcp_holds_is_cut_too() {
     let mut query = question("payments.service.mesh.", RecordType::SRV);
     query.set_edns(Edns::new());
-    let bytes = answer(
-        &crowd(3000),
-        &query.to_vec().unwrap(),
-        Transport::Tcp,
-        &mut rng(),
-    )
-    .unwrap();
+    let bytes = answer(&crowd(3000), &query.to_vec().unwrap(), Transport::Tcp, &mut rng()).unwrap();
     assert!(bytes.len() <= 65535);
     let response = Message::from_vec(&bytes).unwrap();
     assert!(response.metadata.truncation && response.edns.is_some());
@@ -273,11 +188,7 @@ fn answers_are_shuffled() {
     let (catalog, mut rng) = (crowd(10), rng());
     let firsts: BTreeSet<String> = (0..50)
         .map(|_| answer(&catalog, &query, Transport::Udp, &mut rng).unwrap())
-        .map(|bytes| {
-            Message::from_vec(&bytes).unwrap().answers[0]
-                .data
-                .to_string()
-        })
+        .map(|bytes| Message::from_vec(&bytes).unwrap().answers[0].data.to_string())
         .collect();
     assert!(firsts.len() > 5, "{firsts:?}");
 }
@@ -287,19 +198,19 @@ fn what_is_not_a_question_for_us_is_told_so() {
     type Change = fn(&mut Message);
     let table: [(&str, ResponseCode, Change); 7] = [
         ("zone transfer", ResponseCode::NotImp, |m| {
-            _ = m.queries[0].set_query_type(RecordType::AXFR)
+            _ = m.queries[0].set_query_type(RecordType::AXFR);
         }),
         ("chaos", ResponseCode::Refused, |m| {
-            _ = m.queries[0].set_query_class(DNSClass::CH)
+            _ = m.queries[0].set_query_class(DNSClass::CH);
         }),
         ("update", ResponseCode::NotImp, |m| {
-            m.metadata.op_code = OpCode::Update
+            m.metadata.op_code = OpCode::Update;
         }),
         ("notify", ResponseCode::NotImp, |m| {
-            m.metadata.op_code = OpCode::Notify
+            m.metadata.op_code = OpCode::Notify;
         }),
         ("two questions", ResponseCode::FormErr, |m| {
-            m.queries.push(m.queries[0].clone())
+            m.queries.push(m.queries[0].clone());
         }),
         ("no question", ResponseCode::FormErr, |m| m.queries.clear()),
         ("a later EDNS", ResponseCode::BADVERS, |m| {
@@ -312,24 +223,15 @@ fn what_is_not_a_question_for_us_is_told_so() {
         let mut query = question("payments.service.mesh.", RecordType::A);
         change(&mut query);
         let response = ask_in(&catalog(), &query, Transport::Udp);
-        assert_eq!(
-            u16::from(response.metadata.response_code),
-            u16::from(code),
-            "{what}"
-        );
+        assert_eq!(u16::from(response.metadata.response_code), u16::from(code), "{what}");
         assert!(response.answers.is_empty(), "{what}");
     }
 }
 
 #[test]
 fn what_is_not_a_message_is_dropped_or_called_malformed() {
-    let good = question("payments.service.mesh.", RecordType::A)
-        .to_vec()
-        .unwrap();
-    assert_eq!(
-        answer(&catalog(), &good[..11], Transport::Udp, &mut rng()),
-        None
-    );
+    let good = question("payments.service.mesh.", RecordType::A).to_vec().unwrap();
+    assert_eq!(answer(&catalog(), &good[..11], Transport::Udp, &mut rng()), None);
     let mut response = good.clone();
     response[2] |= 0x80;
     assert_eq!(
@@ -337,18 +239,9 @@ fn what_is_not_a_message_is_dropped_or_called_malformed() {
         None,
         "answers are not answered"
     );
-    let cut = answer(
-        &catalog(),
-        &good[..good.len() - 3],
-        Transport::Udp,
-        &mut rng(),
-    )
-    .unwrap();
+    let cut = answer(&catalog(), &good[..good.len() - 3], Transport::Udp, &mut rng()).unwrap();
     let metadata: Metadata = Message::from_vec(&cut).unwrap().metadata;
-    assert_eq!(
-        (metadata.id, metadata.response_code),
-        (77, ResponseCode::FormErr)
-    );
+    assert_eq!((metadata.id, metadata.response_code), (77, ResponseCode::FormErr));
     assert_eq!(metadata.message_type, MessageType::Response);
 }
 

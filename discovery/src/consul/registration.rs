@@ -51,14 +51,7 @@ pub fn decode_registration(body: &[u8], node_address: IpAddr) -> Result<Registra
     let value: Value =
         serde_json::from_slice(body).map_err(|e| DecodeError::Malformed(e.to_string()))?;
     let mut fields = Fields::of(value, "the body")?;
-    for key in [
-        "Kind",
-        "Proxy",
-        "Connect",
-        "TaggedAddresses",
-        "Locality",
-        "Ports",
-    ] {
+    for key in ["Kind", "Proxy", "Connect", "TaggedAddresses", "Locality", "Ports"] {
         fields.refuse(key, "leave it out")?;
     }
     for key in ["Namespace", "Partition"] {
@@ -67,31 +60,21 @@ pub fn decode_registration(body: &[u8], node_address: IpAddr) -> Result<Registra
             return not_built(format!("{key}: register as `name.namespace` instead"));
         }
     }
-    let service = fields
-        .text("Name")?
-        .ok_or_else(|| malformed("Name", "is missing"))?
-        .to_ascii_lowercase();
+    let service =
+        fields.text("Name")?.ok_or_else(|| malformed("Name", "is missing"))?.to_ascii_lowercase();
     let id = fields.text("ID")?.unwrap_or_else(|| service.clone());
     let ip = match fields.text("Address")? {
         None => node_address,
-        Some(text) => text
-            .parse()
-            .map_err(|_| malformed("Address", "must be an IP address"))?,
+        Some(text) => text.parse().map_err(|_| malformed("Address", "must be an IP address"))?,
     };
-    let port = fields
-        .number("Port")?
-        .and_then(|port| u16::try_from(port).ok())
-        .filter(|port| *port > 0);
+    let port =
+        fields.number("Port")?.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
     let port =
         port.ok_or_else(|| malformed("Port", "must be 1 to 65535, where the application listens"))?;
     let address = SocketAddr::new(ip, port);
     let is_announced = !ip.is_loopback() || node_address.is_loopback();
     let mut checks = Vec::new();
-    for check in fields
-        .take("Check")
-        .into_iter()
-        .chain(fields.list("Checks")?)
-    {
+    for check in fields.take("Check").into_iter().chain(fields.list("Checks")?) {
         checks.push(Fields::of(check, "a check")?);
     }
     let several = checks.len() > 1;
@@ -99,11 +82,8 @@ pub fn decode_registration(body: &[u8], node_address: IpAddr) -> Result<Registra
         .into_iter()
         .zip(1..)
         .map(|(check, number)| {
-            let default_id = if several {
-                format!("service:{id}:{number}")
-            } else {
-                format!("service:{id}")
-            };
+            let default_id =
+                if several { format!("service:{id}:{number}") } else { format!("service:{id}") };
             decode_check(check, default_id, &service)
         })
         .collect::<Result<_, _>>()?;
@@ -132,10 +112,7 @@ fn decode_weights(fields: &mut Fields) -> Result<Weights, DecodeError> {
         None => Ok(1),
         Some(weight) => u16::try_from(weight).map_err(|_| malformed(key, "must be 0 to 65535")),
     };
-    Ok(Weights {
-        passing: weight("Passing")?,
-        warning: weight("Warning")?,
-    })
+    Ok(Weights { passing: weight("Passing")?, warning: weight("Warning")? })
 }
 
 fn decode_check(
@@ -157,44 +134,29 @@ fn decode_check(
     ] {
         fields.refuse(key, "use an HTTP or TCP check")?;
     }
-    for key in [
-        "Header",
-        "Body",
-        "DeregisterCriticalServiceAfter",
-        "FailuresBeforeWarning",
-    ] {
+    for key in ["Header", "Body", "DeregisterCriticalServiceAfter", "FailuresBeforeWarning"] {
         fields.refuse(key, "leave it out")?;
     }
     let kind = match (fields.text("HTTP")?, fields.text("TCP")?) {
         (Some(url), None) => {
             let (authority, path) = split_url(&url)?;
-            let method = fields
-                .text("Method")?
-                .unwrap_or_else(|| "GET".into())
-                .to_ascii_uppercase();
+            let method =
+                fields.text("Method")?.unwrap_or_else(|| "GET".into()).to_ascii_uppercase();
             if !method.bytes().all(|b| b.is_ascii_uppercase()) {
                 return Err(malformed("Method", "must be an HTTP method"));
             }
-            CheckKind::Http {
-                authority,
-                path,
-                method,
-            }
+            CheckKind::Http { authority, path, method }
         }
-        (None, Some(authority)) => CheckKind::Tcp {
-            authority: with_port(&authority, None, "TCP")?,
-        },
+        (None, Some(authority)) => {
+            CheckKind::Tcp { authority: with_port(&authority, None, "TCP")? }
+        }
         (Some(_), Some(_)) => {
-            return Err(malformed(
-                "Check",
-                "has both HTTP and TCP: make it two checks",
-            ));
+            return Err(malformed("Check", "has both HTTP and TCP: make it two checks"));
         }
         (None, None) => return Err(malformed("Check", "needs HTTP or TCP")),
     };
-    let interval = fields
-        .duration("Interval")?
-        .ok_or_else(|| malformed("Interval", "is missing"))?;
+    let interval =
+        fields.duration("Interval")?.ok_or_else(|| malformed("Interval", "is missing"))?;
     if interval < INTERVAL_MIN {
         return Err(malformed("Interval", "must be at least 100ms"));
     }
@@ -204,10 +166,7 @@ fn decode_check(
             .map(|count| count.max(1))
             .map_err(|_| malformed(key, "is too large")),
     };
-    let (rise, fall) = (
-        count("SuccessBeforePassing")?,
-        count("FailuresBeforeCritical")?,
-    );
+    let (rise, fall) = (count("SuccessBeforePassing")?, count("FailuresBeforeCritical")?);
     let initial = match fields.text("Status")?.as_deref() {
         None | Some("critical") => Status::Critical,
         Some("warning") => Status::Warning,
@@ -215,13 +174,8 @@ fn decode_check(
         Some(_) => return Err(malformed("Status", "must be passing, warning or critical")),
     };
     Ok(Check {
-        id: fields
-            .text("CheckID")?
-            .or(fields.text("ID")?)
-            .unwrap_or(default_id),
-        name: fields
-            .text("Name")?
-            .unwrap_or_else(|| format!("Service '{service}' check")),
+        id: fields.text("CheckID")?.or(fields.text("ID")?).unwrap_or(default_id),
+        name: fields.text("Name")?.unwrap_or_else(|| format!("Service '{service}' check")),
         kind,
         interval,
         timeout: fields.duration("Timeout")?.unwrap_or(TIMEOUT),
@@ -243,19 +197,12 @@ fn split_url(url: &str) -> Result<(String, String), DecodeError> {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let path = path.split('#').next().unwrap_or_default();
-    let path = if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("/{path}")
-    };
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     if authority.contains('@') {
         return not_built("HTTP: credentials in the URL: leave them out".into());
     }
     if path.bytes().any(|b| b <= b' ' || b == 0x7f) {
-        return Err(malformed(
-            "HTTP",
-            "has spaces or control characters in its path",
-        ));
+        return Err(malformed("HTTP", "has spaces or control characters in its path"));
     }
     Ok((with_port(authority, Some(80), "HTTP")?, path))
 }
@@ -263,20 +210,17 @@ fn split_url(url: &str) -> Result<(String, String), DecodeError> {
 /// `host:port`, with the port that is meant if none is given.
 fn with_port(authority: &str, default: Option<u16>, key: &str) -> Result<String, DecodeError> {
     let wrong = || malformed(key, "must name a host and a port");
-    let is_clean = authority
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
+    let is_clean = authority.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b));
     if authority.is_empty() || !is_clean {
         return Err(wrong());
     }
-    let port = authority
-        .rsplit_once(':')
-        .filter(|(host, _)| !host.is_empty() && !host.ends_with(':'));
+    let port =
+        authority.rsplit_once(':').filter(|(host, _)| !host.is_empty() && !host.ends_with(':'));
     match port.map(|(_, port)| port.parse::<u16>()) {
         Some(Ok(port)) if port > 0 => Ok(authority.to_owned()),
-        _ if authority.ends_with(']') || !authority.contains(':') => default
-            .map(|port| format!("{authority}:{port}"))
-            .ok_or_else(wrong),
+        _ if authority.ends_with(']') || !authority.contains(':') => {
+            default.map(|port| format!("{authority}:{port}")).ok_or_else(wrong)
+        }
         _ => Err(wrong()),
     }
 }
@@ -287,11 +231,9 @@ struct Fields(BTreeMap<String, Value>);
 impl Fields {
     fn of(value: Value, what: &str) -> Result<Fields, DecodeError> {
         match value {
-            Value::Object(map) => Ok(Fields(
-                map.into_iter()
-                    .map(|(key, value)| (folded(&key), value))
-                    .collect(),
-            )),
+            Value::Object(map) => {
+                Ok(Fields(map.into_iter().map(|(key, value)| (folded(&key), value)).collect()))
+            }
             _ => Err(malformed(what, "must be an object")),
         }
     }
@@ -373,17 +315,12 @@ impl Fields {
             Some(Value::String(text)) => go_duration(&text),
             Some(_) => None,
         };
-        parsed
-            .map(Some)
-            .ok_or_else(|| malformed(key, "must be a duration such as 10s or 500ms"))
+        parsed.map(Some).ok_or_else(|| malformed(key, "must be a duration such as 10s or 500ms"))
     }
 }
 
 fn folded(key: &str) -> String {
-    key.chars()
-        .filter(|c| *c != '_')
-        .map(|c| c.to_ascii_lowercase())
-        .collect()
+    key.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect()
 }
 
 /// `1h2m3.5s`; `None` if it is not one, or longer than a century.
@@ -394,9 +331,7 @@ fn go_duration(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (number, tail) = rest.split_at(digits);
-        let letters = tail
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(tail.len());
+        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(letters);
         let scale = match unit {
             "ns" => 1e-9,
@@ -422,237 +357,4 @@ fn not_built<T>(what: String) -> Result<T, DecodeError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-
-    const NODE: &str = "10.0.0.5";
-
-    fn decode(body: &Value) -> Result<Registration, DecodeError> {
-        decode_registration(body.to_string().as_bytes(), NODE.parse().unwrap())
-    }
-
-    fn check(check: Value) -> Result<Check, DecodeError> {
-        let registration = decode(&json!({"Name": "web", "Port": 80, "Check": check}))?;
-        Ok(registration.checks.into_iter().next().unwrap())
-    }
-
-    #[test]
-    fn a_whole_registration() {
-        let registration = decode(&json!({
-            "ID": "web-1", "Name": "Web", "Tags": ["a", "b"], "Address": "10.0.0.9", "Port": 8080,
-            "Meta": {"k": "v"}, "EnableTagOverride": false, "Weights": {"Passing": 10, "Warning": 1},
-            "Check": {"HTTP": "http://10.0.0.9:8080/health?full=1", "Interval": "10s", "Timeout": "1s500ms"},
-        }))
-        .unwrap();
-        assert_eq!(registration.service, "web");
-        assert_eq!(registration.id, "web-1");
-        assert_eq!(registration.address, "10.0.0.9:8080".parse().unwrap());
-        assert_eq!(registration.advertise, Some(registration.address));
-        assert_eq!(registration.tags, ["a", "b"]);
-        assert_eq!(registration.meta["k"], "v");
-        assert_eq!(
-            registration.weights,
-            Weights {
-                passing: 10,
-                warning: 1
-            }
-        );
-        let [check] = &registration.checks[..] else {
-            panic!("one check")
-        };
-        assert_eq!(check.id, "service:web-1");
-        assert_eq!(
-            (check.interval, check.timeout),
-            (Duration::from_secs(10), Duration::from_millis(1500))
-        );
-        assert_eq!(
-            (check.rise, check.fall, check.initial),
-            (1, 1, Status::Critical)
-        );
-        let CheckKind::Http {
-            authority,
-            path,
-            method,
-        } = &check.kind
-        else {
-            panic!("an HTTP check")
-        };
-        assert_eq!(
-            (&**authority, &**path, &**method),
-            ("10.0.0.9:8080", "/health?full=1", "GET")
-        );
-    }
-
-    #[test]
-    fn keys_in_any_case_and_nulls() {
-        let registration = decode(&json!({
-            "name": "web", "port": 80, "tags": null, "meta": null, "address": "", "enable_tag_override": true,
-            "checks": [{"tcp": "localhost:80", "interval": "1s", "success_before_passing": 3, "status": "passing"},
-                       {"TCP": "localhost:81", "Interval": "1s", "failuresbeforecritical": 2, "Name": "second"}],
-        }))
-        .unwrap();
-        assert_eq!(registration.id, "web");
-        assert_eq!(registration.address, "10.0.0.5:80".parse().unwrap());
-        let checks: Vec<_> = registration
-            .checks
-            .iter()
-            .map(|c| (&*c.id, c.rise, c.fall, c.initial))
-            .collect();
-        assert_eq!(
-            checks,
-            [
-                ("service:web:1", 3, 1, Status::Passing),
-                ("service:web:2", 1, 2, Status::Critical)
-            ]
-        );
-        assert_eq!(registration.checks[1].name, "second");
-    }
-
-    #[test]
-    fn a_loopback_address_is_announced_among_loopback_hosts_only() {
-        let body = json!({"Name": "web", "Address": "127.0.0.1", "Port": 80}).to_string();
-        let announced = |node: &str| {
-            decode_registration(body.as_bytes(), node.parse().unwrap())
-                .unwrap()
-                .advertise
-        };
-        assert_eq!(announced("10.0.0.5"), None);
-        assert_eq!(
-            announced("127.0.0.2"),
-            Some("127.0.0.1:80".parse().unwrap())
-        );
-    }
-
-    #[test]
-    fn table_of_what_is_refused_and_why() {
-        for (body, said) in [
-            (json!([]), "the body must be an object"),
-            (json!({"Port": 80}), "Name is missing"),
-            (json!({"Name": "web"}), "Port must be"),
-            (json!({"Name": "web", "Port": 70000}), "Port must be"),
-            (
-                json!({"Name": "web", "Port": "80"}),
-                "Port must be a whole number",
-            ),
-            (
-                json!({"Name": "web", "Port": 80, "Address": "web.example"}),
-                "Address must be an IP",
-            ),
-            (json!({"Name": "a b", "Port": 80}), "service name"),
-            (
-                json!({"Name": "web", "Port": 80, "Tags": "a"}),
-                "Tags must be a list",
-            ),
-            (
-                json!({"Name": "web", "Port": 80, "Meta": {"a": 1}}),
-                "Meta must be an object of strings",
-            ),
-            (
-                json!({"Name": "web", "Port": 80, "Connect": {"Native": true}}),
-                "not built yet: Connect",
-            ),
-            (
-                json!({"Name": "web", "Port": 80, "Kind": "connect-proxy"}),
-                "not built yet: Kind",
-            ),
-            (
-                json!({"Name": "web", "Port": 80, "Namespace": "team"}),
-                "not built yet: Namespace",
-            ),
-        ] {
-            let error = decode(&body).unwrap_err().to_string();
-            assert!(error.contains(said), "{body}: {error}");
-        }
-        for (body, said) in [
-            (
-                json!({"TTL": "30s"}),
-                "not built yet: TTL: use an HTTP or TCP check",
-            ),
-            (
-                json!({"GRPC": "127.0.0.1:80", "Interval": "1s"}),
-                "not built yet: GRPC",
-            ),
-            (
-                json!({"TCP": "a:80", "Interval": "1s", "DeregisterCriticalServiceAfter": "1m"}),
-                "not built yet",
-            ),
-            (
-                json!({"HTTP": "https://a/", "Interval": "1s"}),
-                "not built yet: HTTP: https",
-            ),
-            (
-                json!({"HTTP": "ftp://a/", "Interval": "1s"}),
-                "must begin with http://",
-            ),
-            (
-                json!({"HTTP": "http://a b/", "Interval": "1s"}),
-                "host and a port",
-            ),
-            (json!({"HTTP": "http://a/x y", "Interval": "1s"}), "spaces"),
-            (json!({"TCP": "a", "Interval": "1s"}), "host and a port"),
-            (
-                json!({"TCP": "a:99999", "Interval": "1s"}),
-                "host and a port",
-            ),
-            (json!({"Interval": "1s"}), "needs HTTP or TCP"),
-            (json!({"TCP": "a:80"}), "Interval is missing"),
-            (json!({"TCP": "a:80", "Interval": "1ms"}), "at least 100ms"),
-            (
-                json!({"TCP": "a:80", "Interval": "soon"}),
-                "must be a duration",
-            ),
-            (
-                json!({"TCP": "a:80", "Interval": "1s", "Status": "fine"}),
-                "passing, warning or critical",
-            ),
-        ] {
-            let error = check(body.clone()).unwrap_err().to_string();
-            assert!(error.contains(said), "{body}: {error}");
-        }
-    }
-
-    #[test]
-    fn urls_and_durations() {
-        let authority = |url: &str| split_url(url).unwrap();
-        assert_eq!(authority("http://a"), ("a:80".into(), "/".into()));
-        assert_eq!(
-            authority("http://a:8080?x=1"),
-            ("a:8080".into(), "/?x=1".into())
-        );
-        assert_eq!(
-            authority("http://[::1]/h#frag"),
-            ("[::1]:80".into(), "/h".into())
-        );
-        assert_eq!(
-            authority("http://[::1]:81/h"),
-            ("[::1]:81".into(), "/h".into())
-        );
-        for (text, millis) in [
-            ("10s", 10_000),
-            ("1m30s", 90_000),
-            ("500ms", 500),
-            ("1.5h", 5_400_000),
-        ] {
-            assert_eq!(
-                go_duration(text),
-                Some(Duration::from_millis(millis)),
-                "{text}"
-            );
-        }
-        for text in ["", "10", "s", "-1s", "1d", "1e9s", "99999999999h"] {
-            assert_eq!(go_duration(text), None, "{text}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn random_bodies_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), duration in "[0-9.hmsuµn-]{0,12}", url in "http://[a:\\[\\]/?#@ ]{0,12}") {
-            let _ = decode_registration(&bytes, NODE.parse().unwrap());
-            let _ = go_duration(&duration);
-            let _ = split_url(&url);
-        }
-    }
-}
+mod tests;

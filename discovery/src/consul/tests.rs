@@ -11,10 +11,7 @@ fn ids(value: &Value, pointer: &str) -> Vec<String> {
 
 #[test]
 fn a_health_entry_has_every_field_that_clients_read() {
-    let filter = Filter {
-        passing: true,
-        tags: vec!["V2".into()],
-    };
+    let filter = Filter { passing: true, tags: vec!["V2".into()] };
     let answer = health_service(&catalog(), "payments", &filter);
     assert_eq!(
         answer,
@@ -109,31 +106,17 @@ fn lists_of_services_hosts_and_members() {
         catalog_services(&catalog),
         json!({"payments": ["v2"], "payments.shop": [], "sick": [], "six": []})
     );
-    assert_eq!(
-        ids(&catalog_nodes(&catalog), "/Node"),
-        ["host-a", "host-b", "host-c"]
-    );
+    assert_eq!(ids(&catalog_nodes(&catalog), "/Node"), ["host-a", "host-b", "host-c"]);
     let members = agent_members(&catalog);
-    assert_eq!(
-        ids(&members, "/Name"),
-        ["host-a", "host-b", "host-c", "host-d"]
-    );
+    assert_eq!(ids(&members, "/Name"), ["host-a", "host-b", "host-c", "host-d"]);
     assert_eq!(members[0]["Status"], 1);
     assert_eq!(members[3]["Status"], 4);
-    let own: Vec<String> = agent_services(&catalog)
-        .as_object()
-        .unwrap()
-        .keys()
-        .cloned()
-        .collect();
+    let own: Vec<String> = agent_services(&catalog).as_object().unwrap().keys().cloned().collect();
     assert_eq!(own, ["inside", "payments-1", "shop", "sick", "six"]);
     assert_eq!(agent_services(&catalog)["inside"]["Address"], "127.0.0.1");
     let own = agent_self(&catalog, "1.2.3");
     assert_eq!(own["Config"]["Datacenter"], "prod");
     assert_eq!(own["Config"]["NodeName"], "host-a");
     assert_eq!(own["Member"]["Name"], "host-a");
-    assert_eq!(
-        uuid(0x1234_5678_9abc_def0),
-        "00000000-0000-0000-1234-56789abcdef0"
-    );
+    assert_eq!(uuid(0x1234_5678_9abc_def0), "00000000-0000-0000-1234-56789abcdef0");
 }

@@ -15,6 +15,9 @@ use crate::wire::{Delta, Extent, Frame, Located};
 const RECEIVED_MAX: usize = 4096;
 /// Challenges and their answers sent in a second; more strangers than that have to wait.
 const CHALLENGES_PER_SEC_MAX: u32 = 2000;
+/// Suspects that others asked us to dial, and who asked, for each.
+const SUSPECTS_MAX: usize = 256;
+const ASKERS_MAX: usize = 64;
 /// Entries of one list of what is missing.
 const MISSING_MAX: usize = 4096;
 
@@ -27,10 +30,7 @@ pub(super) struct Allowance {
 
 impl Allowance {
     pub fn new(now: Instant) -> Self {
-        Allowance {
-            since: now,
-            left: CHALLENGES_PER_SEC_MAX,
-        }
+        Allowance { since: now, left: CHALLENGES_PER_SEC_MAX }
     }
 
     fn take(&mut self, now: Instant) -> bool {
@@ -61,19 +61,16 @@ impl Discovery {
             self.count_refused(Refused::Length);
             return;
         }
-        let (sender, salt, counter, body, sub_key) =
-            match self.open(Channel::Datagram, &[], datagram) {
-                Ok(opened) => opened,
-                Err(()) => return,
-            };
+        let Ok((sender, salt, counter, body, sub_key)) =
+            self.open(Channel::Datagram, &[], datagram)
+        else {
+            return;
+        };
         let Ok(frames) = Frame::decode_all(&body) else {
             self.counters.refused_malformed += 1;
             return;
         };
-        match self
-            .sessions
-            .accept(now, sender, salt, counter, sub_key.clone())
-        {
+        match self.sessions.accept(now, sender, salt, counter, sub_key.clone()) {
             Standing::Fresh => self.answer_challenges(now, from, &frames),
             Standing::Replayed => {
                 self.counters.refused_replay += 1;
@@ -90,14 +87,7 @@ impl Discovery {
         }
         if self.peers.location(sender).is_none() {
             // A guess, until it says so itself.
-            self.learn_address(
-                now,
-                Located {
-                    node: sender,
-                    generation: 0,
-                    address: from,
-                },
-            );
+            self.learn_address(now, Located { node: sender, generation: 0, address: from });
         }
         self.handle_frames(now, wall_ms, sender, frames);
         self.pump(now);
@@ -113,21 +103,10 @@ impl Discovery {
         channel: Channel,
         binding: &[u8],
         envelope: &[u8],
-    ) -> Result<
-        (
-            u64,
-            crate::seal::Salt,
-            u64,
-            Vec<u8>,
-            Option<crate::seal::SubKey>,
-        ),
-        (),
-    > {
+    ) -> Result<(u64, crate::seal::Salt, u64, Vec<u8>, Option<crate::seal::SubKey>), ()> {
         let opened = self.sealer.header(envelope).and_then(|header| {
             let kept = self.sessions.sub_key(header.sender, header.salt);
-            let (body, sub_key) = self
-                .sealer
-                .open(&header, channel, binding, envelope, kept)?;
+            let (body, sub_key) = self.sealer.open(&header, channel, binding, envelope, kept)?;
             Ok((header.sender, header.salt, header.counter, body, sub_key))
         });
         match opened {
@@ -184,14 +163,14 @@ impl Discovery {
     ) {
         for frame in frames {
             match frame {
-                Frame::Addresses(list) => list
-                    .into_iter()
-                    .for_each(|located| self.learn_address(now, located)),
+                Frame::Addresses(list) => {
+                    list.into_iter().for_each(|located| self.learn_address(now, located));
+                }
                 Frame::Membership(packet) => {
                     match self.membership.handle_packet(now, sender, &packet) {
                         Ok(()) => {}
                         Err(NotTaken::Malformed | NotTaken::Forged) => {
-                            self.counters.refused_malformed += 1
+                            self.counters.refused_malformed += 1;
                         }
                         Err(NotTaken::TooMany) => self.counters.refused_limit += 1,
                     }
@@ -200,14 +179,12 @@ impl Discovery {
                 Frame::Delta(delta) => self.handle_delta(now, wall_ms, sender, delta),
                 Frame::Have(extent) => self.handle_extents(now, wall_ms, sender, &[extent], true),
                 Frame::Gone { node, epoch, left } => {
-                    self.handle_gone(now, sender, node, epoch, left)
+                    self.handle_gone(now, sender, node, epoch, left);
                 }
                 Frame::Confirm { node, epoch } => self.handle_confirm(now, sender, node, epoch),
-                Frame::Verdict {
-                    node,
-                    epoch,
-                    refused,
-                } => self.handle_verdict(now, sender, node, epoch, refused),
+                Frame::Verdict { node, epoch, refused } => {
+                    self.handle_verdict(now, sender, node, epoch, refused);
+                }
                 Frame::Suspected { epoch, incarnation } => {
                     self.membership.handle_suspected(now, epoch, incarnation);
                 }
@@ -226,11 +203,7 @@ impl Discovery {
     }
 
     fn handle_delta(&mut self, now: Instant, wall_ms: u64, sender: u64, delta: Delta) {
-        let extent = Extent {
-            node: delta.node,
-            generation: delta.generation,
-            upto: delta.upto,
-        };
+        let extent = Extent { node: delta.node, generation: delta.generation, upto: delta.upto };
         match self.registry.apply(delta) {
             Applied::Unchanged => {}
             Applied::Gap(_) => self.note_missing(now, sender, extent),
@@ -238,8 +211,7 @@ impl Discovery {
             Applied::TooMany => self.counters.refused_limit += 1,
             Applied::Changed(changes) => {
                 let size = self.membership.up().len() + 1;
-                self.spread
-                    .push(now, extent.node, extent.generation, changes.base, size);
+                self.spread.push(now, extent.node, extent.generation, changes.base, size);
                 self.publisher.touch_services(now, changes.services);
                 if changes.node {
                     self.publisher.touch_node(now, extent.node, &self.registry);
@@ -261,22 +233,27 @@ impl Discovery {
         extents: &[Extent],
         fetch: bool,
     ) {
-        for extent in extents
-            .iter()
-            .filter(|extent| extent.upto == Extent::TOMBSTONE)
-        {
+        for extent in extents.iter().filter(|extent| extent.upto == Extent::TOMBSTONE) {
             match self.registry.bury(now, extent.node, extent.generation) {
                 Applied::OwnIsBehind(generation) => self.jump_above(now, wall_ms, generation),
                 Applied::Changed(changes) => {
                     self.publisher.touch_services(now, changes.services);
                     self.publisher.touch_node(now, extent.node, &self.registry);
+                    self.peer_left(now, extent.node);
                     if changes.node {
                         let size = self.membership.up().len() + 1;
-                        self.spread
-                            .push(now, extent.node, extent.generation, 0, size);
+                        self.spread.push(now, extent.node, extent.generation, 0, size);
                     }
                 }
                 Applied::Unchanged | Applied::Gap(_) | Applied::TooMany => {}
+            }
+        }
+        let own = self.config.node.id;
+        for extent in extents.iter().filter(|e| e.node == own && e.upto != Extent::TOMBSTONE) {
+            if let Applied::OwnIsBehind(generation) =
+                self.registry.judge_own(extent.generation, extent.upto)
+            {
+                self.jump_above(now, wall_ms, generation);
             }
         }
         if fetch {
@@ -307,23 +284,14 @@ impl Discovery {
             return;
         };
         let Some(body) = &record.node else { return };
-        let located = Located {
-            node,
-            generation: record.generation,
-            address: body.address,
-        };
+        let located = Located { node, generation: record.generation, address: body.address };
         self.learn_address(now, located);
     }
 
     fn handle_gone(&mut self, now: Instant, sender: u64, node: u64, epoch: u32, left: bool) {
         if node == self.config.node.id {
             // They are wrong: foca takes a new epoch when it hears so.
-            let own = crate::wire::Membered {
-                node,
-                epoch,
-                incarnation: 0,
-                down: true,
-            };
+            let own = crate::wire::Membered { node, epoch, incarnation: 0, down: true };
             self.membership.handle_members(now, &[own]);
         } else if !left || sender == node {
             self.peer_gone(now, node, epoch, left);
@@ -332,19 +300,18 @@ impl Discovery {
 
     fn handle_confirm(&mut self, now: Instant, sender: u64, node: u64, epoch: u32) {
         if node == self.config.node.id {
-            self.send(
-                sender,
-                &[Frame::Verdict {
-                    node,
-                    epoch,
-                    refused: false,
-                }],
-            );
+            self.send(sender, &[Frame::Verdict { node, epoch, refused: false }]);
             return;
         }
         if self.membership.up().get(&node) == Some(&epoch) {
             let is_under_way = self.askers.contains_key(&node);
-            self.askers.entry(node).or_default().insert(sender);
+            if self.askers.len() >= SUSPECTS_MAX && !is_under_way {
+                return;
+            }
+            let askers = self.askers.entry(node).or_default();
+            if askers.len() < ASKERS_MAX {
+                askers.insert(sender);
+            }
             if !is_under_way {
                 self.dial_suspect(now, node, epoch, false);
             }

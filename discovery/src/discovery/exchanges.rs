@@ -68,11 +68,8 @@ impl Discovery {
             self.count_refused(Refused::Length);
             return None;
         }
-        let header = self
-            .sealer
-            .header(request)
-            .map_err(|refused| self.count_refused(refused))
-            .ok()?;
+        let header =
+            self.sealer.header(request).map_err(|refused| self.count_refused(refused)).ok()?;
         let (sender, salt, counter, body, sub_key) =
             self.open(Channel::Request, &[], request).ok()?;
         let Ok(frames) = Frame::decode_all(&body) else {
@@ -84,10 +81,7 @@ impl Discovery {
             // Says no more than that we are here, so it needs no proof.
             return Some(self.respond(&binding, &[Frame::Hello(self.hello())]));
         }
-        match self
-            .sessions
-            .accept(now, sender, salt, counter, sub_key.clone())
-        {
+        match self.sessions.accept(now, sender, salt, counter, sub_key.clone()) {
             Standing::Fresh => {}
             Standing::Replayed => {
                 self.counters.refused_replay += 1;
@@ -144,12 +138,7 @@ impl Discovery {
         let Some(location) = self.peers.location(peer) else {
             return;
         };
-        self.dial(
-            now,
-            location.address,
-            Purpose::Compare,
-            vec![Frame::Compare(self.root())],
-        );
+        self.dial(now, location.address, Purpose::Compare, vec![Frame::Compare(self.root())]);
     }
 
     pub(super) fn fetch_missing(&mut self, now: Instant) {
@@ -159,12 +148,7 @@ impl Discovery {
             if let Some(location) = self.peers.location(peer)
                 && !wants.is_empty()
             {
-                self.dial(
-                    now,
-                    location.address,
-                    Purpose::Trade,
-                    vec![Frame::Wants(wants)],
-                );
+                self.dial(now, location.address, Purpose::Trade, vec![Frame::Wants(wants)]);
             }
         }
     }
@@ -172,19 +156,13 @@ impl Discovery {
     /// Asks a host that does not answer datagrams whether it is there.
     pub(super) fn dial_suspect(&mut self, now: Instant, node: u64, epoch: u32, own: bool) {
         if let Some(location) = self.peers.location(node) {
-            self.dial(
-                now,
-                location.address,
-                Purpose::Ping { node, epoch, own },
-                vec![Frame::Ping],
-            );
+            self.dial(now, location.address, Purpose::Ping { node, epoch, own }, vec![Frame::Ping]);
         }
     }
 
     pub(super) fn recheck_suspects(&mut self, now: Instant) {
-        let (due, later) = std::mem::take(&mut self.recheck)
-            .into_iter()
-            .partition(|(at, ..)| *at <= now);
+        let (due, later) =
+            std::mem::take(&mut self.recheck).into_iter().partition(|(at, ..)| *at <= now);
         self.recheck = later;
         let due: Vec<(Instant, u64, u32)> = due;
         for (_, node, epoch) in due {
@@ -209,11 +187,8 @@ impl Discovery {
         if self.dials.len() >= DIALS_MAX || self.left {
             return;
         }
-        let timeout = if matches!(purpose, Purpose::Ping { .. }) {
-            PING_TIMEOUT
-        } else {
-            EXCHANGE_TIMEOUT
-        };
+        let timeout =
+            if matches!(purpose, Purpose::Ping { .. }) { PING_TIMEOUT } else { EXCHANGE_TIMEOUT };
         let mut all = vec![Frame::Hello(self.hello())];
         all.extend(cookie.map(Frame::Echo));
         all.extend(frames.iter().cloned());
@@ -225,21 +200,9 @@ impl Discovery {
         let expires = now + 2 * timeout;
         self.dials.insert(
             id,
-            Outgoing {
-                purpose,
-                to,
-                expires,
-                binding,
-                frames,
-                echoed: cookie.is_some(),
-            },
+            Outgoing { purpose, to, expires, binding, frames, echoed: cookie.is_some() },
         );
-        self.dial_queue.push_back(Dial {
-            id,
-            to,
-            request,
-            timeout,
-        });
+        self.dial_queue.push_back(Dial { id, to, request, timeout });
     }
 
     fn respond(&mut self, binding: &[u8; 32], frames: &[Frame]) -> Vec<u8> {
@@ -260,12 +223,8 @@ impl Discovery {
         let asked = frames.clone();
         self.handle_frames(now, wall_ms, sender, frames);
         let mut answer = vec![Frame::Hello(self.hello())];
-        let their_digest: Vec<Extent> = asked
-            .iter()
-            .filter_map(digest_of)
-            .flatten()
-            .copied()
-            .collect();
+        let their_digest: Vec<Extent> =
+            asked.iter().filter_map(digest_of).flatten().copied().collect();
         self.handle_extents(now, wall_ms, sender, &their_digest, true);
         for frame in &asked {
             match frame {
@@ -281,9 +240,7 @@ impl Discovery {
                     answer.push(Frame::Digest(self.registry.digest()));
                 }
                 Frame::Wants(wants) => {
-                    let deltas = wants
-                        .iter()
-                        .filter_map(|want| self.registry.delta_for(*want));
+                    let deltas = wants.iter().filter_map(|want| self.registry.delta_for(*want));
                     answer.extend(deltas.map(Frame::Delta));
                 }
                 _ => {}
@@ -312,13 +269,7 @@ impl Discovery {
             _ => None,
         }) {
             if !outgoing.echoed {
-                self.dial_with(
-                    now,
-                    outgoing.to,
-                    outgoing.purpose,
-                    outgoing.frames,
-                    Some(cookie),
-                );
+                self.dial_with(now, outgoing.to, outgoing.purpose, outgoing.frames, Some(cookie));
             }
             return;
         }
@@ -327,12 +278,7 @@ impl Discovery {
             return;
         }
         self.meet(now, sender, outgoing.to, &frames);
-        let digest: Vec<Extent> = frames
-            .iter()
-            .filter_map(digest_of)
-            .flatten()
-            .copied()
-            .collect();
+        let digest: Vec<Extent> = frames.iter().filter_map(digest_of).flatten().copied().collect();
         self.handle_frames(now, wall_ms, sender, frames);
         self.handle_extents(now, wall_ms, sender, &digest, false);
         if outgoing.purpose == Purpose::Compare && !digest.is_empty() {
@@ -357,13 +303,7 @@ impl Discovery {
             Frame::Hello(hello) => Some(*hello),
             _ => None,
         });
-        let Some(Hello {
-            epoch,
-            incarnation,
-            generation,
-            address,
-        }) = hello
-        else {
+        let Some(Hello { epoch, incarnation, generation, address }) = hello else {
             return;
         };
         let address = if address.ip().is_unspecified() {
@@ -371,14 +311,7 @@ impl Discovery {
         } else {
             address
         };
-        self.learn_address(
-            now,
-            Located {
-                node,
-                generation,
-                address,
-            },
-        );
+        self.learn_address(now, Located { node, generation, address });
         self.membership.handle_alive(now, node, epoch, incarnation);
     }
 
@@ -400,14 +333,7 @@ impl Discovery {
         self.cases.reached(node);
         self.membership.confirm_alive(now, node, epoch);
         for asker in askers {
-            self.send(
-                asker,
-                &[Frame::Verdict {
-                    node,
-                    epoch,
-                    refused: false,
-                }],
-            );
+            self.send(asker, &[Frame::Verdict { node, epoch, refused: false }]);
         }
     }
 
@@ -424,22 +350,12 @@ impl Discovery {
             return;
         }
         for asker in askers {
-            self.send(
-                asker,
-                &[Frame::Verdict {
-                    node,
-                    epoch,
-                    refused: true,
-                }],
-            );
+            self.send(asker, &[Frame::Verdict { node, epoch, refused: true }]);
         }
         if !own {
             return;
         }
-        match self
-            .cases
-            .refused(now, node, epoch, self.config.node.id, true)
-        {
+        match self.cases.refused(now, node, epoch, self.config.node.id, true) {
             Verdict::AskOthers => {
                 for peer in self.random_peers(CONFIRMERS, &[node]) {
                     self.send(peer, &[Frame::Confirm { node, epoch }]);
@@ -463,21 +379,13 @@ impl Discovery {
     /// Who is where, as we see it.
     fn state(&self) -> Vec<Frame> {
         let members = self.membership.members();
-        let locations = members
-            .iter()
-            .filter_map(|member| self.peers.location(member.node));
-        let addresses = locations
-            .filter(|location| location.generation > 0)
-            .collect();
+        let locations = members.iter().filter_map(|member| self.peers.location(member.node));
+        let addresses = locations.filter(|location| location.generation > 0).collect();
         vec![Frame::Addresses(addresses), Frame::Members(members)]
     }
 
     fn own_delta(&self) -> Option<Delta> {
-        self.registry.delta_for(Extent {
-            node: self.config.node.id,
-            generation: 0,
-            upto: 0,
-        })
+        self.registry.delta_for(Extent { node: self.config.node.id, generation: 0, upto: 0 })
     }
 
     /// A hash over who is up and how much we have of each record: equal for hosts that know the same.
@@ -501,9 +409,7 @@ impl Discovery {
             hash.update(extent.upto.to_be_bytes());
         }
         let hash = hash.finalize();
-        u64::from_be_bytes([
-            hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7],
-        ])
+        u64::from_be_bytes([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]])
     }
 }
 

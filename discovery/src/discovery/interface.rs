@@ -53,7 +53,7 @@ pub struct Profile {
     pub probe_period: Duration,
     /// A probe unanswered for this long is tried through others and over TCP. Less than half of the period.
     pub probe_rtt: Duration,
-    /// A suspect has this long to refute, times log10 of the number of hosts if that is more than 1.
+    /// A suspect has this long to refute; beyond a hundred hosts more: times log10 of their number, less one.
     pub suspicion: Duration,
     /// Changes are passed on this often.
     pub gossip: Duration,
@@ -223,6 +223,8 @@ pub struct Counters {
     pub challenges: u64,
     /// Packets for a host whose address is not known yet.
     pub unroutable: u64,
+    /// Datagrams lost because the shell did not take them.
+    pub overflow: u64,
     /// How much slower than configured this host probes, because it seems to be the slow one (0 to 3).
     pub slowdown: u64,
 }

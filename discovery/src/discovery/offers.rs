@@ -50,31 +50,22 @@ impl Discovery {
             _ => registration
                 .checks
                 .iter()
-                .map(|check| Health {
-                    status: check.initial,
-                    output: String::new(),
-                })
+                .map(|check| Health { status: check.initial, output: String::new() })
                 .collect(),
         };
         let is_saved = registration.origin == Origin::Api
             || known.is_some_and(|known| known.registration.origin == Origin::Api);
-        let offer = Offer {
-            registration,
-            health,
-        };
+        let offer = Offer { registration, health };
         let body = offer.encode();
         if body.len() > BODY_MAX {
-            return Err(RegisterError::TooLarge(
-                "bytes of the registration",
-                BODY_MAX,
-            ));
+            return Err(RegisterError::TooLarge("bytes of the registration", BODY_MAX));
         }
         let id = offer.registration.id.clone();
         self.write_own(now, &id, Some(body));
         self.offers.insert(id, offer);
         self.publish(wall_ms);
         if is_saved {
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
         }
         Ok(())
     }
@@ -89,14 +80,11 @@ impl Discovery {
         wall_ms: u64,
         id: &str,
     ) -> Result<(), RegisterError> {
-        let offer = self
-            .offers
-            .remove(id)
-            .ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
+        let offer = self.offers.remove(id).ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
         self.write_own(now, id, None);
         self.publish(wall_ms);
         if offer.registration.origin == Origin::Api {
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
         }
         Ok(())
     }
@@ -113,10 +101,8 @@ impl Discovery {
         check: usize,
         health: Health,
     ) -> Result<(), RegisterError> {
-        let offer = self
-            .offers
-            .get_mut(id)
-            .ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
+        let offer =
+            self.offers.get_mut(id).ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
         let known = offer
             .health
             .get_mut(check)
@@ -149,13 +135,7 @@ impl Discovery {
     pub(super) fn write_own(&mut self, now: Instant, key: &str, body: Option<Vec<u8>>) {
         let changes = self.registry.write(now, key, body);
         let own = self.config.node.id;
-        self.spread.push(
-            now,
-            own,
-            self.generation(),
-            changes.base,
-            self.membership.up().len() + 1,
-        );
+        self.spread.push(now, own, self.generation(), changes.base, self.membership.up().len() + 1);
         self.publisher.touch_services(now, changes.services);
         if changes.node {
             self.publisher.touch_node(now, own, &self.registry);
@@ -169,30 +149,26 @@ impl Discovery {
             self.counters.refused_limit += 1;
             return;
         }
-        while self
-            .jumps
-            .front()
-            .is_some_and(|at| now.saturating_duration_since(*at) > JUMP_WINDOW)
-        {
+        self.suspect_a_double(now);
+        let own = self.config.node.id;
+        if self.registry.jump((generation + 1).max(wall_ms)) {
+            self.spread.push(now, own, self.generation(), 0, self.membership.up().len() + 1);
+            self.publisher.touch_node(now, own, &self.registry);
+            self.tell(Event::SaveDue);
+            self.learn_address(now, self.own_location());
+        }
+    }
+
+    /// Others were ahead of us about ourselves. Once is an earlier life; again and again is another process.
+    pub(super) fn suspect_a_double(&mut self, now: Instant) {
+        let is_old = |at: &Instant| now.saturating_duration_since(*at) > JUMP_WINDOW;
+        while self.jumps.front().is_some_and(is_old) {
             self.jumps.pop_front();
         }
         self.jumps.push_back(now);
         if self.jumps.len() > JUMPS_MAX {
             self.jumps.clear();
             self.take_new_identity(now);
-        }
-        let own = self.config.node.id;
-        if self.registry.jump((generation + 1).max(wall_ms)) {
-            self.spread.push(
-                now,
-                own,
-                self.generation(),
-                0,
-                self.membership.up().len() + 1,
-            );
-            self.publisher.touch_node(now, own, &self.registry);
-            self.events.push_back(Event::SaveDue);
-            self.learn_address(now, self.own_location());
         }
     }
 
@@ -204,19 +180,20 @@ impl Discovery {
         let rng = ChaCha8Rng::from_seed(self.rng.random());
         let epoch = self.membership.epoch();
         let members = self.membership.members();
-        self.membership = Membership::new(
-            new,
-            epoch,
-            self.config.profile,
-            self.config.limits.members,
-            rng,
-        );
+        self.membership =
+            Membership::new(new, epoch, self.config.profile, self.config.limits.members, rng);
         self.membership.handle_members(now, &members);
         let services = self.registry.rename_own(new);
+        // Above the old id's, which is still known at our address.
+        self.registry.jump(self.generation() + 1);
         self.peers.rename_own(old);
         self.publisher.touch_services(now, services);
         self.publisher.touch_node(now, old, &self.registry);
         self.publisher.touch_node(now, new, &self.registry);
-        self.events.push_back(Event::NewIdentity { node: new });
+        let size = self.membership.up().len() + 1;
+        self.spread.push(now, new, self.generation(), 0, size);
+        self.learn_address(now, self.own_location());
+        self.tell(Event::NewIdentity { node: new });
+        self.tell(Event::SaveDue);
     }
 }

@@ -27,8 +27,10 @@ const VANISH_SHARE: f64 = 0.15;
 const PRESERVED: Duration = Duration::from_secs(600);
 /// A host found dead is announced directly to so many; the rest hear of it by gossip.
 const GONE_FANOUT: usize = 64;
+/// Departed hosts that are remembered, for each that the limit of members allows.
+const DEPARTED_PER_MEMBER: usize = 2;
 /// Saved members.
-const SAVED_MAX: usize = 64;
+pub(super) const SAVED_MAX: usize = 64;
 /// Members are saved at most this often.
 const SAVE_MEMBERS: Duration = Duration::from_secs(5);
 
@@ -85,8 +87,7 @@ impl Peers {
     /// Where hosts were that are down and did not say goodbye.
     pub fn lost_addresses(&self) -> impl Iterator<Item = SocketAddr> {
         let lost = self.departed.iter().filter(|(_, departed)| !departed.left);
-        lost.filter_map(|(node, _)| self.locations.get(node))
-            .map(|location| location.address)
+        lost.filter_map(|(node, _)| self.locations.get(node)).map(|location| location.address)
     }
 
     pub fn rename_own(&mut self, old: u64) {
@@ -123,8 +124,7 @@ impl Peers {
                 || registry.record(*node).is_some()
         };
         self.locations.retain(|node, _| is_needed(node));
-        self.superseded
-            .retain(|node, winner| is_needed(node) && is_needed(winner));
+        self.superseded.retain(|node, winner| is_needed(node) && is_needed(winner));
         let locations = &self.locations;
         self.by_address.retain(|_, nodes| {
             nodes.retain(|node| locations.contains_key(node));
@@ -152,10 +152,7 @@ impl Peers {
             None => {}
         }
         self.locations.insert(new.node, new);
-        self.by_address
-            .entry(new.address)
-            .or_default()
-            .insert(new.node);
+        self.by_address.entry(new.address).or_default().insert(new.node);
         true
     }
 }
@@ -186,10 +183,8 @@ impl Discovery {
             .filter_map(|node| self.peers.location(node))
             .filter(|location| location.generation > 0)
             .collect();
-        let Some(winner) = claims
-            .iter()
-            .max_by_key(|claim| (claim.generation, claim.node))
-            .copied()
+        let Some(winner) =
+            claims.iter().max_by_key(|claim| (claim.generation, claim.node)).copied()
         else {
             return;
         };
@@ -207,7 +202,7 @@ impl Discovery {
                 self.membership.declare_down(now, loser.node, epoch, true);
             }
             if epoch.is_some() || is_own {
-                self.events.push_back(Event::AddressConflict {
+                self.tell(Event::AddressConflict {
                     loser: loser.node,
                     winner: winner.node,
                     address,
@@ -226,24 +221,15 @@ impl Discovery {
         }
         let was_alone = self.peers.told.is_empty();
         self.peers.departed.remove(&node);
-        self.peers
-            .vanished
-            .retain(|(_, vanished)| *vanished != node);
+        self.peers.vanished.retain(|(_, vanished)| *vanished != node);
         self.registry.set_down(node, None);
         self.publisher.touch_node(now, node, &self.registry);
         if self.registry.record(node).is_none() {
-            let whole = crate::wire::Extent {
-                node,
-                generation: 1,
-                upto: 1,
-            };
+            let whole = crate::wire::Extent { node, generation: 1, upto: 1 };
             self.note_missing(now, node, whole);
         }
         if self.peers.told.insert(node) {
-            self.events.push_back(Event::NodeUp {
-                node,
-                name: self.name_of(node),
-            });
+            self.tell(Event::NodeUp { node, name: self.name_of(node) });
             self.save_members_later(now);
         }
         if was_alone {
@@ -267,13 +253,17 @@ impl Discovery {
         if vanished {
             self.preserve(now, node);
         }
+        let departed_max = DEPARTED_PER_MEMBER * self.config.limits.members.max(1);
+        if self.peers.departed.len() > departed_max
+            && let Some(oldest) =
+                self.peers.departed.iter().min_by_key(|(_, d)| d.since).map(|(node, _)| *node)
+        {
+            self.peers.departed.remove(&oldest);
+            self.publisher.touch_node(now, oldest, &self.registry);
+        }
         self.publisher.touch_node(now, node, &self.registry);
         if self.peers.told.remove(&node) {
-            self.events.push_back(Event::NodeDown {
-                node,
-                name: self.name_of(node),
-                left,
-            });
+            self.tell(Event::NodeDown { node, name: self.name_of(node), left });
             self.save_members_later(now);
         }
         if self.peers.told.is_empty() {
@@ -285,33 +275,33 @@ impl Discovery {
     /// A host is gone for certain: it said so, or its port is closed.
     pub(super) fn peer_gone(&mut self, now: Instant, node: u64, epoch: u32, left: bool) {
         let Some(known) = self.membership.up().get(&node).copied() else {
+            if left {
+                self.peer_left(now, node);
+            }
             return;
         };
         if known > epoch {
             return;
         }
-        let departed = Departed {
-            since: now,
-            left,
-            dead: !left,
-            preserved_until: None,
-        };
+        let departed = Departed { since: now, left, dead: !left, preserved_until: None };
         self.peers.departed.insert(node, departed);
         self.membership.declare_down(now, node, epoch, true);
+    }
+
+    /// A host that is down already turns out to have said goodbye.
+    pub(super) fn peer_left(&mut self, now: Instant, node: u64) {
+        if let Some(departed) = self.peers.departed.get_mut(&node) {
+            departed.left = true;
+            departed.preserved_until = None;
+            self.publisher.touch_node(now, node, &self.registry);
+        }
     }
 
     /// We found out ourselves: tell the others at once.
     pub(super) fn announce_gone(&mut self, now: Instant, node: u64, epoch: u32) {
         self.peer_gone(now, node, epoch, false);
         for peer in self.random_peers(GONE_FANOUT, &[node]) {
-            self.send(
-                peer,
-                &[Frame::Gone {
-                    node,
-                    epoch,
-                    left: false,
-                }],
-            );
+            self.send(peer, &[Frame::Gone { node, epoch, left: false }]);
         }
     }
 
@@ -329,11 +319,8 @@ impl Discovery {
             return;
         }
         for (at, node) in vanished.iter() {
-            if let Some(departed) = self
-                .peers
-                .departed
-                .get_mut(node)
-                .filter(|d| d.preserved_until.is_none())
+            if let Some(departed) =
+                self.peers.departed.get_mut(node).filter(|d| d.preserved_until.is_none())
             {
                 departed.preserved_until = Some(*at + PRESERVED);
                 self.publisher.touch_node(now, *node, &self.registry);
@@ -342,15 +329,9 @@ impl Discovery {
     }
 
     pub(super) fn members_to_save(&self) -> Vec<SavedMember> {
-        let up = self
-            .membership
-            .up()
-            .keys()
-            .filter_map(|node| self.peers.location(*node));
-        let current = up.map(|location| SavedMember {
-            node: location.node,
-            address: location.address,
-        });
+        let up = self.membership.up().keys().filter_map(|node| self.peers.location(*node));
+        let current =
+            up.map(|location| SavedMember { node: location.node, address: location.address });
         let earlier = self.saved_members.iter().copied();
         let mut members: Vec<SavedMember> = Vec::new();
         for member in current.chain(earlier) {
@@ -368,10 +349,7 @@ impl Discovery {
     }
 
     fn name_of(&self, node: u64) -> String {
-        let body = self
-            .registry
-            .record(node)
-            .and_then(|record| record.node.as_ref());
+        let body = self.registry.record(node).and_then(|record| record.node.as_ref());
         body.map_or_else(|| format!("{node:016x}"), |body| body.name.clone())
     }
 }

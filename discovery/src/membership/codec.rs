@@ -32,22 +32,16 @@ impl foca::Codec<Id> for Codec {
         let (kind, id, number) = match &header.message {
             Message::Ping(number) => (1, None, Some(*number)),
             Message::Ack(number) => (2, None, Some(*number)),
-            Message::PingReq {
-                target,
-                probe_number,
-            } => (3, Some(*target), Some(*probe_number)),
-            Message::IndirectPing {
-                origin,
-                probe_number,
-            } => (4, Some(*origin), Some(*probe_number)),
-            Message::IndirectAck {
-                target,
-                probe_number,
-            } => (5, Some(*target), Some(*probe_number)),
-            Message::ForwardedAck {
-                origin,
-                probe_number,
-            } => (6, Some(*origin), Some(*probe_number)),
+            Message::PingReq { target, probe_number } => (3, Some(*target), Some(*probe_number)),
+            Message::IndirectPing { origin, probe_number } => {
+                (4, Some(*origin), Some(*probe_number))
+            }
+            Message::IndirectAck { target, probe_number } => {
+                (5, Some(*target), Some(*probe_number))
+            }
+            Message::ForwardedAck { origin, probe_number } => {
+                (6, Some(*origin), Some(*probe_number))
+            }
             Message::Announce => (7, None, None),
             Message::Feed => (8, None, None),
             Message::Gossip => (9, None, None),
@@ -83,10 +77,7 @@ impl foca::Codec<Id> for Codec {
         let message = match kind {
             1 => Message::Ping(take_u8(&mut buf)?),
             2 => Message::Ack(take_u8(&mut buf)?),
-            3 => Message::PingReq {
-                target: take_id(&mut buf)?,
-                probe_number: take_u8(&mut buf)?,
-            },
+            3 => Message::PingReq { target: take_id(&mut buf)?, probe_number: take_u8(&mut buf)? },
             4 => Message::IndirectPing {
                 origin: take_id(&mut buf)?,
                 probe_number: take_u8(&mut buf)?,
@@ -106,12 +97,7 @@ impl foca::Codec<Id> for Codec {
             11 => Message::TurnUndead,
             _ => return Err(Malformed),
         };
-        Ok(Header {
-            src,
-            src_incarnation,
-            dst,
-            message,
-        })
+        Ok(Header { src, src_incarnation, dst, message })
     }
 
     fn encode_member(
@@ -154,11 +140,7 @@ pub(super) fn decode_packet(mut bytes: &[u8]) -> Result<(Header<Id>, Vec<Member<
             updates.push(Codec.decode_member(&mut bytes)?);
         }
     }
-    if bytes.is_empty() {
-        Ok((header, updates))
-    } else {
-        Err(Malformed)
-    }
+    if bytes.is_empty() { Ok((header, updates)) } else { Err(Malformed) }
 }
 
 pub(super) fn encode_packet(header: &Header<Id>, updates: &[Member<Id>]) -> Vec<u8> {
@@ -168,9 +150,7 @@ pub(super) fn encode_packet(header: &Header<Id>, updates: &[Member<Id>]) -> Vec<
     Codec.encode_header(header, &mut bytes).expect(fits);
     if !updates.is_empty() {
         bytes.put_u16(u16::try_from(updates.len()).expect("no more than were decoded"));
-        updates
-            .iter()
-            .for_each(|update| Codec.encode_member(update, &mut bytes).expect(fits));
+        updates.iter().for_each(|update| Codec.encode_member(update, &mut bytes).expect(fits));
     }
     bytes
 }
@@ -193,4 +173,70 @@ fn take_u16(buf: &mut impl Buf) -> Result<u16, Malformed> {
 
 fn take_u8(buf: &mut impl Buf) -> Result<u8, Malformed> {
     buf.try_get_u8().map_err(|_| Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use foca::Codec as _;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id() -> impl Strategy<Value = Id> {
+        any::<(u64, u32)>().prop_map(|(node, epoch)| Id { node, epoch })
+    }
+
+    fn message() -> impl Strategy<Value = Message<Id>> {
+        (0..11u8, id(), any::<u8>()).prop_map(|(kind, id, probe_number)| match kind {
+            0 => Message::Ping(probe_number),
+            1 => Message::Ack(probe_number),
+            2 => Message::PingReq { target: id, probe_number },
+            3 => Message::IndirectPing { origin: id, probe_number },
+            4 => Message::IndirectAck { target: id, probe_number },
+            5 => Message::ForwardedAck { origin: id, probe_number },
+            6 => Message::Announce,
+            7 => Message::Feed,
+            8 => Message::Gossip,
+            9 => Message::Broadcast,
+            _ => Message::TurnUndead,
+        })
+    }
+
+    fn member() -> impl Strategy<Value = Member<Id>> {
+        (id(), any::<u16>(), 0..3u8).prop_map(|(id, incarnation, state)| {
+            Member::new(
+                id,
+                incarnation,
+                [State::Alive, State::Suspect, State::Down][usize::from(state)],
+            )
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_undoes_encoding(
+            src in id(),
+            src_incarnation in any::<u16>(),
+            dst in id(),
+            message in message(),
+            updates in proptest::collection::vec(member(), 0..20),
+        ) {
+            let header = Header { src, src_incarnation, dst, message };
+            let bytes = encode_packet(&header, &updates);
+            prop_assert!(bytes.len() <= PACKET_MAX);
+            prop_assert_eq!(decode_packet(&bytes).unwrap(), (header.clone(), updates));
+            for room in 0..bytes.len() {
+                let mut buf = Vec::new().limit(room);
+                // With too little room nothing is written.
+                if Codec.encode_header(&header, &mut buf).is_err() {
+                    prop_assert!(buf.get_ref().is_empty());
+                }
+            }
+        }
+
+        #[test]
+        fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = decode_packet(&bytes);
+        }
+    }
 }

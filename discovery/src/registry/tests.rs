@@ -5,10 +5,7 @@ use super::*;
 use crate::health::Health;
 use crate::registration::{Origin, Registration, Weights};
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a test may start its clock anywhere"
-)]
+#[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
 fn t0() -> Instant {
     Instant::now()
 }
@@ -34,19 +31,12 @@ fn registry(own: u64) -> Registry {
 }
 
 fn extent(node: u64, generation: u64, upto: u64) -> Extent {
-    Extent {
-        node,
-        generation,
-        upto,
-    }
+    Extent { node, generation, upto }
 }
 
 fn bodies(registry: &Registry, node: u64) -> Vec<(String, Vec<u8>)> {
     let own = |(key, body): (&str, &[u8])| (key.to_owned(), body.to_vec());
-    registry
-        .record(node)
-        .map(|record| record.bodies().map(own).collect())
-        .unwrap_or_default()
+    registry.record(node).map(|record| record.bodies().map(own).collect()).unwrap_or_default()
 }
 
 /// The index by service says what the records say, and the count of entries is right.
@@ -57,10 +47,7 @@ fn assert_consistent(registry: &Registry) {
         count += record.entries.len();
         for (key, entry) in &record.entries {
             if let Some(instance) = &entry.instance {
-                listed
-                    .entry(instance.service.clone())
-                    .or_default()
-                    .insert((node, Arc::clone(key)));
+                listed.entry(instance.service.clone()).or_default().insert((node, Arc::clone(key)));
             }
         }
     }
@@ -78,10 +65,7 @@ fn a_delta_on_a_missing_base_is_a_gap_and_the_answer_closes_it() {
     let second = owner.delta_for(extent(1, 1, 1)).unwrap();
     assert_eq!(other.apply(second.clone()), Applied::Gap(extent(1, 1, 0)));
     assert!(matches!(other.apply(first), Applied::Changed(_)));
-    assert!(matches!(
-        other.apply(second.clone()),
-        Applied::Changed(Changes { base: 1, .. })
-    ));
+    assert!(matches!(other.apply(second.clone()), Applied::Changed(Changes { base: 1, .. })));
     assert_eq!(other.apply(second), Applied::Unchanged);
     assert_eq!(bodies(&other, 1), bodies(&owner, 1));
 }
@@ -99,10 +83,7 @@ fn a_newer_generation_replaces_everything_and_an_older_one_is_ignored() {
     let Applied::Changed(changes) = other.apply(new.delta_for(extent(1, 0, 0)).unwrap()) else {
         panic!("not taken")
     };
-    assert_eq!(
-        changes.services,
-        BTreeSet::from(["a".into(), "b".into(), "c".into()])
-    );
+    assert_eq!(changes.services, BTreeSet::from(["a".into(), "b".into(), "c".into()]));
     assert_eq!(bodies(&other, 1), bodies(&new, 1));
     assert_eq!(other.apply(old_delta), Applied::Unchanged);
     assert_consistent(&other);
@@ -118,10 +99,7 @@ fn a_record_belongs_to_its_owner() {
         forged.write(t0(), "a", None);
     }
     let before = bodies(&owner, 1);
-    assert_eq!(
-        owner.apply(forged.delta_for(extent(1, 0, 0)).unwrap()),
-        Applied::OwnIsBehind(1)
-    );
+    assert_eq!(owner.apply(forged.delta_for(extent(1, 0, 0)).unwrap()), Applied::OwnIsBehind(1));
     assert_eq!(owner.bury(t0(), 1, 7), Applied::OwnIsBehind(7));
     assert_eq!(bodies(&owner, 1), before);
     assert!(owner.jump(8));
@@ -158,10 +136,7 @@ fn a_host_that_stays_down_is_buried_after_an_hour() {
     let mut other = registry(2);
     other.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
     other.set_down(1, Some(t0));
-    assert_eq!(
-        other.expire(t0 + DOWN_KEPT - Duration::from_secs(1)),
-        Changes::default()
-    );
+    assert_eq!(other.expire(t0 + DOWN_KEPT - Duration::from_secs(1)), Changes::default());
     other.set_down(1, None);
     assert_eq!(other.expire(t0 + 2 * DOWN_KEPT), Changes::default());
     other.set_down(1, Some(t0));
@@ -197,22 +172,13 @@ fn limits_hold() {
     for i in 0..10 {
         owner.write(t0(), &format!("i{i}"), Some(instance("a", i)));
     }
-    assert_eq!(
-        other.apply(owner.delta_for(extent(1, 0, 0)).unwrap()),
-        Applied::TooMany
-    );
+    assert_eq!(other.apply(owner.delta_for(extent(1, 0, 0)).unwrap()), Applied::TooMany);
     let mut small = registry(3);
     small.write(t0(), "i", Some(instance("a", 1)));
-    assert!(matches!(
-        other.apply(small.delta_for(extent(3, 0, 0)).unwrap()),
-        Applied::Changed(_)
-    ));
+    assert!(matches!(other.apply(small.delta_for(extent(3, 0, 0)).unwrap()), Applied::Changed(_)));
     let mut third = registry(4);
     third.write(t0(), "i", Some(instance("a", 1)));
-    assert_eq!(
-        other.apply(third.delta_for(extent(4, 0, 0)).unwrap()),
-        Applied::TooMany
-    );
+    assert_eq!(other.apply(third.delta_for(extent(4, 0, 0)).unwrap()), Applied::TooMany);
 }
 
 /// What an owner does, and from which base it tells of it.

@@ -13,48 +13,24 @@ fn address() -> impl Strategy<Value = SocketAddr> {
 }
 
 fn extent() -> impl Strategy<Value = Extent> {
-    any::<(u64, u64, u64)>().prop_map(|(node, generation, upto)| Extent {
-        node,
-        generation,
-        upto,
-    })
+    any::<(u64, u64, u64)>().prop_map(|(node, generation, upto)| Extent { node, generation, upto })
 }
 
 fn delta() -> impl Strategy<Value = Delta> {
-    let entry = (
-        1..50u64,
-        "[a-z0-9:-]{0,20}",
-        proptest::option::of(vec(any::<u8>(), 0..40)),
-    );
-    (
-        any::<u64>(),
-        any::<u64>(),
-        0..1000u64,
-        vec(entry, 0..8),
-        0..20u64,
-    )
-        .prop_map(|(node, generation, base, raw, slack)| {
+    let entry = (1..50u64, "[a-z0-9:-]{0,20}", proptest::option::of(vec(any::<u8>(), 0..40)));
+    (any::<u64>(), any::<u64>(), 0..1000u64, vec(entry, 0..8), 0..20u64).prop_map(
+        |(node, generation, base, raw, slack)| {
             let mut upto = base;
             let entries = raw
                 .into_iter()
                 .map(|(step, key, body)| {
                     upto += step;
-                    DeltaEntry {
-                        key: key.into(),
-                        seq: upto,
-                        body: body.map(Arc::from),
-                    }
+                    DeltaEntry { key: key.into(), seq: upto, body: body.map(Arc::from) }
                 })
                 .collect();
-            Delta {
-                node,
-                generation,
-                base,
-                upto: upto + slack,
-                gc: base,
-                entries,
-            }
-        })
+            Delta { node, generation, base, upto: upto + slack, gc: base, entries }
+        },
+    )
 }
 
 fn any_frame() -> impl Strategy<Value = Frame> {
@@ -62,11 +38,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         vec(any::<u8>(), 0..100).prop_map(Frame::Membership),
         vec((any::<(u64, u64)>(), address()), 0..5).prop_map(|list| Frame::Addresses(
             list.into_iter()
-                .map(|((node, generation), address)| Located {
-                    node,
-                    generation,
-                    address
-                })
+                .map(|((node, generation), address)| Located { node, generation, address })
                 .collect()
         )),
         delta().prop_map(Frame::Delta),
@@ -84,12 +56,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             .prop_map(|(epoch, incarnation)| Frame::Suspected { epoch, incarnation }),
         (any::<(u32, u16, u64)>(), address()).prop_map(
             |((epoch, incarnation, generation), address)| {
-                Frame::Hello(Hello {
-                    epoch,
-                    incarnation,
-                    generation,
-                    address,
-                })
+                Frame::Hello(Hello { epoch, incarnation, generation, address })
             }
         ),
         Just(Frame::Join),
@@ -98,12 +65,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         Just(Frame::Ping),
         vec(any::<(u64, u32, u16, bool)>(), 0..5).prop_map(|list| Frame::Members(
             list.into_iter()
-                .map(|(node, epoch, incarnation, down)| Membered {
-                    node,
-                    epoch,
-                    incarnation,
-                    down
-                })
+                .map(|(node, epoch, incarnation, down)| Membered { node, epoch, incarnation, down })
                 .collect()
         )),
         vec(extent(), 0..5).prop_map(Frame::Digest),
@@ -169,17 +131,10 @@ fn a_small_frame_cannot_become_a_huge_one() {
 
 #[test]
 fn a_delta_out_of_order_is_refused() {
-    let entry = |seq| DeltaEntry {
-        key: "k".into(),
-        seq,
-        body: None,
-    };
-    for (base, upto, seqs) in [
-        (0, 5, vec![2, 1]),
-        (3, 5, vec![3]),
-        (0, 5, vec![6]),
-        (0, 5, vec![2, 2]),
-    ] {
+    let entry = |seq| DeltaEntry { key: "k".into(), seq, body: None };
+    for (base, upto, seqs) in
+        [(0, 5, vec![2, 1]), (3, 5, vec![3]), (0, 5, vec![6]), (0, 5, vec![2, 2])]
+    {
         let delta = Delta {
             node: 1,
             generation: 1,

@@ -3,6 +3,7 @@
 //!
 //! Safety is checked after every step: no observer sees a generation go back, and what a host says of itself in its
 //! own look-ups is what it registered.
+#![expect(clippy::unwrap_used, reason = "a host that is asked runs; else the test is wrong")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -56,6 +57,8 @@ pub struct Host {
     /// Largest generation seen of each host, in this life.
     seen: BTreeMap<u64, u64>,
     pub events: Vec<(Instant, Event)>,
+    /// When its process wants to be woken.
+    wake: Option<Instant>,
 }
 
 pub struct Network {
@@ -69,41 +72,18 @@ pub struct Network {
 impl Network {
     pub fn lan() -> Self {
         let delay = (Duration::from_micros(100), Duration::from_millis(1));
-        Network {
-            loss: 0.0,
-            duplicate: 0.0,
-            delay,
-            cut: BTreeSet::new(),
-        }
+        Network { loss: 0.0, duplicate: 0.0, delay, cut: BTreeSet::new() }
     }
 }
 
 enum Delivery {
-    Datagram {
-        from: SocketAddr,
-        to: usize,
-        bytes: Vec<u8>,
-    },
-    Request {
-        from: usize,
-        from_life: u64,
-        to: usize,
-        dial: DialId,
-        bytes: Vec<u8>,
-    },
-    Response {
-        to: usize,
-        life: u64,
-        dial: DialId,
-        response: Result<Vec<u8>, DialError>,
-    },
+    Datagram { from: SocketAddr, to: usize, bytes: Vec<u8> },
+    Request { from: usize, from_life: u64, to: usize, dial: DialId, bytes: Vec<u8> },
+    Response { to: usize, life: u64, dial: DialId, response: Result<Vec<u8>, DialError> },
 }
 
 impl World {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "any instant will do as the beginning"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the beginning")]
     pub fn new(seed: u64) -> Self {
         let start = Instant::now();
         World {
@@ -141,12 +121,7 @@ impl World {
         let host = self.hosts.len();
         let address =
             SocketAddr::from(([127, 0, (host / 250) as u8, (host % 250) as u8 + 1], 7111));
-        let join = self
-            .hosts
-            .first()
-            .map(|first| first.address)
-            .into_iter()
-            .collect();
+        let join = self.hosts.first().map(|first| first.address).into_iter().collect();
         self.hosts.push(Host {
             id: self.rng.random(),
             address,
@@ -160,6 +135,7 @@ impl World {
             offers: BTreeMap::new(),
             seen: BTreeMap::new(),
             events: Vec::new(),
+            wake: None,
         });
         host
     }
@@ -185,10 +161,7 @@ impl World {
             },
             keys: self.keys.clone(),
             profile: Profile::LAN,
-            limits: Limits {
-                members: 1000,
-                records: 10_000,
-            },
+            limits: Limits { members: 1000, records: 10_000 },
         }
     }
 
@@ -203,22 +176,11 @@ impl World {
     }
 
     pub fn start_with(&mut self, host: usize, config: Config) {
-        let (now, wall, seed, salt) = (
-            self.now,
-            self.wall_ms(),
-            self.rng.random(),
-            self.rng.random(),
-        );
+        let (now, wall, seed, salt) =
+            (self.now, self.wall_ms(), self.rng.random(), self.rng.random());
         let it = &mut self.hosts[host];
         assert!(it.process.is_none(), "already running");
-        it.process = Some(Discovery::new(
-            config,
-            it.disk.clone(),
-            now,
-            wall,
-            seed,
-            salt,
-        ));
+        it.process = Some(Discovery::new(config, it.disk.clone(), now, wall, seed, salt));
         it.life += 1;
         it.seen.clear();
         it.waiting.clear();
@@ -259,24 +221,14 @@ impl World {
             checks: vec![],
             origin: Origin::Api,
         };
-        self.hosts[host]
-            .process
-            .as_mut()
-            .unwrap()
-            .register(now, wall, registration)
-            .unwrap();
+        self.hosts[host].process.as_mut().unwrap().register(now, wall, registration).unwrap();
         self.hosts[host].offers.insert(id.into(), service.into());
         self.drain(host);
     }
 
     pub fn deregister(&mut self, host: usize, id: &str) {
         let (now, wall) = (self.now, self.wall_ms());
-        self.hosts[host]
-            .process
-            .as_mut()
-            .unwrap()
-            .deregister(now, wall, id)
-            .unwrap();
+        self.hosts[host].process.as_mut().unwrap().deregister(now, wall, id).unwrap();
         self.hosts[host].offers.remove(id);
         self.drain(host);
     }
@@ -329,13 +281,10 @@ impl World {
 
     fn next_time(&self) -> Option<Instant> {
         let delivery = self.queue.first_key_value().map(|((at, _), _)| *at);
-        let hosts = self
-            .hosts
-            .iter()
-            .filter_map(|host| match host.paused_until {
-                Some(until) => Some(until),
-                None => host.process.as_ref()?.poll_timeout(),
-            });
+        let hosts = self.hosts.iter().filter_map(|host| match host.paused_until {
+            Some(until) => Some(until),
+            None => host.wake.filter(|_| host.process.is_some()),
+        });
         hosts.chain(delivery).min()
     }
 
@@ -343,19 +292,12 @@ impl World {
     fn step(&mut self) -> bool {
         self.steps += 1;
         let mut changed = false;
-        while self
-            .queue
-            .first_key_value()
-            .is_some_and(|((at, _), _)| *at <= self.now)
-        {
+        while self.queue.first_key_value().is_some_and(|((at, _), _)| *at <= self.now) {
             let (_, delivery) = self.queue.pop_first().unwrap();
             changed |= self.deliver(delivery);
         }
         for host in 0..self.hosts.len() {
-            if self.hosts[host]
-                .paused_until
-                .is_some_and(|until| until <= self.now)
-            {
+            if self.hosts[host].paused_until.is_some_and(|until| until <= self.now) {
                 self.hosts[host].paused_until = None;
                 // Datagrams before timers, as the shell does it.
                 for delivery in std::mem::take(&mut self.hosts[host].waiting) {
@@ -366,7 +308,7 @@ impl World {
             let it = &mut self.hosts[host];
             if it.paused_until.is_none()
                 && let Some(process) = &mut it.process
-                && process.poll_timeout().is_some_and(|at| at <= now)
+                && it.wake.is_some_and(|at| at <= now)
             {
                 process.handle_timeout(now, wall);
                 changed |= self.drain(host);
@@ -394,13 +336,7 @@ impl World {
                 };
                 process.handle_datagram(now, wall, from, &bytes);
             }
-            Delivery::Request {
-                from,
-                from_life,
-                to,
-                dial,
-                bytes,
-            } => {
+            Delivery::Request { from, from_life, to, dial, bytes } => {
                 let from_address = self.hosts[from].address;
                 let response = match &mut self.hosts[to].process {
                     None => Err(DialError::Refused),
@@ -412,21 +348,11 @@ impl World {
                     let at = now + self.delay();
                     self.enqueue(
                         at,
-                        Delivery::Response {
-                            to: from,
-                            life: from_life,
-                            dial,
-                            response,
-                        },
+                        Delivery::Response { to: from, life: from_life, dial, response },
                     );
                 }
             }
-            Delivery::Response {
-                to,
-                life,
-                dial,
-                response,
-            } => {
+            Delivery::Response { to, life, dial, response } => {
                 if self.hosts[to].life != life {
                     return false;
                 }
@@ -466,7 +392,7 @@ impl World {
             }
             for transmit in transmits {
                 quiet = false;
-                self.send(host, transmit.to, transmit.payload);
+                self.send(host, transmit.to, &transmit.payload);
             }
             for dial in dials {
                 quiet = false;
@@ -478,6 +404,8 @@ impl World {
                 self.handle_event(host, event);
             }
             if quiet {
+                let process = self.hosts[host].process.as_ref();
+                self.hosts[host].wake = process.and_then(Discovery::poll_timeout);
                 return changed;
             }
         }
@@ -488,24 +416,15 @@ impl World {
         match &event {
             Event::ResolveJoin => {
                 for address in self.hosts[host].join.clone() {
-                    self.hosts[host]
-                        .process
-                        .as_mut()
-                        .unwrap()
-                        .join(now, address);
+                    self.hosts[host].process.as_mut().unwrap().join(now, address);
                 }
             }
-            Event::SaveDue => {
-                if self.hosts[host].keeps_data {
-                    self.hosts[host].disk = self.hosts[host].process.as_ref().map(Discovery::saved);
-                }
+            Event::SaveDue if self.hosts[host].keeps_data => {
+                self.hosts[host].disk = self.hosts[host].process.as_ref().map(Discovery::saved);
             }
             Event::SnapshotChanged => self.check_safety(host),
             Event::NodeDown { node, .. } => {
-                let runs = self
-                    .hosts
-                    .iter()
-                    .any(|h| h.id == *node && h.process.is_some());
+                let runs = self.hosts.iter().any(|h| h.id == *node && h.process.is_some());
                 if runs {
                     self.downs.push((now, host, *node));
                 }
@@ -551,11 +470,11 @@ impl World {
         );
     }
 
-    fn send(&mut self, from: usize, to: SocketAddr, bytes: Vec<u8>) {
+    fn send(&mut self, from: usize, to: SocketAddr, bytes: &[u8]) {
         assert!(bytes.len() <= evenkeel_discovery::discovery::DATAGRAM_MAX);
         let source = self.hosts[from].address;
         if let Some(recording) = &mut self.recording {
-            recording.push((source, to, bytes.clone()));
+            recording.push((source, to, bytes.to_vec()));
         }
         let Some(to) = self.hosts.iter().position(|host| host.address == to) else {
             return;
@@ -567,14 +486,7 @@ impl World {
         for _ in 0..copies {
             if !self.rng.random_bool(self.network.loss) {
                 let at = self.now + self.delay();
-                self.enqueue(
-                    at,
-                    Delivery::Datagram {
-                        from: source,
-                        to,
-                        bytes: bytes.clone(),
-                    },
-                );
+                self.enqueue(at, Delivery::Datagram { from: source, to, bytes: bytes.to_vec() });
             }
         }
     }
@@ -582,12 +494,8 @@ impl World {
     fn dial(&mut self, from: usize, dial: Dial) {
         let life = self.hosts[from].life;
         let fails_at = self.now + dial.timeout;
-        let failed = Delivery::Response {
-            to: from,
-            life,
-            dial: dial.id,
-            response: Err(DialError::Other),
-        };
+        let failed =
+            Delivery::Response { to: from, life, dial: dial.id, response: Err(DialError::Other) };
         // A second end of a dial is ignored, so the timeout may always come.
         self.enqueue(fails_at, failed);
         let Some(to) = self.hosts.iter().position(|host| host.address == dial.to) else {
@@ -601,13 +509,8 @@ impl World {
         if self.rng.random_bool(self.network.loss) {
             at += Duration::from_millis(200);
         }
-        let request = Delivery::Request {
-            from,
-            from_life: life,
-            to,
-            dial: dial.id,
-            bytes: dial.request,
-        };
+        let request =
+            Delivery::Request { from, from_life: life, to, dial: dial.id, bytes: dial.request };
         self.enqueue(at, request);
     }
 
@@ -629,9 +532,7 @@ impl World {
 
     /// Hosts that run.
     pub fn running(&self) -> Vec<usize> {
-        (0..self.hosts.len())
-            .filter(|host| self.hosts[*host].process.is_some())
-            .collect()
+        (0..self.hosts.len()).filter(|host| self.hosts[*host].process.is_some()).collect()
     }
 
     /// Names of the hosts whose instance of `service` this host's look-ups show.
@@ -660,9 +561,7 @@ impl World {
                 .services
                 .iter()
                 .flat_map(|(name, view)| {
-                    view.instances
-                        .iter()
-                        .map(move |i| (name.clone(), i.node.id, i.id.clone()))
+                    view.instances.iter().map(move |i| (name.clone(), i.node.id, i.id.clone()))
                 })
                 .collect();
             shown == expected
@@ -675,20 +574,14 @@ impl World {
         match self.wait(max, World::is_converged) {
             Some(took) => took,
             None => {
-                let alive: BTreeSet<u64> = self
-                    .running()
-                    .iter()
-                    .map(|host| self.hosts[*host].id)
-                    .collect();
+                let alive: BTreeSet<u64> =
+                    self.running().iter().map(|host| self.hosts[*host].id).collect();
                 for host in self.running() {
                     let process = self.hosts[host].process.as_ref().unwrap();
                     let catalog = process.snapshot();
                     let sees: BTreeSet<u64> = catalog.alive().map(|node| node.id).collect();
-                    let instances: usize = catalog
-                        .services
-                        .values()
-                        .map(|view| view.instances.len())
-                        .sum();
+                    let instances: usize =
+                        catalog.services.values().map(|view| view.instances.len()).sum();
                     eprintln!(
                         "host {host} ({:x}): {} up, missing {:x?}, too many {:x?}, {instances} instances, {:?}",
                         self.hosts[host].id,
@@ -698,11 +591,7 @@ impl World {
                         process.counters(),
                     );
                 }
-                panic!(
-                    "seed {}: not converged within {max:?} at {:?}",
-                    self.seed,
-                    self.elapsed()
-                );
+                panic!("seed {}: not converged within {max:?} at {:?}", self.seed, self.elapsed());
             }
         }
     }

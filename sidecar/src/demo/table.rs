@@ -110,9 +110,10 @@ impl Results {
         let times = theirs.as_secs_f64() / ours.as_secs_f64().max(1e-6);
         let latency = if times >= BETTER {
             format!(
-                "With Evenkeel 99 of 100 requests took at most {} ms, with round robin {times:.0} times as \
-                 long; that cost {:.1} % extra requests.",
+                "With Evenkeel 99 of 100 requests took at most {} ms, with round robin {} times as long; \
+                 that cost {:.1} % extra requests.",
                 milliseconds(Some(ours)),
+                if times < 10.0 { format!("{times:.1}") } else { format!("{times:.0}") },
                 evenkeel.extra_percent(),
             )
         } else {

@@ -23,6 +23,8 @@ pub struct Host {
     key: Option<String>,
     /// Where its admin listens.
     admin: String,
+    /// Where all of it listens, as the admin says.
+    listeners: Value,
 }
 
 impl Host {
@@ -51,6 +53,7 @@ impl Host {
             join: join.iter().map(|other| other.listener("gossip")).collect(),
             key: key.map(str::to_owned),
             admin: String::new(),
+            listeners: Value::Null,
         };
         host.write(more);
         host.start();
@@ -126,6 +129,7 @@ impl Host {
         });
         self.admin = admin.recv_timeout(PATIENCE).expect("the host says where its admin listens");
         eventually("the admin answers", || self.admin_status("/livez") == 200);
+        self.listeners = self.admin("/v1/self")["listeners"].clone();
     }
 
     /// SIGKILL.
@@ -178,7 +182,7 @@ impl Host {
 
     /// Where this listener is bound.
     pub fn listener(&self, name: &str) -> String {
-        self.admin("/v1/self")["listeners"][name].as_str().unwrap().to_owned()
+        self.listeners[name].as_str().unwrap().to_owned()
     }
 
     /// The catalogue's URL.
