@@ -156,6 +156,13 @@ fn a_bad_file_leaves_the_old_one_running_and_says_so(workers: usize) {
     let report = finish(loads);
     check(&trio, &report);
     report.assert_no_failed_post();
+    // A good file with a change that cannot be taken while running: taken as far as it can be, the rest is named.
+    trio.caller.reload(&Setup { mesh: "renamed".into(), ..Setup::default() });
+    wait::for_true("what needs a restart is named", Duration::from_secs(10), || {
+        let log = trio.caller.process.output().unwrap();
+        log.lines().any(|line| line.contains("restart") && line.contains("mesh.name"))
+    });
+    assert_eq!(trio.caller.members().len(), 3, "it is still in the mesh that it was started in");
 }
 
 /// All that a host has in its data directory, as text.
