@@ -40,6 +40,14 @@ fn an_unknown_name_is_a_404_that_names_it(workers: usize) {
         let answer = trio.caller.get(name, "/");
         assert_reason(&answer, 404, &["destination_not_found"], "nosuch");
     }
+    // The access log says why, too: one line of JSON for each failure.
+    wait::for_true("the access log has the failures", Duration::from_secs(5), || {
+        let log = trio.caller.process.output().unwrap();
+        let lines =
+            log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.filter(|line| line["reason"] == "unknown_service" && line["status"] == 404).count()
+            == 3
+    });
 }
 
 fn without_a_healthy_endpoint_503(workers: usize) {
