@@ -99,12 +99,14 @@ pub(crate) fn is_live(path: &str) -> bool {
 }
 
 /// Keys, with all that is under them.
-const LIVE: [&str; 8] = [
+const LIVE: [&str; 10] = [
     "services",
     "policy",
     "upstreams",
     "outbound.passthrough",
-    "limits",
+    "outbound.listeners",
+    "limits.connections",
+    "limits.buffers",
     "shutdown",
     "log.level",
     "log.access",
@@ -146,7 +148,7 @@ mod tests {
             (
                 "",
                 "outbound: {passthrough: false, listeners: [{listen: '127.0.0.1:1', service: a}]}",
-                &["outbound.passthrough live", "outbound.listeners restart"],
+                &["outbound.passthrough live", "outbound.listeners live"],
             ),
             (
                 "policy: {timeout: 1s}",

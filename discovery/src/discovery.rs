@@ -66,6 +66,10 @@ const GENERATION_MAX: u64 = 130 * 365 * 24 * 3600 * 1000;
 /// Others ahead of us about ourselves more often than this within [`JUMP_WINDOW`]: another process lives under our id.
 const JUMPS_MAX: usize = 3;
 const JUMP_WINDOW: Duration = Duration::from_secs(300);
+/// Datagrams that wait for the shell; beyond it they are lost, as the network may lose them.
+const TRANSMITS_MAX: usize = 16 * 1024;
+/// Events that wait for the shell; beyond it hosts come and go untold. A join to the largest mesh fits.
+const EVENTS_MAX: usize = 64 * 1024;
 /// A goodbye goes directly to at most so many hosts; the rest hear of it from them.
 const LEAVE_FANOUT_MAX: usize = 1024;
 
@@ -179,7 +183,7 @@ impl Discovery {
         discovery.learn_address(now, discovery.own_location());
         discovery.write_node(now);
         if let Some(saved) = saved {
-            discovery.saved_members = saved.members;
+            discovery.saved_members = saved.members.into_iter().take(peers::SAVED_MAX).collect();
             for registration in saved.registrations {
                 // What was acceptable once may not be to a later version; what is left out here was logged then.
                 let _ = discovery.register(now, wall_ms, registration.into());
@@ -231,7 +235,7 @@ impl Discovery {
         }
         if self.timers.save_members.is_some_and(|at| at <= now) {
             self.timers.save_members = None;
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
         }
         if self.spread.due().is_some_and(|at| at <= now) {
             self.spread_news(now);
@@ -280,7 +284,7 @@ impl Discovery {
     }
 
     /// Says goodbye to all: afterwards drain [`Discovery::poll_transmit`] once and stop. Nothing else is sent after that.
-    pub fn leave(&mut self, now: Instant, wall_ms: u64) {
+    pub fn leave(&mut self, _now: Instant, wall_ms: u64) {
         if self.left {
             return;
         }
@@ -347,8 +351,8 @@ impl Discovery {
                     Note::Up { node } => self.peer_up(now, node),
                     Note::Down { node } => self.peer_down(now, node),
                     Note::Renewed => {
-                        self.events.push_back(Event::Refuted);
-                        self.events.push_back(Event::SaveDue);
+                        self.tell(Event::Refuted);
+                        self.tell(Event::SaveDue);
                     }
                     Note::Overtaken => self.suspect_a_double(now),
                     Note::ProbeLate { node, epoch } => self.dial_suspect(now, node, epoch, true),
@@ -390,7 +394,24 @@ impl Discovery {
             body.len() + OVERHEAD
         );
         let (payload, _) = self.sealer.seal(Channel::Datagram, &[], &body);
-        self.transmits.push_back(Transmit { to, payload });
+        if self.transmits.len() < TRANSMITS_MAX {
+            self.transmits.push_back(Transmit { to, payload });
+        } else {
+            self.counters.overflow += 1;
+        }
+    }
+
+    /// Queues an event. What asks for something to be done once is queued once.
+    fn tell(&mut self, event: Event) {
+        let is_asked = match event {
+            Event::ResolveJoin | Event::SnapshotChanged | Event::SaveDue => {
+                self.events.contains(&event)
+            }
+            _ => self.events.len() >= EVENTS_MAX,
+        };
+        if !is_asked {
+            self.events.push_back(event);
+        }
     }
 
     fn spread_news(&mut self, now: Instant) {
@@ -413,12 +434,12 @@ impl Discovery {
         let own = self.config.node.id;
         let visible = |node| self.peers.visible(node, own, &self.membership);
         if self.publisher.publish(own, wall_ms, &self.registry, visible) {
-            self.events.push_back(Event::SnapshotChanged);
+            self.tell(Event::SnapshotChanged);
         }
     }
 
     fn try_to_join(&mut self, now: Instant) {
-        self.events.push_back(Event::ResolveJoin);
+        self.tell(Event::ResolveJoin);
         if !self.membership.up().is_empty() {
             self.timers.join = now + self.jittered(JOIN_HEAL);
             return;
@@ -460,7 +481,7 @@ impl Discovery {
         while next.len() < count.min(self.membership.up().len()) {
             match self.ring.pop() {
                 Some(node) if self.membership.up().contains_key(&node) && !next.contains(&node) => {
-                    next.push(node)
+                    next.push(node);
                 }
                 Some(_) => {}
                 None => self.ring = self.random_peers(usize::MAX, &[]),

@@ -1,11 +1,9 @@
 //! Which hosts are up: SWIM with suspicion, by foca, which no other file names.
 //!
 //! What is decided here is what foca leaves to its embedder. Identities are (node id, epoch); where a host is, is
-//! known beside them. We own the timers and bend them in the spirit of Lifeguard (Dadgar et al., 2018):
-//!
-//! - a pause of this process delays every timer by the pause: answers that wait in the socket are read first;
-//! - a host that was wrong about others, or that others were wrong about, probes more slowly ([`HEALTH_MAX`]);
-//! - a suspect is told so directly, again and again, and one that is heard from meanwhile gets more time.
+//! known beside them. We own the timers and bend them:
+//! a pause of this process delays every timer by the pause, so that answers that wait in the socket are read first;
+//! the rest is in [`lifeguard`].
 //!
 //! A late probe is reported ([`Note::ProbeLate`]) so that it can be tried over TCP; success counts as an
 //! acknowledgement ([`Membership::confirm_alive`]), several refused connections end it ([`Membership::declare_down`]).
@@ -16,36 +14,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::{Duration, Instant};
 
-use foca::{
-    Foca, Header, Identity, Member, Message, NoCustomBroadcast, Notification, State, Timer,
-};
+use foca::{Foca, Header, Member, Message, NoCustomBroadcast, State, Timer};
 use rand_chacha::ChaCha8Rng;
 
 use crate::discovery::{DOWN_KEPT, Profile};
 use crate::wire::Membered;
 
 mod codec;
+mod lifeguard;
+mod runtime;
 
 use codec::{Codec, decode_packet, encode_packet};
+use lifeguard::Lifeguard;
+use runtime::{Id, Outbox, Said};
 
 /// Most bytes of a membership packet; the rest of the datagram has the addresses of the hosts it names.
 pub(crate) const PACKET_MAX: usize = 480;
+/// Hosts that are known, up or down, for each that the limit allows to be up.
+const KNOWN_PER_MEMBER: usize = 3;
 /// Late timers beyond this mean that this process was paused.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// What was received during a pause has this long to be read before timers count again.
 const PAUSE_GRACE: Duration = Duration::from_millis(20);
-/// A suspect is told so this often.
-const NAG: Duration = Duration::from_millis(200);
-/// A suspect that is heard from gets half a suspicion more, at most this often: one that talks but cannot hear is of no use.
-const EXTENSIONS_MAX: u8 = 4;
-/// Probing is slowed down by at most 1 + this.
-const HEALTH_MAX: u32 = 3;
 /// Hosts that are down are told so, and thereby a split mesh heals, this often, so many at a time.
 const ANNOUNCE_DOWN: (Duration, usize) = (Duration::from_secs(3), 2);
 /// More news than this in one exchange is a join or the end of a split: the others learn it by exchanges too.
 const REBROADCAST_MAX: usize = 64;
-/// Suspicions kept at a time.
-const SUSPECTS_MAX: usize = 1024;
 
 /// What happened, for the owner to act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,9 +93,8 @@ pub(crate) struct Membership {
     /// Epochs of the hosts that are up.
     up: BTreeMap<u64, u32>,
     probe: Option<Probe>,
-    suspects: BTreeMap<u64, Suspicion>,
+    lifeguard: Lifeguard,
     own_incarnation: u16,
-    health: u32,
     left: bool,
 }
 
@@ -110,15 +103,6 @@ struct Probe {
     target: Id,
     number: u8,
     acked: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Suspicion {
-    epoch: u32,
-    incarnation: u16,
-    heard: bool,
-    extensions: u8,
-    nag_at: Instant,
 }
 
 impl Membership {
@@ -141,9 +125,8 @@ impl Membership {
             packets: Vec::new(),
             up: BTreeMap::new(),
             probe: None,
-            suspects: BTreeMap::new(),
+            lifeguard: Lifeguard::default(),
             own_incarnation: 0,
-            health: 0,
             left: false,
         }
     }
@@ -165,7 +148,7 @@ impl Membership {
 
     /// How much slower than configured this host probes.
     pub fn slowdown(&self) -> u32 {
-        self.health
+        self.lifeguard.slowdown()
     }
 
     /// All hosts known, without this one.
@@ -200,7 +183,7 @@ impl Membership {
         if self.is_beyond_limit(sender) {
             return Err(NotTaken::TooMany);
         }
-        self.heard(sender, header.src, header.src_incarnation);
+        self.lifeguard.heard(header.src, header.src_incarnation);
         if header.dst.node == own.node && header.dst.epoch != own.epoch {
             // Meant for an earlier life of ours: let the sender know of this one. Or for a later one: then live that.
             if header.dst.epoch > own.epoch {
@@ -236,7 +219,7 @@ impl Membership {
             return;
         }
         if let Some(epoch) =
-            self.own_epoch_above(members.iter().map(|m| Id::of(m)).collect::<Vec<_>>().iter())
+            self.own_epoch_above(members.iter().map(Id::of).collect::<Vec<_>>().iter())
         {
             self.renew_above(now, epoch);
         }
@@ -274,7 +257,7 @@ impl Membership {
 
     /// Tells foca of a host known from elsewhere (it spoke to us over TCP): it is up.
     pub fn handle_alive(&mut self, now: Instant, node: u64, epoch: u32, incarnation: u16) {
-        self.heard(node, Id { node, epoch }, incarnation);
+        self.lifeguard.heard(Id { node, epoch }, incarnation);
         self.handle_members(now, &[Membered { node, epoch, incarnation, down: false }]);
     }
 
@@ -333,7 +316,7 @@ impl Membership {
     pub fn leave(&mut self) {
         self.left = true;
         self.timers.clear();
-        self.suspects.clear();
+        self.lifeguard.clear();
     }
 
     /// Does what is due.
@@ -362,14 +345,14 @@ impl Membership {
         if fired {
             self.forgave = false;
         }
-        self.nag(now);
+        self.notes.extend(self.lifeguard.nag(now));
         self.settle(now);
     }
 
     /// When [`Membership::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.first_key_value().map(|((at, _), _)| *at);
-        let nag = self.suspects.values().map(|suspicion| suspicion.nag_at).min();
+        let nag = self.lifeguard.poll_timeout();
         // Nagging needs a timer too, and a suspicion always has one.
         timer.map(|timer| nag.map_or(timer, |nag| nag.min(timer)))
     }
@@ -386,59 +369,24 @@ impl Membership {
 
     fn fire(&mut self, now: Instant, timer: Timer<Id>) {
         match &timer {
-            Timer::SendIndirectProbe { probed_id, .. } => {
-                if self.probe.is_some_and(|probe| probe.target == *probed_id && !probe.acked) {
-                    self.notes
-                        .push(Note::ProbeLate { node: probed_id.node, epoch: probed_id.epoch });
-                }
+            Timer::SendIndirectProbe { probed_id, .. }
+                if self.probe.is_some_and(|probe| probe.target == *probed_id && !probe.acked) =>
+            {
+                self.notes.push(Note::ProbeLate { node: probed_id.node, epoch: probed_id.epoch });
             }
-            Timer::ProbeRandomMember(_) => {
-                if self.probe.take().is_some_and(|probe| probe.acked) {
-                    self.health = self.health.saturating_sub(1);
-                }
+            Timer::ProbeRandomMember(_) if self.probe.take().is_some_and(|probe| probe.acked) => {
+                self.lifeguard.reward();
             }
-            Timer::ChangeSuspectToDown { member_id, .. } => {
-                if let Some(suspicion) = self.suspects.get_mut(&member_id.node)
-                    && suspicion.epoch == member_id.epoch
-                    && std::mem::take(&mut suspicion.heard)
-                    && suspicion.extensions < EXTENSIONS_MAX
-                {
-                    suspicion.extensions += 1;
-                    let at = now + self.suspicion() / 2;
-                    self.schedule(at, timer);
-                    return;
-                }
-                self.suspects.remove(&member_id.node);
+            Timer::ChangeSuspectToDown { member_id, .. }
+                if self.lifeguard.is_reprieved(*member_id) =>
+            {
+                self.schedule(now + self.suspicion() / 2, timer);
+                return;
             }
             _ => {}
         }
         let _ = self.foca.handle_timer(timer, &mut self.outbox);
         self.settle(now);
-    }
-
-    fn nag(&mut self, now: Instant) {
-        for (node, suspicion) in &mut self.suspects {
-            if suspicion.nag_at <= now {
-                suspicion.nag_at = now + NAG;
-                self.notes.push(Note::Nag {
-                    node: *node,
-                    epoch: suspicion.epoch,
-                    incarnation: suspicion.incarnation,
-                });
-            }
-        }
-    }
-
-    /// A host was heard from, at this incarnation.
-    fn heard(&mut self, node: u64, id: Id, incarnation: u16) {
-        let Some(suspicion) = self.suspects.get_mut(&node) else {
-            return;
-        };
-        suspicion.heard = true;
-        if id.epoch > suspicion.epoch || incarnation > suspicion.incarnation {
-            self.suspects.remove(&node);
-            self.health = (self.health + 1).min(HEALTH_MAX);
-        }
     }
 
     /// Sorts out what foca said.
@@ -468,22 +416,10 @@ impl Membership {
     fn take_timer(&mut self, now: Instant, timer: Timer<Id>, after: Duration) {
         let after = match &timer {
             Timer::SendIndirectProbe { .. } | Timer::ProbeRandomMember(_) => {
-                after * (1 + self.health)
+                self.lifeguard.stretched(after)
             }
             Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
-                let fresh = Suspicion {
-                    epoch: member_id.epoch,
-                    incarnation: *incarnation,
-                    heard: false,
-                    extensions: 0,
-                    nag_at: now,
-                };
-                let known = self.suspects.get(&member_id.node);
-                let is_known = known
-                    .is_some_and(|s| (s.epoch, s.incarnation) == (fresh.epoch, fresh.incarnation));
-                if !is_known && self.suspects.len() < SUSPECTS_MAX {
-                    self.suspects.insert(member_id.node, fresh);
-                }
+                self.lifeguard.suspect(now, *member_id, *incarnation);
                 after
             }
             _ => after,
@@ -504,13 +440,13 @@ impl Membership {
             }
             Said::Down(id) => {
                 self.up.remove(&id.node);
-                self.suspects.remove(&id.node);
+                self.lifeguard.forget(id.node);
                 self.notes.push(Note::Down { node: id.node });
             }
             Said::Renamed(id) => {
                 if let Some(epoch) = self.up.get_mut(&id.node) {
                     *epoch = id.epoch;
-                    self.suspects.remove(&id.node);
+                    self.lifeguard.forget(id.node);
                     self.notes.push(Note::Up { node: id.node });
                 }
             }
@@ -533,7 +469,7 @@ impl Membership {
         if header.src_incarnation > self.own_incarnation {
             // We had to refute: others do not hear us in time, so we may be the slow one.
             self.own_incarnation = header.src_incarnation;
-            self.health = (self.health + 1).min(HEALTH_MAX);
+            self.lifeguard.blame();
         }
         if let Message::Ping(number) = header.message {
             self.probe = Some(Probe { target: to, number, acked: false });
@@ -571,8 +507,15 @@ impl Membership {
         if id.node == own.node { id.epoch == own.epoch } else { !self.is_beyond_limit(id.node) }
     }
 
+    /// More would be up than the limit allows, or more be remembered as down than is reasonable.
     fn is_beyond_limit(&self, node: u64) -> bool {
-        self.up.len() >= self.members_max && !self.up.contains_key(&node)
+        if self.up.contains_key(&node) {
+            return false;
+        }
+        let mut known = self.foca.iter_membership_state();
+        self.up.len() >= self.members_max
+            || (known.len() >= KNOWN_PER_MEMBER * self.members_max
+                && !known.any(|member| member.id().node == node))
     }
 
     fn suspicion(&self) -> Duration {
@@ -614,69 +557,5 @@ fn foca_config(profile: &Profile, size: usize) -> foca::Config {
             frequency: profile.gossip,
             num_members: nonzero(3),
         }),
-    }
-}
-
-/// What foca calls an identity: a host's life. A later epoch replaces an earlier one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Id {
-    node: u64,
-    epoch: u32,
-}
-
-impl Id {
-    fn of(member: &Membered) -> Id {
-        Id { node: member.node, epoch: member.epoch }
-    }
-}
-
-impl Identity for Id {
-    type Addr = u64;
-
-    fn renew(&self) -> Option<Self> {
-        Some(Id { node: self.node, epoch: self.epoch.checked_add(1)? })
-    }
-
-    fn addr(&self) -> u64 {
-        self.node
-    }
-
-    fn win_addr_conflict(&self, adversary: &Self) -> bool {
-        self.epoch > adversary.epoch
-    }
-}
-
-/// What foca wants done; collected during a call, sorted out after it.
-#[derive(Default)]
-struct Outbox {
-    sends: Vec<(Id, Vec<u8>)>,
-    timers: Vec<(Timer<Id>, Duration)>,
-    notifications: Vec<Said>,
-}
-
-enum Said {
-    Up(Id),
-    Down(Id),
-    Renamed(Id),
-    Rejoined,
-}
-
-impl foca::Runtime<Id> for Outbox {
-    fn notify(&mut self, notification: Notification<'_, Id>) {
-        self.notifications.push(match notification {
-            Notification::MemberUp(id) => Said::Up(*id),
-            Notification::MemberDown(id) => Said::Down(*id),
-            Notification::Rename(_, id) => Said::Renamed(*id),
-            Notification::Rejoin(_) => Said::Rejoined,
-            Notification::Active | Notification::Idle | Notification::Defunct => return,
-        });
-    }
-
-    fn send_to(&mut self, to: Id, data: &[u8]) {
-        self.sends.push((to, data.to_vec()));
-    }
-
-    fn submit_after(&mut self, event: Timer<Id>, after: Duration) {
-        self.timers.push((event, after));
     }
 }

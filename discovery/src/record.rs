@@ -64,17 +64,23 @@ const TEXT_MAX: usize = 1024;
 impl NodeBody {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        frame(&mut out, NODE_NAME, |out| out.extend_from_slice(self.name.as_bytes()));
+        frame(&mut out, NODE_NAME, |out| {
+            out.extend_from_slice(self.name.as_bytes());
+        });
         frame(&mut out, NODE_ADDRESS, |out| put_address(out, self.address));
         frame(&mut out, NODE_MESH, |out| put_address(out, self.mesh));
         if let Some(zone) = &self.zone {
-            frame(&mut out, NODE_ZONE, |out| out.extend_from_slice(zone.as_bytes()));
+            frame(&mut out, NODE_ZONE, |out| {
+                out.extend_from_slice(zone.as_bytes());
+            });
         }
         if self.draining {
             frame(&mut out, NODE_DRAINING, |_| {});
         }
         let (min, max) = PROTOCOL_VERSIONS;
-        frame(&mut out, NODE_VERSIONS, |out| out.extend_from_slice(&[min, max]));
+        frame(&mut out, NODE_VERSIONS, |out| {
+            out.extend_from_slice(&[min, max]);
+        });
         out
     }
 
@@ -134,13 +140,17 @@ impl InstanceBody {
 
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        frame(&mut out, SERVICE, |out| out.extend_from_slice(self.service.as_bytes()));
+        frame(&mut out, SERVICE, |out| {
+            out.extend_from_slice(self.service.as_bytes());
+        });
         frame(&mut out, ADDRESS, |out| put_address(out, self.address));
         if let Some(advertise) = self.advertise {
             frame(&mut out, ADVERTISE, |out| put_address(out, advertise));
         }
         if let Some(protocol) = self.protocol {
-            frame(&mut out, PROTOCOL, |out| out.push(protocol_number(protocol)));
+            frame(&mut out, PROTOCOL, |out| {
+                out.push(protocol_number(protocol));
+            });
         }
         for tag in &self.tags {
             frame(&mut out, TAG, |out| out.extend_from_slice(tag.as_bytes()));
@@ -324,7 +334,9 @@ mod tests {
     #[test]
     fn fields_of_a_newer_host_are_skipped() {
         let mut body = instance().encode();
-        frame(&mut body, 200, |out| out.extend_from_slice(b"from the future"));
+        frame(&mut body, 200, |out| {
+            out.extend_from_slice(b"from the future");
+        });
         assert_eq!(InstanceBody::decode(&body), Ok(instance()));
     }
 

@@ -242,7 +242,7 @@ impl From<&Registration> for SavedRegistration {
             service: registration.service.clone(),
             address: registration.address,
             advertise: registration.advertise,
-            protocol: registration.protocol.map(|protocol| protocol_name(protocol).to_owned()),
+            protocol: registration.protocol.map(|protocol| protocol.name().to_owned()),
             tags: registration.tags.clone(),
             meta: registration.meta.clone(),
             weights: registration.weights,
@@ -278,22 +278,11 @@ impl From<SavedRegistration> for Registration {
     }
 }
 
-/// The configuration's word for it.
-#[must_use]
-pub fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Http => "http",
-        Protocol::Http2 => "http2",
-        Protocol::Grpc => "grpc",
-    }
-}
-
 /// The protocol of the configuration's word.
-#[must_use]
-pub fn protocol_of(name: &str) -> Option<Protocol> {
+fn protocol_of(name: &str) -> Option<Protocol> {
     [Protocol::Http, Protocol::Http2, Protocol::Grpc]
         .into_iter()
-        .find(|protocol| protocol_name(*protocol) == name)
+        .find(|protocol| protocol.name() == name)
 }
 
 #[cfg(test)]
@@ -339,10 +328,14 @@ mod tests {
             ("service name", |r| r.service = "a.b.c".into()),
             ("instance id", |r| r.id = String::new()),
             ("instance id", |r| r.id = "line\nbreak".into()),
-            ("number of tags", |r| r.tags = vec![String::new(); TAGS_MAX + 1]),
-            ("bytes of a tag", |r| r.tags = vec!["x".repeat(TEXT_MAX + 1)]),
+            ("number of tags", |r| {
+                r.tags = vec![String::new(); TAGS_MAX + 1];
+            }),
+            ("bytes of a tag", |r| {
+                r.tags = vec!["x".repeat(TEXT_MAX + 1)];
+            }),
             ("number of meta", |r| {
-                r.meta = (0..=META_MAX).map(|i| (i.to_string(), String::new())).collect()
+                r.meta = (0..=META_MAX).map(|i| (i.to_string(), String::new())).collect();
             }),
         ];
         assert_eq!(registration().validate(), Ok(()));

@@ -144,7 +144,7 @@ impl Frame {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Frame::Membership(packet) => {
-                frame(out, MEMBERSHIP, |out| out.extend_from_slice(packet))
+                frame(out, MEMBERSHIP, |out| out.extend_from_slice(packet));
             }
             Frame::Addresses(list) => frame(out, ADDRESSES, |out| {
                 for located in list {
@@ -162,7 +162,7 @@ impl Frame {
                 out.push(u8::from(*left));
             }),
             Frame::Confirm { node, epoch } => {
-                frame(out, CONFIRM, |out| put_identity(out, *node, *epoch))
+                frame(out, CONFIRM, |out| put_identity(out, *node, *epoch));
             }
             Frame::Verdict { node, epoch, refused } => frame(out, VERDICT, |out| {
                 put_identity(out, *node, *epoch);
@@ -179,9 +179,9 @@ impl Frame {
                 put_address(out, hello.address);
             }),
             Frame::Join => frame(out, JOIN, |_| {}),
-            Frame::Compare(root) => {
-                frame(out, COMPARE, |out| out.extend_from_slice(&root.to_be_bytes()))
-            }
+            Frame::Compare(root) => frame(out, COMPARE, |out| {
+                out.extend_from_slice(&root.to_be_bytes());
+            }),
             Frame::Equal => frame(out, EQUAL, |_| {}),
             Frame::Ping => frame(out, PING, |_| {}),
             Frame::Members(list) => frame(out, MEMBERS, |out| {
@@ -191,12 +191,12 @@ impl Frame {
                     out.push(u8::from(member.down));
                 }
             }),
-            Frame::Digest(list) => {
-                frame(out, DIGEST, |out| list.iter().for_each(|extent| extent.encode(out)))
-            }
-            Frame::Wants(list) => {
-                frame(out, WANTS, |out| list.iter().for_each(|extent| extent.encode(out)))
-            }
+            Frame::Digest(list) => frame(out, DIGEST, |out| {
+                list.iter().for_each(|extent| extent.encode(out));
+            }),
+            Frame::Wants(list) => frame(out, WANTS, |out| {
+                list.iter().for_each(|extent| extent.encode(out));
+            }),
         }
     }
 

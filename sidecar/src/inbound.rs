@@ -31,12 +31,12 @@ use crate::worker::{INBOUND, Worker};
 /// Answers one request.
 pub async fn handle(
     worker: &Rc<Worker>,
-    link: &Link,
+    link: &Rc<Link>,
     request: Request<Incoming>,
 ) -> Response<Reply> {
     let (parts, body) = request.into_parts();
     let found = headers::find(&parts.headers);
-    let mut exchange = Exchange::begin(worker, INBOUND, link.peer, &parts, found);
+    let mut exchange = Exchange::begin(worker, link, INBOUND, &parts, found);
     match forward(worker, link, parts, body, found, &mut exchange).await {
         Ok(head) => exchange.respond(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT }),
         Err((error, told)) => {

@@ -87,7 +87,7 @@ pub enum Order {
     /// Stop accepting on this address; what the kernel has queued is still served.
     Close(SocketAddr),
     /// Serve a connection that another worker accepted.
-    Serve(std::net::TcpStream, Role),
+    Serve(std::net::TcpStream, Role, Counted),
     /// End the connections of this side gracefully.
     Drain(usize),
     /// End the thread.
@@ -152,9 +152,9 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
                     }
                     keep
                 }),
-                Some(Order::Serve(stream, role)) => {
+                Some(Order::Serve(stream, role, counted)) => {
                     if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                        serve(&worker, stream, Rc::new(role));
+                        serve(&worker, stream, Rc::new(role), counted);
                     }
                 }
                 Some(Order::Drain(side)) => worker.links[side].borrow().drain(),
@@ -206,17 +206,17 @@ async fn accept(
         let loads: Vec<usize> =
             shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
         let taker = crate::listener::hand_over(worker.id, &loads);
+        let counted = Counted::new(shared, taker, side);
         if taker == worker.id {
-            serve(&worker, stream, Rc::clone(&role));
+            serve(&worker, stream, Rc::clone(&role), counted);
         } else if let Ok(stream) = stream.into_std() {
             // A full inbox would lose the connection: wait for room.
-            let _ = inboxes.0[taker].send(Order::Serve(stream, Role::clone(&role))).await;
+            let _ = inboxes.0[taker].send(Order::Serve(stream, Role::clone(&role), counted)).await;
         }
     }
 }
 
-fn serve(worker: &Rc<Worker>, stream: tokio::net::TcpStream, role: Rc<Role>) {
-    let counted = Counted::new(&worker.shared, worker.id, side(&role));
+fn serve(worker: &Rc<Worker>, stream: tokio::net::TcpStream, role: Rc<Role>, counted: Counted) {
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
         crate::connection::serve(worker, stream, role).await;
@@ -232,8 +232,9 @@ pub fn side(role: &Role) -> usize {
     }
 }
 
-/// A connection in the counts that limits and hand-over read.
-struct Counted {
+/// A connection in the counts that limits and hand-over read, from the moment it is accepted.
+#[derive(Debug)]
+pub struct Counted {
     shared: Arc<Shared>,
     worker: usize,
     side: usize,

@@ -53,6 +53,8 @@ def one(tools, work, times, arm, seed):
         settle()
         run.update(at_backends=read(servers) - before, pauses=pauses.count, pause_late_ms=pauses.late_s * 1e3)
         run["extra"] = run["at_backends"] / run["sent"] - 1
+        if isinstance(under_test, Evenkeel):
+            run["hedges_since_start"] = under_test.metric("evenkeel_hedges_total")
         return run
 
 

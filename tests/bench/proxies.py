@@ -5,6 +5,7 @@ Every configuration that was used is kept in `CONFIGS` and goes into the results
 
 import json
 import os
+import re
 import shutil
 import urllib.request
 
@@ -200,6 +201,11 @@ class Evenkeel(Server):
             found = self._get(self.catalog, "/v1/agent/members")
             return found is not None and len(json.loads(found)) == count
         self.process.wait_until(known, f"it does not learn of {count} hosts")
+
+    def metric(self, name):
+        """Its values, by their labels."""
+        lines = (self._get(self.admin, "/metrics") or b"").decode()
+        return {labels: float(value) for labels, value in re.findall(rf"^{name}{{(.*)}} (\S+)$", lines, re.M)}
 
     @staticmethod
     def _get(port, path):

@@ -93,10 +93,12 @@ def pauses(suite):
         rows.append([named(arm), ms(over(runs, "p50_us")), *(worst(runs, key) for key in
                                                                           ("p99_us", "p999_us")),
                      str(sum(run["failed"] for run in runs)),
-                     f"{over(runs, 'extra'):.1%} ({over(runs, 'extra', max):.1%})", us(over(runs, "cpu_us"), 0)])
+                     f"{over(runs, 'extra'):.1%} ({over(runs, 'extra', max):.1%})", us(over(runs, "cpu_us"), 0),
+                     ms(over(runs, "late_p99_us"))])
     sent = suite["runs"][0]["sent"]
     return (f"### Pauses, {suite['rate_per_sec']} requests/s, {sent:,} a run, in brackets the worst run\n\n"
-            + grid(["", "p50", "p99", "p99.9", "failed", "extra requests", "CPU a request"], rows))
+            + grid(["", "p50", "p99", "p99.9", "failed", "extra requests", "CPU a request",
+                    "load late by, p99"], rows))
 
 
 def targets(suites):

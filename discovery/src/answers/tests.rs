@@ -198,12 +198,20 @@ fn what_is_not_a_question_for_us_is_told_so() {
     type Change = fn(&mut Message);
     let table: [(&str, ResponseCode, Change); 7] = [
         ("zone transfer", ResponseCode::NotImp, |m| {
-            _ = m.queries[0].set_query_type(RecordType::AXFR)
+            _ = m.queries[0].set_query_type(RecordType::AXFR);
         }),
-        ("chaos", ResponseCode::Refused, |m| _ = m.queries[0].set_query_class(DNSClass::CH)),
-        ("update", ResponseCode::NotImp, |m| m.metadata.op_code = OpCode::Update),
-        ("notify", ResponseCode::NotImp, |m| m.metadata.op_code = OpCode::Notify),
-        ("two questions", ResponseCode::FormErr, |m| m.queries.push(m.queries[0].clone())),
+        ("chaos", ResponseCode::Refused, |m| {
+            _ = m.queries[0].set_query_class(DNSClass::CH);
+        }),
+        ("update", ResponseCode::NotImp, |m| {
+            m.metadata.op_code = OpCode::Update;
+        }),
+        ("notify", ResponseCode::NotImp, |m| {
+            m.metadata.op_code = OpCode::Notify;
+        }),
+        ("two questions", ResponseCode::FormErr, |m| {
+            m.queries.push(m.queries[0].clone());
+        }),
         ("no question", ResponseCode::FormErr, |m| m.queries.clear()),
         ("a later EDNS", ResponseCode::BADVERS, |m| {
             let mut edns = Edns::new();

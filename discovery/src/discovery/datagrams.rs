@@ -15,6 +15,9 @@ use crate::wire::{Delta, Extent, Frame, Located};
 const RECEIVED_MAX: usize = 4096;
 /// Challenges and their answers sent in a second; more strangers than that have to wait.
 const CHALLENGES_PER_SEC_MAX: u32 = 2000;
+/// Suspects that others asked us to dial, and who asked, for each.
+const SUSPECTS_MAX: usize = 256;
+const ASKERS_MAX: usize = 64;
 /// Entries of one list of what is missing.
 const MISSING_MAX: usize = 4096;
 
@@ -58,11 +61,11 @@ impl Discovery {
             self.count_refused(Refused::Length);
             return;
         }
-        let (sender, salt, counter, body, sub_key) =
-            match self.open(Channel::Datagram, &[], datagram) {
-                Ok(opened) => opened,
-                Err(()) => return,
-            };
+        let Ok((sender, salt, counter, body, sub_key)) =
+            self.open(Channel::Datagram, &[], datagram)
+        else {
+            return;
+        };
         let Ok(frames) = Frame::decode_all(&body) else {
             self.counters.refused_malformed += 1;
             return;
@@ -161,13 +164,13 @@ impl Discovery {
         for frame in frames {
             match frame {
                 Frame::Addresses(list) => {
-                    list.into_iter().for_each(|located| self.learn_address(now, located))
+                    list.into_iter().for_each(|located| self.learn_address(now, located));
                 }
                 Frame::Membership(packet) => {
                     match self.membership.handle_packet(now, sender, &packet) {
                         Ok(()) => {}
                         Err(NotTaken::Malformed | NotTaken::Forged) => {
-                            self.counters.refused_malformed += 1
+                            self.counters.refused_malformed += 1;
                         }
                         Err(NotTaken::TooMany) => self.counters.refused_limit += 1,
                     }
@@ -176,11 +179,11 @@ impl Discovery {
                 Frame::Delta(delta) => self.handle_delta(now, wall_ms, sender, delta),
                 Frame::Have(extent) => self.handle_extents(now, wall_ms, sender, &[extent], true),
                 Frame::Gone { node, epoch, left } => {
-                    self.handle_gone(now, sender, node, epoch, left)
+                    self.handle_gone(now, sender, node, epoch, left);
                 }
                 Frame::Confirm { node, epoch } => self.handle_confirm(now, sender, node, epoch),
                 Frame::Verdict { node, epoch, refused } => {
-                    self.handle_verdict(now, sender, node, epoch, refused)
+                    self.handle_verdict(now, sender, node, epoch, refused);
                 }
                 Frame::Suspected { epoch, incarnation } => {
                     self.membership.handle_suspected(now, epoch, incarnation);
@@ -302,7 +305,13 @@ impl Discovery {
         }
         if self.membership.up().get(&node) == Some(&epoch) {
             let is_under_way = self.askers.contains_key(&node);
-            self.askers.entry(node).or_default().insert(sender);
+            if self.askers.len() >= SUSPECTS_MAX && !is_under_way {
+                return;
+            }
+            let askers = self.askers.entry(node).or_default();
+            if askers.len() < ASKERS_MAX {
+                askers.insert(sender);
+            }
             if !is_under_way {
                 self.dial_suspect(now, node, epoch, false);
             }

@@ -65,7 +65,7 @@ impl Discovery {
         self.offers.insert(id, offer);
         self.publish(wall_ms);
         if is_saved {
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
         }
         Ok(())
     }
@@ -84,7 +84,7 @@ impl Discovery {
         self.write_own(now, id, None);
         self.publish(wall_ms);
         if offer.registration.origin == Origin::Api {
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ impl Discovery {
         if self.registry.jump((generation + 1).max(wall_ms)) {
             self.spread.push(now, own, self.generation(), 0, self.membership.up().len() + 1);
             self.publisher.touch_node(now, own, &self.registry);
-            self.events.push_back(Event::SaveDue);
+            self.tell(Event::SaveDue);
             self.learn_address(now, self.own_location());
         }
     }
@@ -184,10 +184,16 @@ impl Discovery {
             Membership::new(new, epoch, self.config.profile, self.config.limits.members, rng);
         self.membership.handle_members(now, &members);
         let services = self.registry.rename_own(new);
+        // Above the old id's, which is still known at our address.
+        self.registry.jump(self.generation() + 1);
         self.peers.rename_own(old);
         self.publisher.touch_services(now, services);
         self.publisher.touch_node(now, old, &self.registry);
         self.publisher.touch_node(now, new, &self.registry);
-        self.events.push_back(Event::NewIdentity { node: new });
+        let size = self.membership.up().len() + 1;
+        self.spread.push(now, new, self.generation(), 0, size);
+        self.learn_address(now, self.own_location());
+        self.tell(Event::NewIdentity { node: new });
+        self.tell(Event::SaveDue);
     }
 }

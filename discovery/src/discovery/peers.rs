@@ -27,8 +27,10 @@ const VANISH_SHARE: f64 = 0.15;
 const PRESERVED: Duration = Duration::from_secs(600);
 /// A host found dead is announced directly to so many; the rest hear of it by gossip.
 const GONE_FANOUT: usize = 64;
+/// Departed hosts that are remembered, for each that the limit of members allows.
+const DEPARTED_PER_MEMBER: usize = 2;
 /// Saved members.
-const SAVED_MAX: usize = 64;
+pub(super) const SAVED_MAX: usize = 64;
 /// Members are saved at most this often.
 const SAVE_MEMBERS: Duration = Duration::from_secs(5);
 
@@ -200,7 +202,7 @@ impl Discovery {
                 self.membership.declare_down(now, loser.node, epoch, true);
             }
             if epoch.is_some() || is_own {
-                self.events.push_back(Event::AddressConflict {
+                self.tell(Event::AddressConflict {
                     loser: loser.node,
                     winner: winner.node,
                     address,
@@ -227,7 +229,7 @@ impl Discovery {
             self.note_missing(now, node, whole);
         }
         if self.peers.told.insert(node) {
-            self.events.push_back(Event::NodeUp { node, name: self.name_of(node) });
+            self.tell(Event::NodeUp { node, name: self.name_of(node) });
             self.save_members_later(now);
         }
         if was_alone {
@@ -251,9 +253,17 @@ impl Discovery {
         if vanished {
             self.preserve(now, node);
         }
+        let departed_max = DEPARTED_PER_MEMBER * self.config.limits.members.max(1);
+        if self.peers.departed.len() > departed_max
+            && let Some(oldest) =
+                self.peers.departed.iter().min_by_key(|(_, d)| d.since).map(|(node, _)| *node)
+        {
+            self.peers.departed.remove(&oldest);
+            self.publisher.touch_node(now, oldest, &self.registry);
+        }
         self.publisher.touch_node(now, node, &self.registry);
         if self.peers.told.remove(&node) {
-            self.events.push_back(Event::NodeDown { node, name: self.name_of(node), left });
+            self.tell(Event::NodeDown { node, name: self.name_of(node), left });
             self.save_members_later(now);
         }
         if self.peers.told.is_empty() {

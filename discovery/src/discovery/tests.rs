@@ -1,1 +1,358 @@
+use std::net::SocketAddr;
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::health::{Health, Status};
+use crate::registration::{Check, CheckKind, Origin, RegisterError, Registration, Weights};
+
+const WALL: u64 = 1_800_000_000_000;
+
+#[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
+fn t0() -> Instant {
+    Instant::now()
+}
+
+fn address(host: u8) -> SocketAddr {
+    ([127, 0, 0, host], 7111).into()
+}
+
+fn config(host: u8) -> Config {
+    Config {
+        mesh: "m".into(),
+        domain: "mesh".into(),
+        node: NodeInfo {
+            id: host.into(),
+            name: format!("host-{host}"),
+            address: address(host),
+            mesh_port: 7110,
+            zone: None,
+        },
+        keys: vec![[1; 32]],
+        profile: Profile::LAN,
+        limits: Limits { members: 10, records: 20 },
+    }
+}
+
+fn host(number: u8, now: Instant) -> Discovery {
+    Discovery::new(config(number), None, now, WALL, [number; 32], [number; 16])
+}
+
+fn registration(id: &str, service: &str) -> Registration {
+    Registration {
+        id: id.into(),
+        service: service.into(),
+        address: "127.0.0.1:8080".parse().unwrap(),
+        advertise: None,
+        protocol: None,
+        tags: vec![],
+        meta: BTreeMap::new(),
+        weights: Weights::default(),
+        checks: vec![Check {
+            id: format!("service:{id}"),
+            name: String::new(),
+            kind: CheckKind::Tcp { authority: "127.0.0.1:8080".into() },
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            rise: 1,
+            fall: 1,
+            initial: Status::Critical,
+        }],
+        origin: Origin::Api,
+    }
+}
+
+fn events(host: &mut Discovery) -> Vec<Event> {
+    std::iter::from_fn(|| host.poll_event()).collect()
+}
+
+/// Lets both talk, at once and without loss, until neither has anything to say.
+fn talk(now: Instant, hosts: &mut [Discovery]) {
+    for _ in 0..100 {
+        let mut quiet = true;
+        for from in 0..hosts.len() {
+            let source = hosts[from].node().address;
+            while let Some(Transmit { to, payload }) = hosts[from].poll_transmit() {
+                quiet = false;
+                if let Some(to) = hosts.iter_mut().find(|host| host.node().address == to) {
+                    to.handle_datagram(now, WALL, source, &payload);
+                }
+            }
+            while let Some(dial) = hosts[from].poll_dial() {
+                quiet = false;
+                let to = hosts.iter_mut().find(|host| host.node().address == dial.to);
+                let response = match to {
+                    None => Err(DialError::Refused),
+                    Some(to) => {
+                        to.handle_request(now, WALL, source, &dial.request).ok_or(DialError::Other)
+                    }
+                };
+                hosts[from].handle_response(
+                    now,
+                    WALL,
+                    dial.id,
+                    response.as_deref().map_err(|e| *e),
+                );
+            }
+        }
+        if quiet {
+            return;
+        }
+    }
+    panic!("they never fall silent");
+}
+
+fn pair(now: Instant) -> [Discovery; 2] {
+    let mut pair = [host(1, now), host(2, now)];
+    pair[1].join(now, address(1));
+    talk(now, &mut pair);
+    assert!(pair.iter().all(|host| host.membership.up().len() == 1));
+    pair
+}
+
+#[test]
+fn one_exchange_introduces_two_hosts() {
+    let now = t0();
+    let mut hosts = [host(1, now), host(2, now)];
+    hosts[0].register(now, WALL, registration("a", "a")).unwrap();
+    hosts[1].register(now, WALL, registration("b", "b")).unwrap();
+    hosts[1].join(now, address(1));
+    talk(now, &mut hosts);
+    for host in &mut hosts {
+        host.handle_timeout(now + Duration::from_millis(20), WALL);
+        assert_eq!(host.snapshot().services.len(), 2, "{:?}", host.snapshot());
+        assert_eq!(host.snapshot().alive().count(), 2);
+    }
+}
+
+#[test]
+fn a_client_finds_its_registration_in_the_next_look_up() {
+    let now = t0();
+    let mut host = host(1, now);
+    events(&mut host);
+    host.register(now, WALL, registration("a", "web")).unwrap();
+    assert_eq!(events(&mut host), [Event::SnapshotChanged, Event::SaveDue]);
+    let view = Arc::clone(host.snapshot().service("web").unwrap());
+    assert!(!view.instances[0].takes_requests(), "not before its check passes");
+    assert!(view.index >= WALL * 1000);
+
+    let passing = Health { status: Status::Passing, output: "ok".into() };
+    host.set_health(now, WALL, "a", 0, passing.clone()).unwrap();
+    let next = Arc::clone(host.snapshot().service("web").unwrap());
+    assert!(next.instances[0].takes_requests());
+    assert!(next.index > view.index, "the index moves within a millisecond, too");
+    host.set_health(now, WALL, "a", 0, passing).unwrap();
+    assert!(
+        Arc::ptr_eq(&next, host.snapshot().service("web").unwrap()),
+        "nothing changed, nobody is woken"
+    );
+
+    // The same again: its health is kept.
+    host.register(now, WALL, registration("a", "web")).unwrap();
+    assert!(Arc::ptr_eq(&next, host.snapshot().service("web").unwrap()));
+    host.register(now, WALL, registration("b", "other")).unwrap();
+    assert!(
+        Arc::ptr_eq(&next, host.snapshot().service("web").unwrap()),
+        "another service's change"
+    );
+
+    host.deregister(now, WALL, "a").unwrap();
+    assert!(host.snapshot().service("web").is_none());
+    assert!(host.snapshot().service_index("web") > next.index, "indices never go back");
+}
+
+#[test]
+fn what_is_wrong_is_said_and_changes_nothing() {
+    let now = t0();
+    let mut host = host(1, now);
+    let index = host.snapshot().index;
+    let errors = [
+        host.register(now, WALL, registration("", "web")),
+        host.register(now, WALL, registration("a", "Not A Name")),
+        host.deregister(now, WALL, "a"),
+        host.set_health(
+            now,
+            WALL,
+            "a",
+            0,
+            Health { status: Status::Passing, output: String::new() },
+        ),
+    ];
+    for error in errors {
+        assert!(error.is_err());
+    }
+    let mut large = registration("a", "web");
+    large.meta = (0..60).map(|i| (format!("k{i}"), "x".repeat(500))).collect();
+    assert_eq!(
+        host.register(now, WALL, large).unwrap_err().to_string(),
+        "bytes of the registration: more than the limit of 8192"
+    );
+    assert_eq!(host.snapshot().index, index);
+    for i in 0..crate::registration::INSTANCES_MAX {
+        host.register(now, WALL, registration(&i.to_string(), &format!("web-{i}"))).unwrap();
+    }
+    assert!(host.register(now, WALL, registration("one more", "web")).is_err());
+    host.leave(now, WALL);
+    assert_eq!(host.register(now, WALL, registration("0", "web")), Err(RegisterError::Leaving));
+}
+
+#[test]
+fn what_is_saved_makes_the_same_host_again() {
+    let now = t0();
+    let [mut first, _] = pair(now);
+    let mut own = registration("of-the-file", "file");
+    own.origin = Origin::Configuration;
+    first.register(now, WALL, own).unwrap();
+    first.register(now, WALL, registration("of-the-api", "api")).unwrap();
+    let json = serde_json::to_string(&first.saved()).unwrap();
+    let saved: Saved = serde_json::from_str(&json).unwrap();
+    // The clock went back an hour meanwhile.
+    let again = Discovery::new(config(1), Some(saved), now, WALL - 3_600_000, [9; 32], [9; 16]);
+    assert!(again.generation() > first.generation());
+    assert!(again.membership.epoch() > first.membership.epoch());
+    let ids: Vec<&str> = again.registrations().map(|r| &*r.id).collect();
+    assert_eq!(ids, ["of-the-api"], "the file gives its own again");
+    assert_eq!(again.saved().members, [SavedMember { node: 2, address: address(2) }]);
+    // Another host's data directory is not ours.
+    let other = Discovery::new(config(5), Some(first.saved()), now, WALL, [9; 32], [9; 16]);
+    assert_eq!(other.registrations().count(), 0);
+}
+
+#[test]
+fn a_lonely_host_asks_for_addresses_ever_more_rarely_and_else_sleeps() {
+    let start = t0();
+    let mut host = host(1, start);
+    let (mut now, mut asked, mut woken) = (start, Vec::new(), 0);
+    while now < start + Duration::from_secs(600) {
+        now = host.poll_timeout().unwrap();
+        host.handle_timeout(now, WALL);
+        woken += 1;
+        asked.extend(
+            events(&mut host).into_iter().filter(|e| *e == Event::ResolveJoin).map(|_| now - start),
+        );
+    }
+    assert_eq!(asked[0], Duration::ZERO);
+    assert!(asked[1] < Duration::from_millis(650));
+    let gaps: Vec<Duration> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps.iter().all(|gap| *gap <= JOIN_LAST.mul_f64(1.2)), "{gaps:?}");
+    assert!((20..40).contains(&asked.len()), "{}", asked.len());
+    assert!(woken < 150, "{woken} times awake in ten minutes");
+}
+
+#[test]
+fn joins_that_make_no_sense_are_not_made() {
+    let now = t0();
+    let [mut first, second] = pair(now);
+    first.join(now, address(1));
+    first.join(now, second.node().address);
+    assert_eq!(first.poll_dial(), None);
+    first.join(now, address(7));
+    first.join(now, address(7));
+    assert!(first.poll_dial().is_some());
+    assert_eq!(first.poll_dial(), None, "one at a time");
+}
+
+#[test]
+fn members_and_records_are_limited() {
+    let now = t0();
+    let mut hosts: Vec<Discovery> = (1..=15).map(|number| host(number, now)).collect();
+    for host in &mut hosts {
+        for i in 0..5 {
+            host.register(now, WALL, registration(&format!("i{i}"), "web")).unwrap();
+        }
+    }
+    for number in 1..15 {
+        hosts[number].join(now, address(1));
+        talk(now, &mut hosts);
+    }
+    let first = &mut hosts[0];
+    first.handle_timeout(now + Duration::from_millis(100), WALL);
+    assert_eq!(first.membership.up().len(), 10);
+    let instances = first.snapshot().service("web").unwrap().instances.len();
+    assert!((10..=25).contains(&instances), "{instances}");
+    assert!(first.counters().refused_limit > 0);
+}
+
+#[test]
+fn after_the_goodbye_there_is_silence() {
+    let now = t0();
+    let mut hosts = pair(now);
+    hosts[1].leave(now, WALL);
+    talk(now, &mut hosts);
+    let late = now + Duration::from_secs(60);
+    let [first, second] = &mut hosts;
+    assert!(first.membership.up().is_empty());
+    assert_eq!(second.poll_timeout(), None);
+    second.handle_timeout(late, WALL);
+    second.join(late, address(1));
+    assert_eq!((second.poll_transmit(), second.poll_dial()), (None, None));
+    assert_eq!(second.handle_request(late, WALL, address(1), &[]), None);
+}
+
+#[test]
+fn a_response_to_another_request_is_not_believed() {
+    let now = t0();
+    let mut hosts = pair(now);
+    let [first, second] = &mut hosts;
+    let mut answers = Vec::new();
+    for _ in 0..2 {
+        first.dial_suspect(now, 2, second.membership.epoch(), true);
+        let dial = first.poll_dial().unwrap();
+        answers
+            .push((dial.id, second.handle_request(now, WALL, address(1), &dial.request).unwrap()));
+    }
+    let before = first.counters().refused_seal;
+    first.handle_response(now, WALL, answers[0].0, Ok(&answers[1].1));
+    assert_eq!(first.counters().refused_seal, before + 1);
+    first.handle_response(now, WALL, answers[1].0, Ok(&answers[1].1));
+    assert_eq!(first.counters().refused_seal, before + 1);
+}
+
+#[test]
+fn a_repeated_request_is_not_acted_on() {
+    let now = t0();
+    let [mut first, mut second] = pair(now);
+    second.compare_with_random_peer(now);
+    let dial = second.poll_dial().unwrap();
+    assert!(first.handle_request(now, WALL, address(2), &dial.request).is_some());
+    assert_eq!(first.handle_request(now, WALL, address(2), &dial.request), None);
+    assert_eq!(first.counters().refused_replay, 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever arrives that no member sealed: no panic, no effect.
+    #[test]
+    fn noise_has_no_effect(
+        noise in proptest::collection::vec(any::<u8>(), 0..1500),
+        at in any::<prop::sample::Index>(),
+        flip in 1..=255u8,
+    ) {
+        let now = t0();
+        let [mut first, mut second] = pair(now);
+        second.register(now, WALL, registration("x", "x")).unwrap();
+        second.handle_timeout(now + Duration::from_secs(1), WALL);
+        let genuine = second.poll_transmit().unwrap().payload;
+        second.compare_with_random_peer(now);
+        let request = second.poll_dial().unwrap().request;
+        let before = (first.snapshot().index, first.membership.up().clone(), first.registry.digest());
+        let mut inputs = vec![noise];
+        for mut bytes in [genuine, request] {
+            let at = at.index(bytes.len());
+            inputs.push(bytes[..at].to_vec());
+            bytes[at] ^= flip;
+            inputs.push(bytes);
+        }
+        let dial = { first.join(now, address(9)); first.poll_dial().unwrap().id };
+        for bytes in &inputs {
+            first.handle_datagram(now, WALL, address(2), bytes);
+            prop_assert_eq!(first.handle_request(now, WALL, address(2), bytes), None);
+            first.handle_response(now, WALL, dial, Ok(bytes));
+        }
+        prop_assert_eq!(before, (first.snapshot().index, first.membership.up().clone(), first.registry.digest()));
+        prop_assert_eq!(first.poll_transmit(), None);
+        let refused: u64 = first.counters().refused().iter().map(|(_, count)| count).sum();
+        prop_assert!(refused >= 2 * inputs.len() as u64);
+    }
+}

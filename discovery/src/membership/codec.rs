@@ -174,3 +174,69 @@ fn take_u16(buf: &mut impl Buf) -> Result<u16, Malformed> {
 fn take_u8(buf: &mut impl Buf) -> Result<u8, Malformed> {
     buf.try_get_u8().map_err(|_| Malformed)
 }
+
+#[cfg(test)]
+mod tests {
+    use foca::Codec as _;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id() -> impl Strategy<Value = Id> {
+        any::<(u64, u32)>().prop_map(|(node, epoch)| Id { node, epoch })
+    }
+
+    fn message() -> impl Strategy<Value = Message<Id>> {
+        (0..11u8, id(), any::<u8>()).prop_map(|(kind, id, probe_number)| match kind {
+            0 => Message::Ping(probe_number),
+            1 => Message::Ack(probe_number),
+            2 => Message::PingReq { target: id, probe_number },
+            3 => Message::IndirectPing { origin: id, probe_number },
+            4 => Message::IndirectAck { target: id, probe_number },
+            5 => Message::ForwardedAck { origin: id, probe_number },
+            6 => Message::Announce,
+            7 => Message::Feed,
+            8 => Message::Gossip,
+            9 => Message::Broadcast,
+            _ => Message::TurnUndead,
+        })
+    }
+
+    fn member() -> impl Strategy<Value = Member<Id>> {
+        (id(), any::<u16>(), 0..3u8).prop_map(|(id, incarnation, state)| {
+            Member::new(
+                id,
+                incarnation,
+                [State::Alive, State::Suspect, State::Down][usize::from(state)],
+            )
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn decoding_undoes_encoding(
+            src in id(),
+            src_incarnation in any::<u16>(),
+            dst in id(),
+            message in message(),
+            updates in proptest::collection::vec(member(), 0..20),
+        ) {
+            let header = Header { src, src_incarnation, dst, message };
+            let bytes = encode_packet(&header, &updates);
+            prop_assert!(bytes.len() <= PACKET_MAX);
+            prop_assert_eq!(decode_packet(&bytes).unwrap(), (header.clone(), updates));
+            for room in 0..bytes.len() {
+                let mut buf = Vec::new().limit(room);
+                // With too little room nothing is written.
+                if Codec.encode_header(&header, &mut buf).is_err() {
+                    prop_assert!(buf.get_ref().is_empty());
+                }
+            }
+        }
+
+        #[test]
+        fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = decode_packet(&bytes);
+        }
+    }
+}

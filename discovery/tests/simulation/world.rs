@@ -3,6 +3,7 @@
 //!
 //! Safety is checked after every step: no observer sees a generation go back, and what a host says of itself in its
 //! own look-ups is what it registered.
+#![expect(clippy::unwrap_used, reason = "a host that is asked runs; else the test is wrong")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -391,7 +392,7 @@ impl World {
             }
             for transmit in transmits {
                 quiet = false;
-                self.send(host, transmit.to, transmit.payload);
+                self.send(host, transmit.to, &transmit.payload);
             }
             for dial in dials {
                 quiet = false;
@@ -418,10 +419,8 @@ impl World {
                     self.hosts[host].process.as_mut().unwrap().join(now, address);
                 }
             }
-            Event::SaveDue => {
-                if self.hosts[host].keeps_data {
-                    self.hosts[host].disk = self.hosts[host].process.as_ref().map(Discovery::saved);
-                }
+            Event::SaveDue if self.hosts[host].keeps_data => {
+                self.hosts[host].disk = self.hosts[host].process.as_ref().map(Discovery::saved);
             }
             Event::SnapshotChanged => self.check_safety(host),
             Event::NodeDown { node, .. } => {
@@ -471,11 +470,11 @@ impl World {
         );
     }
 
-    fn send(&mut self, from: usize, to: SocketAddr, bytes: Vec<u8>) {
+    fn send(&mut self, from: usize, to: SocketAddr, bytes: &[u8]) {
         assert!(bytes.len() <= evenkeel_discovery::discovery::DATAGRAM_MAX);
         let source = self.hosts[from].address;
         if let Some(recording) = &mut self.recording {
-            recording.push((source, to, bytes.clone()));
+            recording.push((source, to, bytes.to_vec()));
         }
         let Some(to) = self.hosts.iter().position(|host| host.address == to) else {
             return;
@@ -487,7 +486,7 @@ impl World {
         for _ in 0..copies {
             if !self.rng.random_bool(self.network.loss) {
                 let at = self.now + self.delay();
-                self.enqueue(at, Delivery::Datagram { from: source, to, bytes: bytes.clone() });
+                self.enqueue(at, Delivery::Datagram { from: source, to, bytes: bytes.to_vec() });
             }
         }
     }

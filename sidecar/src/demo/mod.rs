@@ -283,7 +283,14 @@ fn report(
     results: &Results,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let mut text = format!("{}\n{}\n\n{}\n", results.table(), results.verdict(), results.posts());
+    let p99_by_second = Arm::ALL.map(|arm| &*progress.arms[arm.index()].p99_by_second);
+    let mut text = format!(
+        "{}\n{}\n{}\n\n{}\n",
+        results.table(),
+        screen::chart(p99_by_second),
+        results.verdict(),
+        results.posts()
+    );
     for arm in Arm::ALL {
         let failures = &progress.arms[arm.index()].failures;
         if !failures.is_empty() {
@@ -314,7 +321,7 @@ fn next_steps(args: &DemoArgs, mesh: &Mesh) -> anyhow::Result<String> {
     let ports = mesh.client(Arm::Evenkeel).ports;
     let program = std::env::current_exe()?;
     Ok(format!(
-        "The mesh runs on without {KILLED} until Ctrl-C; files and logs are in {}. Try:\n\
+        "The mesh runs on without {KILLED} until Ctrl-C, its files and logs are in\n{}. Try:\n\
          \x20 dig @{} -p {} {SERVICE}.service.mesh SRV\n\
          \x20 curl -H 'Host: {SERVICE}.mesh' http://{}/hello\n\
          \x20 {} explain {SERVICE} --admin {}",

@@ -1,0 +1,140 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+const NODE: &str = "10.0.0.5";
+
+fn decode(body: &Value) -> Result<Registration, DecodeError> {
+    decode_registration(body.to_string().as_bytes(), NODE.parse().unwrap())
+}
+
+fn check(check: &Value) -> Result<Check, DecodeError> {
+    let registration = decode(&json!({"Name": "web", "Port": 80, "Check": check}))?;
+    Ok(registration.checks.into_iter().next().unwrap())
+}
+
+#[test]
+fn a_whole_registration() {
+    let registration = decode(&json!({
+        "ID": "web-1", "Name": "Web", "Tags": ["a", "b"], "Address": "10.0.0.9", "Port": 8080,
+        "Meta": {"k": "v"}, "EnableTagOverride": false, "Weights": {"Passing": 10, "Warning": 1},
+        "Check": {"HTTP": "http://10.0.0.9:8080/health?full=1", "Interval": "10s", "Timeout": "1s500ms"},
+    }))
+    .unwrap();
+    assert_eq!(registration.service, "web");
+    assert_eq!(registration.id, "web-1");
+    assert_eq!(registration.address, "10.0.0.9:8080".parse().unwrap());
+    assert_eq!(registration.advertise, Some(registration.address));
+    assert_eq!(registration.tags, ["a", "b"]);
+    assert_eq!(registration.meta["k"], "v");
+    assert_eq!(registration.weights, Weights { passing: 10, warning: 1 });
+    let [check] = &registration.checks[..] else { panic!("one check") };
+    assert_eq!(check.id, "service:web-1");
+    assert_eq!(
+        (check.interval, check.timeout),
+        (Duration::from_secs(10), Duration::from_millis(1500))
+    );
+    assert_eq!((check.rise, check.fall, check.initial), (1, 1, Status::Critical));
+    let CheckKind::Http { authority, path, method } = &check.kind else { panic!("an HTTP check") };
+    assert_eq!((&**authority, &**path, &**method), ("10.0.0.9:8080", "/health?full=1", "GET"));
+}
+
+#[test]
+fn keys_in_any_case_and_nulls() {
+    let registration = decode(&json!({
+        "name": "web", "port": 80, "tags": null, "meta": null, "address": "", "enable_tag_override": true,
+        "checks": [{"tcp": "localhost:80", "interval": "1s", "success_before_passing": 3, "status": "passing"},
+                   {"TCP": "localhost:81", "Interval": "1s", "failuresbeforecritical": 2, "Name": "second"}],
+    }))
+    .unwrap();
+    assert_eq!(registration.id, "web");
+    assert_eq!(registration.address, "10.0.0.5:80".parse().unwrap());
+    let checks: Vec<_> =
+        registration.checks.iter().map(|c| (&*c.id, c.rise, c.fall, c.initial)).collect();
+    assert_eq!(
+        checks,
+        [("service:web:1", 3, 1, Status::Passing), ("service:web:2", 1, 2, Status::Critical)]
+    );
+    assert_eq!(registration.checks[1].name, "second");
+}
+
+#[test]
+fn a_loopback_address_is_announced_among_loopback_hosts_only() {
+    let body = json!({"Name": "web", "Address": "127.0.0.1", "Port": 80}).to_string();
+    let announced =
+        |node: &str| decode_registration(body.as_bytes(), node.parse().unwrap()).unwrap().advertise;
+    assert_eq!(announced("10.0.0.5"), None);
+    assert_eq!(announced("127.0.0.2"), Some("127.0.0.1:80".parse().unwrap()));
+}
+
+#[test]
+fn table_of_what_is_refused_and_why() {
+    for (body, said) in [
+        (json!([]), "the body must be an object"),
+        (json!({"Port": 80}), "Name is missing"),
+        (json!({"Name": "web"}), "Port must be"),
+        (json!({"Name": "web", "Port": 70000}), "Port must be"),
+        (json!({"Name": "web", "Port": "80"}), "Port must be a whole number"),
+        (json!({"Name": "web", "Port": 80, "Address": "web.example"}), "Address must be an IP"),
+        (json!({"Name": "a b", "Port": 80}), "service name"),
+        (json!({"Name": "web", "Port": 80, "Tags": "a"}), "Tags must be a list"),
+        (json!({"Name": "web", "Port": 80, "Meta": {"a": 1}}), "Meta must be an object of strings"),
+        (json!({"Name": "web", "Port": 80, "Connect": {"Native": true}}), "not built yet: Connect"),
+        (json!({"Name": "web", "Port": 80, "Kind": "connect-proxy"}), "not built yet: Kind"),
+        (json!({"Name": "web", "Port": 80, "Namespace": "team"}), "not built yet: Namespace"),
+    ] {
+        let error = decode(&body).unwrap_err().to_string();
+        assert!(error.contains(said), "{body}: {error}");
+    }
+    for (body, said) in [
+        (json!({"TTL": "30s"}), "not built yet: TTL: use an HTTP or TCP check"),
+        (json!({"GRPC": "127.0.0.1:80", "Interval": "1s"}), "not built yet: GRPC"),
+        (
+            json!({"TCP": "a:80", "Interval": "1s", "DeregisterCriticalServiceAfter": "1m"}),
+            "not built yet",
+        ),
+        (json!({"HTTP": "https://a/", "Interval": "1s"}), "not built yet: HTTP: https"),
+        (json!({"HTTP": "ftp://a/", "Interval": "1s"}), "must begin with http://"),
+        (json!({"HTTP": "http://a b/", "Interval": "1s"}), "host and a port"),
+        (json!({"HTTP": "http://a/x y", "Interval": "1s"}), "spaces"),
+        (json!({"TCP": "a", "Interval": "1s"}), "host and a port"),
+        (json!({"TCP": "a:99999", "Interval": "1s"}), "host and a port"),
+        (json!({"Interval": "1s"}), "needs HTTP or TCP"),
+        (json!({"TCP": "a:80"}), "Interval is missing"),
+        (json!({"TCP": "a:80", "Interval": "1ms"}), "at least 100ms"),
+        (json!({"TCP": "a:80", "Interval": "soon"}), "must be a duration"),
+        (
+            json!({"TCP": "a:80", "Interval": "1s", "Status": "fine"}),
+            "passing, warning or critical",
+        ),
+    ] {
+        let error = check(&body).unwrap_err().to_string();
+        assert!(error.contains(said), "{body}: {error}");
+    }
+}
+
+#[test]
+fn urls_and_durations() {
+    let authority = |url: &str| split_url(url).unwrap();
+    assert_eq!(authority("http://a"), ("a:80".into(), "/".into()));
+    assert_eq!(authority("http://a:8080?x=1"), ("a:8080".into(), "/?x=1".into()));
+    assert_eq!(authority("http://[::1]/h#frag"), ("[::1]:80".into(), "/h".into()));
+    assert_eq!(authority("http://[::1]:81/h"), ("[::1]:81".into(), "/h".into()));
+    for (text, millis) in [("10s", 10_000), ("1m30s", 90_000), ("500ms", 500), ("1.5h", 5_400_000)]
+    {
+        assert_eq!(go_duration(text), Some(Duration::from_millis(millis)), "{text}");
+    }
+    for text in ["", "10", "s", "-1s", "1d", "1e9s", "99999999999h"] {
+        assert_eq!(go_duration(text), None, "{text}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn random_bodies_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), duration in "[0-9.hmsuµn-]{0,12}", url in "http://[a:\\[\\]/?#@ ]{0,12}") {
+        let _ = decode_registration(&bytes, NODE.parse().unwrap());
+        let _ = go_duration(&duration);
+        let _ = split_url(&url);
+    }
+}
