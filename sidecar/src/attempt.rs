@@ -22,10 +22,8 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
 use evenkeel_config::policy::{Mode, Policy};
-use evenkeel_config::settings::Protocol;
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version};
+use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use rand::RngExt as _;
 use smallvec::SmallVec;
@@ -37,22 +35,8 @@ use crate::headers;
 use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::route::{Route, Upstream};
+use crate::template::Template;
 use crate::worker::Worker;
-
-/// A request as every attempt sends it.
-#[derive(Debug)]
-pub struct Template {
-    /// Its method.
-    pub method: Method,
-    /// Its path and query.
-    pub path: PathAndQuery,
-    /// The authority as the application wrote it.
-    pub authority: Authority,
-    /// End-to-end headers, `Host` among them.
-    pub headers: HeaderMap,
-    /// Whether it is gRPC's.
-    pub grpc: bool,
-}
 
 /// When a request must have its response's head.
 #[derive(Debug, Clone, Copy)]
@@ -542,70 +526,6 @@ fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
     }
 }
 
-impl Template {
-    /// The request for one endpoint.
-    fn request(
-        &self,
-        upstream: &Upstream,
-        endpoint: &Endpoint,
-        body: Body,
-        left: Option<Duration>,
-    ) -> Request<Body> {
-        let spec = endpoint.spec();
-        let mut request = self.blank(body);
-        if spec.hop == Hop::Mesh {
-            let headers = request.headers_mut();
-            if let Some(left) = left {
-                headers.insert(headers::TIMEOUT, headers::timeout_value(left));
-            }
-            headers.insert(headers::SERVICE, name_value(&upstream.name));
-            headers.insert(headers::INSTANCE, name_value(&spec.instance));
-        }
-        self.address(&mut request, spec.hop == Hop::Mesh || speaks_h2(spec.protocol, self.grpc));
-        request
-    }
-
-    /// Method, headers and body, not yet addressed.
-    pub fn blank(&self, body: Body) -> Request<Body> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
-
-    /// Sets version, target and `Host` as the next hop's HTTP wants them.
-    pub fn address(&self, request: &mut Request<Body>, h2: bool) {
-        let mut uri = http::uri::Parts::default();
-        uri.path_and_query = Some(self.path.clone());
-        if h2 {
-            *request.version_mut() = Version::HTTP_2;
-            request.headers_mut().remove(HOST);
-            uri.scheme = Some(Scheme::HTTP);
-            uri.authority = Some(self.authority.clone());
-        } else {
-            // RFC 9112 §3.2.2: what the request line names counts, whatever `Host` said.
-            let host = self.authority.as_str();
-            let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-            if request.headers().get(HOST).is_none_or(|named| named.as_bytes() != host.as_bytes())
-                && let Ok(host) = HeaderValue::from_str(host)
-            {
-                request.headers_mut().insert(HOST, host);
-            }
-        }
-        *request.uri_mut() =
-            Uri::from_parts(uri).expect("a path, or all three parts, are a valid URI");
-    }
-}
-
-/// Whether an application is spoken to in HTTP/2. One whose protocol is not known gets what its caller speaks.
-pub fn speaks_h2(protocol: Option<Protocol>, grpc: bool) -> bool {
-    match protocol {
-        Some(Protocol::Http2 | Protocol::Grpc) => true,
-        Some(Protocol::Http) => false,
-        None => grpc,
-    }
-}
-
 fn again(body: Option<&Replay>) -> Body {
     body.map_or(Body::Empty, |body| Body::Replay(body.again()))
 }
@@ -631,10 +551,6 @@ fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-fn name_value(name: &str) -> HeaderValue {
-    HeaderValue::from_str(name).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
 }
 
 fn earliest(copy_at: Option<Instant>, deadline: Instant) -> Instant {

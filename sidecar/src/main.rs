@@ -28,6 +28,7 @@ mod pool;
 mod port_pair;
 mod route;
 mod state;
+mod template;
 mod upstreams;
 mod views;
 mod worker;

@@ -13,7 +13,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 
-use crate::attempt::{self, Deadline, Template};
+use crate::attempt::{self, Deadline};
 use crate::body::{Replay, Reply};
 use crate::connection::Link;
 use crate::error::Error;
@@ -21,6 +21,7 @@ use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
 use crate::passthrough;
 use crate::route::Destination;
+use crate::template::Template;
 use crate::worker::{OUTBOUND, Worker};
 
 /// Answers one request. `fixed`: the service of a listener of its own.

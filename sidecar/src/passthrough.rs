@@ -16,13 +16,14 @@ use hyper::body::{Body as _, Incoming};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::attempt::{self, Template, Unsent};
+use crate::attempt::{self, Unsent};
 use crate::body::{Body, Reply};
 use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
 use crate::pool::{DialError, SendError};
+use crate::template::Template;
 use crate::worker::{Shared, Worker};
 
 /// Sends a request to a host outside the mesh.

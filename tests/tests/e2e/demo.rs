@@ -8,7 +8,10 @@ use serde_json::Value;
 #[test]
 fn the_demo_ends_with_one_object_that_keeps_the_promise() {
     let _watchdog = Watchdog::start(std::time::Duration::from_secs(120));
-    let out = Command::new(program("evenkeel")).args(["demo", "--seconds", "10", "--json"]).output().unwrap();
+    let out = Command::new(program("evenkeel"))
+        .args(["demo", "--seconds", "10", "--json"])
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{text}\n{}", String::from_utf8_lossy(&out.stderr));
     let last: Value = serde_json::from_str(text.lines().last().unwrap_or_default()).unwrap();
