@@ -318,7 +318,7 @@ fn each_of(keys: &'static [Key], parent: &str, visit: &mut impl FnMut(&str, &'st
                 each_of(inner, &path, visit);
             }
             Shape::List { of: Shape::Map(inner), .. } => {
-                each_of(inner, &format!("{path}[]"), visit)
+                each_of(inner, &format!("{path}[]"), visit);
             }
             _ => {}
         }

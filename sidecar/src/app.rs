@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -43,7 +43,7 @@ use crate::{admin, catalog_http, checks, dns, views};
 ///
 /// # Errors
 /// What stops the process from starting, and what to do about it.
-pub fn run(loaded: Loaded, file: Option<PathBuf>) -> anyhow::Result<()> {
+pub fn run(loaded: Loaded, file: Option<&Path>) -> anyhow::Result<()> {
     let logging = Logging::start(&loaded.settings.log)?;
     for warning in &loaded.warnings {
         warn!("{warning}");
@@ -53,7 +53,7 @@ pub fn run(loaded: Loaded, file: Option<PathBuf>) -> anyhow::Result<()> {
         // Before anything else: a SIGHUP that comes early must not end the process.
         let signals = Signals::new()?;
         let app = App::start(loaded.settings, logging).await?;
-        app.run(signals, file.as_deref()).await
+        app.run(signals, file).await
     })
 }
 

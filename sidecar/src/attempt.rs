@@ -265,7 +265,7 @@ struct Failed {
     outcome: Outcome,
     error: Error,
     /// The application's own response, when that is the failure.
-    response: Option<Won>,
+    response: Option<Box<Won>>,
 }
 
 impl Failed {
@@ -279,7 +279,7 @@ impl Failed {
 
     fn give_up(self, body: Option<&Replay>) -> Result<Won, Error> {
         match self.response {
-            Some(won) => Ok(won),
+            Some(won) => Ok(*won),
             None if body.is_some_and(Replay::broken) => Err(Error::CallerGone),
             None => Err(self.error),
         }
@@ -497,7 +497,7 @@ fn judge(
     Err(Failed {
         outcome: Outcome::Response { status, pushback },
         error,
-        response: Some(Won { head, ticket }),
+        response: Some(Box::new(Won { head, ticket })),
     })
 }
 

@@ -62,7 +62,7 @@ pub fn find(headers: &HeaderMap) -> Found {
             TRANSFER_ENCODING => (found.chunked, found.ends_here) = (true, true),
             CONNECTION if is_plain(value) => found.connection = true,
             CONNECTION | UPGRADE | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION | TE | EXPECT => {
-                found.ends_here = true
+                found.ends_here = true;
             }
             COOKIE => found.split_cookie |= std::mem::replace(&mut cookie, true),
             RETRY_AFTER => found.verdict = true,

@@ -116,7 +116,7 @@ pub fn spawn(
         match runtime {
             Ok(runtime) => runtime.block_on(run(id, shared, inboxes, inbox)),
             Err(error) => {
-                tracing::error!(%error, id, "worker has no runtime; raise the limit on open files")
+                tracing::error!(%error, id, "worker has no runtime; raise the limit on open files");
             }
         }
     })
