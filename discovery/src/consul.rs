@@ -1,5 +1,5 @@
 //! The catalogue in Consul's JSON, so that clients written for a Consul agent work unmodified; and, in
-//! [`registration`], Consul's registrations read into ours.
+//! `registration`, Consul's registrations read into ours.
 //!
 //! Only shapes are decided here: the shell serves HTTP and sets the headers (`X-Consul-Index` from
 //! [`Catalog::service_index`], `services_index`, `nodes_index`). The quirks are Consul's: `[]`, never `null`, for

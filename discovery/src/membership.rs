@@ -377,11 +377,15 @@ impl Membership {
             Timer::ProbeRandomMember(_) if self.probe.take().is_some_and(|probe| probe.acked) => {
                 self.lifeguard.reward();
             }
-            Timer::ChangeSuspectToDown { member_id, .. }
-                if self.lifeguard.is_reprieved(*member_id) =>
-            {
-                self.schedule(now + self.suspicion() / 2, timer);
-                return;
+            Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
+                if !self.is_suspect(*member_id, *incarnation) {
+                    // It refuted. Foca would leave it up, and yet tell it that it is down.
+                    return;
+                }
+                if self.lifeguard.is_reprieved(*member_id) {
+                    self.schedule(now + self.suspicion() / 2, timer);
+                    return;
+                }
             }
             _ => {}
         }
@@ -505,6 +509,11 @@ impl Membership {
     fn is_of_interest(&self, id: &Id) -> bool {
         let own = self.foca.identity();
         if id.node == own.node { id.epoch == own.epoch } else { !self.is_beyond_limit(id.node) }
+    }
+
+    fn is_suspect(&self, id: Id, incarnation: u16) -> bool {
+        let member = self.foca.iter_membership_state().find(|member| *member.id() == id);
+        member.is_some_and(|m| m.state() == State::Suspect && m.incarnation() == incarnation)
     }
 
     /// More would be up than the limit allows, or more be remembered as down than is reasonable.

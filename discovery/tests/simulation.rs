@@ -40,6 +40,12 @@ fn gone_everywhere(world: &World, victim: usize) -> bool {
         .all(|host| world.sees(host, &service).is_empty())
 }
 
+/// How often a host was told that it is dead.
+fn refutations(world: &World) -> usize {
+    let events = world.hosts.iter().flat_map(|host| &host.events);
+    events.filter(|(_, event)| *event == Event::Refuted).count()
+}
+
 fn time_until_gone(hosts: usize, trials: u64, stop: impl Fn(&mut World, usize)) -> Vec<Duration> {
     let mut times = Vec::new();
     for seed in seeds(trials) {
@@ -149,6 +155,7 @@ fn nobody_is_taken_for_dead_for_a_pause_or_for_loss() {
             world.run(Duration::from_secs(1));
         }
         assert_eq!(world.downs, [], "seed {seed}: {} false downs", world.downs.len());
+        assert_eq!(refutations(&world), 0, "seed {seed}: somebody was told that it is dead");
     }
 }
 
@@ -167,6 +174,7 @@ fn nobody_is_taken_for_dead_on_a_starved_machine() {
             world.run(Duration::from_millis(100));
         }
         assert_eq!(world.downs, [], "seed {seed}: {} false downs", world.downs.len());
+        assert_eq!(refutations(&world), 0, "seed {seed}: somebody was told that it is dead");
     }
 }
 

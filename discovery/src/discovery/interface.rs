@@ -115,7 +115,7 @@ pub struct Transmit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DialId(pub u64);
 
-/// A TCP exchange to make: connect, send the request as one frame, read one frame, close; its end is told to [`Discovery::handle_response`].
+/// A TCP exchange to make: connect, send the request as one frame, read one frame, close; its end is told to [`Discovery::handle_response`](super::Discovery::handle_response).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dial {
     /// Names it.
@@ -140,11 +140,11 @@ pub enum DialError {
 /// What happened, for the shell to act on or to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Look the join names up (again) and call [`Discovery::join`] with each address.
+    /// Look the join names up (again) and call [`Discovery::join`](super::Discovery::join) with each address.
     ResolveJoin,
-    /// [`Discovery::snapshot`] is a new one: publish it.
+    /// [`Discovery::snapshot`](super::Discovery::snapshot) is a new one: publish it.
     SnapshotChanged,
-    /// [`Discovery::saved`] differs from what was last asked for: write it soon.
+    /// [`Discovery::saved`](super::Discovery::saved) differs from what was last asked for: write it soon.
     SaveDue,
     /// A host came up.
     NodeUp {
@@ -175,7 +175,7 @@ pub enum Event {
     },
     /// Another process uses this host's id (a copied data directory): this host continues under a new one.
     NewIdentity {
-        /// The new id; [`Discovery::saved`] has it.
+        /// The new id; [`Discovery::saved`](super::Discovery::saved) has it.
         node: u64,
     },
 }
