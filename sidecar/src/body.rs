@@ -253,8 +253,8 @@ impl Replay {
                     kept.trailers = Some(trailers.clone());
                     self.ended = true;
                 }
-                let last = frame.is_trailers() || kept.source.size_hint().exact() == Some(0);
-                if last || kept.source.is_end_stream() {
+                // Not when the announced length has passed: in HTTP/2 trailers may still follow it.
+                if frame.is_trailers() || kept.source.is_end_stream() {
                     kept.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
