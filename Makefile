@@ -59,8 +59,9 @@ lint: lint-setup
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items --locked
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny --log-level error check licenses bans sources
 
+# Options in BENCH, such as BENCH=--write-docs; docs/performance.md says what is measured.
 bench:
-	tests/bench/run.sh
+	tests/bench/run.py $(BENCH)
 
 clean:
 	$(CARGO) clean

@@ -8,6 +8,8 @@
 //! 4. *tried* by this request before: for a retry, after everything untried;
 //! 5. *not serving* (draining, failing its check): only in panic.
 //!
+//! Among the fresh, an endpoint under suspicion (`stall`) is passed over a few times, whatever the policy's way of choosing.
+//!
 //! A copy goes only to 1 or 2, and always by [two choices](crate::p2c): it is sent because its twin may be stuck.
 //! Rank 2 to 5 are reached only when a bounded number of draws found nothing better, by one scan of the set; a scan takes two at
 //! random of the best rank there is. So a pick among healthy endpoints costs the same for ten as for a thousand.
@@ -249,7 +251,7 @@ impl Pick<'_> {
     fn cheapest_of_a_few(
         &self,
         rng: &mut impl Rng,
-        load: fn(&State, u64, Attempt) -> Load,
+        load: impl Fn(&State, u64, Attempt) -> Load,
     ) -> Result<usize, NoEndpoint> {
         let load = |index: usize| load(&self.set.look(index).state, self.now, self.attempt);
         let mut wanted = if self.attempt == Attempt::Hedge { CHOICES_FOR_A_COPY } else { 2 };

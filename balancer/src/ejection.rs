@@ -142,3 +142,108 @@ const JITTER: f64 = 0.25;
 /// A minute of good conduct takes one ejection off the exponent.
 const FORGIVE: u64 = Duration::from_secs(60).as_nanos() as u64;
 const RECOUNT: u64 = Duration::from_secs(1).as_nanos() as u64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn policy(consecutive: u32, base_secs: u64) -> Eject {
+        Eject { consecutive, base: Duration::from_secs(base_secs), max: Share::percent(50) }
+    }
+
+    fn among(serving: usize, endpoints: &[Ejection], now: u64) -> Ejections {
+        let ejections = Ejections::default();
+        ejections.recount(now, endpoints.iter().take(serving));
+        ejections
+    }
+
+    fn fail(
+        ejection: &Ejection,
+        times: u32,
+        now: u64,
+        eject: &Eject,
+        among: &Ejections,
+    ) -> Option<u64> {
+        (0..times).fold(None, |until, _| ejection.failed(now, eject, 0, among).or(until))
+    }
+
+    #[test]
+    fn five_failures_in_a_row_eject_and_a_success_between_does_not() {
+        let (eject, endpoints) = (policy(5, 10), [Ejection::default(), Ejection::default()]);
+        let among = among(2, &endpoints, S);
+        assert_eq!(fail(&endpoints[0], 4, S, &eject, &among), None);
+        endpoints[0].succeeded();
+        assert_eq!(fail(&endpoints[0], 4, S, &eject, &among), None);
+        assert_eq!(fail(&endpoints[0], 1, S, &eject, &among), Some(11 * S));
+        assert!(endpoints[0].is_out(11 * S - 1) && !endpoints[0].is_out(11 * S));
+    }
+
+    #[test]
+    fn it_doubles_up_to_the_maximum_and_one_failure_after_the_return_suffices() {
+        let (eject, endpoints) = (policy(3, 10), [Ejection::default()]);
+        let among = among(1, &endpoints, S);
+        let mut now = S;
+        let mut lengths = Vec::new();
+        fail(&endpoints[0], 2, now, &eject, &among);
+        for _ in 0..8 {
+            let until = fail(&endpoints[0], 1, now, &eject, &among).expect("one failure suffices");
+            lengths.push((until - now) / S);
+            now = until;
+            among.recount(now, endpoints.iter());
+        }
+        assert_eq!(lengths, [10, 20, 40, 80, 160, 300, 300, 300]);
+    }
+
+    #[test]
+    fn good_conduct_is_forgiven_a_minute_at_a_time() {
+        let (eject, endpoints) = (policy(1, 10), [Ejection::default()]);
+        let among = among(1, &endpoints, S);
+        let mut now = S;
+        for _ in 0..3 {
+            now = fail(&endpoints[0], 1, now, &eject, &among).expect("ejected");
+            among.recount(now, endpoints.iter());
+        }
+        now += 2 * FORGIVE;
+        let until = fail(&endpoints[0], 1, now, &eject, &among).expect("ejected");
+        assert_eq!((until - now) / S, 20, "of three ejections two are forgiven");
+    }
+
+    #[test]
+    fn at_most_the_share_is_out_but_at_least_one_can_be() {
+        for (serving, allowed) in [(1, 1), (2, 1), (3, 2), (8, 4)] {
+            let endpoints: Vec<Ejection> = (0..serving).map(|_| Ejection::default()).collect();
+            let among = among(serving, &endpoints, S);
+            let out = endpoints
+                .iter()
+                .filter(|endpoint| fail(endpoint, 1, S, &policy(1, 10), &among).is_some())
+                .count();
+            assert_eq!(out, allowed, "of {serving}");
+            assert_eq!(among.out() as usize, allowed);
+        }
+        let endpoints = [Ejection::default()];
+        let among = among(1, &endpoints, S);
+        assert_eq!(fail(&endpoints[0], 100, S, &policy(0, 10), &among), None, "0 switches it off");
+        let none = Eject { max: Share::percent(0), ..policy(1, 10) };
+        assert_eq!(fail(&endpoints[0], 100, S, &none, &among), None, "0% allows none");
+    }
+
+    proptest! {
+        #[test]
+        fn an_ejection_never_exceeds_its_bounds(now in 1..u64::MAX / 2, base in any::<u32>(), jitter in any::<u32>(), times in 1u32..60) {
+            let endpoints = [Ejection::default()];
+            let among = among(1, &endpoints, now);
+            let eject = Eject { consecutive: 1, base: Duration::from_millis(u64::from(base)), max: Share::percent(100) };
+            let mut now = now;
+            for _ in 0..times {
+                if let Some(until) = endpoints[0].failed(now, &eject, jitter, &among) {
+                    prop_assert!(until >= now && until - now <= EJECTION_MAX);
+                    now = until;
+                }
+                among.recount(now, endpoints.iter());
+            }
+        }
+    }
+}

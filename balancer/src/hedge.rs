@@ -162,3 +162,106 @@ impl Hedger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_config::policy::Share;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[allow(clippy::disallowed_methods)]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn policy(mode: Mode, after: After) -> Hedge {
+        Hedge { mode, after, ..Hedge::default() }
+    }
+
+    #[test]
+    fn the_delay_is_the_percentile_but_at_least_the_minimum() {
+        let t0 = start();
+        let hedger = Hedger::new(t0);
+        let p95 = policy(Mode::Enforce, After::Percentile(95.0));
+        (0..99).for_each(|_| hedger.record(t0, 8 * MS));
+        assert_eq!(hedger.delay(t0, &p95), None, "not before 100 samples");
+        hedger.record(t0, 8 * MS);
+        let later = t0 + Duration::from_secs(1);
+        let delay = hedger.delay(later, &p95).expect("100 samples");
+        assert!((8 * MS..9 * MS).contains(&delay), "{delay:?}");
+        assert_eq!(hedger.delay(later, &Hedge { min: 20 * MS, ..p95.clone() }), Some(20 * MS));
+        assert_eq!(hedger.delay(later, &policy(Mode::Off, After::Fixed(MS))), None);
+        assert_eq!(hedger.delay(later, &Hedge { max: 0, ..p95 }), None);
+        assert_eq!(
+            Hedger::new(t0).delay(t0, &policy(Mode::Observe, After::Fixed(5 * MS))),
+            Some(5 * MS)
+        );
+    }
+
+    #[test]
+    fn both_budgets_must_pay_and_a_copy_that_is_not_sent_is_given_back() {
+        let t0 = start();
+        let (hedger, retries) = (Hedger::new(t0), Budget::new(t0));
+        let (enforce, retry) = (
+            policy(Mode::Enforce, After::Fixed(MS)),
+            Retry { budget: Share::percent(0), ..Retry::default() },
+        );
+        (0..4_000).for_each(|_| hedger.request(t0));
+        // 5 % of 4,000 are 200; the retry budget's floor pays for 100.
+        let copies = (0..500).filter(|_| hedger.try_copy(t0, &enforce, &retry, &retries)).count();
+        assert_eq!(copies, 100);
+        assert_eq!(hedger.counts().refused, 400);
+        hedger.not_sent(t0, &retries);
+        assert!(hedger.try_copy(t0, &enforce, &retry, &retries));
+        assert_eq!(hedger.counts().copies, 100);
+        let own = Hedger::new(t0);
+        (0..40).for_each(|_| own.request(t0));
+        let fresh = Budget::new(t0);
+        assert_eq!(
+            (0..10).filter(|_| own.try_copy(t0, &enforce, &retry, &fresh)).count(),
+            2,
+            "the own budget has no floor"
+        );
+    }
+
+    #[test]
+    fn observing_sends_nothing_and_leaves_the_retry_budget_alone() {
+        let t0 = start();
+        let (hedger, retries) = (Hedger::new(t0), Budget::new(t0));
+        let observe = policy(Mode::Observe, After::Fixed(5 * MS));
+        (0..100).for_each(|_| {
+            hedger.request(t0);
+            hedger.record(t0, 2 * MS);
+        });
+        for _ in 0..10 {
+            assert!(!hedger.try_copy(t0, &observe, &Retry::default(), &retries));
+        }
+        assert_eq!(retries.recent(t0), (0, 0));
+        hedger.observe(t0, 5 * MS, 6 * MS);
+        hedger.observe(t0, 5 * MS, 50 * MS);
+        let counts = hedger.counts();
+        assert_eq!(
+            (counts.copies, counts.observed, counts.refused, counts.observed_won),
+            (0, 5, 5, 1)
+        );
+    }
+
+    /// Recorded from the first dispatch, hedged requests keep the percentile where it was.
+    #[test]
+    fn copies_do_not_drag_the_percentile_down() {
+        let t0 = start();
+        let hedger = Hedger::new(t0);
+        let p95 = policy(Mode::Enforce, After::Percentile(95.0));
+        let mut delays = Vec::new();
+        for request in 0..20_000u32 {
+            let now = t0 + request * MS;
+            let alone = Duration::from_micros(u64::from(request * 7_919 % 1_000) * 20);
+            let delay = hedger.delay(now, &p95);
+            hedger.record(now, delay.map_or(alone, |delay| alone.min(delay + MS)));
+            delays.extend(delay);
+        }
+        let last = *delays.last().expect("there were samples");
+        assert!((18 * MS..20 * MS).contains(&last), "p95 of 0 to 20 ms is 19 ms: {last:?}");
+    }
+}

@@ -56,4 +56,4 @@ pub use endpoint::{Endpoint, EndpointSpec, Hop};
 pub use explain::{EndpointReport, FilterVerdict};
 pub use hedge::{HedgeCounts, Hedger};
 pub use set::{ENDPOINTS_MAX, Set};
-pub use ticket::{Ticket, Verdict};
+pub use ticket::{RETRY_AFTER_MAX, Ticket, Verdict};

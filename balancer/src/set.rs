@@ -134,3 +134,47 @@ fn aliases(weights: &[u32]) -> Option<Box<[Alias]>> {
 
 /// More endpoints than this are left out of an upstream, the last in order first.
 pub const ENDPOINTS_MAX: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The share of draws that each index gets, exactly.
+    fn shares(weights: &[u32]) -> Vec<f64> {
+        let count = weights.len() as f64;
+        let Some(table) = aliases(weights) else { return vec![1.0 / count; weights.len()] };
+        let mut shares = vec![0.0; weights.len()];
+        for (index, alias) in table.iter().enumerate() {
+            let keep = alias.keep as f64 / u64::MAX as f64;
+            shares[index] += keep / count;
+            shares[alias.other as usize] += (1.0 - keep) / count;
+        }
+        shares
+    }
+
+    #[test]
+    fn equal_weights_need_no_table() {
+        assert!(
+            aliases(&[]).is_none() && aliases(&[0, 0]).is_none() && aliases(&[7, 7, 7]).is_none()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn draws_follow_the_weights(weights in prop::collection::vec(0u32..1_000, 1..40)) {
+            let total: f64 = weights.iter().copied().map(f64::from).sum();
+            prop_assume!(total > 0.0);
+            for (share, &weight) in shares(&weights).iter().zip(&weights) {
+                prop_assert!((share - f64::from(weight) / total).abs() < 1e-9, "{share} for {weight} of {total}");
+            }
+        }
+
+        #[test]
+        fn extreme_weights_do_not_overflow(weights in prop::collection::vec(prop_oneof![Just(0), Just(1), Just(u32::MAX)], 2..20)) {
+            if weights.iter().any(|&weight| weight > 0) {
+                prop_assert!((shares(&weights).iter().sum::<f64>() - 1.0).abs() < 1e-9);
+            }
+        }
+    }
+}

@@ -161,3 +161,100 @@ const PAUSE_FIRST: u64 = 100_000_000;
 const PAUSE_MIN: u64 = 20_000_000;
 /// An endpoint that never answers in time is tried at least this often.
 const PAUSE_MAX: u64 = 2_000_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn an_unanswered_dispatch_counts_until_any_head() {
+        let stall = Stall::default();
+        assert_eq!(stall.silence(MS), Silence::None);
+        assert!(!stall.dispatched(MS));
+        stall.dispatched(2 * MS);
+        assert_eq!(stall.silence(4 * MS), Silence::Waiting { age_ns: 3 * MS });
+        stall.answered(5 * MS, 2 * MS, false);
+        assert_eq!(
+            stall.silence(50 * MS),
+            Silence::None,
+            "what was asked before the head counts no more: a long poll"
+        );
+    }
+
+    #[test]
+    fn a_late_attempt_makes_it_suspect_and_one_trial_ends_or_prolongs_it() {
+        let stall = Stall::default();
+        stall.dispatched(MS);
+        stall.late(MS);
+        assert_eq!(stall.silence(2 * MS), Silence::Suspect { age_ns: MS });
+        let due = MS + PAUSE_FIRST;
+        assert_eq!(stall.silence(due), Silence::Trial { age_ns: PAUSE_FIRST });
+        assert!(stall.dispatched(due));
+        assert!(!stall.dispatched(due), "one trial at a time");
+        assert!(matches!(stall.silence(due + 1), Silence::Suspect { .. }));
+        stall.given_up(due, true);
+        let due = due + 2 * PAUSE_FIRST;
+        assert!(matches!(stall.silence(due - 1), Silence::Suspect { .. }), "the pause has doubled");
+        assert!(stall.dispatched(due));
+        stall.answered(due + MS, due, true);
+        assert_eq!(stall.silence(due + 2 * MS), Silence::None);
+        assert_eq!(
+            stall.pause.load(Relaxed),
+            2 * PAUSE_FIRST - PAUSE_FIRST / 5,
+            "and shrinks by a tenth"
+        );
+    }
+
+    #[test]
+    fn the_pause_stays_within_its_bounds() {
+        let stall = Stall::default();
+        let mut now = MS;
+        stall.dispatched(now);
+        stall.late(now);
+        for _ in 0..20 {
+            now += PAUSE_MAX;
+            assert!(stall.dispatched(now), "tried at least each {PAUSE_MAX} ns");
+            stall.given_up(now, true);
+        }
+        assert_eq!(stall.pause.load(Relaxed), PAUSE_MAX);
+        for _ in 0..100 {
+            now += PAUSE_MAX;
+            stall.dispatched(now);
+            stall.late(now);
+            now += PAUSE_MAX;
+            assert!(stall.dispatched(now));
+            stall.answered(now + 1, now, true);
+        }
+        assert_eq!(stall.pause.load(Relaxed), PAUSE_MIN);
+    }
+
+    #[test]
+    fn a_slow_request_at_an_endpoint_that_answers_others_is_no_evidence() {
+        let stall = Stall::default();
+        stall.dispatched(MS);
+        stall.answered(2 * MS, MS, false);
+        stall.dispatched(3 * MS);
+        stall.late(MS);
+        stall.given_up(MS, false);
+        assert!(matches!(stall.silence(4 * MS), Silence::Waiting { .. }));
+    }
+
+    #[test]
+    fn a_withdrawn_attempt_leaves_nothing_and_an_own_pause_starts_anew() {
+        let stall = Stall::default();
+        stall.dispatched(MS);
+        stall.withdrawn(MS);
+        assert_eq!(stall.silence(2 * MS), Silence::None);
+        stall.dispatched(3 * MS);
+        stall.withdrawn(4 * MS);
+        assert!(
+            matches!(stall.silence(5 * MS), Silence::Waiting { .. }),
+            "another attempt still waits"
+        );
+        stall.late(3 * MS);
+        stall.own_pause(200 * MS);
+        assert_eq!(stall.silence(201 * MS), Silence::Waiting { age_ns: MS });
+    }
+}

@@ -26,6 +26,8 @@ pub struct Ticket {
     sample: bool,
     /// It tries an endpoint that had fallen silent.
     trial: bool,
+    /// Longer without a head than most.
+    late: bool,
     attempt: Attempt,
 }
 
@@ -69,6 +71,7 @@ impl Ticket {
             head_due: true,
             sample: true,
             trial,
+            late: false,
             attempt,
         }
     }
@@ -133,8 +136,9 @@ impl Ticket {
 
     /// No head within the time after which a copy is due (`Hedger::delay`), whether or not one is sent: until its next head the endpoint
     /// is under suspicion, so that others go elsewhere. Worth calling for requests that must not be copied, too.
-    pub fn late(&self, now: Instant) {
+    pub fn late(&mut self, now: Instant) {
         if self.head_due && self.sample {
+            self.late = true;
             let state = &self.endpoint.state;
             let now = state.epoch.moment(now);
             state.stall.late(self.started);
@@ -151,9 +155,10 @@ impl Ticket {
         }
     }
 
-    /// The caller went away before the head: unless the endpoint had already taken longer than it usually does, that says nothing about it.
+    /// The caller went away before the head: unless the attempt was [late](Ticket::late), or had taken longer than the endpoint usually does,
+    /// that says nothing about the endpoint. Not for attempts that lost against a copy: dropping them says what there is to say.
     pub fn caller_gone(&mut self, now: Instant) {
-        if !self.head_due || !self.sample {
+        if !self.head_due || !self.sample || self.late {
             return;
         }
         let state = &self.endpoint.state;

@@ -20,10 +20,8 @@ pub struct Change {
 #[must_use]
 pub fn diff(old: &Settings, new: &Settings) -> Vec<Change> {
     let mut changes = Vec::new();
-    let (old, new) = (
-        effective::settings(old, Secrets::Shown),
-        effective::settings(new, Secrets::Shown),
-    );
+    let (old, new) =
+        (effective::settings(old, Secrets::Shown), effective::settings(new, Secrets::Shown));
     compare("", Some(&old), Some(&new), &mut changes);
     changes
 }
@@ -37,17 +35,8 @@ fn compare(path: &str, old: Option<&Doc>, new: Option<&Doc>, changes: &mut Vec<C
             let value =
                 |map: &[(String, Doc)], key: &str| map.iter().position(|(name, _)| name == key);
             for (key, held) in old {
-                let inner = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
-                compare(
-                    &inner,
-                    Some(held),
-                    value(new, key).map(|index| &new[index].1),
-                    changes,
-                );
+                let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                compare(&inner, Some(held), value(new, key).map(|index| &new[index].1), changes);
             }
             for (key, held) in new.iter().filter(|(key, _)| value(old, key).is_none()) {
                 compare(&format!("{path}.{key}"), None, Some(held), changes);
@@ -61,15 +50,11 @@ fn compare(path: &str, old: Option<&Doc>, new: Option<&Doc>, changes: &mut Vec<C
             };
             let before = changes.len();
             for (name, item) in &old_named {
-                let now = new_named
-                    .iter()
-                    .find(|(other, _)| other == name)
-                    .map(|(_, item)| *item);
+                let now = new_named.iter().find(|(other, _)| other == name).map(|(_, item)| *item);
                 compare(&format!("{path}[{name}]"), Some(item), now, changes);
             }
-            for (name, item) in new_named
-                .iter()
-                .filter(|(name, _)| old_named.iter().all(|(old, _)| old != name))
+            for (name, item) in
+                new_named.iter().filter(|(name, _)| old_named.iter().all(|(old, _)| old != name))
             {
                 compare(&format!("{path}[{name}]"), None, Some(item), changes);
             }
@@ -83,10 +68,7 @@ fn compare(path: &str, old: Option<&Doc>, new: Option<&Doc>, changes: &mut Vec<C
 }
 
 fn push(path: &str, changes: &mut Vec<Change>) {
-    changes.push(Change {
-        key: path.to_owned(),
-        live: is_live(path),
-    });
+    changes.push(Change { key: path.to_owned(), live: is_live(path) });
 }
 
 /// The items of a list whose items have names: services and upstreams.
@@ -97,13 +79,12 @@ fn named<'d>(path: &str, items: &'d [Doc]) -> Option<Vec<(&'d str, &'d Doc)>> {
         _ => return None,
     };
     let name = |item: &'d Doc| match item {
-        Doc::Map(entries) => entries
-            .iter()
-            .find(|(key, _)| key == by)
-            .and_then(|(_, value)| match value {
+        Doc::Map(entries) => {
+            entries.iter().find(|(key, _)| key == by).and_then(|(_, value)| match value {
                 Doc::Text(name) => Some((name.as_str(), item)),
                 _ => None,
-            }),
+            })
+        }
         _ => None,
     };
     items.iter().map(name).collect()
@@ -118,12 +99,14 @@ pub(crate) fn is_live(path: &str) -> bool {
 }
 
 /// Keys, with all that is under them.
-const LIVE: [&str; 8] = [
+const LIVE: [&str; 10] = [
     "services",
     "policy",
     "upstreams",
     "outbound.passthrough",
-    "limits",
+    "outbound.listeners",
+    "limits.connections",
+    "limits.buffers",
     "shutdown",
     "log.level",
     "log.access",
@@ -135,22 +118,12 @@ mod tests {
     use crate::{Environment, keys, parse};
 
     fn changes(old: &str, new: &str) -> Vec<String> {
-        let load = |text: &str| {
-            parse(text, "t.yaml", &Environment::named("a"))
-                .expect("loads")
-                .settings
-        };
+        let load =
+            |text: &str| parse(text, "t.yaml", &Environment::named("a")).expect("loads").settings;
         let shown = |change: Change| {
-            format!(
-                "{} {}",
-                change.key,
-                if change.live { "live" } else { "restart" }
-            )
+            format!("{} {}", change.key, if change.live { "live" } else { "restart" })
         };
-        diff(&load(old), &load(new))
-            .into_iter()
-            .map(shown)
-            .collect()
+        diff(&load(old), &load(new)).into_iter().map(shown).collect()
     }
 
     #[test]
@@ -158,16 +131,8 @@ mod tests {
         const KEY_A: &str = "mesh: {gossip: {listen: '127.0.0.1:7111', keys: [AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=]}, data: {listen: '127.0.0.1:7110'}}";
         const KEY_B: &str = "mesh: {gossip: {listen: '127.0.0.1:7111', keys: [AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=]}, data: {listen: '127.0.0.1:7110'}}";
         let table: [(&str, &str, &[&str]); 12] = [
-            (
-                "",
-                "# the same\nlog: {level: info}\noutbound: {listen: '127.0.0.1:7080'}",
-                &[],
-            ),
-            (
-                "",
-                "node: {name: b, zone: z}",
-                &["node.name restart", "node.zone restart"],
-            ),
+            ("", "# the same\nlog: {level: info}\noutbound: {listen: '127.0.0.1:7080'}", &[]),
+            ("", "node: {name: b, zone: z}", &["node.name restart", "node.zone restart"]),
             ("", "workers: 2", &["workers restart"]),
             (KEY_A, KEY_B, &["mesh.gossip.keys restart"]),
             (
@@ -183,7 +148,7 @@ mod tests {
             (
                 "",
                 "outbound: {passthrough: false, listeners: [{listen: '127.0.0.1:1', service: a}]}",
-                &["outbound.passthrough live", "outbound.listeners restart"],
+                &["outbound.passthrough live", "outbound.listeners live"],
             ),
             (
                 "policy: {timeout: 1s}",
@@ -213,11 +178,7 @@ mod tests {
             (
                 "",
                 "limits: {members: 5}\nshutdown: {settle: 1s}\nnode: {data_dir: /d}",
-                &[
-                    "node.data_dir restart",
-                    "limits.members live",
-                    "shutdown.settle live",
-                ],
+                &["node.data_dir restart", "limits.members live", "shutdown.settle live"],
             ),
         ];
         for (old, new, expected) in table {

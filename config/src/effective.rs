@@ -49,20 +49,15 @@ impl Doc {
     }
 
     fn map<const N: usize>(entries: [(&str, Doc); N]) -> Doc {
-        Doc::Map(
-            entries
-                .into_iter()
-                .map(|(key, value)| (key.to_owned(), value))
-                .collect(),
-        )
+        Doc::Map(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
     fn is_small(&self) -> bool {
         match self {
             Doc::Map(entries) => entries.is_empty(),
-            Doc::List(items) => items
-                .iter()
-                .all(|item| !matches!(item, Doc::Map(_) | Doc::List(_))),
+            Doc::List(items) => {
+                items.iter().all(|item| !matches!(item, Doc::Map(_) | Doc::List(_)))
+            }
             _ => true,
         }
     }
@@ -109,10 +104,9 @@ impl Doc {
             Doc::Text(text) => scalar(text),
             Doc::Number(number) => number.to_string(),
             Doc::Bool(value) => value.to_string(),
-            Doc::List(items) => format!(
-                "[{}]",
-                items.iter().map(Doc::flow).collect::<Vec<_>>().join(", ")
-            ),
+            Doc::List(items) => {
+                format!("[{}]", items.iter().map(Doc::flow).collect::<Vec<_>>().join(", "))
+            }
             Doc::Map(_) => "{}".to_owned(),
             Doc::Unset(what) => format!("# {what}"),
         }
@@ -127,10 +121,8 @@ impl Serialize for Doc {
             Doc::Bool(value) => serializer.serialize_bool(*value),
             Doc::List(items) => items.serialize(serializer),
             Doc::Map(entries) => {
-                let set: Vec<_> = entries
-                    .iter()
-                    .filter(|(_, value)| !matches!(value, Doc::Unset(_)))
-                    .collect();
+                let set: Vec<_> =
+                    entries.iter().filter(|(_, value)| !matches!(value, Doc::Unset(_))).collect();
                 let mut map = serializer.serialize_map(Some(set.len()))?;
                 for (key, value) in set {
                     map.serialize_entry(key, value)?;
@@ -246,19 +238,13 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
                 ("name", Doc::text(&node.name)),
                 (
                     "address",
-                    Doc::set_or(
-                        node.address,
-                        "the default route's source address, else 127.0.0.1",
-                    ),
+                    Doc::set_or(node.address, "the default route's source address, else 127.0.0.1"),
                 ),
                 ("zone", Doc::set_or(node.zone.as_ref(), "none")),
                 ("data_dir", data_dir),
             ]),
         ),
-        (
-            "workers",
-            workers.map_or(Doc::Unset("the CPU quota, at most 4"), Doc::number),
-        ),
+        ("workers", workers.map_or(Doc::Unset("the CPU quota, at most 4"), Doc::number)),
         (
             "mesh",
             Doc::map([
@@ -273,22 +259,13 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
                         ("keys", Doc::texts(mesh.keys.iter().map(key))),
                     ]),
                 ),
-                (
-                    "data",
-                    Doc::map([("listen", Doc::text(&mesh.data.address))]),
-                ),
+                ("data", Doc::map([("listen", Doc::text(&mesh.data.address))])),
                 ("insecure", Doc::Bool(mesh.insecure)),
             ]),
         ),
-        (
-            "services",
-            Doc::List(services.iter().map(service).collect()),
-        ),
+        ("services", Doc::List(services.iter().map(service).collect())),
         ("policy", policy(host)),
-        (
-            "upstreams",
-            Doc::List(upstreams.iter().map(upstream).collect()),
-        ),
+        ("upstreams", Doc::List(upstreams.iter().map(upstream).collect())),
         (
             "outbound",
             Doc::map([
@@ -333,10 +310,7 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
 }
 
 fn service(service: &Service) -> Doc {
-    let meta = service
-        .meta
-        .iter()
-        .map(|(key, value)| (key.clone(), Doc::text(value)));
+    let meta = service.meta.iter().map(|(key, value)| (key.clone(), Doc::text(value)));
     let check = service.check.as_ref().map(|check| {
         let kind = match &check.kind {
             CheckKind::Http(path) => ("http", Doc::text(path)),
@@ -355,14 +329,8 @@ fn service(service: &Service) -> Doc {
         ("name", Doc::text(&service.name)),
         ("id", Doc::text(&service.id)),
         ("address", Doc::text(&service.address)),
-        (
-            "advertise",
-            Doc::set_or(service.advertise, "not announced outside the mesh"),
-        ),
-        (
-            "protocol",
-            Doc::set_or(protocol, "told from the first bytes"),
-        ),
+        ("advertise", Doc::set_or(service.advertise, "not announced outside the mesh")),
+        ("protocol", Doc::set_or(protocol, "told from the first bytes")),
         ("tags", Doc::texts(&service.tags)),
         ("meta", Doc::Map(meta.collect())),
         ("check", check.unwrap_or(Doc::Unset("always passing"))),
@@ -378,11 +346,7 @@ fn upstream(upstream: &Upstream) -> Doc {
         Doc::map([("match", matches), ("policy", policy(&route.policy))])
     });
     let protocol = upstream.protocol.map(crate::settings::Protocol::name);
-    let unset = if upstream.endpoints.is_empty() {
-        "what the service says"
-    } else {
-        "http"
-    };
+    let unset = if upstream.endpoints.is_empty() { "what the service says" } else { "http" };
     Doc::map([
         ("name", Doc::text(&upstream.name)),
         ("endpoints", Doc::texts(&upstream.endpoints)),
@@ -415,10 +379,7 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
             Doc::map([
                 ("methods", Doc::texts(&repeat.methods)),
                 ("grpc", Doc::texts(&repeat.grpc)),
-                (
-                    "key_header",
-                    Doc::text(repeat.key_header.as_deref().unwrap_or("none")),
-                ),
+                ("key_header", Doc::text(repeat.key_header.as_deref().unwrap_or("none"))),
             ]),
         ),
         (

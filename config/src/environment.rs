@@ -24,21 +24,14 @@ impl Environment {
     /// A host of this name without a default route that keeps its state nowhere: for tests.
     #[must_use]
     pub fn named(hostname: &str) -> Environment {
-        Environment {
-            hostname: hostname.to_owned(),
-            state_directory: None,
-            default_route: None,
-        }
+        Environment { hostname: hostname.to_owned(), state_directory: None, default_route: None }
     }
 
     /// What this host's system says.
     #[must_use]
     pub fn from_os() -> Environment {
         Environment {
-            hostname: rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             state_directory: state_directory(|name| std::env::var_os(name).map(PathBuf::from)),
             default_route: default_route(),
         }
@@ -68,11 +61,7 @@ impl Settings {
 
 pub(crate) fn node_address(written: Option<IpAddr>, data: IpAddr, env: &Environment) -> IpAddr {
     let fallback = IpAddr::from([127, 0, 0, 1]);
-    let derived = if data.is_loopback() {
-        Some(data)
-    } else {
-        env.default_route
-    };
+    let derived = if data.is_loopback() { Some(data) } else { env.default_route };
     written.or(derived).unwrap_or(fallback)
 }
 
@@ -80,12 +69,7 @@ pub(crate) fn node_address(written: Option<IpAddr>, data: IpAddr, env: &Environm
 fn state_directory(var: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let set = |name: &str| var(name).filter(|path| path.is_absolute());
     if let Some(given) = var("STATE_DIRECTORY") {
-        let first = given
-            .to_string_lossy()
-            .split(':')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
+        let first = given.to_string_lossy().split(':').next().unwrap_or_default().to_owned();
         if !first.is_empty() {
             return Some(PathBuf::from(first));
         }
@@ -111,20 +95,11 @@ mod tests {
     fn state_goes_where_the_system_says() {
         let table = [
             (
-                &[
-                    ("STATE_DIRECTORY", "/var/lib/evenkeel:/var/lib/b"),
-                    ("HOME", "/root"),
-                ][..],
+                &[("STATE_DIRECTORY", "/var/lib/evenkeel:/var/lib/b"), ("HOME", "/root")][..],
                 Some("/var/lib/evenkeel"),
             ),
-            (
-                &[("STATE_DIRECTORY", ""), ("HOME", "/root")],
-                Some("/root/.local/state/evenkeel"),
-            ),
-            (
-                &[("XDG_STATE_HOME", "/x"), ("HOME", "/root")],
-                Some("/x/evenkeel"),
-            ),
+            (&[("STATE_DIRECTORY", ""), ("HOME", "/root")], Some("/root/.local/state/evenkeel")),
+            (&[("XDG_STATE_HOME", "/x"), ("HOME", "/root")], Some("/x/evenkeel")),
             (
                 &[("XDG_STATE_HOME", "relative"), ("HOME", "/root")],
                 Some("/root/.local/state/evenkeel"),
@@ -133,9 +108,7 @@ mod tests {
         ];
         for (vars, expected) in table {
             let found = state_directory(|name| {
-                vars.iter()
-                    .find(|(key, _)| *key == name)
-                    .map(|(_, value)| value.into())
+                vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into())
             });
             assert_eq!(found, expected.map(PathBuf::from), "{vars:?}");
         }
@@ -144,20 +117,11 @@ mod tests {
     #[test]
     fn others_dial_an_address_that_listens() {
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
-        let env = Environment {
-            default_route: Some(ip("10.0.0.5")),
-            ..Environment::named("a")
-        };
+        let env = Environment { default_route: Some(ip("10.0.0.5")), ..Environment::named("a") };
         assert_eq!(node_address(None, ip("0.0.0.0"), &env), ip("10.0.0.5"));
         assert_eq!(node_address(None, ip("127.0.0.3"), &env), ip("127.0.0.3"));
-        assert_eq!(
-            node_address(Some(ip("10.9.9.9")), ip("127.0.0.3"), &env),
-            ip("10.9.9.9")
-        );
-        assert_eq!(
-            node_address(None, ip("0.0.0.0"), &Environment::named("a")),
-            ip("127.0.0.1")
-        );
+        assert_eq!(node_address(Some(ip("10.9.9.9")), ip("127.0.0.3"), &env), ip("10.9.9.9"));
+        assert_eq!(node_address(None, ip("0.0.0.0"), &Environment::named("a")), ip("127.0.0.1"));
     }
 
     #[test]

@@ -13,10 +13,9 @@ pub(crate) fn service(text: &str) -> Result<String, String> {
     let labels: Vec<&str> = text.split('.').collect();
     match labels[..] {
         [_] | [_, _] if labels.iter().all(|part| is_label(part)) => Ok(text.to_owned()),
-        _ if text.chars().any(|c| c.is_ascii_uppercase()) => Err(format!(
-            "`{text}` must be lower case: `{}`",
-            text.to_ascii_lowercase()
-        )),
+        _ if text.chars().any(|c| c.is_ascii_uppercase()) => {
+            Err(format!("`{text}` must be lower case: `{}`", text.to_ascii_lowercase()))
+        }
         _ => Err(format!(
             "`{text}` is not a service name: name or name.namespace, each of at most 63 of a-z, 0-9 and inner `-`"
         )),
@@ -28,11 +27,7 @@ pub(crate) const SERVICE: &str =
 /// One lower-case DNS label: the mesh's name.
 pub(crate) fn label(text: &str) -> Result<String, String> {
     let what = || format!("`{text}` is not a name: at most 63 of a-z, 0-9 and inner `-`");
-    if is_label(text) {
-        Ok(text.to_owned())
-    } else {
-        Err(what())
-    }
+    if is_label(text) { Ok(text.to_owned()) } else { Err(what()) }
 }
 pub(crate) const LABEL: &str = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$";
 
@@ -41,48 +36,32 @@ pub(crate) fn domain(text: &str) -> Result<String, String> {
     let valid = text.len() <= DOMAIN_MAX && text.split('.').all(is_label);
     let what =
         || format!("`{text}` is not a DNS domain such as mesh or mesh.example, in lower case");
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(what())
-    }
+    if valid { Ok(text.to_owned()) } else { Err(what()) }
 }
 pub(crate) const DOMAIN: &str = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$";
 
 /// A host's name, as hostnames are: wider than a DNS label, since nobody chooses it for us.
 pub(crate) fn node(text: &str) -> Result<String, String> {
     let valid = (1..=NODE_NAME_MAX).contains(&text.len())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
         && text.starts_with(|c: char| c.is_ascii_alphanumeric());
     let what = || {
         format!(
             "`{text}` is not a host's name: at most {NODE_NAME_MAX} of letters, digits, `-`, `_` and `.`"
         )
     };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(what())
-    }
+    if valid { Ok(text.to_owned()) } else { Err(what()) }
 }
 pub(crate) const NODE: &str = r"^[A-Za-z0-9][A-Za-z0-9._-]*$";
 
 /// What tells the instances on one host apart. It travels in a header and in paths of the HTTP API.
 pub(crate) fn id(text: &str) -> Result<String, String> {
     let valid = (1..=ID_MAX).contains(&text.len())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'));
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':'));
     let what = || {
         format!("`{text}` is not an id: at most {ID_MAX} of letters, digits, `-`, `_`, `.` and `:`")
     };
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(what())
-    }
+    if valid { Ok(text.to_owned()) } else { Err(what()) }
 }
 pub(crate) const ID: &str = r"^[A-Za-z0-9._:-]+$";
 
@@ -92,10 +71,7 @@ pub(crate) fn free(text: &str) -> Result<String, String> {
         return Err(format!("longer than {FREE_MAX} bytes"));
     }
     match text.chars().find(|c| c.is_control()) {
-        Some(control) => Err(format!(
-            "holds the control character {}",
-            control.escape_unicode()
-        )),
+        Some(control) => Err(format!("holds the control character {}", control.escape_unicode())),
         None => Ok(text.to_owned()),
     }
 }
@@ -103,28 +79,19 @@ pub(crate) const FREE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
 
 /// As [`free`], and not empty.
 pub(crate) fn filled(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        Err("must not be empty".to_owned())
-    } else {
-        free(text)
-    }
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { free(text) }
 }
 pub(crate) const FILLED: &str = r"^[^\u0000-\u001f\u007f-\u009f]+$";
 
 /// A file or directory; empty is for the caller to judge.
 pub(crate) fn file(text: &str) -> Result<String, String> {
-    if text.contains('\0') {
-        Err("holds a NUL character".to_owned())
-    } else {
-        Ok(text.to_owned())
-    }
+    if text.contains('\0') { Err("holds a NUL character".to_owned()) } else { Ok(text.to_owned()) }
 }
 pub(crate) const FILE: &str = r"^[^\u0000]*$";
 
 /// An IP address.
 pub(crate) fn ip(text: &str) -> Result<IpAddr, String> {
-    text.parse()
-        .map_err(|_| format!("`{text}` is not an IP address such as 10.0.0.5 or fd00::5"))
+    text.parse().map_err(|_| format!("`{text}` is not an IP address such as 10.0.0.5 or fd00::5"))
 }
 pub(crate) const IP: &str = r"^[0-9A-Fa-f:.]+$";
 
@@ -134,9 +101,7 @@ pub(crate) fn listen(text: &str) -> Result<SocketAddr, String> {
         && !port.is_empty()
         && port.chars().all(|c| c.is_ascii_digit())
     {
-        return Err(format!(
-            "`{text}` has no IP address: write 127.0.0.1{text} or 0.0.0.0{text}"
-        ));
+        return Err(format!("`{text}` has no IP address: write 127.0.0.1{text} or 0.0.0.0{text}"));
     }
     text.parse().map_err(|_| {
         format!(
@@ -153,10 +118,7 @@ pub(crate) fn dial(text: &str) -> Result<SocketAddr, String> {
         return Err(format!("`{text}`: port 0 cannot be dialled"));
     }
     if address.ip().is_unspecified() {
-        return Err(format!(
-            "`{text}`: {} cannot be dialled, name one address",
-            address.ip()
-        ));
+        return Err(format!("`{text}`: {} cannot be dialled, name one address", address.ip()));
     }
     Ok(address)
 }
@@ -196,10 +158,9 @@ pub(crate) fn path(text: &str) -> Result<String, String> {
         .chars()
         .find(|c| !c.is_ascii_graphic() || matches!(c, '#' | '"' | '<' | '>' | '\\' | '^' | '`'))
     {
-        Some(bad) => Err(format!(
-            "`{text}`: `{}` must be percent-encoded in a path",
-            bad.escape_default()
-        )),
+        Some(bad) => {
+            Err(format!("`{text}`: `{}` must be percent-encoded in a path", bad.escape_default()))
+        }
         None if text.len() > PATH_MAX => Err(format!("longer than {PATH_MAX} bytes")),
         None => Ok(text.to_owned()),
     }
@@ -210,9 +171,7 @@ pub(crate) const PATH: &str = r"^/[!-~]*$";
 pub(crate) fn path_match(text: &str) -> Result<String, String> {
     let path = path(text)?;
     if path.contains('?') {
-        return Err(format!(
-            "`{text}`: a route looks at the path only, never at what follows `?`"
-        ));
+        return Err(format!("`{text}`: a route looks at the path only, never at what follows `?`"));
     }
     match path.find('*') {
         Some(star) if star + 1 < path.len() => {
@@ -225,10 +184,7 @@ pub(crate) fn path_match(text: &str) -> Result<String, String> {
 /// An HTTP method. They are case-sensitive, and all that are registered are upper case.
 pub(crate) fn method(text: &str) -> Result<String, String> {
     if text.chars().any(|c| c.is_ascii_lowercase()) {
-        return Err(format!(
-            "`{text}` must be upper case: `{}`",
-            text.to_ascii_uppercase()
-        ));
+        return Err(format!("`{text}` must be upper case: `{}`", text.to_ascii_uppercase()));
     }
     token(text, "an HTTP method such as GET")
 }
@@ -244,30 +200,20 @@ pub(crate) const HEADER: &str = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 pub(crate) fn grpc(text: &str) -> Result<String, String> {
     let part = |part: &str| {
         !part.is_empty()
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '*'))
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '*'))
     };
     let valid = text.len() <= FREE_MAX
-        && text
-            .split_once('/')
-            .is_some_and(|(service, method)| part(service) && part(method));
+        && text.split_once('/').is_some_and(|(service, method)| part(service) && part(method));
     let what =
         || format!("`{text}` is not a gRPC method such as shop.Catalog/Get or shop.Catalog/*");
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(what())
-    }
+    if valid { Ok(text.to_owned()) } else { Err(what()) }
 }
 pub(crate) const GRPC: &str = r"^[A-Za-z0-9._*]+/[A-Za-z0-9._*]+$";
 
 /// A gossip key. What it says never shows the text: it may be a key with one character too many.
 pub(crate) fn key(text: &str) -> Result<Key, String> {
     let make = "make one with `evenkeel keygen`";
-    let bytes = STANDARD
-        .decode(text)
-        .map_err(|_| format!("not base64: {make}"))?;
+    let bytes = STANDARD.decode(text).map_err(|_| format!("not base64: {make}"))?;
     let length = bytes.len();
     let key =
         <[u8; 32]>::try_from(bytes).map_err(|_| format!("{length} bytes instead of 32: {make}"))?;
@@ -283,9 +229,7 @@ pub(crate) const RETRY_ON: &str = r"^(connect|refused|reset|[1-5][0-9][0-9])$";
 
 fn is_label(text: &str) -> bool {
     (1..=LABEL_MAX).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
         && !text.starts_with('-')
         && !text.ends_with('-')
 }
@@ -293,14 +237,8 @@ fn is_label(text: &str) -> bool {
 /// RFC 9110, section 5.6.2.
 fn token(text: &str, what: &str) -> Result<String, String> {
     let valid = (1..=FREE_MAX).contains(&text.len())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c));
-    if valid {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("`{text}` is not {what}"))
-    }
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c));
+    if valid { Ok(text.to_owned()) } else { Err(format!("`{text}` is not {what}")) }
 }
 
 /// RFC 1035, section 2.3.4.
@@ -333,12 +271,7 @@ mod tests {
                 &["mesh", "mesh.example"],
                 &["", ".mesh", "mesh.", "Mesh", "me sh"],
             ),
-            (
-                "node",
-                |t| node(t).map(drop),
-                &["host-a", "Host_1.example"],
-                &["", "-a", "a b", "ä"],
-            ),
+            ("node", |t| node(t).map(drop), &["host-a", "Host_1.example"], &["", "-a", "a b", "ä"]),
             (
                 "listen",
                 |t| listen(t).map(drop),
@@ -363,12 +296,7 @@ mod tests {
             (
                 "host_port",
                 |t| host_port(t).map(drop),
-                &[
-                    "10.0.0.6:7111",
-                    "[fd00::1]:7111",
-                    "Seeds.example:7111",
-                    "localhost:1",
-                ],
+                &["10.0.0.6:7111", "[fd00::1]:7111", "Seeds.example:7111", "localhost:1"],
                 &[
                     "",
                     "seeds.example",
@@ -393,12 +321,7 @@ mod tests {
                 &["/", "/v1/*", "/*"],
                 &["v1", "*", "/a*b", "/a?b", "/**"],
             ),
-            (
-                "method",
-                |t| method(t).map(drop),
-                &["GET", "M-SEARCH"],
-                &["", "get", "GE T"],
-            ),
+            ("method", |t| method(t).map(drop), &["GET", "M-SEARCH"], &["", "get", "GE T"]),
             (
                 "grpc",
                 |t| grpc(t).map(drop),
@@ -411,12 +334,7 @@ mod tests {
                 &["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="],
                 &["", "AAAA", "?", "<redacted>"],
             ),
-            (
-                "id",
-                |t| id(t).map(drop),
-                &["payments-1", "a:1"],
-                &["", "a b", "a/b"],
-            ),
+            ("id", |t| id(t).map(drop), &["payments-1", "a:1"], &["", "a b", "a/b"]),
         ];
         for (name, check, good, bad) in table {
             for text in good {

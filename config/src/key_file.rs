@@ -32,9 +32,7 @@ pub(crate) fn read(path: &Path) -> Result<Found, Vec<String>> {
     }
     let mut bytes = Vec::new();
     let limit = KEY_FILE_MAX as u64 + 1;
-    File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
-        .map_err(failed)?;
+    File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(failed)?;
     if bytes.len() > KEY_FILE_MAX {
         return Err(vec![format!("{shown} is larger than {KEY_FILE_MAX} bytes")]);
     }
@@ -48,10 +46,7 @@ pub(crate) fn read(path: &Path) -> Result<Found, Vec<String>> {
         };
         problems.into_iter().map(named).collect::<Vec<_>>()
     })?;
-    Ok(Found {
-        keys,
-        readable_by_all: metadata.permissions().mode() & 0o004 != 0,
-    })
+    Ok(Found { keys, readable_by_all: metadata.permissions().mode() & 0o004 != 0 })
 }
 
 /// The keys of a text; problems with their line, 0 for the whole.
@@ -76,16 +71,9 @@ fn parse(text: &str) -> Result<Vec<Key>, Vec<(usize, String)>> {
         }
     }
     if keys.is_empty() && problems.is_empty() {
-        problems.push((
-            0,
-            "holds no key: make one with `evenkeel keygen`".to_owned(),
-        ));
+        problems.push((0, "holds no key: make one with `evenkeel keygen`".to_owned()));
     }
-    if problems.is_empty() {
-        Ok(keys)
-    } else {
-        Err(problems)
-    }
+    if problems.is_empty() { Ok(keys) } else { Err(problems) }
 }
 
 /// Eight keys and a page of comments.
@@ -110,10 +98,7 @@ mod tests {
         assert_eq!(
             problems,
             [
-                (
-                    2,
-                    "3 bytes instead of 32: make one with `evenkeel keygen`".to_owned()
-                ),
+                (2, "3 bytes instead of 32: make one with `evenkeel keygen`".to_owned()),
                 (3, "this key stands there twice".to_owned()),
             ]
         );

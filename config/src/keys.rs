@@ -40,10 +40,7 @@ pub(crate) enum Shape {
     /// `true`, or the key left out.
     True,
     /// One of `built`; those in `later` are refused by name. `false` means `off` where `off` is one of `built`.
-    Choice {
-        built: &'static [&'static str],
-        later: &'static [&'static str],
-    },
+    Choice { built: &'static [&'static str], later: &'static [&'static str] },
     /// These keys.
     Map(&'static [Key]),
     /// Any keys, `Plain` values.
@@ -51,31 +48,17 @@ pub(crate) enum Shape {
     /// At most `max` of these.
     List { of: &'static Shape, max: usize },
     /// A list, or a mapping with these keys.
-    ListOrMap {
-        of: &'static Shape,
-        max: usize,
-        keys: &'static [Key],
-    },
+    ListOrMap { of: &'static Shape, max: usize, keys: &'static [Key] },
     /// Part of the design, refused by name.
     NotBuilt,
 }
 
 const fn key(name: &'static str, shape: Shape, default: &'static str, about: &'static str) -> Key {
-    Key {
-        name,
-        shape,
-        default,
-        about,
-    }
+    Key { name, shape, default, about }
 }
 
 const fn later(name: &'static str) -> Key {
-    Key {
-        name,
-        shape: Shape::NotBuilt,
-        default: "",
-        about: "",
-    }
+    Key { name, shape: Shape::NotBuilt, default: "", about: "" }
 }
 
 /// The file. One row a key, as a table: rustfmt would make ten lines of each.
@@ -327,20 +310,16 @@ pub(crate) fn each(visit: &mut impl FnMut(&str, &'static Key)) {
 
 fn each_of(keys: &'static [Key], parent: &str, visit: &mut impl FnMut(&str, &'static Key)) {
     for key in keys {
-        let path = if parent.is_empty() {
-            key.name.to_owned()
-        } else {
-            format!("{parent}.{}", key.name)
-        };
+        let path =
+            if parent.is_empty() { key.name.to_owned() } else { format!("{parent}.{}", key.name) };
         visit(&path, key);
         match key.shape {
             Shape::Map(inner) | Shape::ListOrMap { keys: inner, .. } => {
                 each_of(inner, &path, visit);
             }
-            Shape::List {
-                of: Shape::Map(inner),
-                ..
-            } => each_of(inner, &format!("{path}[]"), visit),
+            Shape::List { of: Shape::Map(inner), .. } => {
+                each_of(inner, &format!("{path}[]"), visit);
+            }
             _ => {}
         }
     }

@@ -82,12 +82,7 @@ pub fn parse(text: &str, file: &str, env: &Environment) -> Result<Loaded, Proble
 /// A problem of the file as a whole.
 fn whole(file: &str, message: String) -> Problems {
     let Position { line, column } = Position::START;
-    Problems(vec![Problem {
-        file: file.to_owned(),
-        line,
-        column,
-        message,
-    }])
+    Problems(vec![Problem { file: file.to_owned(), line, column, message }])
 }
 
 /// A thousand services with long policies stay below it.

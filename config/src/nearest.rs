@@ -7,9 +7,8 @@
 /// The nearest of `known`, if it is near enough to be what was meant.
 pub(crate) fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let word = fold(word);
-    let near = known
-        .map(|key| (distance(&word, &fold(key)), key))
-        .min_by_key(|(distance, _)| *distance);
+    let near =
+        known.map(|key| (distance(&word, &fold(key)), key)).min_by_key(|(distance, _)| *distance);
     let (distance, key) = near?;
     (distance <= key.len().max(word.len()).div_ceil(3)).then_some(key)
 }
@@ -27,9 +26,7 @@ fn distance(a: &[char], b: &[char]) -> usize {
         let mut current = vec![i; b.len() + 1];
         for j in 1..=b.len() {
             let change = usize::from(a[i - 1] != b[j - 1]);
-            let mut least = (previous[j] + 1)
-                .min(current[j - 1] + 1)
-                .min(previous[j - 1] + change);
+            let mut least = (previous[j] + 1).min(current[j - 1] + 1).min(previous[j - 1] + change);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 least = least.min(before[j - 2] + 1);
             }
@@ -50,15 +47,7 @@ mod tests {
 
     #[test]
     fn finds_what_was_meant() {
-        let known = [
-            "timeout",
-            "idle_timeout",
-            "balance",
-            "retry",
-            "hedge",
-            "panic",
-            "slow_start",
-        ];
+        let known = ["timeout", "idle_timeout", "balance", "retry", "hedge", "panic", "slow_start"];
         let table = [
             ("tiemout", Some("timeout")),
             ("timeuot", Some("timeout")),
@@ -80,11 +69,7 @@ mod tests {
         let words = ["", "a", "ab", "ba", "hedge", "hegde", "timeout"];
         for a in words {
             for b in words {
-                assert_eq!(
-                    distance(&fold(a), &fold(b)),
-                    distance(&fold(b), &fold(a)),
-                    "{a} {b}"
-                );
+                assert_eq!(distance(&fold(a), &fold(b)), distance(&fold(b), &fold(a)), "{a} {b}");
             }
             assert_eq!(distance(&fold(a), &fold(a)), 0);
         }

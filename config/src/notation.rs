@@ -74,13 +74,9 @@ pub(crate) fn share(text: &str) -> Result<Share, String> {
         Unscaled::TooFine => format!("`{text}` is finer than 0.001%"),
         Unscaled::TooLarge => format!("`{text}` is more than 100%"),
     })?;
-    let steps = u32::try_from(steps)
-        .ok()
-        .filter(|steps| *steps <= SHARE_STEPS);
+    let steps = u32::try_from(steps).ok().filter(|steps| *steps <= SHARE_STEPS);
     let fraction = steps.map(|steps| f64::from(steps) / f64::from(SHARE_STEPS));
-    fraction
-        .and_then(Share::fraction)
-        .ok_or_else(|| format!("`{text}` is more than 100%"))
+    fraction.and_then(Share::fraction).ok_or_else(|| format!("`{text}` is more than 100%"))
 }
 
 /// `p95`, `p99.9`, or a duration above zero.
@@ -109,9 +105,7 @@ pub(crate) fn after(text: &str) -> Result<After, String> {
 pub(crate) fn retry_on(text: &str) -> Result<RetryOn, String> {
     let status = || {
         let three = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse::<u16>()
-            .ok()
-            .filter(|status| three && (100..=599).contains(status))
+        text.parse::<u16>().ok().filter(|status| three && (100..=599).contains(status))
     };
     match text {
         "connect" => Ok(RetryOn::Connect),
@@ -125,9 +119,7 @@ pub(crate) fn retry_on(text: &str) -> Result<RetryOn, String> {
 
 /// Digits, perhaps a point and digits, then the unit.
 fn split(text: &str) -> Option<(&str, &str)> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     (end > 0).then(|| text.split_at(end))
 }
 
@@ -155,17 +147,12 @@ fn scaled(number: &str, each: u64) -> Result<u64, Unscaled> {
     };
     let power = 10_u64.pow(places);
     // Below 10^9 × 3.6 × 10^9: fits.
-    let scaled_part = if part.is_empty() {
-        0
-    } else {
-        part.parse::<u64>().map_or(0, |part| part * each)
-    };
+    let scaled_part =
+        if part.is_empty() { 0 } else { part.parse::<u64>().map_or(0, |part| part * each) };
     if scaled_part % power != 0 {
         return Err(Unscaled::TooFine);
     }
-    let total = whole
-        .checked_mul(each)
-        .and_then(|total| total.checked_add(scaled_part / power));
+    let total = whole.checked_mul(each).and_then(|total| total.checked_add(scaled_part / power));
     total.ok_or(Unscaled::TooLarge)
 }
 
@@ -270,18 +257,12 @@ mod tests {
             ("-1s", "`-1s` is not a duration such as 250ms, 2s, 5m or 1h"),
             ("1 s", "`1 s` is not a duration such as 250ms, 2s, 5m or 1h"),
             ("1.s", "`1.s` is not a duration such as 250ms, 2s, 5m or 1h"),
-            (
-                "1.5.2s",
-                "`1.5.2s` is not a duration such as 250ms, 2s, 5m or 1h",
-            ),
+            ("1.5.2s", "`1.5.2s` is not a duration such as 250ms, 2s, 5m or 1h"),
             ("2d", "`2d` is not a duration such as 250ms, 2s, 5m or 1h"),
             ("0.5us", "`0.5us` is finer than 1us"),
             ("1.0000000001s", "`1.0000000001s` is finer than 1us"),
             ("721h", "`721h` is longer than 720h"),
-            (
-                "99999999999999999999h",
-                "`99999999999999999999h` is longer than 720h",
-            ),
+            ("99999999999999999999h", "`99999999999999999999h` is longer than 720h"),
         ];
         for (text, why) in refused {
             assert_eq!(duration(text), Err(why.to_owned()), "{text}");

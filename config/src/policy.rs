@@ -115,12 +115,8 @@ pub enum Balance {
 }
 
 impl Balance {
-    pub(crate) const ALL: [Balance; 4] = [
-        Balance::P2c,
-        Balance::LeastRequest,
-        Balance::RoundRobin,
-        Balance::Random,
-    ];
+    pub(crate) const ALL: [Balance; 4] =
+        [Balance::P2c, Balance::LeastRequest, Balance::RoundRobin, Balance::Random];
 
     /// As the file writes it.
     #[must_use]
@@ -148,9 +144,7 @@ pub struct Repeat {
 impl Default for Repeat {
     fn default() -> Self {
         Repeat {
-            methods: ["GET", "HEAD", "OPTIONS", "TRACE"]
-                .map(String::from)
-                .to_vec(),
+            methods: ["GET", "HEAD", "OPTIONS", "TRACE"].map(String::from).to_vec(),
             grpc: Vec::new(),
             key_header: None,
         }
@@ -173,12 +167,7 @@ impl Default for Retry {
         Retry {
             max: 2,
             budget: Share::percent(20),
-            when: vec![
-                RetryOn::Connect,
-                RetryOn::Refused,
-                RetryOn::Reset,
-                RetryOn::Status(503),
-            ],
+            when: vec![RetryOn::Connect, RetryOn::Refused, RetryOn::Reset, RetryOn::Status(503)],
         }
     }
 }
@@ -270,11 +259,7 @@ pub struct Eject {
 
 impl Default for Eject {
     fn default() -> Self {
-        Eject {
-            consecutive: 5,
-            base: Duration::from_secs(10),
-            max: Share::percent(50),
-        }
+        Eject { consecutive: 5, base: Duration::from_secs(10), max: Share::percent(50) }
     }
 }
 
@@ -291,11 +276,7 @@ pub struct Circuit {
 
 impl Default for Circuit {
     fn default() -> Self {
-        Circuit {
-            connections: 1024,
-            pending: 1024,
-            requests: 4096,
-        }
+        Circuit { connections: 1024, pending: 1024, requests: 4096 }
     }
 }
 

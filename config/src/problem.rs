@@ -21,12 +21,7 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Problem {
-            file,
-            line,
-            column,
-            message,
-        } = self;
+        let Problem { file, line, column, message } = self;
         write!(f, "{file}:{line}:{column}: {message}")
     }
 }

@@ -25,9 +25,7 @@ pub(crate) fn file(node: Option<&Node>, report: &Report) -> File {
         mesh: mesh(&root.section("mesh"), report),
         services: sections(&root, "services", |service| self::service(service, report)),
         policy: policy(&root.section("policy")),
-        upstreams: sections(&root, "upstreams", |upstream| {
-            self::upstream(upstream, report)
-        }),
+        upstreams: sections(&root, "upstreams", |upstream| self::upstream(upstream, report)),
         outbound: outbound(&root.section("outbound")),
         discovery_http: discovery.text("http", forms::listen),
         discovery_dns: discovery.text("dns", forms::listen),
@@ -41,12 +39,7 @@ pub(crate) fn file(node: Option<&Node>, report: &Report) -> File {
 
 /// Each mapping of a list of mappings.
 fn sections<T>(parent: &Section<'_>, name: &str, read: impl Fn(&Section<'_>) -> T) -> Vec<T> {
-    parent
-        .items(name)
-        .unwrap_or_default()
-        .iter()
-        .map(|item| read(&item.section()))
-        .collect()
+    parent.items(name).unwrap_or_default().iter().map(|item| read(&item.section())).collect()
 }
 
 fn node_keys(node: &Section<'_>) -> NodeKeys {
@@ -64,9 +57,7 @@ fn mesh(mesh: &Section<'_>, report: &Report) -> MeshKeys {
     gossip.choice("profile", &["lan"], |name| name);
     MeshKeys {
         name: mesh.text("name", forms::label).map(|name| name.value),
-        domain: mesh
-            .text("domain", forms::domain)
-            .map(|domain| domain.value),
+        domain: mesh.text("domain", forms::domain).map(|domain| domain.value),
         join: mesh.texts("join", forms::host_port).unwrap_or_default(),
         gossip: gossip.text("listen", forms::listen),
         keys: keys(&gossip, report),
@@ -86,9 +77,7 @@ fn keys(gossip: &Section<'_>, report: &Report) -> Keys {
         if let Some(empty) = path.as_ref().filter(|path| path.value.is_empty()) {
             empty.problem(report, "must not be empty");
         }
-        return path
-            .filter(|path| !path.value.is_empty())
-            .map_or(Keys::Unusable, Keys::File);
+        return path.filter(|path| !path.value.is_empty()).map_or(Keys::Unusable, Keys::File);
     }
     let Some(items) = value.items() else {
         return Keys::Unusable;
@@ -96,10 +85,7 @@ fn keys(gossip: &Section<'_>, report: &Report) -> Keys {
     if items.is_empty() {
         return Keys::None;
     }
-    let keys: Vec<_> = items
-        .iter()
-        .filter_map(|item| item.text(forms::key))
-        .collect();
+    let keys: Vec<_> = items.iter().filter_map(|item| item.text(forms::key)).collect();
     let complete = keys.len() == items.len();
     Keys::Given { keys, complete }
 }
@@ -117,30 +103,20 @@ fn service(service: &Section<'_>, report: &Report) -> ServiceKeys {
             .map(|protocol| protocol.value),
         tags: values(service.texts("tags", forms::filled)).unwrap_or_default(),
         meta: service.meta("meta", forms::free).into_iter().collect(),
-        check: service
-            .given("check")
-            .map(|check| self::check(&check, report)),
+        check: service.given("check").map(|check| self::check(&check, report)),
     }
 }
 
 fn check(check: &Section<'_>, report: &Report) -> CheckKeys {
-    let http = check
-        .text("http", forms::path)
-        .map(|path| CheckKind::Http(path.value));
+    let http = check.text("http", forms::path).map(|path| CheckKind::Http(path.value));
     let tcp = check.flag("tcp").map(|_| CheckKind::Tcp);
     let later = check.has("grpc") || check.has("ttl");
     if check.has("http") && check.has("tcp") {
-        report.problem(
-            check.key_at("tcp"),
-            &format!("{}: `http` or `tcp`, not both", check.path),
-        );
+        report.problem(check.key_at("tcp"), &format!("{}: `http` or `tcp`, not both", check.path));
     } else if !check.has("http") && !check.has("tcp") && !later {
         report.missing(
             check.at,
-            &format!(
-                "{}: what to check is missing: `http: /healthz` or `tcp: true`",
-                check.path
-            ),
+            &format!("{}: what to check is missing: `http: /healthz` or `tcp: true`", check.path),
         );
     }
     CheckKeys {
@@ -157,10 +133,7 @@ fn upstream(upstream: &Section<'_>, report: &Report) -> UpstreamKeys {
     let endpoints = upstream.items("endpoints").unwrap_or_default();
     UpstreamKeys {
         name: upstream.text("name", forms::service),
-        endpoints: endpoints
-            .iter()
-            .filter_map(|item| item.text(forms::dial))
-            .collect(),
+        endpoints: endpoints.iter().filter_map(|item| item.text(forms::dial)).collect(),
         has_endpoints: !endpoints.is_empty(),
         protocol: upstream.choice("protocol", &Protocol::ALL, Protocol::name),
         policy: policy(&upstream.section("policy")),
@@ -172,27 +145,16 @@ fn route(route: &Section<'_>, report: &Report) -> RouteKeys {
     route.require("match");
     let which = route.section("match");
     let path = which.text("path", forms::path_match).map(|path| path.value);
-    let method = which
-        .text("method", forms::method)
-        .map(|method| method.value);
+    let method = which.text("method", forms::method).map(|method| method.value);
     let said = which.has("path") || which.has("method");
     if route.has("match") && !said {
-        report.missing(
-            which.at,
-            &format!("{}: `path` or `method` is missing", which.path),
-        );
+        report.missing(which.at, &format!("{}: `path` or `method` is missing", which.path));
     }
     let usable =
         path.is_some() == which.has("path") && method.is_some() == which.has("method") && said;
-    let found = At {
-        value: Match { path, method },
-        at: route.key_at("match"),
-        path: which.path.clone(),
-    };
-    RouteKeys {
-        matches: usable.then_some(found),
-        policy: policy(&route.section("policy")),
-    }
+    let found =
+        At { value: Match { path, method }, at: route.key_at("match"), path: which.path.clone() };
+    RouteKeys { matches: usable.then_some(found), policy: policy(&route.section("policy")) }
 }
 
 fn policy(policy: &Section<'_>) -> PolicyLayer {
@@ -201,9 +163,7 @@ fn policy(policy: &Section<'_>) -> PolicyLayer {
     let hedge = policy.section("hedge");
     let eject = policy.section("eject");
     let circuit = policy.section("circuit");
-    let key_header = repeat
-        .text("key_header", forms::header)
-        .map(|header| header.value);
+    let key_header = repeat.text("key_header", forms::header).map(|header| header.value);
     PolicyLayer {
         timeout: policy.duration("timeout"),
         idle_timeout: policy.duration("idle_timeout"),
@@ -216,9 +176,7 @@ fn policy(policy: &Section<'_>) -> PolicyLayer {
         retry_max: retry.int("max"),
         retry_budget: retry.share("budget"),
         retry_when: retry.retry_on("when"),
-        hedge_mode: hedge
-            .choice("mode", &Mode::ALL, Mode::name)
-            .map(|mode| mode.value),
+        hedge_mode: hedge.choice("mode", &Mode::ALL, Mode::name).map(|mode| mode.value),
         hedge_after: hedge.after("after"),
         hedge_min: hedge.duration("min"),
         hedge_budget: hedge.share("budget"),
@@ -241,9 +199,7 @@ fn outbound(outbound: &Section<'_>) -> OutboundKeys {
         listener.require("service");
         ListenerKeys {
             listen: listener.text("listen", forms::listen),
-            service: listener
-                .text("service", forms::service)
-                .map(|service| service.value),
+            service: listener.text("service", forms::service).map(|service| service.value),
         }
     };
     OutboundKeys {
@@ -265,15 +221,11 @@ fn limits(limits: &Section<'_>) -> LimitKeys {
 fn log(log: &Section<'_>) -> LogKeys {
     let levels = ["error", "warn", "info", "debug", "trace"];
     LogKeys {
-        level: log
-            .choice("level", &levels, |name| name)
-            .map(|level| level.value),
+        level: log.choice("level", &levels, |name| name).map(|level| level.value),
         json: log
             .choice("format", &["text", "json"], |name| name)
             .map(|format| format.value == "json"),
-        access: log
-            .choice("access", &Access::ALL, Access::name)
-            .map(|access| access.value),
+        access: log.choice("access", &Access::ALL, Access::name).map(|access| access.value),
     }
 }
 

@@ -44,22 +44,13 @@ impl Report {
     /// One line of bounded length, whatever the file held.
     fn at(&self, at: Position, message: &str) -> Problem {
         let visible = |c: char| -> String {
-            if c.is_control() {
-                c.escape_default().collect()
-            } else {
-                c.into()
-            }
+            if c.is_control() { c.escape_default().collect() } else { c.into() }
         };
         let mut shown: String = message.chars().take(MESSAGE_MAX).map(visible).collect();
         if message.chars().nth(MESSAGE_MAX).is_some() {
             shown.push('…');
         }
-        Problem {
-            file: self.file.clone(),
-            line: at.line,
-            column: at.column,
-            message: shown,
-        }
+        Problem { file: self.file.clone(), line: at.line, column: at.column, message: shown }
     }
 
     /// Problems and warnings, each in the order of the file.
@@ -73,8 +64,7 @@ impl Report {
             if more > 0
                 && let Some(last) = list.last_mut()
             {
-                last.message
-                    .push_str(&format!(" (and {more} further problems)"));
+                last.message.push_str(&format!(" (and {more} further problems)"));
             }
             list
         };

@@ -12,32 +12,23 @@ use crate::keys::{self, Key, Shape};
 #[must_use]
 pub fn schema() -> Value {
     let mut root = mapping(keys::ROOT);
-    root.insert(
-        "$schema".to_owned(),
-        json!("https://json-schema.org/draft/2020-12/schema"),
-    );
+    root.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
     root.insert("title".to_owned(), json!("Evenkeel"));
     Value::Object(root)
 }
 
 fn mapping(keys: &'static [Key]) -> Map<String, Value> {
-    let built = keys
-        .iter()
-        .filter(|key| !matches!(key.shape, Shape::NotBuilt));
-    let properties: Map<String, Value> = built
-        .map(|key| (key.name.to_owned(), Value::Object(property(key))))
-        .collect();
+    let built = keys.iter().filter(|key| !matches!(key.shape, Shape::NotBuilt));
+    let properties: Map<String, Value> =
+        built.map(|key| (key.name.to_owned(), Value::Object(property(key)))).collect();
     let mut of = object(&json!({
         // Nothing but comments under a key is the same as the key left out.
         "type": ["object", "null"],
         "additionalProperties": false,
     }));
     of.insert("properties".to_owned(), Value::Object(properties));
-    let required: Vec<&str> = keys
-        .iter()
-        .filter(|key| key.about.starts_with("Required."))
-        .map(|key| key.name)
-        .collect();
+    let required: Vec<&str> =
+        keys.iter().filter(|key| key.about.starts_with("Required.")).map(|key| key.name).collect();
     if !required.is_empty() {
         of.insert("required".to_owned(), json!(required));
     }

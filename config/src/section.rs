@@ -39,26 +39,13 @@ impl<'a> Section<'a> {
         let entries: &[Entry] = match node.map(|node| (node, &node.kind)) {
             Some((_, Kind::Map(entries))) => entries,
             Some((node, _)) if !node.is_null() => {
-                let what = if path.is_empty() {
-                    "the file"
-                } else {
-                    path.as_str()
-                };
-                report.problem(
-                    node.at,
-                    &format!("{what}: expected keys, found {}", found(node)),
-                );
+                let what = if path.is_empty() { "the file" } else { path.as_str() };
+                report.problem(node.at, &format!("{what}: expected keys, found {}", found(node)));
                 &[]
             }
             _ => &[],
         };
-        let section = Section {
-            entries,
-            keys,
-            at,
-            path,
-            report,
-        };
+        let section = Section { entries, keys, at, path, report };
         for entry in entries {
             section.check_key(entry);
         }
@@ -68,27 +55,19 @@ impl<'a> Section<'a> {
     fn check_key(&self, entry: &Entry) {
         let path = join(&self.path, &entry.key);
         match self.keys.iter().find(|key| key.name == entry.key) {
-            Some(Key {
-                shape: Shape::NotBuilt,
-                ..
-            }) => {
-                self.report
-                    .problem(entry.at, &format!("{path}: not built yet"));
+            Some(Key { shape: Shape::NotBuilt, .. }) => {
+                self.report.problem(entry.at, &format!("{path}: not built yet"));
             }
             Some(_) => {}
-            None => self.report.problem(
-                entry.at,
-                &format!("{path}: unknown key; {}", self.advice(&entry.key)),
-            ),
+            None => self
+                .report
+                .problem(entry.at, &format!("{path}: unknown key; {}", self.advice(&entry.key))),
         }
     }
 
     fn advice(&self, unknown: &str) -> String {
         let built = || {
-            self.keys
-                .iter()
-                .filter(|key| !matches!(key.shape, Shape::NotBuilt))
-                .map(|key| key.name)
+            self.keys.iter().filter(|key| !matches!(key.shape, Shape::NotBuilt)).map(|key| key.name)
         };
         if let Some(near) = nearest(unknown, built()) {
             return format!("did you mean `{near}`?");
@@ -118,12 +97,7 @@ impl<'a> Section<'a> {
             return None;
         }
         let path = join(&self.path, name);
-        Some(Value {
-            node: &entry.value,
-            path,
-            shape: &key.shape,
-            report: self.report,
-        })
+        Some(Value { node: &entry.value, path, shape: &key.shape, report: self.report })
     }
 
     /// Whether anything stands at this key, usable or not.
@@ -144,27 +118,21 @@ impl<'a> Section<'a> {
     /// Reports a key without which this mapping means nothing.
     pub(crate) fn require(&self, name: &str) {
         if !self.has(name) {
-            self.report
-                .missing(self.at, &format!("{}: `{name}` is missing", self.path));
+            self.report.missing(self.at, &format!("{}: `{name}` is missing", self.path));
         }
     }
 
     /// Where a key of this mapping stands, for problems about the key rather than its value.
     pub(crate) fn key_at(&self, name: &str) -> Position {
-        self.entries
-            .iter()
-            .find(|entry| entry.key == name)
-            .map_or(self.at, |entry| entry.at)
+        self.entries.iter().find(|entry| entry.key == name).map_or(self.at, |entry| entry.at)
     }
 
     pub(crate) fn section(&self, name: &str) -> Section<'a> {
         match self.get(name) {
             Some(value) => value.section(),
             None => {
-                let Some(Key {
-                    shape: Shape::Map(keys),
-                    ..
-                }) = self.keys.iter().find(|key| key.name == name)
+                let Some(Key { shape: Shape::Map(keys), .. }) =
+                    self.keys.iter().find(|key| key.name == name)
                 else {
                     unreachable!("`{name}` is read as a mapping and is none in the table");
                 };
@@ -188,19 +156,12 @@ impl<'a> Section<'a> {
         name: &str,
         form: fn(&str) -> Result<T, String>,
     ) -> Option<Vec<At<T>>> {
-        Some(
-            self.items(name)?
-                .iter()
-                .filter_map(|item| item.text(form))
-                .collect(),
-        )
+        Some(self.items(name)?.iter().filter_map(|item| item.text(form)).collect())
     }
 
     pub(crate) fn duration(&self, name: &str) -> Option<std::time::Duration> {
         let value = self.get(name)?;
-        let Shape::Duration { zero } = value.shape else {
-            value.wrong_shape()
-        };
+        let Shape::Duration { zero } = value.shape else { value.wrong_shape() };
         let duration = value.notation(notation::duration)?;
         if duration.is_zero() && !zero {
             value.problem("must be above zero");
@@ -211,33 +172,25 @@ impl<'a> Section<'a> {
 
     pub(crate) fn share(&self, name: &str) -> Option<Share> {
         let value = self.get(name)?;
-        let Shape::Share = value.shape else {
-            value.wrong_shape()
-        };
+        let Shape::Share = value.shape else { value.wrong_shape() };
         value.notation(notation::share)
     }
 
     pub(crate) fn size(&self, name: &str) -> Option<At<usize>> {
         let value = self.get(name)?;
-        let Shape::Size = value.shape else {
-            value.wrong_shape()
-        };
+        let Shape::Size = value.shape else { value.wrong_shape() };
         Some(value.found(value.notation(notation::size)?))
     }
 
     pub(crate) fn after(&self, name: &str) -> Option<After> {
         let value = self.get(name)?;
-        let Shape::After = value.shape else {
-            value.wrong_shape()
-        };
+        let Shape::After = value.shape else { value.wrong_shape() };
         value.notation(notation::after)
     }
 
     pub(crate) fn retry_on(&self, name: &str) -> Option<Vec<RetryOn>> {
         let read = |item: &Value<'_>| {
-            let Shape::RetryOn = item.shape else {
-                item.wrong_shape()
-            };
+            let Shape::RetryOn = item.shape else { item.wrong_shape() };
             item.notation(notation::retry_on)
         };
         Some(self.items(name)?.iter().filter_map(read).collect())
@@ -254,9 +207,7 @@ impl<'a> Section<'a> {
 
     pub(crate) fn flag(&self, name: &str) -> Option<At<bool>> {
         let value = self.get(name)?;
-        let (Shape::Bool | Shape::True) = value.shape else {
-            value.wrong_shape()
-        };
+        let (Shape::Bool | Shape::True) = value.shape else { value.wrong_shape() };
         let (text, plain) = value.scalar()?;
         match (text, plain) {
             ("true", true) => Some(value.found(true)),
@@ -283,21 +234,11 @@ impl<'a> Section<'a> {
         name_of: fn(T) -> &'static str,
     ) -> Option<At<T>> {
         let value = self.get(name)?;
-        let Shape::Choice { built, later } = value.shape else {
-            value.wrong_shape()
-        };
-        debug_assert!(
-            all.iter().copied().map(name_of).eq(built.iter().copied()),
-            "{}",
-            value.path
-        );
+        let Shape::Choice { built, later } = value.shape else { value.wrong_shape() };
+        debug_assert!(all.iter().copied().map(name_of).eq(built.iter().copied()), "{}", value.path);
         let (text, plain) = value.scalar()?;
         // YAML 1.1 tools write `off` back as `false`.
-        let meant = if plain && text == "false" {
-            "off"
-        } else {
-            text
-        };
+        let meant = if plain && text == "false" { "off" } else { text };
         if let Some(found) = all.iter().find(|candidate| name_of(**candidate) == meant) {
             return Some(value.found(*found));
         }
@@ -321,37 +262,25 @@ impl<'a> Section<'a> {
         let Some(value) = self.get(name) else {
             return Vec::new();
         };
-        let Shape::Meta { max } = value.shape else {
-            value.wrong_shape()
-        };
+        let Shape::Meta { max } = value.shape else { value.wrong_shape() };
         let Kind::Map(entries) = &value.node.kind else {
             value.problem(&format!("expected keys, found {}", found(value.node)));
             return Vec::new();
         };
         if entries.len() > *max {
-            value.problem(&format!(
-                "{} keys, at most {max} are allowed",
-                entries.len()
-            ));
+            value.problem(&format!("{} keys, at most {max} are allowed", entries.len()));
         }
         let read = |entry: &'a Entry| {
             let path = join(&value.path, &entry.key);
             let warn = |why: &str| {
-                self.report
-                    .warning(entry.at, &format!("{path}: the key {why}"));
+                self.report.warning(entry.at, &format!("{path}: the key {why}"));
             };
             let survived = |_| survives(&entry.key, entry.plain, true, warn);
             if let Err(why) = form(&entry.key).and_then(survived) {
-                self.report
-                    .problem(entry.at, &format!("{path}: the key {why}"));
+                self.report.problem(entry.at, &format!("{path}: the key {why}"));
                 return None;
             }
-            let held = Value {
-                node: &entry.value,
-                path,
-                shape: &META_VALUE,
-                report: self.report,
-            };
+            let held = Value { node: &entry.value, path, shape: &META_VALUE, report: self.report };
             Some((entry.key.clone(), held.text(form)?.value))
         };
         entries.iter().filter_map(read).collect()
@@ -368,8 +297,7 @@ pub(crate) struct Value<'a> {
 
 impl<'a> Value<'a> {
     pub(crate) fn problem(&self, why: &str) {
-        self.report
-            .problem(self.node.at, &format!("{}: {why}", self.path));
+        self.report.problem(self.node.at, &format!("{}: {why}", self.path));
     }
 
     fn wrong_shape(&self) -> ! {
@@ -377,24 +305,14 @@ impl<'a> Value<'a> {
     }
 
     fn found<T>(&self, value: T) -> At<T> {
-        At {
-            value,
-            at: self.node.at,
-            path: self.path.clone(),
-        }
+        At { value, at: self.node.at, path: self.path.clone() }
     }
 
     pub(crate) fn section(&self) -> Section<'a> {
         let (Shape::Map(keys) | Shape::ListOrMap { keys, .. }) = self.shape else {
             self.wrong_shape()
         };
-        Section::new(
-            Some(self.node),
-            keys,
-            self.node.at,
-            self.path.clone(),
-            self.report,
-        )
+        Section::new(Some(self.node), keys, self.node.at, self.path.clone(), self.report)
     }
 
     /// Whether it is written as a mapping.
@@ -431,10 +349,7 @@ impl<'a> Value<'a> {
             }
             Kind::Scalar { text, plain } => Some((text, *plain)),
             Kind::List(_) | Kind::Map(_) => {
-                self.problem(&format!(
-                    "expected a single value, found {}",
-                    found(self.node)
-                ));
+                self.problem(&format!("expected a single value, found {}", found(self.node)));
                 None
             }
         }
@@ -449,8 +364,7 @@ impl<'a> Value<'a> {
         let (text, plain) = self.scalar()?;
         // The form first: to put `listen: 7080` in quotes would only bring the next problem.
         let warn = |why: &str| {
-            self.report
-                .warning(self.node.at, &format!("{}: {why}", self.path));
+            self.report.warning(self.node.at, &format!("{}: {why}", self.path));
         };
         match form(text).and_then(|value| survives(text, plain, typed, warn).map(|()| value)) {
             Ok(value) => Some(self.found(value)),
@@ -467,19 +381,14 @@ impl<'a> Value<'a> {
     }
 
     fn int(&self) -> Option<u32> {
-        let Shape::Int { min, max } = self.shape else {
-            self.wrong_shape()
-        };
+        let Shape::Int { min, max } = self.shape else { self.wrong_shape() };
         let (text, plain) = self.scalar()?;
         // As YAML 1.1 has it, `_` may group digits; a leading zero would be octal there.
         let digits: String = text.chars().filter(|c| *c != '_').collect();
         let decimal = text.starts_with(|c: char| c.is_ascii_digit())
             && digits.bytes().all(|byte| byte.is_ascii_digit())
             && (digits.len() == 1 || !digits.starts_with('0'));
-        let value = digits
-            .parse::<u64>()
-            .ok()
-            .filter(|value| (min..=max).contains(&value));
+        let value = digits.parse::<u64>().ok().filter(|value| (min..=max).contains(&value));
         match value.and_then(|value| u32::try_from(value).ok()) {
             Some(value) if decimal && plain => Some(value),
             Some(value) if decimal => {
@@ -487,18 +396,14 @@ impl<'a> Value<'a> {
                 None
             }
             _ => {
-                self.problem(&format!(
-                    "`{text}` is not a whole number from {min} to {max}"
-                ));
+                self.problem(&format!("`{text}` is not a whole number from {min} to {max}"));
                 None
             }
         }
     }
 }
 
-pub(crate) static META_VALUE: Shape = Shape::Plain {
-    pattern: crate::forms::FREE,
-};
+pub(crate) static META_VALUE: Shape = Shape::Plain { pattern: crate::forms::FREE };
 
 /// Whether YAML tools leave this text as it stands; `typed`: it may be a number as long as they do. Warns when
 /// only some of them do.
@@ -518,11 +423,7 @@ fn survives(text: &str, plain: bool, typed: bool, warn: impl Fn(&str)) -> Result
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 fn found(node: &Node) -> &'static str {

@@ -301,10 +301,8 @@ impl Settings {
     /// What an empty file means: a mesh of this host alone, on loopback addresses.
     #[must_use]
     pub fn one_host(env: &crate::environment::Environment) -> Settings {
-        let listen = |port| Listen {
-            address: SocketAddr::from(([127, 0, 0, 1], port)),
-            explicit: false,
-        };
+        let listen =
+            |port| Listen { address: SocketAddr::from(([127, 0, 0, 1], port)), explicit: false };
         Settings {
             node: Node {
                 name: env.hostname.clone(),
@@ -326,15 +324,8 @@ impl Settings {
             policy: Policy::default(),
             origins: crate::policy::built_in_origins(),
             upstreams: Vec::new(),
-            outbound: Outbound {
-                listen: listen(7080),
-                passthrough: true,
-                listeners: Vec::new(),
-            },
-            discovery: Discovery {
-                http: listen(8500),
-                dns: listen(8600),
-            },
+            outbound: Outbound { listen: listen(7080), passthrough: true, listeners: Vec::new() },
+            discovery: Discovery { http: listen(8500), dns: listen(8600) },
             admin: listen(7119),
             limits: Limits {
                 connections: 10_000,
@@ -342,15 +333,8 @@ impl Settings {
                 records: 200_000,
                 buffers: 256 << 20,
             },
-            shutdown: Shutdown {
-                settle: Duration::from_secs(5),
-                timeout: Duration::from_secs(30),
-            },
-            log: Log {
-                level: "info".to_owned(),
-                json: false,
-                access: Access::Errors,
-            },
+            shutdown: Shutdown { settle: Duration::from_secs(5), timeout: Duration::from_secs(30) },
+            log: Log { level: "info".to_owned(), json: false, access: Access::Errors },
         }
     }
 }

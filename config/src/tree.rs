@@ -88,10 +88,7 @@ pub(crate) fn read(text: &str) -> Tree {
             Ok((event, span)) => builder.take(event, &span),
             Err(error) => {
                 let marker = error.marker();
-                let at = Position {
-                    line: marker.line(),
-                    column: marker.col() + 1,
-                };
+                let at = Position { line: marker.line(), column: marker.col() + 1 };
                 Err((at, format!("not YAML: {}", error.info())))
             }
         };
@@ -124,11 +121,7 @@ struct Open {
 
 enum Inside {
     List(Vec<Node>),
-    Map {
-        entries: Vec<Entry>,
-        seen: BTreeMap<String, usize>,
-        key: Option<Key>,
-    },
+    Map { entries: Vec<Entry>, seen: BTreeMap<String, usize>, key: Option<Key> },
 }
 
 /// A key whose value has not come yet; `text` is `None` for one that was refused.
@@ -141,10 +134,7 @@ type Fatal = (Position, String);
 
 impl Builder {
     fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), Fatal> {
-        let at = Position {
-            line: span.start.line(),
-            column: span.start.col() + 1,
-        };
+        let at = Position { line: span.start.line(), column: span.start.col() + 1 };
         match event {
             Event::DocumentStart(..) => {
                 self.documents += 1;
@@ -154,27 +144,16 @@ impl Builder {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain && !self.is_string(at, tag.as_deref());
-                let kind = Kind::Scalar {
-                    text: text.into_owned(),
-                    plain,
-                };
+                let kind = Kind::Scalar { text: text.into_owned(), plain };
                 self.place(Node { at, kind }, anchor, 1)?;
             }
             Event::SequenceStart(_, anchor, tag) => {
                 self.is_string(at, tag.as_deref());
-                self.open.push(Open {
-                    at,
-                    anchor,
-                    inside: Inside::List(Vec::new()),
-                });
+                self.open.push(Open { at, anchor, inside: Inside::List(Vec::new()) });
             }
             Event::MappingStart(_, anchor, tag) => {
                 self.is_string(at, tag.as_deref());
-                let inside = Inside::Map {
-                    entries: Vec::new(),
-                    seen: BTreeMap::new(),
-                    key: None,
-                };
+                let inside = Inside::Map { entries: Vec::new(), seen: BTreeMap::new(), key: None };
                 self.open.push(Open { at, anchor, inside });
             }
             Event::SequenceEnd | Event::MappingEnd => self.close()?,
@@ -188,12 +167,8 @@ impl Builder {
                 self.place(node, 0, 0)?;
             }
             Event::UnresolvedAlias(name) => {
-                self.problems
-                    .push((at, format!("no anchor `&{name}` stands before this alias")));
-                let kind = Kind::Scalar {
-                    text: String::new(),
-                    plain: true,
-                };
+                self.problems.push((at, format!("no anchor `&{name}` stands before this alias")));
+                let kind = Kind::Scalar { text: String::new(), plain: true };
                 self.place(Node { at, kind }, 0, 1)?;
             }
             _ => {}
@@ -208,10 +183,8 @@ impl Builder {
             Some((_, Some("str"))) => true,
             Some((_, Some("int" | "float" | "bool" | "null" | "seq" | "map"))) => false,
             Some((tag, _)) => {
-                self.problems.push((
-                    at,
-                    format!("the tag `{}` has no meaning here", tag.original()),
-                ));
+                self.problems
+                    .push((at, format!("the tag `{}` has no meaning here", tag.original())));
                 false
             }
         }
@@ -220,10 +193,7 @@ impl Builder {
     fn count(&mut self, at: Position, nodes: usize) -> Result<(), Fatal> {
         self.nodes += nodes;
         if self.nodes > NODES_MAX {
-            return Err((
-                at,
-                format!("more than {NODES_MAX} values, aliases counted in full"),
-            ));
+            return Err((at, format!("more than {NODES_MAX} values, aliases counted in full")));
         }
         Ok(())
     }
@@ -234,25 +204,11 @@ impl Builder {
         };
         let kind = match inside {
             Inside::List(items) => Kind::List(items),
-            Inside::Map {
-                mut entries, key, ..
-            } => {
+            Inside::Map { mut entries, key, .. } => {
                 // Only when the syntax broke off between a key and its value.
-                if let Some(Key {
-                    at,
-                    text: Some((key, plain)),
-                }) = key
-                {
-                    let kind = Kind::Scalar {
-                        text: String::new(),
-                        plain: true,
-                    };
-                    entries.push(Entry {
-                        key,
-                        plain,
-                        at,
-                        value: Node { at, kind },
-                    });
+                if let Some(Key { at, text: Some((key, plain)) }) = key {
+                    let kind = Kind::Scalar { text: String::new(), plain: true };
+                    entries.push(Entry { key, plain, at, value: Node { at, kind } });
                 }
                 Kind::Map(entries)
             }
@@ -272,21 +228,13 @@ impl Builder {
             Some(Inside::Map { entries, seen, key }) => match key.take() {
                 None => *key = Some(as_key(node, &mut self.problems)),
                 Some(Key { text: None, .. }) => {}
-                Some(Key {
-                    at,
-                    text: Some((text, plain)),
-                }) => {
+                Some(Key { at, text: Some((text, plain)) }) => {
                     if let Some(line) = seen.get(&text) {
                         let message = format!("`{text}` stands here twice, first in line {line}");
                         self.problems.push((at, message));
                     } else {
                         seen.insert(text.clone(), at.line);
-                        entries.push(Entry {
-                            key: text,
-                            plain,
-                            at,
-                            value: node,
-                        });
+                        entries.push(Entry { key: text, plain, at, value: node });
                     }
                 }
             },
@@ -300,11 +248,7 @@ impl Builder {
                 break;
             }
         }
-        Tree {
-            root: self.root,
-            problems: self.problems,
-            broken: self.broken,
-        }
+        Tree { root: self.root, problems: self.problems, broken: self.broken }
     }
 }
 
@@ -312,10 +256,7 @@ fn as_key(node: Node, problems: &mut Vec<(Position, String)>) -> Key {
     let text = match node.kind {
         Kind::Scalar { text, plain } => Some((text, plain)),
         Kind::List(_) | Kind::Map(_) => {
-            problems.push((
-                node.at,
-                "a key must be text, not a list or mapping".to_owned(),
-            ));
+            problems.push((node.at, "a key must be text, not a list or mapping".to_owned()));
             None
         }
     };
@@ -344,10 +285,7 @@ mod tests {
                 let shown = |e: &Entry| {
                     format!("{}@{}:{}={}", e.key, e.at.line, e.at.column, show(&e.value))
                 };
-                format!(
-                    "{{{}}}",
-                    entries.iter().map(shown).collect::<Vec<_>>().join(" ")
-                )
+                format!("{{{}}}", entries.iter().map(shown).collect::<Vec<_>>().join(" "))
             }
         }
     }
@@ -384,31 +322,13 @@ mod tests {
     #[test]
     fn refuses_with_positions() {
         let table = [
-            (
-                "a: 1\nb: 2\na: 3\n",
-                "3:1: `a` stands here twice, first in line 1",
-            ),
-            (
-                "a: {x: 1, x: 2}\n",
-                "1:11: `x` stands here twice, first in line 1",
-            ),
+            ("a: 1\nb: 2\na: 3\n", "3:1: `a` stands here twice, first in line 1"),
+            ("a: {x: 1, x: 2}\n", "1:11: `x` stands here twice, first in line 1"),
             ("a: *b\n", "1:4: no anchor `&b` stands before this alias"),
-            (
-                "a: 1\n---\nb: 2\n",
-                "2:1: a second document: the file holds one",
-            ),
-            (
-                "? [a]\n: 1\n",
-                "1:3: a key must be text, not a list or mapping",
-            ),
-            (
-                "a: !python/object 5\n",
-                "1:19: the tag `!python/object` has no meaning here",
-            ),
-            (
-                "a: &a [*a]\n",
-                "1:8: an alias inside the value that it names",
-            ),
+            ("a: 1\n---\nb: 2\n", "2:1: a second document: the file holds one"),
+            ("? [a]\n: 1\n", "1:3: a key must be text, not a list or mapping"),
+            ("a: !python/object 5\n", "1:19: the tag `!python/object` has no meaning here"),
+            ("a: &a [*a]\n", "1:8: an alias inside the value that it names"),
         ];
         for (text, expected) in table {
             assert_eq!(problems(text), [expected], "{text:?}");
@@ -433,20 +353,12 @@ mod tests {
         let tree = read(&text);
         assert!(tree.broken);
         assert_eq!(tree.problems.len(), 1);
-        assert!(
-            tree.problems[0].1.contains("aliases counted in full"),
-            "{:?}",
-            tree.problems
-        );
+        assert!(tree.problems[0].1.contains("aliases counted in full"), "{:?}", tree.problems);
     }
 
     #[test]
     fn depth_is_bounded() {
-        for text in [
-            "[".repeat(10_000),
-            "- ".repeat(10_000),
-            "{a: ".repeat(5_000),
-        ] {
+        for text in ["[".repeat(10_000), "- ".repeat(10_000), "{a: ".repeat(5_000)] {
             let tree = read(&text);
             assert!(tree.broken);
             assert_eq!(tree.problems.len(), 1);

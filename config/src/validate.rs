@@ -30,32 +30,15 @@ pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Repo
     check_exposure(&file, &keys, &listeners, report);
 
     let limits = Limits {
-        connections: file
-            .limits
-            .connections
-            .unwrap_or(default.limits.connections),
+        connections: file.limits.connections.unwrap_or(default.limits.connections),
         members: file.limits.members.unwrap_or(default.limits.members),
         records: file.limits.records.unwrap_or(default.limits.records),
         buffers: file.limits.buffers.unwrap_or(default.limits.buffers),
     };
-    let layers = Layers {
-        report,
-        buffers: limits.buffers,
-    };
-    let (policy, origins) = layers.lay(
-        &file.policy,
-        &default.policy,
-        &default.origins,
-        Origin::Host,
-    );
-    let upstreams = upstreams(
-        &file.upstreams,
-        &policy,
-        &origins,
-        &layers,
-        &listeners,
-        report,
-    );
+    let layers = Layers { report, buffers: limits.buffers };
+    let (policy, origins) =
+        layers.lay(&file.policy, &default.policy, &default.origins, Origin::Host);
+    let upstreams = upstreams(&file.upstreams, &policy, &origins, &layers, &listeners, report);
 
     let written = file.node.address.as_ref().map(|address| address.value);
     check_node_address(&file, &listeners, report);
@@ -84,10 +67,7 @@ pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Repo
         origins,
         upstreams,
         outbound: outbound(file.outbound, listeners.outbound),
-        discovery: Discovery {
-            http: listeners.http,
-            dns: listeners.dns,
-        },
+        discovery: Discovery { http: listeners.http, dns: listeners.dns },
         admin: listeners.admin,
         limits,
         shutdown: Shutdown {
@@ -109,10 +89,7 @@ fn read_keys(written: &Keys, base: &Path, report: &Report) -> Option<Vec<Key>> {
         Keys::Unusable => None,
         Keys::Given { keys, complete } => {
             for (index, key) in keys.iter().enumerate() {
-                if keys[..index]
-                    .iter()
-                    .any(|earlier| earlier.value == key.value)
-                {
+                if keys[..index].iter().any(|earlier| earlier.value == key.value) {
                     key.problem(report, "this key stands there twice");
                 }
             }
@@ -152,30 +129,18 @@ impl Listeners {
     fn of(file: &File, keys: &Option<Vec<Key>>) -> Listeners {
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         // On one machine hosts stand on different loopback addresses; each is reached at its own.
-        let own = file
-            .node
-            .address
-            .as_ref()
-            .map(|address| address.value)
-            .filter(IpAddr::is_loopback);
+        let own =
+            file.node.address.as_ref().map(|address| address.value).filter(IpAddr::is_loopback);
         let mesh = match keys {
             Some(keys) if keys.is_empty() => own.unwrap_or(loopback),
             _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         };
         let mut all = Vec::new();
         let mut listen = |path: &str, written: &Option<At<SocketAddr>>, ip: IpAddr, port: u16| {
-            let address = written
-                .as_ref()
-                .map_or(SocketAddr::new(ip, port), |written| written.value);
-            all.push((
-                path.to_owned(),
-                address,
-                written.as_ref().map(|written| written.at),
-            ));
-            Listen {
-                address,
-                explicit: written.is_some(),
-            }
+            let address =
+                written.as_ref().map_or(SocketAddr::new(ip, port), |written| written.value);
+            all.push((path.to_owned(), address, written.as_ref().map(|written| written.at)));
+            Listen { address, explicit: written.is_some() }
         };
         let gossip = listen("mesh.gossip.listen", &file.mesh.gossip, mesh, 7111);
         let data = listen("mesh.data.listen", &file.mesh.data, mesh, 7110);
@@ -188,15 +153,7 @@ impl Listeners {
                 all.push((path.clone(), *value, Some(*at)));
             }
         }
-        Listeners {
-            gossip,
-            data,
-            outbound,
-            http,
-            dns,
-            admin,
-            all,
-        }
+        Listeners { gossip, data, outbound, http, dns, admin, all }
     }
 
     fn check_each_is_alone(&self, report: &Report) {
@@ -214,10 +171,7 @@ impl Listeners {
                     (None, Some(other_at)) => (other_at, other_path, path, address),
                     (None, None) => continue,
                 };
-                report.problem(
-                    at,
-                    &format!("{path}: {other_path} listens on {other} already"),
-                );
+                report.problem(at, &format!("{path}: {other_path} listens on {other} already"));
             }
         }
     }
@@ -229,10 +183,7 @@ impl Listeners {
                 && (ours.ip() == address.ip()
                     || (ours.ip().is_unspecified() && address.ip().is_loopback()))
         };
-        self.all
-            .iter()
-            .find(|(_, ours, _)| meets(*ours))
-            .map(|(path, ..)| path.as_str())
+        self.all.iter().find(|(_, ours, _)| meets(*ours)).map(|(path, ..)| path.as_str())
     }
 }
 
@@ -245,11 +196,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 /// Without keys nobody else may reach us, and we reach nobody else.
 fn check_exposure(file: &File, keys: &Option<Vec<Key>>, listeners: &Listeners, report: &Report) {
     let Some(keys) = keys else { return };
-    let insecure = file
-        .mesh
-        .insecure
-        .as_ref()
-        .filter(|insecure| insecure.value);
+    let insecure = file.mesh.insecure.as_ref().filter(|insecure| insecure.value);
     if let Some(insecure) = insecure {
         if !keys.is_empty() {
             insecure.warning(report, "has no effect while there are keys: leave it out");
@@ -269,14 +216,10 @@ fn check_exposure(file: &File, keys: &Option<Vec<Key>>, listeners: &Listeners, r
         }
     }
     for seed in &file.mesh.join {
-        let host = seed
-            .value
-            .rsplit_once(':')
-            .map_or("", |(host, _)| host.trim_matches(['[', ']']));
+        let host =
+            seed.value.rsplit_once(':').map_or("", |(host, _)| host.trim_matches(['[', ']']));
         let local = host.eq_ignore_ascii_case("localhost")
-            || host
-                .parse::<IpAddr>()
-                .is_ok_and(|ip| ip.to_canonical().is_loopback());
+            || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
         if !local {
             seed.problem(report, &format!("`{}` would be joined {FIX}", seed.value));
         }
@@ -290,17 +233,11 @@ fn check_node_address(file: &File, listeners: &Listeners, report: &Report) {
     if address.value.is_unspecified() || address.value.is_multicast() {
         address.problem(
             report,
-            &format!(
-                "{} cannot be dialled: write one address of this host",
-                address.value
-            ),
+            &format!("{} cannot be dialled: write one address of this host", address.value),
         );
     } else if !data.is_unspecified() && data != address.value {
         let why = "others dial it for requests, but mesh.data listens on";
-        address.warning(
-            report,
-            &format!("{}: {why} {}", address.value, listeners.data.address),
-        );
+        address.warning(report, &format!("{}: {why} {}", address.value, listeners.data.address));
     }
 }
 
@@ -314,10 +251,7 @@ fn node_name(
         return name.value;
     }
     if !given && let Err(why) = forms::node(&env.hostname) {
-        report.problem(
-            Position::START,
-            &format!("node.name: write one, for the hostname {why}"),
-        );
+        report.problem(Position::START, &format!("node.name: write one, for the hostname {why}"));
     }
     env.hostname.clone()
 }
@@ -351,24 +285,15 @@ fn services(
         };
         let id = service.id.as_ref().unwrap_or(&name);
         if let Some(line) = ids.insert(id.value.clone(), id.at.line) {
-            let advice = if service.id.is_some() {
-                ""
-            } else {
-                ": give each instance an `id`"
-            };
+            let advice = if service.id.is_some() { "" } else { ": give each instance an `id`" };
             id.problem(
                 report,
-                &format!(
-                    "`{}` is the id of the service in line {line} too{advice}",
-                    id.value
-                ),
+                &format!("`{}` is the id of the service in line {line} too{advice}", id.value),
             );
         }
         if let Some(listener) = listeners.met_at(address.value) {
-            let why = format!(
-                "{} is our own {listener}: requests would go in a circle",
-                address.value
-            );
+            let why =
+                format!("{} is our own {listener}: requests would go in a circle", address.value);
             address.problem(report, &why);
         }
         let advertise = match &service.advertise {
@@ -427,15 +352,9 @@ impl Layers<'_> {
         origins: &Origins,
         origin: Origin,
     ) -> (Policy, Origins) {
-        if let Some(size) = layer
-            .max_body_buffer
-            .as_ref()
-            .filter(|size| size.value > self.buffers)
+        if let Some(size) = layer.max_body_buffer.as_ref().filter(|size| size.value > self.buffers)
         {
-            size.problem(
-                self.report,
-                "is more than limits.buffers, which all requests share",
-            );
+            size.problem(self.report, "is more than limits.buffers, which all requests share");
         }
         layer.over(below, origins, origin)
     }
@@ -473,26 +392,15 @@ fn upstreams(
                     matches.warning(report, &why);
                 }
             }
-            routes.push(Route {
-                matches: matches.value.clone(),
-                policy,
-                origins,
-            });
+            routes.push(Route { matches: matches.value.clone(), policy, origins });
         }
         let Some(name) = &upstream.name else { continue };
         if let Some(line) = names.insert(&name.value, name.at.line) {
-            name.problem(
-                report,
-                &format!("`{}` is the upstream in line {line} too", name.value),
-            );
+            name.problem(report, &format!("`{}` is the upstream in line {line} too", name.value));
         }
         upstreams.push(Upstream {
             name: name.value.clone(),
-            endpoints: upstream
-                .endpoints
-                .iter()
-                .map(|endpoint| endpoint.value)
-                .collect(),
+            endpoints: upstream.endpoints.iter().map(|endpoint| endpoint.value).collect(),
             protocol: upstream.protocol.as_ref().map(|protocol| protocol.value),
             policy,
             origins,
@@ -521,10 +429,7 @@ fn check_endpoints(upstream: &UpstreamKeys, listeners: &Listeners, report: &Repo
     for endpoint in &upstream.endpoints {
         let address = endpoint.value;
         if let Some(line) = seen.insert(address, endpoint.at.line) {
-            endpoint.problem(
-                report,
-                &format!("{address} stands there already, in line {line}"),
-            );
+            endpoint.problem(report, &format!("{address} stands there already, in line {line}"));
         }
         if let Some(listener) = listeners.met_at(address) {
             endpoint.problem(
@@ -536,19 +441,13 @@ fn check_endpoints(upstream: &UpstreamKeys, listeners: &Listeners, report: &Repo
     if let Some(protocol) = &upstream.protocol
         && !upstream.has_endpoints
     {
-        protocol.problem(
-            report,
-            "is for `endpoints`: a service of the mesh says its own",
-        );
+        protocol.problem(report, "is for `endpoints`: a service of the mesh says its own");
     }
 }
 
 fn outbound(written: OutboundKeys, listen: Listen) -> Outbound {
     let listener = |listener: crate::model::ListenerKeys| {
-        Some(ServiceListener {
-            listen: listener.listen?.value,
-            service: listener.service?,
-        })
+        Some(ServiceListener { listen: listener.listen?.value, service: listener.service? })
     };
     Outbound {
         listen,
@@ -566,10 +465,7 @@ mod tests {
         let route = |text: &str| {
             let (method, path) = text.split_once(' ').expect("two words");
             let said = |word: &str| (word != "any").then(|| word.to_owned());
-            Match {
-                method: said(method),
-                path: said(path),
-            }
+            Match { method: said(method), path: said(path) }
         };
         let table = [
             ("any /a/*", "any /a/b", true),

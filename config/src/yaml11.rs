@@ -28,22 +28,16 @@ pub(crate) enum Plain {
 pub(crate) fn classify(text: &str) -> Plain {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     let kept_if = |kept: bool, what| {
-        if kept {
-            Plain::Kept(what)
-        } else {
-            Plain::Rewritten(what)
-        }
+        if kept { Plain::Kept(what) } else { Plain::Rewritten(what) }
     };
     match text {
         "true" | "false" => Plain::Kept("a truth value"),
         "" | "~" | "null" | "Null" | "NULL" => Plain::Rewritten("nothing"),
         "=" | "<<" => Plain::Rewritten("a special key"),
         _ if is_truth(text) => Plain::Rewritten("a truth value"),
-        _ if is_integer(unsigned) => kept_if(
-            text.parse::<i64>()
-                .is_ok_and(|value| value.to_string() == text),
-            "a number",
-        ),
+        _ if is_integer(unsigned) => {
+            kept_if(text.parse::<i64>().is_ok_and(|value| value.to_string() == text), "a number")
+        }
         _ if is_float(text, unsigned) => kept_if(keeps_float(text), "a number"),
         _ if is_sexagesimal(unsigned) => Plain::Rewritten("a number to the base of 60"),
         _ if is_date(text) => kept_if(keeps_date(text), "a date"),
@@ -61,11 +55,7 @@ fn is_truth(text: &str) -> bool {
         || text.bytes().all(|byte| byte.is_ascii_uppercase())
         || (text.starts_with(|c: char| c.is_ascii_uppercase())
             && rest.bytes().all(|byte| byte.is_ascii_lowercase()));
-    cased
-        && matches!(
-            lower.as_str(),
-            "yes" | "no" | "true" | "false" | "on" | "off"
-        )
+    cased && matches!(lower.as_str(), "yes" | "no" | "true" | "false" | "on" | "off")
 }
 
 /// Not empty and only of these or `_`.
@@ -144,13 +134,11 @@ fn is_sexagesimal(unsigned: &str) -> bool {
 /// Whether the digits of `form` (where it has `0`) and its other characters stand in `text`.
 fn looks_like(text: &str, form: &str) -> bool {
     text.len() == form.len()
-        && text.bytes().zip(form.bytes()).all(|(c, f)| {
-            if f == b'0' {
-                c.is_ascii_digit()
-            } else {
-                c == f
-            }
-        })
+        && text.bytes().zip(form.bytes()).all(
+            |(c, f)| {
+                if f == b'0' { c.is_ascii_digit() } else { c == f }
+            },
+        )
 }
 
 fn is_date(text: &str) -> bool {
@@ -160,9 +148,7 @@ fn is_date(text: &str) -> bool {
 /// A day that exists in every month.
 fn keeps_date(text: &str) -> bool {
     let number = |range: std::ops::Range<usize>| {
-        text.get(range)
-            .and_then(|part| part.parse::<u32>().ok())
-            .unwrap_or(0)
+        text.get(range).and_then(|part| part.parse::<u32>().ok()).unwrap_or(0)
     };
     number(0..4) >= 1 && (1..=12).contains(&number(5..7)) && (1..=28).contains(&number(8..10))
 }
@@ -179,20 +165,17 @@ fn is_date_and_time(text: &str) -> bool {
             .and_then(|time| time.strip_prefix(['T', 't', ' ', '\t']))
             .unwrap_or_default()
             .trim_start();
-        ["00:00:00", "0:00:00"].iter().any(|form| {
-            time.get(..form.len())
-                .is_some_and(|time| looks_like(time, form))
-        })
+        ["00:00:00", "0:00:00"]
+            .iter()
+            .any(|form| time.get(..form.len()).is_some_and(|time| looks_like(time, form)))
     })
 }
 
 /// Numbers of YAML 1.2 and of tools in between: `1e3`, `0o17`, `08`, `0X1F`.
 fn is_number_elsewhere(unsigned: &str) -> bool {
     let lower = unsigned.to_ascii_lowercase();
-    if let Some(digits) = lower
-        .strip_prefix("0o")
-        .or(lower.strip_prefix("0x"))
-        .or(lower.strip_prefix("0b"))
+    if let Some(digits) =
+        lower.strip_prefix("0o").or(lower.strip_prefix("0x")).or(lower.strip_prefix("0b"))
     {
         return all(digits, u8::is_ascii_hexdigit);
     }
@@ -247,24 +230,10 @@ mod tests {
 
     #[test]
     fn what_survives_is_kept() {
-        for text in [
-            "0",
-            "1",
-            "-7",
-            "8443",
-            "2.1",
-            "1.0",
-            "-0.5",
-            "100.25",
-            "true",
-            "false",
-            "2024-01-28",
-        ] {
-            assert!(
-                matches!(classify(text), Plain::Kept(_)),
-                "{text}: {:?}",
-                classify(text)
-            );
+        for text in
+            ["0", "1", "-7", "8443", "2.1", "1.0", "-0.5", "100.25", "true", "false", "2024-01-28"]
+        {
+            assert!(matches!(classify(text), Plain::Kept(_)), "{text}: {:?}", classify(text));
         }
     }
 
@@ -310,11 +279,7 @@ mod tests {
             "123456789012345678.5",
             "1_",
         ] {
-            assert!(
-                matches!(classify(text), Plain::Rewritten(_)),
-                "{text}: {:?}",
-                classify(text)
-            );
+            assert!(matches!(classify(text), Plain::Rewritten(_)), "{text}: {:?}", classify(text));
         }
     }
 

@@ -24,10 +24,7 @@ fn load(text: &str) -> evenkeel_config::settings::Settings {
 #[test]
 fn what_a_tool_wrote_means_the_same() {
     assert_ne!(FULL, FULL_REWRITTEN);
-    assert!(
-        FULL_REWRITTEN.contains("mode: false"),
-        "the tool has read `off` as YAML 1.1 does"
-    );
+    assert!(FULL_REWRITTEN.contains("mode: false"), "the tool has read `off` as YAML 1.1 does");
     assert_eq!(load(FULL), load(FULL_REWRITTEN));
 }
 
@@ -120,19 +117,15 @@ fn no_value_changes_its_meaning() {
         "limits: {members: VALUE}",
     ];
     let env = Environment::named("host-a");
-    let cases = places
-        .iter()
-        .flat_map(|place| values.iter().map(|value| place.replace("VALUE", value)));
+    let cases =
+        places.iter().flat_map(|place| values.iter().map(|value| place.replace("VALUE", value)));
     let taken: Vec<_> = cases
         .filter_map(|text| Some((parse(&text, "t.yaml", &env).ok()?.settings, text)))
         .collect();
     assert!(taken.len() > 100, "{} of the values are taken", taken.len());
 
     // All of them as documents of one stream, so that the tool starts once.
-    let stream: String = taken
-        .iter()
-        .map(|(_, text)| format!("---\n{text}\n"))
-        .collect();
+    let stream: String = taken.iter().map(|(_, text)| format!("---\n{text}\n")).collect();
     let rewritten = rewrite(&python(), &stream);
     let documents: Vec<&str> = rewritten.split("---\n").skip(1).collect();
     assert_eq!(documents.len(), taken.len());
@@ -153,28 +146,16 @@ fn rewrite(python: &Path, text: &str) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .expect("python3 starts");
-    child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(text.as_bytes())
-        .expect("python3 reads");
+    child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("python3 reads");
     let output = child.wait_with_output().expect("python3 ends");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 /// A Python that has PyYAML: the system's, else one made below the target directory.
 fn python() -> PathBuf {
     let has_yaml = |python: &Path| {
-        let found = Command::new(python)
-            .args(["-c", "import yaml"])
-            .stderr(Stdio::null())
-            .status();
+        let found = Command::new(python).args(["-c", "import yaml"]).stderr(Stdio::null()).status();
         found.is_ok_and(|status| status.success())
     };
     let system = PathBuf::from("python3");
@@ -187,17 +168,13 @@ fn python() -> PathBuf {
     let python = home.join("bin/python3");
     static MADE: std::sync::Once = std::sync::Once::new();
     MADE.call_once(|| {
-        let made = Command::new("python3")
-            .args(["-m", "venv"])
-            .arg(&home)
-            .status();
+        let made = Command::new("python3").args(["-m", "venv"]).arg(&home).status();
         assert!(
             made.is_ok_and(|status| status.success()),
             "install python3-yaml, or python3-venv to have it made"
         );
-        let installed = Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "pyyaml"])
-            .status();
+        let installed =
+            Command::new(&python).args(["-m", "pip", "install", "--quiet", "pyyaml"]).status();
         assert!(
             installed.is_ok_and(|status| status.success()),
             "PyYAML cannot be installed: install python3-yaml"

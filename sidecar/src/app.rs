@@ -16,14 +16,14 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use evenkeel_config::settings::Settings;
+use evenkeel_config::settings::{Limits, Log, Outbound, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
@@ -43,7 +43,7 @@ use crate::{admin, catalog_http, checks, dns, views};
 ///
 /// # Errors
 /// What stops the process from starting, and what to do about it.
-pub fn run(loaded: Loaded, file: Option<PathBuf>) -> anyhow::Result<()> {
+pub fn run(loaded: Loaded, file: Option<&Path>) -> anyhow::Result<()> {
     let logging = Logging::start(&loaded.settings.log)?;
     for warning in &loaded.warnings {
         warn!("{warning}");
@@ -53,7 +53,7 @@ pub fn run(loaded: Loaded, file: Option<PathBuf>) -> anyhow::Result<()> {
         // Before anything else: a SIGHUP that comes early must not end the process.
         let signals = Signals::new()?;
         let app = App::start(loaded.settings, logging).await?;
-        app.run(signals, file.as_deref()).await
+        app.run(signals, file).await
     })
 }
 
@@ -272,7 +272,7 @@ impl App {
         }
         self.logging.set(&loaded.settings.log);
         self.handle.reconcile(&loaded.settings).await;
-        self.settings.store(Arc::new(loaded.settings));
+        self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
         self.metrics.reload_successful.set(1);
         self.metrics.reload_time.set(unix_seconds());
         let keys: Vec<&str> = changes.iter().map(|c| c.key.as_str()).collect();
@@ -301,6 +301,26 @@ impl App {
         self.plane.stop().await;
         drop(self.gossip);
         info!("gone");
+    }
+}
+
+/// The configuration that runs after a reload: what needs a restart stays as it was, so that what `/config` shows
+/// and the router uses is what is in effect.
+fn in_effect(old: &Settings, new: Settings) -> Settings {
+    Settings {
+        node: old.node.clone(),
+        workers: old.workers,
+        mesh: old.mesh.clone(),
+        outbound: Outbound { listen: old.outbound.listen, ..new.outbound },
+        discovery: old.discovery.clone(),
+        admin: old.admin,
+        limits: Limits {
+            connections: new.limits.connections,
+            buffers: new.limits.buffers,
+            ..old.limits
+        },
+        log: Log { json: old.log.json, ..new.log },
+        ..new
     }
 }
 

@@ -22,37 +22,21 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
 use evenkeel_config::policy::{Mode, Policy};
-use evenkeel_config::settings::Protocol;
-use http::header::{HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version};
+use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use rand::RngExt as _;
 use smallvec::SmallVec;
-use tokio::time::Sleep;
 
+use crate::alarm::Alarm;
 use crate::body::{Body, Replay};
 use crate::error::{Error, GRPC_STATUS};
 use crate::headers;
 use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::route::{Route, Upstream};
+use crate::template::Template;
 use crate::worker::Worker;
-
-/// A request as every attempt sends it.
-#[derive(Debug)]
-pub struct Template {
-    /// Its method.
-    pub method: Method,
-    /// Its path and query.
-    pub path: PathAndQuery,
-    /// The authority as the application wrote it.
-    pub authority: Authority,
-    /// End-to-end headers, `Host` among them.
-    pub headers: HeaderMap,
-    /// Whether it is gRPC's.
-    pub grpc: bool,
-}
 
 /// When a request must have its response's head.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +69,7 @@ pub async fn send(
         .key_header
         .as_ref()
         .is_some_and(|name| template.headers.contains_key(name.as_str()));
+    // Streams and requests that the hop before marked as retries cannot be told apart yet.
     let facts = |retries| repeat::Request {
         safe,
         keyed,
@@ -100,15 +85,18 @@ pub async fn send(
     };
 
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
-    let begin = |endpoint: &Arc<Endpoint>, at: Instant, wait: Duration, fresh: bool| {
-        let request = template.request(upstream, endpoint, again(body.as_ref()), at);
+    let begin = |endpoint: &Arc<Endpoint>, deadline: Deadline, wait: Duration, fresh: bool| {
+        // While the caller still sends its body the policy's time has not begun: the other side must not count it.
+        let counts = deadline.hard || body.as_ref().is_none_or(Replay::complete);
+        let left = counts.then(|| deadline.at.saturating_duration_since(Instant::now()));
+        let request = template.request(upstream, endpoint, again(body.as_ref()), left);
         attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
     };
     let ticket = pick(start, Attempt::First, &tried).map_err(|why| no_endpoint(upstream, why))?;
     metrics.attempts[Attempt::First as usize].inc();
     tried.push(ticket.endpoint().serial());
-    let mut first = pin!(Some(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false)));
-    let mut ticket = Waiting(Some(ticket));
+    let mut first = pin!(Some(begin(ticket.endpoint(), deadline, Duration::ZERO, false)));
+    let mut ticket = Waiting::new(ticket, start);
     let mut copies: Vec<Copied<_>> = Vec::new();
     let (mut copies_sent, mut retries) = (0, 0);
     let mut failed: Option<Failed> = None;
@@ -118,13 +106,15 @@ pub async fn send(
         &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
         &policy.hedge,
     );
-    let delay = if may_copy { route.hedger.delay(start, &policy.hedge) } else { None };
+    let delay = route.hedger.delay(start, &policy.hedge);
     let mut copy_at = delay.map(|delay| start + delay);
-    let mut timer = pin!(tokio::time::sleep_until(earliest(copy_at, deadline.at).into()));
+    let mut dispatched = start;
+    let mut alarm = Alarm::new(&worker.alarms, earliest(copy_at, deadline.at));
 
     loop {
-        let event = poll_fn(|cx| poll_event(cx, first.as_mut(), &mut copies, timer.as_mut())).await;
+        let event = poll_fn(|cx| poll_event(cx, first.as_mut(), &mut copies, &mut alarm)).await;
         let now = Instant::now();
+        let ended = !matches!(event, Event::Timer);
         match event {
             Event::Timer if now >= deadline.at => {
                 if !deadline.hard
@@ -134,9 +124,8 @@ pub async fn send(
                 } else {
                     let waiting = std::iter::once(&mut ticket)
                         .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
-                    waiting
-                        .filter_map(|w| w.0.as_mut())
-                        .for_each(|ticket| ticket.head(now, Verdict::Timeout));
+                    waiting.for_each(|waiting| waiting.timed_out(now, policy.timeout));
+                    metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
                     let waited = now.saturating_duration_since(start);
                     return Err(Error::Timeout(format!(
                         "{} did not answer within {waited:.1?}",
@@ -145,9 +134,15 @@ pub async fn send(
                 }
             }
             Event::Timer if copy_at.is_some_and(|at| now >= at) => {
-                copy_at = delay.map(|delay| now + delay);
-                if body.as_ref().is_some_and(|body| !body.complete()) {
-                    // Not yet: a copy needs the whole body.
+                // Whether or not a copy goes out: who is this late is avoided until it answers.
+                let waiting = std::iter::once(&mut ticket)
+                    .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
+                waiting.filter_map(|w| w.ticket.as_mut()).for_each(|ticket| ticket.late(now));
+                let again = delay.map(|delay| now + delay);
+                copy_at = if !may_copy || copies_sent >= policy.hedge.max {
+                    None
+                } else if body.as_ref().is_some_and(|body| !body.complete()) {
+                    again
                 } else if !route.hedger.try_copy(
                     now,
                     &policy.hedge,
@@ -155,31 +150,29 @@ pub async fn send(
                     &upstream.retries,
                 ) {
                     let observed = policy.hedge.mode == Mode::Observe;
-                    metrics.hedges
-                        [if observed { Hedges::Observed } else { Hedges::Refused } as usize]
-                        .inc();
-                    copy_at = None;
+                    let what = if observed { Hedges::Observed } else { Hedges::Refused };
+                    metrics.hedges[what as usize].inc();
+                    again.filter(|_| !observed)
                 } else if let Ok(ticket) = pick(now, Attempt::Hedge, &tried) {
                     copies_sent += 1;
                     metrics.attempts[Attempt::Hedge as usize].inc();
                     tried.push(ticket.endpoint().serial());
                     let future =
-                        Box::pin(begin(ticket.endpoint(), deadline.at, Duration::ZERO, false));
-                    copies.push(Copied { ticket: Waiting(Some(ticket)), future });
-                    copy_at = copy_at.filter(|_| copies_sent < policy.hedge.max);
+                        Box::pin(begin(ticket.endpoint(), deadline, Duration::ZERO, false));
+                    copies.push(Copied { ticket: Waiting::new(ticket, now), future });
+                    again
                 } else {
-                    // No endpoint is left that was not tried.
                     route.hedger.not_sent(now, &upstream.retries);
-                    copy_at = None;
-                }
+                    again.filter(|_| tried.len() < upstream.balancer.endpoints().len())
+                };
             }
-            // The timer rounds: it is armed again below.
+            // An alarm far away rings before its time: it is armed again below.
             Event::Timer => {}
             Event::First(ended) => {
                 first.set(None);
-                match judge(ended, ticket.take(), upstream, now) {
+                match judge(ended, ticket.take(), upstream, body.as_ref(), now) {
                     Ok(won) => {
-                        let latency = now.saturating_duration_since(start);
+                        let latency = now.saturating_duration_since(dispatched);
                         route.hedger.record(now, latency);
                         if let Some(delay) =
                             delay.filter(|d| policy.hedge.mode == Mode::Observe && latency > *d)
@@ -194,38 +187,49 @@ pub async fn send(
             }
             Event::Copy(at, ended) => {
                 let Copied { mut ticket, .. } = copies.swap_remove(at);
-                match judge(ended, ticket.take(), upstream, now) {
+                match judge(ended, ticket.take(), upstream, body.as_ref(), now) {
                     Ok(won) => {
                         route.hedger.copy_won();
-                        route.hedger.record(now, now.saturating_duration_since(start));
+                        route.hedger.record(now, now.saturating_duration_since(dispatched));
                         metrics.hedges[Hedges::Won as usize].inc();
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
                         return Ok(won);
                     }
-                    Err(why) => failed = Some(Failed::worse(failed, why)),
+                    Err(why) => {
+                        metrics.hedges[Hedges::Lost as usize].inc();
+                        failed = Some(Failed::worse(failed, why));
+                    }
                 }
             }
         }
-        if first.is_none() && copies.is_empty() {
-            let why = failed.take().expect("an attempt ended, and not well");
+        if ended
+            && first.is_none()
+            && let Some(why) = failed.take()
+        {
+            // Also while a copy is out: it may have gone to somebody who is silent.
             let may = repeat::may_retry(&facts(retries), &why.outcome, &policy.retry)
                 && upstream.retries.withdraw(now, policy.retry.budget, RETRY_FLOOR_PER_SEC);
-            let Some(next) = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten() else {
-                return why.give_up(body.as_ref());
-            };
-            retries += 1;
-            metrics.attempts[Attempt::Retry as usize].inc();
-            let same = tried.contains(&next.endpoint().serial());
-            tried.push(next.endpoint().serial());
+            let next = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten();
+            let same = next.as_ref().is_some_and(|next| tried.contains(&next.endpoint().serial()));
             let wait = match why.outcome {
                 Outcome::Response { pushback: Some(Pushback::After(wait)), .. } => wait,
-                _ if same => backoff(&mut *worker.rng.borrow_mut(), retries),
+                _ if same => backoff(&mut *worker.rng.borrow_mut(), retries + 1),
                 _ => Duration::ZERO,
             };
-            first.set(Some(begin(next.endpoint(), deadline.at, wait, same)));
-            ticket = Waiting(Some(next));
+            match next.filter(|_| now + wait < deadline.at) {
+                Some(next) => {
+                    retries += 1;
+                    metrics.attempts[Attempt::Retry as usize].inc();
+                    tried.push(next.endpoint().serial());
+                    dispatched = now + wait;
+                    first.set(Some(begin(next.endpoint(), deadline, wait, same)));
+                    ticket = Waiting::new(next, dispatched);
+                }
+                None if copies.is_empty() => return why.give_up(body.as_ref()),
+                None => failed = Some(why),
+            }
         }
-        timer.as_mut().reset(earliest(copy_at, deadline.at).into());
+        alarm.set(earliest(copy_at, deadline.at));
     }
 }
 
@@ -261,7 +265,7 @@ struct Failed {
     outcome: Outcome,
     error: Error,
     /// The application's own response, when that is the failure.
-    response: Option<Won>,
+    response: Option<Box<Won>>,
 }
 
 impl Failed {
@@ -275,7 +279,7 @@ impl Failed {
 
     fn give_up(self, body: Option<&Replay>) -> Result<Won, Error> {
         match self.response {
-            Some(won) => Ok(won),
+            Some(won) => Ok(*won),
             None if body.is_some_and(Replay::broken) => Err(Error::CallerGone),
             None => Err(self.error),
         }
@@ -306,17 +310,36 @@ struct Copied<F> {
 
 /// The ticket of an attempt that has not ended. Dropped with it when another attempt won or the caller went
 /// away: how long the endpoint was silent is then all that is learnt.
-struct Waiting(Option<Ticket>);
+struct Waiting {
+    ticket: Option<Ticket>,
+    since: Instant,
+}
 
 impl Waiting {
+    fn new(ticket: Ticket, since: Instant) -> Waiting {
+        Waiting { ticket: Some(ticket), since }
+    }
+
+    /// The request's time is over. That speaks against an endpoint only if it had the policy's: a copy that has
+    /// just gone out, or a caller in a hurry, says nothing.
+    fn timed_out(&mut self, now: Instant, timeout: Duration) {
+        if let Some(mut ticket) = self.ticket.take() {
+            if now.saturating_duration_since(self.since) >= timeout {
+                ticket.head(now, Verdict::Timeout);
+            } else {
+                ticket.caller_gone(now);
+            }
+        }
+    }
+
     fn take(&mut self) -> Ticket {
-        self.0.take().expect("an attempt has one ticket and ends once")
+        self.ticket.take().expect("an attempt has one ticket and ends once")
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if let Some(ticket) = &mut self.0 {
+        if let Some(ticket) = &mut self.ticket {
             ticket.caller_gone(Instant::now());
         }
     }
@@ -326,7 +349,7 @@ fn poll_event<F: Future<Output = Ended>>(
     cx: &mut Context<'_>,
     first: Pin<&mut Option<F>>,
     copies: &mut [Copied<F>],
-    timer: Pin<&mut Sleep>,
+    alarm: &mut Alarm<'_>,
 ) -> Poll<Event> {
     if let Some(first) = first.as_pin_mut()
         && let Poll::Ready(ended) = first.poll(cx)
@@ -338,7 +361,7 @@ fn poll_event<F: Future<Output = Ended>>(
             return Poll::Ready(Event::Copy(at, ended));
         }
     }
-    timer.poll(cx).map(|()| Event::Timer)
+    alarm.poll(cx).map(|()| Event::Timer)
 }
 
 /// One attempt at one endpoint, up to the response's head.
@@ -400,6 +423,7 @@ fn judge(
     ended: Ended,
     mut ticket: Ticket,
     upstream: &Upstream,
+    body: Option<&Replay>,
     now: Instant,
 ) -> Result<Won, Failed> {
     let failed = |outcome, error| Failed { outcome, error, response: None };
@@ -423,6 +447,13 @@ fn judge(
         Err(Unsent::Send(SendError::Refused(what))) => {
             ticket.no_sample();
             return Err(failed(Outcome::Refused, Error::Refused(what)));
+        }
+        // HTTP/2 resets the stream when its caller's body breaks and does not say why.
+        Err(Unsent::Send(SendError::Caller | SendError::Reset(_)))
+            if body.is_some_and(Replay::broken) =>
+        {
+            ticket.no_sample();
+            return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
         }
         Err(Unsent::Send(SendError::Reset(what))) => {
             ticket.head(now, Verdict::Reset);
@@ -466,7 +497,7 @@ fn judge(
     Err(Failed {
         outcome: Outcome::Response { status, pushback },
         error,
-        response: Some(Won { head, ticket }),
+        response: Some(Box::new(Won { head, ticket })),
     })
 }
 
@@ -495,64 +526,6 @@ fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
     }
 }
 
-impl Template {
-    /// The request for one endpoint.
-    fn request(
-        &self,
-        upstream: &Upstream,
-        endpoint: &Endpoint,
-        body: Body,
-        deadline: Instant,
-    ) -> Request<Body> {
-        let spec = endpoint.spec();
-        let mut request = self.blank(body);
-        if spec.hop == Hop::Mesh {
-            let headers = request.headers_mut();
-            let left = deadline.saturating_duration_since(Instant::now());
-            headers.insert(headers::TIMEOUT, headers::timeout_value(left));
-            headers.insert(headers::SERVICE, name_value(&upstream.name));
-            headers.insert(headers::INSTANCE, name_value(&spec.instance));
-        }
-        self.address(&mut request, spec.hop == Hop::Mesh || speaks_h2(spec.protocol, self.grpc));
-        request
-    }
-
-    /// Method, headers and body, not yet addressed.
-    pub fn blank(&self, body: Body) -> Request<Body> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
-
-    /// Sets version, target and `Host` as the next hop's HTTP wants them.
-    pub fn address(&self, request: &mut Request<Body>, h2: bool) {
-        let mut uri = http::uri::Parts::default();
-        uri.path_and_query = Some(self.path.clone());
-        if h2 {
-            *request.version_mut() = Version::HTTP_2;
-            request.headers_mut().remove(HOST);
-            uri.scheme = Some(Scheme::HTTP);
-            uri.authority = Some(self.authority.clone());
-        } else if !request.headers().contains_key(HOST)
-            && let Ok(host) = HeaderValue::from_str(self.authority.as_str())
-        {
-            request.headers_mut().insert(HOST, host);
-        }
-        *request.uri_mut() =
-            Uri::from_parts(uri).expect("a path, or all three parts, are a valid URI");
-    }
-}
-
-/// Whether an application is spoken to in HTTP/2. One whose protocol is not known gets what its caller speaks.
-pub fn speaks_h2(protocol: Option<Protocol>, grpc: bool) -> bool {
-    match protocol {
-        Some(Protocol::Http2 | Protocol::Grpc) => true,
-        Some(Protocol::Http) => false,
-        None => grpc,
-    }
-}
-
 fn again(body: Option<&Replay>) -> Body {
     body.map_or(Body::Empty, |body| Body::Replay(body.again()))
 }
@@ -578,10 +551,6 @@ fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
-fn name_value(name: &str) -> HeaderValue {
-    HeaderValue::from_str(name).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
 }
 
 fn earliest(copy_at: Option<Instant>, deadline: Instant) -> Instant {

@@ -46,6 +46,8 @@ pub enum BodyError {
     Source(hyper::Error),
     /// Nothing came for `policy.idle_timeout`.
     Idle,
+    /// The request was sent again, and that attempt reads the stream now.
+    Superseded,
 }
 
 impl fmt::Display for BodyError {
@@ -53,6 +55,7 @@ impl fmt::Display for BodyError {
         match self {
             BodyError::Source(error) => write!(f, "the sender's stream broke: {error}"),
             BodyError::Idle => f.write_str("no bytes within policy.idle_timeout"),
+            BodyError::Superseded => f.write_str("a later attempt sends the request's body"),
         }
     }
 }
@@ -111,11 +114,6 @@ impl Buffers {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// Bytes kept now.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
     fn take(&self, bytes: usize) -> bool {
         let max = self.max.load(Ordering::Relaxed);
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
@@ -135,6 +133,7 @@ impl Buffers {
 #[derive(Debug)]
 pub struct Replay {
     kept: Rc<RefCell<Kept>>,
+    reader: u32,
     next: usize,
     ended: bool,
 }
@@ -155,6 +154,10 @@ struct Kept {
     ended: bool,
     /// When the caller last sent some of it.
     moved: Instant,
+    /// It is the caller that is waited for, not the endpoint.
+    awaited: bool,
+    /// The newest reader: only that one may read the caller's stream.
+    newest: u32,
     buffers: Arc<Buffers>,
 }
 
@@ -178,14 +181,21 @@ impl Replay {
             lost: false,
             ended: false,
             moved: now,
+            awaited: true,
+            newest: 0,
             buffers,
         };
-        Replay { kept: Rc::new(RefCell::new(kept)), next: 0, ended: false }
+        Replay { kept: Rc::new(RefCell::new(kept)), reader: 0, next: 0, ended: false }
     }
 
     /// A further reader, from the beginning. Only while [`Replay::replayable`].
     pub fn again(&self) -> Replay {
-        Replay { kept: Rc::clone(&self.kept), next: 0, ended: false }
+        let reader = {
+            let mut kept = self.kept.borrow_mut();
+            kept.newest += 1;
+            kept.newest
+        };
+        Replay { kept: Rc::clone(&self.kept), reader, next: 0, ended: false }
     }
 
     /// Whether another attempt can still send the whole body.
@@ -207,7 +217,8 @@ impl Replay {
     /// Whether the caller is still sending, and sent something within `idle`.
     pub fn arriving(&self, now: Instant, idle: Duration) -> bool {
         let kept = self.kept.borrow();
-        !kept.ended && !kept.broken && now.saturating_duration_since(kept.moved) < idle
+        let sending = !kept.ended && !kept.broken && kept.awaited;
+        sending && now.saturating_duration_since(kept.moved) < idle
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -225,7 +236,13 @@ impl Replay {
             }
             return Poll::Ready(None);
         }
-        match ready!(Pin::new(&mut kept.source).poll_frame(cx)) {
+        if self.reader != kept.newest {
+            // An upload that went on after its response came early: its request was sent again meanwhile.
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        let polled = Pin::new(&mut kept.source).poll_frame(cx);
+        kept.awaited = polled.is_pending();
+        match ready!(polled) {
             Some(Ok(frame)) => {
                 kept.moved = Instant::now();
                 if let Some(data) = frame.data_ref() {
@@ -236,7 +253,8 @@ impl Replay {
                     kept.trailers = Some(trailers.clone());
                     self.ended = true;
                 }
-                if kept.source.is_end_stream() {
+                // Not when the announced length has passed: in HTTP/2 trailers may still follow it.
+                if frame.is_trailers() || kept.source.is_end_stream() {
                     kept.finish();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -279,11 +297,12 @@ impl Replay {
 
 impl Kept {
     fn keep(&mut self, data: Bytes) {
-        if self.lost {
+        if self.lost || data.is_empty() {
             return;
         }
-        if self.bytes + data.len() <= self.max && self.buffers.take(data.len()) {
-            self.bytes += data.len();
+        let cost = data.len() + CHUNK_COST;
+        if self.bytes + cost <= self.max + CHUNK_COST && self.buffers.take(cost) {
+            self.bytes += cost;
             self.chunks.push(data);
         } else {
             self.lost = true;
@@ -299,6 +318,9 @@ impl Kept {
         self.ended = true;
     }
 }
+
+/// What a kept chunk costs beside its bytes: its handle, and its share of the buffer it is a slice of.
+const CHUNK_COST: usize = 64;
 
 /// A response's body on its way to the caller.
 #[derive(Debug)]
@@ -332,7 +354,9 @@ impl HttpBody for Reply {
             Reply::Stream(incoming, exchange) => match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     exchange.progress();
-                    if incoming.is_end_stream() {
+                    // hyper does not always ask again after the last frame.
+                    let last = frame.is_trailers() || incoming.size_hint().exact() == Some(0);
+                    if last || incoming.is_end_stream() {
                         exchange.finish();
                     }
                     Poll::Ready(Some(Ok(frame)))

@@ -30,6 +30,7 @@ use crate::body::Reply;
 use crate::listener::Role;
 use crate::passthrough::Tunnel;
 use crate::pool::{CONNECTION_WINDOW, HEAD_MAX, STREAM_WINDOW};
+use crate::socket::Socket;
 use crate::worker::{LocalExecutor, Worker};
 
 /// What a connection's IO, its requests and the worker's sweep know of each other.
@@ -44,7 +45,13 @@ pub struct Link {
     /// When the last request ended, or the connection began.
     idle_since: Cell<Instant>,
     in_flight: Cell<usize>,
+    /// A request was ever served.
+    served: Cell<bool>,
+    /// Since when the peer has not taken what we write.
+    blocked_since: Cell<Option<Instant>>,
     head: RefCell<Vec<u8>>,
+    /// More of the head went by than is kept.
+    overflowed: Cell<bool>,
     keep_head: bool,
     ending: Cell<Ending>,
     waker: RefCell<Option<Waker>>,
@@ -68,6 +75,9 @@ impl Link {
             head_since: Cell::new(None),
             idle_since: Cell::new(now),
             in_flight: Cell::new(0),
+            served: Cell::new(false),
+            blocked_since: Cell::new(None),
+            overflowed: Cell::new(false),
             head: RefCell::default(),
             keep_head,
             ending: Cell::new(Ending::No),
@@ -84,7 +94,10 @@ impl Link {
     /// Closes a connection that is too slow or idle too long.
     pub fn sweep(&self, now: Instant) {
         let past = |since: Instant, max| now.saturating_duration_since(since) >= max;
-        if self.head_since.get().is_some_and(|since| past(since, HEAD_TIMEOUT)) {
+        let silent = !self.served.get() && past(self.idle_since.get(), HEAD_TIMEOUT);
+        let slow = self.head_since.get().is_some_and(|since| past(since, HEAD_TIMEOUT));
+        let blocked = self.blocked_since.get().is_some_and(|since| past(since, BLOCKED_MAX));
+        if slow || blocked || (silent && self.in_flight.get() == 0) {
             self.end(Ending::Now);
         } else if self.in_flight.get() == 0 && past(self.idle_since.get(), IDLE_MAX) {
             self.end(Ending::Graceful);
@@ -105,16 +118,20 @@ impl Link {
     pub fn head_had_length(&self) -> bool {
         let head = self.head.borrow().to_ascii_lowercase();
         let has = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
-        !has(b"transfer-encoding") || has(b"content-length")
+        self.overflowed.get() || !has(b"transfer-encoding") || has(b"content-length")
     }
 
-    fn request_begins(&self) {
+    /// A request was parsed.
+    pub fn request_begins(&self) {
+        self.served.set(true);
         self.head_since.set(None);
         self.in_flight.set(self.in_flight.get() + 1);
     }
 
-    fn request_ends(&self, now: Instant) {
+    /// Its response is written, or never will be.
+    pub fn request_ends(&self, now: Instant) {
         self.in_flight.set(self.in_flight.get() - 1);
+        self.head_since.set(None);
         self.idle_since.set(now);
     }
 
@@ -126,9 +143,20 @@ impl Link {
         if self.head_since.get().is_none() {
             self.head_since.set(Some(Instant::now()));
             head.clear();
+            self.overflowed.set(false);
         }
         if self.keep_head && head.len() + bytes.len() <= HEAD_MAX {
             head.extend_from_slice(bytes);
+        } else {
+            self.overflowed.set(true);
+        }
+    }
+
+    fn wrote(&self, blocked: bool) {
+        match (blocked, self.blocked_since.get()) {
+            (true, None) => self.blocked_since.set(Some(Instant::now())),
+            (false, Some(_)) => self.blocked_since.set(None),
+            _ => {}
         }
     }
 
@@ -145,7 +173,7 @@ impl Link {
 /// Serves one connection to its end.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
-    if stream.set_nodelay(true).is_err() {
+    if crate::pool::prepare(&stream).is_err() {
         return;
     }
     let version = match &*role {
@@ -159,7 +187,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     };
     let link = Rc::new(Link::new(peer, local, version != Version::HTTP_2, Instant::now()));
     worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
-    let io = TokioIo::new(Watched { stream, link: Rc::clone(&link) });
+    let io = TokioIo::new(Watched { stream: Socket(stream), link: Rc::clone(&link) });
     let service = service_fn({
         let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));
         move |request| {
@@ -171,6 +199,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
             http2::Builder::new(LocalExecutor)
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(STREAMS_MAX)
+                // After a pause of ours many streams are found opened and cancelled at once: no reason to end the others.
+                .max_pending_accept_reset_streams(STREAMS_MAX as usize)
                 .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
@@ -212,22 +242,11 @@ async fn answer(
     role: Rc<Role>,
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Infallible> {
-    link.request_begins();
-    // Ends also when hyper drops this future because the caller went away.
-    let _ends = Ends(&link);
     Ok(match &*role {
         Role::Outbound => crate::outbound::handle(&worker, &link, None, request).await,
         Role::Service(name) => crate::outbound::handle(&worker, &link, Some(name), request).await,
         Role::Inbound => crate::inbound::handle(&worker, &link, request).await,
     })
-}
-
-struct Ends<'a>(&'a Link);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.request_ends(Instant::now());
-    }
 }
 
 /// Polls a connection (its second argument: end gracefully) until it ends or its link says so.
@@ -276,7 +295,7 @@ async fn sniff(stream: &TcpStream) -> io::Result<Version> {
 
 /// The socket, telling its link what it reads.
 struct Watched {
-    stream: TcpStream,
+    stream: Socket,
     link: Rc<Link>,
 }
 
@@ -301,7 +320,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.link.wrote(polled.is_pending());
+        polled
     }
 
     fn poll_write_vectored(
@@ -309,7 +330,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.link.wrote(polled.is_pending());
+        polled
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -345,7 +368,9 @@ impl Links {
     }
 }
 
-/// From a head's first byte to its last.
+/// A peer that takes nothing of what we write for this long is gone.
+const BLOCKED_MAX: Duration = Duration::from_secs(300);
+/// From a head's first byte to its last, and from a connection's beginning to its first request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Without a request; longer than clients keep idle connections.
 const IDLE_MAX: Duration = Duration::from_secs(600);

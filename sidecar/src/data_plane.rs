@@ -143,13 +143,24 @@ impl DataPlane {
         }
         for key in wanted {
             if !self.services.contains_key(&key) {
-                let sockets = Sockets::open("outbound.listeners", key.0, self.inboxes.0.len())?;
+                let sockets = self.open_again(key.0).await?;
                 let address = sockets.address;
                 self.listen(sockets, &Role::Service(key.1.clone())).await;
                 self.services.insert(key, address);
             }
         }
         Ok(())
+    }
+
+    /// Opens a listener whose address this process may have had until a moment ago.
+    async fn open_again(&self, address: SocketAddr) -> anyhow::Result<Sockets> {
+        let end = Instant::now() + REOPEN_MAX;
+        loop {
+            match Sockets::open("outbound.listeners", address, self.inboxes.0.len()) {
+                Err(_) if Instant::now() < end => tokio::time::sleep(DRAIN_POLL).await,
+                opened => return opened,
+            }
+        }
     }
 
     /// The listeners for one service each: the service and the address in use.
@@ -201,4 +212,6 @@ impl DataPlane {
 }
 
 const WORKERS_DEFAULT_MAX: usize = 4;
+/// The workers close a listener within this time of being told.
+const REOPEN_MAX: Duration = Duration::from_secs(1);
 const DRAIN_POLL: Duration = Duration::from_millis(20);

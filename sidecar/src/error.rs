@@ -143,10 +143,12 @@ impl Error {
                 "the receiving host refused the request before the application saw it: {what}"
             ),
             Error::Reset(what) => format!(
-                "the connection broke after the request was sent, so it was not repeated and may have been executed: {what}"
+                "the connection broke after the request was sent; it may have been executed, so it is sent again only where policy.repeat allows it: {what}"
             ),
             Error::Timeout(what) => {
-                format!("no response in time: {what}; policy.timeout sets the limit")
+                format!(
+                    "no response in time: {what}; policy.timeout sets the limit, or the caller's evenkeel-timeout or grpc-timeout where that is shorter"
+                )
             }
             Error::BadRequest(what) => (*what).to_owned(),
             Error::CallerGone => "the request's body ended before it was complete".to_owned(),

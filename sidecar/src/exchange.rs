@@ -6,7 +6,6 @@
 //! before or after the head), dropping it does the right thing.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,13 +17,14 @@ use evenkeel_balancer::Ticket;
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Response};
+use http::{Method, Response, Version};
 use hyper::body::Body as _;
 use tokio::time::Sleep;
 
 use crate::access::Line;
 use crate::attempt::{Connection, Head};
 use crate::body::Reply;
+use crate::connection::Link;
 use crate::error::Error;
 use crate::headers::{self, Found};
 use crate::route::Upstream;
@@ -34,13 +34,13 @@ use crate::worker::{OUTBOUND, Worker};
 #[derive(Debug)]
 pub struct Exchange {
     worker: Rc<Worker>,
+    link: Rc<Link>,
     /// [`OUTBOUND`] or [`crate::worker::INBOUND`].
     side: usize,
     /// When the request's head was read.
     pub start: Instant,
     /// Whom it is for.
     pub target: Target,
-    peer: SocketAddr,
     method: Method,
     path: Option<PathAndQuery>,
     request_id: Option<HeaderValue>,
@@ -92,19 +92,20 @@ impl Exchange {
     /// A request was read.
     pub fn begin(
         worker: &Rc<Worker>,
+        link: &Rc<Link>,
         side: usize,
-        peer: SocketAddr,
         parts: &Parts,
         found: Found,
     ) -> Box<Exchange> {
         worker.request_begins();
+        link.request_begins();
         worker.shared.in_flight[side].fetch_add(1, Ordering::Relaxed);
         Box::new(Exchange {
             worker: Rc::clone(worker),
+            link: Rc::clone(link),
             side,
             start: Instant::now(),
             target: Target::None,
-            peer,
             method: parts.method.clone(),
             path: parts.uri.path_and_query().cloned(),
             request_id: if found.request_id {
@@ -126,6 +127,8 @@ impl Exchange {
     pub fn respond(mut self: Box<Self>, answer: Answer) -> Response<Reply> {
         let Head { response, connection } = *answer.head;
         let (mut parts, incoming) = response.into_parts();
+        // An application of HTTP/1.0 is no reason to speak it to the caller.
+        parts.version = Version::HTTP_11;
         let found = headers::find(&parts.headers);
         headers::strip(&mut parts.headers, found);
         self.status = parts.status.as_u16();
@@ -187,7 +190,9 @@ impl Exchange {
             return;
         }
         self.ticket = None;
-        let took = self.start.elapsed();
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.start);
+        self.link.request_ends(now);
         let shared = &self.worker.shared;
         shared.in_flight[self.side].fetch_sub(1, Ordering::Relaxed);
         self.worker.request_ends();
@@ -206,7 +211,7 @@ impl Exchange {
                 self.status,
                 reason,
                 took,
-                self.peer,
+                self.link.peer,
                 self.request_id.as_ref(),
             ));
         }

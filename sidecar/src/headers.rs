@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use http::header::{
-    CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, RETRY_AFTER, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_TYPE, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RETRY_AFTER, TE, TRANSFER_ENCODING, UPGRADE,
 };
 
 /// The remaining time of a request, milliseconds.
@@ -32,7 +32,9 @@ const CONNECTION_OPTIONS_MAX: usize = 32;
 /// costs a hash each, and the common message has none of these.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Something that ends at this hop: hop-by-hop fields, `expect`, or a header of ours.
+    /// `connection: keep-alive` or `close`, which name no other field.
+    pub connection: bool,
+    /// Anything else that ends at this hop: hop-by-hop fields, `expect`, or a header of ours.
     pub ends_here: bool,
     /// `transfer-encoding`.
     pub chunked: bool,
@@ -42,6 +44,8 @@ pub struct Found {
     pub timeout: bool,
     /// `x-request-id`.
     pub request_id: bool,
+    /// `cookie` more than once, as HTTP/2 may split it.
+    pub split_cookie: bool,
     /// `retry-after`, `grpc-status` or `grpc-retry-pushback-ms`.
     pub verdict: bool,
     /// `evenkeel-refused` or `evenkeel-failed`.
@@ -51,13 +55,16 @@ pub struct Found {
 /// Looks at every header once.
 pub fn find(headers: &HeaderMap) -> Found {
     let mut found = Found::default();
+    let mut cookie = false;
     for (name, value) in headers {
         match *name {
             CONTENT_TYPE => found.grpc = value.as_bytes().starts_with(b"application/grpc"),
             TRANSFER_ENCODING => (found.chunked, found.ends_here) = (true, true),
+            CONNECTION if is_plain(value) => found.connection = true,
             CONNECTION | UPGRADE | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION | TE | EXPECT => {
-                found.ends_here = true
+                found.ends_here = true;
             }
+            COOKIE => found.split_cookie |= std::mem::replace(&mut cookie, true),
             RETRY_AFTER => found.verdict = true,
             _ => match name.as_str() {
                 "keep-alive" | "proxy-connection" => found.ends_here = true,
@@ -76,10 +83,22 @@ pub fn find(headers: &HeaderMap) -> Found {
     found
 }
 
+fn is_plain(connection: &HeaderValue) -> bool {
+    let value = connection.as_bytes();
+    value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
+}
+
 /// Removes what ends at this hop: what belongs to the sender's connection and not to the message, the
 /// expectation that hyper answers itself, and every header of ours, since an application must not speak for a host.
 pub fn strip(headers: &mut HeaderMap, found: Found) {
+    if found.split_cookie {
+        join_cookies(headers);
+    }
     if !found.ends_here {
+        // The usual case by far: nothing, or one field to remove.
+        if found.connection {
+            headers.remove(CONNECTION);
+        }
         return;
     }
     if headers.contains_key(CONNECTION) {
@@ -117,6 +136,14 @@ pub fn strip(headers: &mut HeaderMap, found: Found) {
         headers.keys().filter(|name| name.as_str().starts_with(OUR_PREFIX)).cloned().collect();
     for name in ours {
         headers.remove(name);
+    }
+}
+
+/// One `cookie` field, as HTTP/1.1 wants it (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
     }
 }
 
@@ -221,6 +248,14 @@ mod tests {
     }
 
     #[test]
+    fn a_split_cookie_is_joined() {
+        let mut headers = map(&[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2")]);
+        let found = find(&headers);
+        strip(&mut headers, found);
+        assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
     fn one_pass_finds_what_matters() {
         assert_eq!(
             find(&map(&[("host", "a"), ("accept", "*/*"), ("x-any", "1")])),
@@ -242,6 +277,8 @@ mod tests {
         ] {
             assert!(find(&map(&[(ends, "x")])).ends_here, "{ends}");
         }
+        let plain = find(&map(&[("connection", "Keep-Alive")]));
+        assert_eq!(plain, Found { connection: true, ..Found::default() });
     }
 
     #[test]

@@ -18,7 +18,7 @@ use http::uri::PathAndQuery;
 use http::{Request, Response};
 use hyper::body::{Body as _, Incoming};
 
-use crate::attempt::{self, Head, Template};
+use crate::attempt::{self, Head};
 use crate::body::{Body, Reply};
 use crate::connection::Link;
 use crate::error::Error;
@@ -26,17 +26,18 @@ use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
 use crate::pool::{DialError, SendError};
 use crate::route::Local;
+use crate::template::{self, Template};
 use crate::worker::{INBOUND, Worker};
 
 /// Answers one request.
 pub async fn handle(
     worker: &Rc<Worker>,
-    link: &Link,
+    link: &Rc<Link>,
     request: Request<Incoming>,
 ) -> Response<Reply> {
     let (parts, body) = request.into_parts();
     let found = headers::find(&parts.headers);
-    let mut exchange = Exchange::begin(worker, INBOUND, link.peer, &parts, found);
+    let mut exchange = Exchange::begin(worker, link, INBOUND, &parts, found);
     match forward(worker, link, parts, body, found, &mut exchange).await {
         Ok(head) => exchange.respond(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT }),
         Err((error, told)) => {
@@ -122,7 +123,7 @@ async fn send(
     template: &Template,
     body: Body,
 ) -> Result<Box<Head>, (Error, Told)> {
-    let h2 = attempt::speaks_h2(local.protocol, template.grpc);
+    let h2 = template::speaks_h2(local.protocol, template.grpc);
     let mut request = template.blank(body);
     template.address(&mut request, h2);
     attempt::once(worker, local.address, None, None, request, false).await.map_err(|unsent| {

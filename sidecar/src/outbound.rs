@@ -10,10 +10,10 @@ use std::sync::Arc;
 use http::header::{CONNECTION, HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 
-use crate::attempt::{self, Deadline, Template};
+use crate::attempt::{self, Deadline};
 use crate::body::{Replay, Reply};
 use crate::connection::Link;
 use crate::error::Error;
@@ -21,18 +21,25 @@ use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
 use crate::passthrough;
 use crate::route::Destination;
+use crate::template::Template;
 use crate::worker::{OUTBOUND, Worker};
 
 /// Answers one request. `fixed`: the service of a listener of its own.
 pub async fn handle(
     worker: &Rc<Worker>,
-    link: &Link,
+    link: &Rc<Link>,
     fixed: Option<&str>,
     request: Request<Incoming>,
 ) -> Response<Reply> {
     let (parts, body) = request.into_parts();
     let found = headers::find(&parts.headers);
-    let mut exchange = Exchange::begin(worker, OUTBOUND, link.peer, &parts, found);
+    let mut exchange = Exchange::begin(worker, link, OUTBOUND, &parts, found);
+    if parts.method == Method::CONNECT && fixed.is_some() {
+        return exchange.fail(
+            &Error::BadRequest("CONNECT is for outbound.listen, this is one service's listener"),
+            false,
+        );
+    }
     if parts.method == Method::CONNECT {
         return passthrough::connect(worker, link, exchange, &parts.uri).await;
     }
@@ -56,7 +63,7 @@ async fn forward(
     found: Found,
     exchange: &mut Exchange,
 ) -> Result<Answer, Error> {
-    let authority = authority(&parts)?;
+    let authority = authority(&parts, fixed)?;
     let router = worker.router();
     let upstream = match fixed {
         Some(name) => {
@@ -99,8 +106,8 @@ async fn forward(
     Ok(Answer { head: won.head, ticket: Some(won.ticket), idle_timeout: route.policy.idle_timeout })
 }
 
-/// The authority that a request is for.
-pub fn authority(parts: &Parts) -> Result<Authority, Error> {
+/// The authority that a request is for; on a service's own listener HTTP/1.0 may leave it out.
+fn authority(parts: &Parts, fixed: Option<&str>) -> Result<Authority, Error> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -109,7 +116,10 @@ pub fn authority(parts: &Parts) -> Result<Authority, Error> {
     if let Some(authority) = parts.uri.authority() {
         return Ok(authority.clone());
     }
+    let host = host
+        .map(HeaderValue::as_bytes)
+        .or(fixed.filter(|_| parts.version < Version::HTTP_11).map(str::as_bytes));
     let host = host.ok_or(Error::BadRequest("no Host header: name a service in it"))?;
-    Authority::try_from(host.as_bytes())
+    Authority::try_from(host)
         .map_err(|_| Error::BadRequest("the Host header is not a host and port"))
 }

@@ -16,13 +16,14 @@ use hyper::body::{Body as _, Incoming};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::attempt::{self, Template, Unsent};
+use crate::attempt::{self, Unsent};
 use crate::body::{Body, Reply};
 use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
 use crate::pool::{DialError, SendError};
+use crate::template::Template;
 use crate::worker::{Shared, Worker};
 
 /// Sends a request to a host outside the mesh.
@@ -54,8 +55,9 @@ pub async fn forward(
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
     let mut request = template.blank(body);
     template.address(&mut request, grpc);
+    let limit = if request.body().is_end_stream() { HEAD_TIMEOUT } else { UPLOAD_TIMEOUT };
     let sending = attempt::once(worker, address, None, None, request, false);
-    let head = tokio::time::timeout(HEAD_TIMEOUT, sending)
+    let head = tokio::time::timeout(limit, sending)
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not answer")))?
         .map_err(|unsent| match unsent {
@@ -122,9 +124,10 @@ async fn dial(
         return Err(Error::PassthroughOff(target.to_string()));
     }
     let address = resolve(&worker.shared, target, 443).await?;
-    tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))
+    let far = tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))
         .await
-        .map_err(|_| Error::Timeout(format!("{address} did not accept")))?
+        .map_err(|_| Error::Timeout(format!("{address} did not accept")))?;
+    far.and_then(|far| crate::pool::prepare(&far).map(|()| far))
         .map_err(|error| Error::Passthrough(format!("{address}: {error}")))
 }
 
@@ -159,6 +162,8 @@ fn is_own(own: &[SocketAddr], node: IpAddr, address: SocketAddr) -> bool {
 
 const OUR_VIA: &str = "1.1 evenkeel";
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// To a response's head when there is a body to send first.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(3600);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[cfg(test)]

@@ -22,10 +22,12 @@ use evenkeel_balancer::{Balancer, Guard};
 use http::Request;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::TcpKeepalive;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::body::Body;
+use crate::socket::Socket;
 use crate::worker::LocalExecutor;
 
 /// The connections of one worker.
@@ -130,7 +132,7 @@ impl Pool {
         let stream = dial(address, None).await.map_err(|e| unreachable(address, &e))?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Socket(stream)))
             .await
             .map_err(|e| unreachable(address, &io::Error::other(e)))?;
         tokio::task::spawn_local(async move {
@@ -183,13 +185,17 @@ impl Pool {
             let mut dialled = {
                 let mut peers = self.h2.borrow_mut();
                 let peer = peers.entry(address).or_default();
-                if let Some(stream) = peer.place() {
+                if let Some(stream) = peer.place(STREAMS_SOFT_MAX) {
                     return Ok(stream);
                 }
                 match &peer.dialling {
                     Some(receiver) => receiver.clone(),
                     None => {
-                        let guard = charge.map(|c| c.connection()).transpose()?;
+                        let guard = match charge.map(|c| c.connection()).transpose() {
+                            Ok(guard) => guard,
+                            // Busy connections are better than none.
+                            Err(refused) => return peer.place(usize::MAX).ok_or(refused),
+                        };
                         let receiver = Rc::clone(self).start_dial(address, from, guard);
                         peer.dialling = Some(receiver.clone());
                         receiver
@@ -206,7 +212,13 @@ impl Pool {
                     Err(DialError::Unreachable(format!("the dial of {address} was given up")))
                 }
             };
-            outcome?;
+            if let Err(error) = outcome {
+                let mut peers = self.h2.borrow_mut();
+                return peers
+                    .get_mut(&address)
+                    .and_then(|peer| peer.place(usize::MAX))
+                    .ok_or(error);
+            }
         }
     }
 
@@ -271,13 +283,11 @@ impl Pool {
 }
 
 impl Peer {
-    /// The least busy connection, unless all are busy and another may be opened.
-    fn place(&mut self) -> Option<H2> {
+    /// The least busy connection, unless it carries `soft_max` streams and another may be opened.
+    fn place(&mut self, soft_max: usize) -> Option<H2> {
         self.connections.retain(|mux| !mux.sender.is_closed());
         let mux = self.connections.iter().min_by_key(|mux| mux.streams.get())?;
-        if mux.streams.get() >= STREAMS_SOFT_MAX
-            && self.connections.len() < CONNECTIONS_PER_PEER_MAX
-        {
+        if mux.streams.get() >= soft_max && self.connections.len() < CONNECTIONS_PER_PEER_MAX {
             return None;
         }
         mux.streams.set(mux.streams.get() + 1);
@@ -323,7 +333,7 @@ fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> Se
         return SendError::NotSent(Box::new(request));
     }
     let error = error.into_error();
-    if error.is_user() || find::<crate::body::BodyError>(&error).is_some() {
+    if find::<crate::body::BodyError>(&error).is_some() {
         return SendError::Caller;
     }
     if let Some(h2) = find::<h2::Error>(&error) {
@@ -345,10 +355,8 @@ fn find<'a, E: std::error::Error + 'static>(
 async fn handshake_h2(
     address: SocketAddr,
     from: Option<IpAddr>,
-) -> io::Result<(
-    http2::SendRequest<Body>,
-    http2::Connection<TokioIo<TcpStream>, Body, LocalExecutor>,
-)> {
+) -> io::Result<(http2::SendRequest<Body>, http2::Connection<TokioIo<Socket>, Body, LocalExecutor>)>
+{
     let stream = dial(address, from).await?;
     http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -358,7 +366,7 @@ async fn handshake_h2(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Socket(stream)))
         .await
         .map_err(io::Error::other)
 }
@@ -371,9 +379,16 @@ async fn dial(address: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream
     let stream = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to the dial"))??;
-    stream.set_nodelay(true)?;
-    socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    prepare(&stream)?;
     Ok(stream)
+}
+
+/// The options of every connection that carries requests: no delay, and dead peers are noticed.
+pub fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
 }
 
 fn unreachable(address: SocketAddr, error: &io::Error) -> DialError {
@@ -383,7 +398,9 @@ fn unreachable(address: SocketAddr, error: &io::Error) -> DialError {
 /// A dial that takes longer is a failure; the policy's timeout may end it sooner.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Unacknowledged bytes for this long: the connection is dead.
-const USER_TIMEOUT: Duration = Duration::from_secs(10);
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two signs of life on a connection that is silent.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than the keep-alive of common servers (Node.js: 5 s), so that we close first and no request meets a closing one.

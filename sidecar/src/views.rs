@@ -160,6 +160,8 @@ fn state(report: &EndpointReport) -> String {
         |verdict| match verdict.filter {
             "serving" => "not serving".to_owned(),
             "ejection" => "ejected".to_owned(),
+            "hold" => "held off".to_owned(),
+            "stall" => "silent".to_owned(),
             filter => filter.replace('_', " "),
         },
     )

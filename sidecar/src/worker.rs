@@ -21,6 +21,7 @@ use rand::rngs::SmallRng;
 use tokio::sync::{Notify, mpsc};
 
 use crate::access::AccessLog;
+use crate::alarm::Alarms;
 use crate::body::Buffers;
 use crate::connection::Links;
 use crate::listener::Role;
@@ -70,6 +71,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Connections to endpoints.
     pub pool: Rc<Pool>,
+    /// When requests are due.
+    pub alarms: Rc<Alarms>,
     /// Decides among endpoints.
     pub rng: RefCell<SmallRng>,
     /// Accepted connections: outbound, inbound.
@@ -87,7 +90,7 @@ pub enum Order {
     /// Stop accepting on this address; what the kernel has queued is still served.
     Close(SocketAddr),
     /// Serve a connection that another worker accepted.
-    Serve(std::net::TcpStream, Role),
+    Serve(std::net::TcpStream, Role, Counted),
     /// End the connections of this side gracefully.
     Drain(usize),
     /// End the thread.
@@ -116,7 +119,7 @@ pub fn spawn(
         match runtime {
             Ok(runtime) => runtime.block_on(run(id, shared, inboxes, inbox)),
             Err(error) => {
-                tracing::error!(%error, id, "worker has no runtime; raise the limit on open files")
+                tracing::error!(%error, id, "worker has no runtime; raise the limit on open files");
             }
         }
     })
@@ -127,6 +130,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
         id,
         router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
         pool: Rc::default(),
+        alarms: Rc::new(Alarms::new(shared.epoch)),
         rng: RefCell::new(rand::make_rng()),
         links: Default::default(),
         busy: Cell::new(0),
@@ -134,6 +138,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
         shared,
     });
     tokio::task::spawn_local(watch_lag(Rc::clone(&worker)));
+    tokio::task::spawn_local(crate::alarm::run(Rc::clone(&worker.alarms)));
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut open: Vec<(SocketAddr, Rc<Notify>)> = Vec::new();
@@ -152,9 +157,9 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
                     }
                     keep
                 }),
-                Some(Order::Serve(stream, role)) => {
+                Some(Order::Serve(stream, role, counted)) => {
                     if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
-                        serve(&worker, stream, Rc::new(role));
+                        serve(&worker, stream, Rc::new(role), counted);
                     }
                 }
                 Some(Order::Drain(side)) => worker.links[side].borrow().drain(),
@@ -206,17 +211,17 @@ async fn accept(
         let loads: Vec<usize> =
             shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
         let taker = crate::listener::hand_over(worker.id, &loads);
+        let counted = Counted::new(shared, taker, side);
         if taker == worker.id {
-            serve(&worker, stream, Rc::clone(&role));
+            serve(&worker, stream, Rc::clone(&role), counted);
         } else if let Ok(stream) = stream.into_std() {
             // A full inbox would lose the connection: wait for room.
-            let _ = inboxes.0[taker].send(Order::Serve(stream, Role::clone(&role))).await;
+            let _ = inboxes.0[taker].send(Order::Serve(stream, Role::clone(&role), counted)).await;
         }
     }
 }
 
-fn serve(worker: &Rc<Worker>, stream: tokio::net::TcpStream, role: Rc<Role>) {
-    let counted = Counted::new(&worker.shared, worker.id, side(&role));
+fn serve(worker: &Rc<Worker>, stream: tokio::net::TcpStream, role: Rc<Role>, counted: Counted) {
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
         crate::connection::serve(worker, stream, role).await;
@@ -232,8 +237,9 @@ pub fn side(role: &Role) -> usize {
     }
 }
 
-/// A connection in the counts that limits and hand-over read.
-struct Counted {
+/// A connection in the counts that limits and hand-over read, from the moment it is accepted.
+#[derive(Debug)]
+pub struct Counted {
     shared: Arc<Shared>,
     worker: usize,
     side: usize,

@@ -158,16 +158,24 @@ impl Report {
     /// # Panics
     /// When one did; the first few are shown.
     pub fn assert_no_failed_get(&self) {
-        assert!(self.gets().next().is_some(), "the load asked nothing");
-        let failed: Vec<_> = self.gets().filter(|sample| !sample.succeeded()).collect();
-        assert!(
-            failed.is_empty(),
-            "{} of {} GETs failed: {:#?}",
-            failed.len(),
-            self.gets().count(),
-            &failed[..failed.len().min(FAILURES_SHOWN)]
-        );
+        assert_none_failed("GET", self.gets());
     }
+
+    /// No POST failed, and there were some.
+    ///
+    /// # Panics
+    /// When one did; the first few are shown.
+    pub fn assert_no_failed_post(&self) {
+        assert_none_failed("POST", self.posts());
+    }
+}
+
+fn assert_none_failed<'a>(what: &str, samples: impl Iterator<Item = &'a Sample>) {
+    let samples: Vec<_> = samples.collect();
+    assert!(!samples.is_empty(), "the load sent no {what}");
+    let failed: Vec<_> = samples.iter().filter(|sample| !sample.succeeded()).collect();
+    let shown = &failed[..failed.len().min(FAILURES_SHOWN)];
+    assert!(failed.is_empty(), "{} of {} {what}s failed: {shown:#?}", failed.len(), samples.len());
 }
 
 async fn run(plan: Plan, stop: Arc<AtomicBool>, finished: Arc<AtomicU64>) -> Report {

@@ -312,7 +312,7 @@ impl Host {
             .as_array()
             .into_iter()
             .flatten()
-            .filter(|endpoint| endpoint["state"] == "usable" || endpoint["state"] == "slow_start")
+            .filter(|endpoint| endpoint["state"] == "usable" || endpoint["state"] == "slow start")
             .filter_map(|endpoint| endpoint["address"].as_str()?.parse().ok())
             .collect();
         found.sort();

@@ -31,5 +31,6 @@ mod e2e {
     pub mod reach;
 
     pub mod change;
+    pub mod demo;
     pub mod faults;
 }

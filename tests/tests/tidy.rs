@@ -96,7 +96,8 @@ fn only_membership_names_foca() {
 fn every_file_says_what_it_is_for() {
     let silent: Vec<_> = all_rust_files()
         .into_iter()
-        .filter(|file| file.file_name().is_none_or(|name| name != "build.rs"))
+        // The tests of a module that outgrew it are about what that module says.
+        .filter(|file| file.file_name().is_none_or(|name| name != "tests.rs"))
         .filter(|file| !fs::read_to_string(file).unwrap().starts_with("//!"))
         .map(|file| show(&file))
         .collect();

@@ -337,12 +337,12 @@ impl World {
 
     fn copy_due(&mut self, id: u64) {
         let (now, policy) = (self.instant(), self.load.policy.clone());
-        let Some(request) = self.requests.get(&id) else { return };
-        let waits = request.attempts.iter().any(|attempt| attempt.ticket.is_some());
+        let Some(request) = self.requests.get_mut(&id) else { return };
+        let waits = request.attempts.iter_mut().any(|attempt| attempt.ticket.is_some());
         request
             .attempts
-            .iter()
-            .filter_map(|attempt| attempt.ticket.as_ref())
+            .iter_mut()
+            .filter_map(|attempt| attempt.ticket.as_mut())
             .for_each(|ticket| ticket.late(now));
         if request.head
             || !waits

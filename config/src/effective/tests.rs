@@ -29,10 +29,7 @@ fn meaning(mut settings: Settings) -> Settings {
     settings.origins = Origins::new();
     for upstream in &mut settings.upstreams {
         upstream.origins = Origins::new();
-        upstream
-            .routes
-            .iter_mut()
-            .for_each(|route| route.origins = Origins::new());
+        upstream.routes.iter_mut().for_each(|route| route.origins = Origins::new());
     }
     settings
 }
@@ -53,17 +50,10 @@ fn loads_again_to_the_same() {
         "upstreams: [{name: a, routes: []}]",
     ] {
         let settings = load(text);
-        assert_eq!(
-            meaning(load(&with_keys(&settings))),
-            meaning(settings),
-            "{text}"
-        );
+        assert_eq!(meaning(load(&with_keys(&settings))), meaning(settings), "{text}");
     }
     let settings = load("services: [{name: a, address: '127.0.0.1:1'}]");
-    assert_eq!(
-        meaning(load(&settings.to_effective_yaml())),
-        meaning(settings)
-    );
+    assert_eq!(meaning(load(&settings.to_effective_yaml())), meaning(settings));
 }
 
 #[test]
@@ -85,24 +75,14 @@ fn keys_are_never_shown() {
         format!("{settings:?}"),
     ];
     for text in shown {
-        assert!(
-            !text.contains("AAAAAAAA") && !text.contains("AQEBAQ"),
-            "{text}"
-        );
+        assert!(!text.contains("AAAAAAAA") && !text.contains("AQEBAQ"), "{text}");
         assert!(text.contains("redacted"), "{text}");
     }
-    let problems = parse(
-        &settings.to_effective_yaml(),
-        "t.yaml",
-        &Environment::named("a"),
-    )
-    .expect_err("no keys");
+    let problems = parse(&settings.to_effective_yaml(), "t.yaml", &Environment::named("a"))
+        .expect_err("no keys");
     assert_eq!(problems.0.len(), 2, "{problems}");
     assert!(
-        problems
-            .0
-            .iter()
-            .all(|problem| problem.message.starts_with("mesh.gossip.keys[")),
+        problems.0.iter().all(|problem| problem.message.starts_with("mesh.gossip.keys[")),
         "{problems}"
     );
 }
@@ -114,10 +94,7 @@ fn a_policy_in_the_notation_of_the_file() {
     let json = serde_json::to_value(&policy).expect("JSON");
     assert_eq!(json["timeout"], "15s");
     assert_eq!(json["hedge"]["after"], "p95");
-    assert_eq!(
-        json["retry"]["when"],
-        serde_json::json!(["connect", "refused", "reset", "503"])
-    );
+    assert_eq!(json["retry"]["when"], serde_json::json!(["connect", "refused", "reset", "503"]));
 }
 
 /// `p99.9` and the like of every kind of field, in the order of the policy.
@@ -130,11 +107,7 @@ fn layer() -> impl Strategy<Value = String> {
         (0_u32..=1000).prop_map(|tenths| format!("panic: {}.{}%", tenths / 10, tenths % 10)),
         (0_u32..=10, 0_u32..=100)
             .prop_map(|(max, share)| format!("retry: {{max: {max}, budget: {share}%}}")),
-        (
-            1_u32..999,
-            1_u32..=5,
-            prop::sample::select(vec!["off", "observe", "enforce", "false"])
-        )
+        (1_u32..999, 1_u32..=5, prop::sample::select(vec!["off", "observe", "enforce", "false"]))
             .prop_map(|(p, max, mode)| format!(
                 "hedge: {{after: p{}.{}, max: {max}, mode: {mode}}}",
                 p / 10,

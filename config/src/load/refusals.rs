@@ -171,17 +171,11 @@ const MISTAKES: &[(&str, &str)] = &[
 #[test]
 fn each_mistake_has_its_place_and_its_advice() {
     let wrong = MISTAKES.iter().filter_map(|(text, expected)| {
-        let env = Environment {
-            state_directory: Some("/state".into()),
-            ..Environment::named("host-a")
-        };
-        let found = parse(text, "t.yaml", &env)
-            .err()
-            .map_or(Vec::new(), |problems| problems.0);
-        let found: Vec<_> = found
-            .iter()
-            .map(|p| format!("{}:{}: {}", p.line, p.column, p.message))
-            .collect();
+        let env =
+            Environment { state_directory: Some("/state".into()), ..Environment::named("host-a") };
+        let found = parse(text, "t.yaml", &env).err().map_or(Vec::new(), |problems| problems.0);
+        let found: Vec<_> =
+            found.iter().map(|p| format!("{}:{}: {}", p.line, p.column, p.message)).collect();
         let right = found.len() == 1 && found[0].starts_with(expected);
         (!right).then(|| format!("{text}\nexpected {expected}\nfound    {found:#?}"))
     });

@@ -7,10 +7,7 @@ use crate::settings::{Access, DataDir, Protocol};
 const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 fn env() -> Environment {
-    Environment {
-        state_directory: Some("/state".into()),
-        ..Environment::named("host-a")
-    }
+    Environment { state_directory: Some("/state".into()), ..Environment::named("host-a") }
 }
 
 fn good(text: &str) -> Loaded {
@@ -19,34 +16,19 @@ fn good(text: &str) -> Loaded {
 
 /// `line:column: message` of each problem.
 fn problems(text: &str) -> Vec<String> {
-    let found = parse(text, "t.yaml", &env())
-        .err()
-        .map_or(Vec::new(), |problems| problems.0);
-    found
-        .iter()
-        .map(|p| format!("{}:{}: {}", p.line, p.column, p.message))
-        .collect()
+    let found = parse(text, "t.yaml", &env()).err().map_or(Vec::new(), |problems| problems.0);
+    found.iter().map(|p| format!("{}:{}: {}", p.line, p.column, p.message)).collect()
 }
 
 fn warnings(text: &str) -> Vec<String> {
-    good(text)
-        .warnings
-        .iter()
-        .map(|p| format!("{}:{}: {}", p.line, p.column, p.message))
-        .collect()
+    good(text).warnings.iter().map(|p| format!("{}:{}: {}", p.line, p.column, p.message)).collect()
 }
 
 #[test]
 fn nothing_is_a_mesh_of_one_host() {
-    for text in [
-        "",
-        "\n",
-        "# nothing\n",
-        "---\n",
-        "{}",
-        "mesh:\nservices:\npolicy:\nnode:\n",
-        "\u{feff}",
-    ] {
+    for text in
+        ["", "\n", "# nothing\n", "---\n", "{}", "mesh:\nservices:\npolicy:\nnode:\n", "\u{feff}"]
+    {
         let loaded = good(text);
         assert_eq!(loaded.settings, Settings::one_host(&env()), "{text:?}");
         assert_eq!(loaded.warnings, [], "{text:?}");
@@ -122,10 +104,7 @@ fn warns_of_what_is_likely_not_meant() {
             .starts_with("node.data_dir: this system names no state directory")
     );
     let meant = parse("node: {data_dir: ''}", "t.yaml", &Environment::named("a")).expect("loads");
-    assert_eq!(
-        (meant.warnings, meant.settings.node.data_dir),
-        (vec![], DataDir::Nothing)
-    );
+    assert_eq!((meant.warnings, meant.settings.node.data_dir), (vec![], DataDir::Nothing));
 }
 
 #[test]
@@ -136,10 +115,7 @@ fn a_loopback_application_is_announced_where_it_can_be_reached() {
             .advertise
             .map(|to| to.to_string())
     };
-    let routed = Environment {
-        default_route: Some([10, 0, 0, 5].into()),
-        ..env()
-    };
+    let routed = Environment { default_route: Some([10, 0, 0, 5].into()), ..env() };
     let keys = format!("mesh: {{gossip: {{keys: [{KEY}]}}}}");
     // Alone, everybody who asks is on this host.
     assert_eq!(advertise(service, &routed).as_deref(), Some("127.0.0.1:1"));
@@ -149,46 +125,23 @@ fn a_loopback_application_is_announced_where_it_can_be_reached() {
     let near = format!("{keys}\n{service}\nnode: {{address: 127.0.0.2}}");
     assert_eq!(advertise(&near, &routed).as_deref(), Some("127.0.0.1:1"));
     let elsewhere = format!("{keys}\nservices: [{{name: a, address: '10.0.0.5:1'}}]");
-    assert_eq!(
-        advertise(&elsewhere, &routed).as_deref(),
-        Some("10.0.0.5:1")
-    );
+    assert_eq!(advertise(&elsewhere, &routed).as_deref(), Some("10.0.0.5:1"));
 }
 
 #[test]
 fn listens_on_loopback_only_until_there_are_keys() {
     let addresses = |text: &str| {
         let s = good(text).settings;
-        [
-            s.mesh.gossip,
-            s.mesh.data,
-            s.outbound.listen,
-            s.discovery.http,
-            s.discovery.dns,
-            s.admin,
-        ]
-        .map(|listen| listen.address.to_string())
+        [s.mesh.gossip, s.mesh.data, s.outbound.listen, s.discovery.http, s.discovery.dns, s.admin]
+            .map(|listen| listen.address.to_string())
     };
     let alone = addresses("");
-    assert!(
-        alone
-            .iter()
-            .all(|address| address.starts_with("127.0.0.1:")),
-        "{alone:?}"
-    );
+    assert!(alone.iter().all(|address| address.starts_with("127.0.0.1:")), "{alone:?}");
     let keyed = addresses(&format!("mesh: {{gossip: {{keys: [{KEY}]}}}}"));
     assert_eq!(keyed[..2], ["0.0.0.0:7111", "0.0.0.0:7110"]);
-    assert!(
-        keyed[2..]
-            .iter()
-            .all(|address| address.starts_with("127.0.0.1:")),
-        "{keyed:?}"
-    );
+    assert!(keyed[2..].iter().all(|address| address.starts_with("127.0.0.1:")), "{keyed:?}");
     // Several hosts on one machine: each on its own loopback address.
-    assert_eq!(
-        addresses("node: {address: 127.0.0.2}")[..2],
-        ["127.0.0.2:7111", "127.0.0.2:7110"]
-    );
+    assert_eq!(addresses("node: {address: 127.0.0.2}")[..2], ["127.0.0.2:7111", "127.0.0.2:7110"]);
     // Asked for.
     let open = "mesh: {insecure: true, join: ['10.0.0.6:7111'], gossip: {listen: '0.0.0.0:7111'}}";
     assert_eq!(addresses(open)[..2], ["0.0.0.0:7111", "127.0.0.1:7110"]);
@@ -206,28 +159,20 @@ fn policies_merge_field_by_field_and_know_where_from() {
                 upstreams:\n  - name: catalog\n    policy: {balance: random, hedge: {max: 1}, repeat: {methods: [GET]}}\n    \
                 routes: [{match: {path: '/a/*', method: GET}, policy: {hedge: {after: 20ms, budget: 1%}}}]\n  - name: other\n";
     let settings = good(text).settings;
-    let [catalog, other] = &settings.upstreams[..] else {
-        panic!("two upstreams")
-    };
+    let [catalog, other] = &settings.upstreams[..] else { panic!("two upstreams") };
     let route = &catalog.routes[0];
 
     assert_eq!(settings.policy.timeout.as_secs(), 5);
     assert_eq!(other.policy, settings.policy);
     assert_eq!(other.origins, settings.origins);
-    assert_eq!(
-        (catalog.policy.balance, settings.policy.balance),
-        (Balance::Random, Balance::P2c)
-    );
+    assert_eq!((catalog.policy.balance, settings.policy.balance), (Balance::Random, Balance::P2c));
     assert_eq!(catalog.policy.repeat.methods, ["GET"]);
     let hedge = &route.policy.hedge;
     assert_eq!(
         (hedge.mode, hedge.max, hedge.budget.to_string()),
         (Mode::Enforce, 1, "1%".to_owned())
     );
-    assert_eq!(
-        hedge.after,
-        After::Fixed(std::time::Duration::from_millis(20))
-    );
+    assert_eq!(hedge.after, After::Fixed(std::time::Duration::from_millis(20)));
 
     let origins = [
         ("timeout", Origin::Host),
@@ -253,29 +198,14 @@ fn reads_what_a_full_file_says() {
     assert_eq!(settings.workers, Some(10));
     assert_eq!(settings.mesh.keys.len(), 2);
     assert_eq!(settings.services[0].meta["build"], "42");
-    assert_eq!(
-        settings.services[0].tags[..4],
-        ["v2", "2.1", "true", "2024-01-02"]
-    );
+    assert_eq!(settings.services[0].tags[..4], ["v2", "2.1", "true", "2024-01-02"]);
     assert_eq!(settings.services[1].protocol, Some(Protocol::Grpc));
     assert_eq!(settings.services[2].check, None);
     assert_eq!(settings.policy.hedge.mode, Mode::Off);
-    assert_eq!(
-        settings.policy.repeat.key_header.as_deref(),
-        Some("idempotency-key")
-    );
-    assert_eq!(
-        settings.upstreams[0].routes[0].policy.repeat.key_header,
-        None
-    );
-    assert_eq!(
-        (settings.log.access, settings.log.json),
-        (Access::Off, true)
-    );
-    assert_eq!(
-        settings.node.data_dir,
-        DataDir::Path("/var/lib/evenkeel".into())
-    );
+    assert_eq!(settings.policy.repeat.key_header.as_deref(), Some("idempotency-key"));
+    assert_eq!(settings.upstreams[0].routes[0].policy.repeat.key_header, None);
+    assert_eq!((settings.log.access, settings.log.json), (Access::Off, true));
+    assert_eq!(settings.node.data_dir, DataDir::Path("/var/lib/evenkeel".into()));
 }
 
 #[test]
@@ -284,31 +214,19 @@ fn reads_files_and_the_key_file_beside_them() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("evenkeel.yaml");
     let keys = directory.path().join("gossip.keys");
-    std::fs::write(
-        &file,
-        "node: {data_dir: state}\nmesh: {gossip: {keys: {file: gossip.keys}}}\n",
-    )
-    .expect("written");
+    std::fs::write(&file, "node: {data_dir: state}\nmesh: {gossip: {keys: {file: gossip.keys}}}\n")
+        .expect("written");
     std::fs::write(&keys, format!("# ours\n{KEY}\n")).expect("written");
 
     std::fs::set_permissions(&keys, PermissionsExt::from_mode(0o600)).expect("set");
     let loaded = load(&file, &env()).expect("loads");
-    assert_eq!(
-        (loaded.settings.mesh.keys.len(), loaded.warnings),
-        (1, vec![])
-    );
-    assert_eq!(
-        loaded.settings.node.data_dir,
-        DataDir::Path(directory.path().join("state"))
-    );
+    assert_eq!((loaded.settings.mesh.keys.len(), loaded.warnings), (1, vec![]));
+    assert_eq!(loaded.settings.node.data_dir, DataDir::Path(directory.path().join("state")));
 
     std::fs::set_permissions(&keys, PermissionsExt::from_mode(0o644)).expect("set");
     let loaded = load(&file, &env()).expect("loads");
     let message = &loaded.warnings[0].message;
-    assert_eq!(
-        message,
-        "mesh.gossip.keys.file: everyone can read the keys: chmod 600 gossip.keys"
-    );
+    assert_eq!(message, "mesh.gossip.keys.file: everyone can read the keys: chmod 600 gossip.keys");
 
     std::fs::write(&keys, "not a key\n").expect("written");
     let problems = load(&file, &env()).expect_err("no key").to_string();
@@ -331,30 +249,16 @@ fn what_is_no_configuration_is_refused_with_a_reason() {
         load(&file, &env()).expect_err("refused").0.remove(0)
     };
     let problem = refusal(b"node:\n  name: a\xff\n");
-    assert_eq!(
-        (problem.line, problem.column, problem.message.as_str()),
-        (2, 10, "not UTF-8 text")
-    );
-    assert_eq!(
-        refusal(&vec![b'#'; FILE_MAX + 1]).message,
-        format!("larger than {FILE_MAX} bytes")
-    );
+    assert_eq!((problem.line, problem.column, problem.message.as_str()), (2, 10, "not UTF-8 text"));
+    assert_eq!(refusal(&vec![b'#'; FILE_MAX + 1]).message, format!("larger than {FILE_MAX} bytes"));
     let none = load(&directory.path().join("none"), &env()).expect_err("refused");
-    assert!(
-        none.to_string().contains("none:1:1: cannot be read: "),
-        "{none}"
-    );
+    assert!(none.to_string().contains("none:1:1: cannot be read: "), "{none}");
 }
 
 #[test]
 fn a_hostname_that_cannot_be_a_name_asks_for_one() {
-    let nameless = Environment {
-        hostname: "höst".to_owned(),
-        ..env()
-    };
-    let problems = parse("", "t.yaml", &nameless)
-        .expect_err("no name")
-        .to_string();
+    let nameless = Environment { hostname: "höst".to_owned(), ..env() };
+    let problems = parse("", "t.yaml", &nameless).expect_err("no name").to_string();
     assert!(
         problems.starts_with("t.yaml:1:1: node.name: write one, for the hostname `höst` is not"),
         "{problems}"

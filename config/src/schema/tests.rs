@@ -105,13 +105,9 @@ const SAMPLES: &[&str] = &[
 ];
 
 fn load(text: &str) -> Option<Settings> {
-    let env = Environment {
-        state_directory: Some("/state".into()),
-        ..Environment::named("host-a")
-    };
-    parse(text, "t.yaml", &env)
-        .ok()
-        .map(|loaded| loaded.settings)
+    let env =
+        Environment { state_directory: Some("/state".into()), ..Environment::named("host-a") };
+    parse(text, "t.yaml", &env).ok().map(|loaded| loaded.settings)
 }
 
 /// Every key that is built, with its path.
@@ -128,20 +124,15 @@ fn built() -> Vec<(String, &'static Key)> {
 /// A file that says `value` at `path`, and beside it only what a mapping cannot do without.
 fn file_with(path: &str, value: &str) -> String {
     fn inside(done: &str, path: &str, value: &str) -> String {
-        let (name, rest) = path
-            .split_once('.')
-            .map_or((path, None), |(name, rest)| (name, Some(rest)));
+        let (name, rest) =
+            path.split_once('.').map_or((path, None), |(name, rest)| (name, Some(rest)));
         let key = name.trim_end_matches("[]");
         let here = format!("{done}{name}");
         let held = match rest {
             None => value.to_owned(),
             Some(rest) => inside(&format!("{here}."), rest, value),
         };
-        let held = if name.ends_with("[]") && rest.is_some() {
-            format!("[{held}]")
-        } else {
-            held
-        };
+        let held = if name.ends_with("[]") && rest.is_some() { format!("[{held}]") } else { held };
         let needed: &[(&str, &str)] = match done {
             "services[]." => &[("name", "a"), ("address", "'10.0.0.1:1'")],
             "services[].check." if !matches!(key, "http" | "tcp") => &[("tcp", "true")],
@@ -167,17 +158,8 @@ fn file_with(path: &str, value: &str) -> String {
 fn the_schema_names_the_keys_of_the_table_and_no_other() {
     fn walk(schema: &Value, path: &str, found: &mut BTreeSet<String>) {
         for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
-            let path = if path.is_empty() {
-                name.clone()
-            } else {
-                format!("{path}.{name}")
-            };
-            assert!(
-                inner["description"]
-                    .as_str()
-                    .is_some_and(|about| !about.is_empty()),
-                "{path}"
-            );
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            assert!(inner["description"].as_str().is_some_and(|about| !about.is_empty()), "{path}");
             walk(inner, &path, found);
             walk(&inner["items"], &format!("{path}[]"), found);
             for other in inner["anyOf"].as_array().into_iter().flatten() {
@@ -199,20 +181,13 @@ fn the_schema_names_the_keys_of_the_table_and_no_other() {
 fn the_loader_reads_every_key_of_the_schema() {
     let env = Environment::named("host-a");
     for (path, key) in built() {
-        let wrong = if matches!(key.shape, Shape::Map(_)) {
-            "[x]"
-        } else {
-            "{surprise: [x]}"
-        };
+        let wrong = if matches!(key.shape, Shape::Map(_)) { "[x]" } else { "{surprise: [x]}" };
         let Err(problems) = parse(&file_with(&path, wrong), "t.yaml", &env) else {
             panic!("{path}: {wrong} is taken");
         };
         let expected = path.replace("[]", "[0]");
         assert!(
-            problems
-                .0
-                .iter()
-                .any(|problem| problem.message.contains(&expected)),
+            problems.0.iter().any(|problem| problem.message.contains(&expected)),
             "{path}: {problems}"
         );
     }
@@ -224,18 +199,14 @@ fn every_key_changes_the_settings() {
     for (path, key) in built() {
         let samples: Vec<String> = match &key.shape {
             Shape::Map(_) => continue,
-            Shape::List {
-                of: Shape::Map(_), ..
-            } => continue,
+            Shape::List { of: Shape::Map(_), .. } => continue,
             Shape::List { .. } | Shape::ListOrMap { .. } => {
                 SAMPLES.iter().map(|one| format!("[{one}]")).collect()
             }
             _ => SAMPLES.iter().map(|one| (*one).to_owned()).collect(),
         };
-        let taken: Vec<Settings> = samples
-            .iter()
-            .filter_map(|sample| load(&file_with(&path, sample)))
-            .collect();
+        let taken: Vec<Settings> =
+            samples.iter().filter_map(|sample| load(&file_with(&path, sample))).collect();
         match path.as_str() {
             // The only profile there is; a file that would have to exist.
             "mesh.gossip.profile" => assert_eq!(taken.len(), 1),
@@ -264,14 +235,9 @@ fn the_schema_takes_what_the_loader_takes() {
     let mut taken = 0;
     for (path, key) in built() {
         let list = matches!(key.shape, Shape::List { .. } | Shape::ListOrMap { .. });
-        let forms: &[&str] = if list {
-            &["SAMPLE", "[SAMPLE]"]
-        } else {
-            &["SAMPLE"]
-        };
-        for (sample, form) in SAMPLES
-            .iter()
-            .flat_map(|sample| forms.iter().map(move |form| (sample, form)))
+        let forms: &[&str] = if list { &["SAMPLE", "[SAMPLE]"] } else { &["SAMPLE"] };
+        for (sample, form) in
+            SAMPLES.iter().flat_map(|sample| forms.iter().map(move |form| (sample, form)))
         {
             let text = file_with(&path, &form.replace("SAMPLE", sample));
             if load(&text).is_some() {
@@ -281,19 +247,11 @@ fn the_schema_takes_what_the_loader_takes() {
         }
     }
     assert!(taken > 500, "{taken}");
-    for text in [
-        "",
-        "{}",
-        FULL,
-        include_str!("../../tests/data/full.rewritten.yaml"),
-    ] {
+    for text in ["", "{}", FULL, include_str!("../../tests/data/full.rewritten.yaml")] {
         assert!(load(text).is_some(), "{text}");
         check(&schema, &to_json(text)).unwrap_or_else(|why| panic!("{text}: {why}"));
     }
-    let effective = load(FULL)
-        .expect("loads")
-        .to_effective_yaml()
-        .replace("<redacted>", KEY);
+    let effective = load(FULL).expect("loads").to_effective_yaml().replace("<redacted>", KEY);
     check(&schema, &to_json(&effective)).expect("the effective configuration");
 }
 
@@ -332,9 +290,8 @@ fn the_schema_refuses_what_can_be_seen_at_one_place() {
 fn defaults_are_what_an_empty_file_means() {
     let empty = serde_json::to_value(load("").expect("loads")).expect("JSON");
     let mut seen = 0;
-    for (path, key) in built()
-        .into_iter()
-        .filter(|(path, key)| !path.contains("[]") && !key.default.is_empty())
+    for (path, key) in
+        built().into_iter().filter(|(path, key)| !path.contains("[]") && !key.default.is_empty())
     {
         let default: Value =
             serde_json::from_str(key.default).unwrap_or_else(|why| panic!("{path}: {why}"));
@@ -378,9 +335,7 @@ fn the_documentation_has_every_key() {
             continue;
         }
         let name = format!("`{path}`");
-        let Some(row) = rows.iter().find(|row| row[0] == name) else {
-            panic!("{path} has no row")
-        };
+        let Some(row) = rows.iter().find(|row| row[0] == name) else { panic!("{path} has no row") };
         let [_, meaning, default, reload] = row[..] else {
             panic!("{path}: four columns are needed: {row:?}")
         };
@@ -389,20 +344,12 @@ fn the_documentation_has_every_key() {
         if !written.is_empty() {
             assert_eq!(default, format!("`{written}`"), "{path}");
         }
-        let expected = if diff::is_live(&path) {
-            "live"
-        } else {
-            "restart"
-        };
+        let expected = if diff::is_live(&path) { "live" } else { "restart" };
         assert_eq!(reload, expected, "{path}");
         documented.insert(name);
     }
     for row in rows.iter().filter(|row| row.len() == 4) {
-        assert!(
-            documented.contains(row[0]),
-            "{} is documented and no key",
-            row[0]
-        );
+        assert!(documented.contains(row[0]), "{} is documented and no key", row[0]);
     }
     let mut later = Vec::new();
     keys::each(&mut |path, key| {
@@ -411,10 +358,7 @@ fn the_documentation_has_every_key() {
         }
     });
     for path in later {
-        assert!(
-            text.contains(&format!("`{path}`")),
-            "{path} is not named as not built yet"
-        );
+        assert!(text.contains(&format!("`{path}`")), "{path} is not named as not built yet");
     }
 }
 
@@ -424,10 +368,7 @@ fn to_json(text: &str) -> Value {
         match &node.kind {
             Kind::List(items) => items.iter().map(convert).collect(),
             Kind::Map(entries) => Value::Object(
-                entries
-                    .iter()
-                    .map(|entry| (entry.key.clone(), convert(&entry.value)))
-                    .collect(),
+                entries.iter().map(|entry| (entry.key.clone(), convert(&entry.value))).collect(),
             ),
             Kind::Scalar { .. } if node.is_null() => Value::Null,
             Kind::Scalar { text, plain: true } => match (text.as_str(), classify(text)) {
@@ -466,9 +407,7 @@ fn check(schema: &Value, value: &Value) -> Result<(), String> {
                     Some("null") => value.is_null(),
                     other => panic!("type {other:?}"),
                 };
-                wanted
-                    .as_array()
-                    .map_or_else(|| is(wanted), |names| names.iter().any(is))
+                wanted.as_array().map_or_else(|| is(wanted), |names| names.iter().any(is))
             }
             "enum" => wanted.as_array().is_some_and(|all| all.contains(value)),
             "const" => wanted == value,
@@ -476,12 +415,12 @@ fn check(schema: &Value, value: &Value) -> Result<(), String> {
                 let pattern = Regex::new(wanted.as_str().expect("text")).expect("a pattern");
                 value.as_str().is_none_or(|text| pattern.is_match(text))
             }
-            "minimum" => value
-                .as_u64()
-                .is_none_or(|number| number >= wanted.as_u64().expect("a number")),
-            "maximum" => value
-                .as_u64()
-                .is_none_or(|number| number <= wanted.as_u64().expect("a number")),
+            "minimum" => {
+                value.as_u64().is_none_or(|number| number >= wanted.as_u64().expect("a number"))
+            }
+            "maximum" => {
+                value.as_u64().is_none_or(|number| number <= wanted.as_u64().expect("a number"))
+            }
             "maxItems" => value
                 .as_array()
                 .is_none_or(|items| items.len() as u64 <= wanted.as_u64().expect("a number")),
@@ -489,26 +428,18 @@ fn check(schema: &Value, value: &Value) -> Result<(), String> {
                 .as_object()
                 .is_none_or(|map| map.len() as u64 <= wanted.as_u64().expect("a number")),
             "items" => {
-                value
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .try_for_each(|item| check(wanted, item))?;
+                value.as_array().into_iter().flatten().try_for_each(|item| check(wanted, item))?;
                 true
             }
             "required" => {
                 let names = wanted.as_array().expect("names");
                 value.as_object().is_none_or(|map| {
-                    names
-                        .iter()
-                        .all(|name| map.contains_key(name.as_str().expect("text")))
+                    names.iter().all(|name| map.contains_key(name.as_str().expect("text")))
                 })
             }
             "properties" => {
                 for (name, inner) in value.as_object().into_iter().flatten() {
-                    wanted
-                        .get(name)
-                        .map_or(Ok(()), |rules| check(rules, inner))?;
+                    wanted.get(name).map_or(Ok(()), |rules| check(rules, inner))?;
                 }
                 true
             }
@@ -522,28 +453,21 @@ fn check(schema: &Value, value: &Value) -> Result<(), String> {
             }
             "additionalProperties" => {
                 let known = |name: &str| {
-                    rules
-                        .get("properties")
-                        .is_some_and(|known| known.get(name).is_some())
+                    rules.get("properties").is_some_and(|known| known.get(name).is_some())
                 };
-                let others = value
-                    .as_object()
-                    .into_iter()
-                    .flatten()
-                    .filter(|(name, _)| !known(name));
+                let others =
+                    value.as_object().into_iter().flatten().filter(|(name, _)| !known(name));
                 match wanted {
                     Value::Bool(false) => others.count() == 0,
                     inner => {
-                        others
-                            .map(|(_, value)| value)
-                            .try_for_each(|value| check(inner, value))?;
+                        others.map(|(_, value)| value).try_for_each(|value| check(inner, value))?;
                         true
                     }
                 }
             }
-            "anyOf" => wanted
-                .as_array()
-                .is_some_and(|all| all.iter().any(|one| check(one, value).is_ok())),
+            "anyOf" => {
+                wanted.as_array().is_some_and(|all| all.iter().any(|one| check(one, value).is_ok()))
+            }
             other => panic!("{other} is not known to this test"),
         };
         if !holds {

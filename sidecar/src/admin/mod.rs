@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{CONTENT_TYPE, HOST};
-use axum::http::{StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -259,6 +259,9 @@ async fn explain(
 ) -> Response {
     let name = canonical(&admin, &service);
     let method = about.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
+    if method.parse::<Method>().is_err() {
+        return error(StatusCode::BAD_REQUEST, &format!("{method:?} is not an HTTP method"));
+    }
     match (admin.views.explain)(&name, &method, about.path.as_deref().unwrap_or("/")) {
         Some(view) => Json(view).into_response(),
         None => no_such_service(&admin, &service),

@@ -14,6 +14,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use crate::admin::report::ErrorReport;
+
 /// GETs a path from the host that answers at `admin` (`host:port`) and returns the body of a 200.
 ///
 /// # Errors
@@ -67,18 +69,36 @@ async fn ask(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
     if status == StatusCode::OK {
         return Ok(body);
     }
-    let text = String::from_utf8_lossy(&body);
-    let said = serde_json::from_slice::<serde_json::Value>(&body)
-        .ok()
-        .and_then(|value| value.get("error").and_then(|error| error.as_str().map(String::from)))
-        .unwrap_or_else(|| text.trim().to_owned());
-    if said.is_empty() {
-        bail!("{admin} answered {status} to {path_and_query}: is --admin right?");
+    match refusal(&body) {
+        Some(said) => bail!("{said}"),
+        // Something else listens there: its pages are of no use in a terminal.
+        None => bail!(
+            "{admin} answered {status} to {path_and_query}, and not as evenkeel's admin listener does: is --admin right? The default is port 7119"
+        ),
     }
-    bail!("{said}")
+}
+
+/// What an admin listener says when it refuses.
+fn refusal(body: &[u8]) -> Option<String> {
+    serde_json::from_slice::<ErrorReport>(body).ok().map(|report| report.error)
 }
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The largest answer: the members and services of the largest mesh.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_an_admin_listener_says_is_repeated() {
+        let ours = refusal(br#"{"error": "no service \"x\""}"#);
+        assert_eq!(ours.as_deref(), Some("no service \"x\""));
+        for other in ["", "<!DOCTYPE HTML><p>Not found", "evenkeel does not serve /x", "{}", "[1]"]
+        {
+            assert_eq!(refusal(other.as_bytes()), None, "{other}");
+        }
+    }
+}

@@ -48,7 +48,9 @@ fn run(command: Command) -> anyhow::Result<()> {
     let colour = std::io::stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     match command {
-        Command::Run(file) => crate::app::run(load(file.config.as_deref())?, file.config),
+        Command::Run(file) => {
+            crate::app::run(load(file.config.as_deref())?, file.config.as_deref())
+        }
         Command::Demo(args) => crate::demo::run(args),
         Command::DemoApplication(args) => crate::demo::run_application(args),
         Command::Check(file) => check(file.config.as_deref()),

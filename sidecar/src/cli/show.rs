@@ -84,7 +84,7 @@ fn members_table(report: &Members, colour: bool) -> String {
 
 fn services_table(report: &Services, colour: bool) -> String {
     if report.services.is_empty() {
-        return "No services yet: name them under `services:` in the configuration, or register them with PUT /v1/agent/service/register.\n".to_owned();
+        return "No services: no host that is up offers any. Name them under `services:` in the configuration, or register them with PUT /v1/agent/service/register.\n".to_owned();
     }
     let mut table = Table::new(&["SERVICE", "USABLE", "INSTANCES", "CRITICAL", "DRAINING", "TAGS"]);
     for service in &report.services {

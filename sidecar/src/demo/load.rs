@@ -214,6 +214,9 @@ impl Generator {
         while let Some(ended) = in_flight.join_next().await {
             ended.context("a request's task failed")?;
         }
+        for state in &self.arms {
+            state.tally.borrow_mut().close_seconds_before(plan.measure.as_secs());
+        }
         publish.send_replace(self.progress());
         Ok(())
     }

@@ -32,6 +32,7 @@ pub struct Mesh {
     applications: Vec<Process>,
     ledgers: Vec<PathBuf>,
     directory: Directory,
+    service_time_us: u64,
     _claim: TcpListener,
 }
 
@@ -60,7 +61,7 @@ pub struct Ports {
 
 impl Mesh {
     /// Starts everything and waits until every host knows all hosts and every client all instances.
-    pub async fn start(keep_files: bool, seed: u64) -> anyhow::Result<Mesh> {
+    pub async fn start(keep_files: bool, service_time_us: u64, seed: u64) -> anyhow::Result<Mesh> {
         let directory = Directory::create(keep_files)?;
         let (network, claim) = claim_network(seed)?;
         let offering = (0..OFFERING).map(|index| network.host(11 + index as u8));
@@ -75,6 +76,7 @@ impl Mesh {
             applications: Vec::new(),
             ledgers: Vec::new(),
             directory,
+            service_time_us,
             _claim: claim,
         };
         for (index, ports) in offering.into_iter().enumerate() {
@@ -104,7 +106,8 @@ impl Mesh {
     fn start_application(&mut self, id: &str, address: IpAddr) -> anyhow::Result<SocketAddr> {
         let ledger = self.directory.path.join(format!("{id}.ledger"));
         let listen = SocketAddr::new(address, 0);
-        let (process, listens) = Process::application(&self.directory.path, id, listen, &ledger)?;
+        let (process, listens) =
+            Process::application(&self.directory.path, id, listen, &ledger, self.service_time_us)?;
         self.applications.push(process);
         self.ledgers.push(ledger);
         Ok(listens)

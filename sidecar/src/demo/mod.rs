@@ -56,6 +56,9 @@ pub struct DemoArgs {
     /// How long an application is stopped, in milliseconds; 0: never
     #[arg(long, hide = true, default_value_t = 100)]
     pause_ms: u64,
+    /// How long an application takes for a request besides its own work, in microseconds
+    #[arg(long, hide = true, default_value_t = 0)]
+    service_time_us: u64,
     /// Makes arrivals and pauses the same again
     #[arg(long, hide = true)]
     seed: Option<u64>,
@@ -117,7 +120,7 @@ async fn demonstrate(args: &DemoArgs) -> anyhow::Result<Mesh> {
     let length = Duration::from_secs(args.seconds);
     screen.say(&introduction(args))?;
 
-    let mut mesh = Mesh::start(args.keep, seed).await?;
+    let mut mesh = Mesh::start(args.keep, args.service_time_us, seed).await?;
     let pauses = (args.pause_ms > 0)
         .then(|| Pauses::start(mesh.application_pids(), Duration::from_millis(args.pause_ms), seed))
         .transpose()
@@ -280,7 +283,14 @@ fn report(
     results: &Results,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let mut text = format!("{}\n{}\n\n{}\n", results.table(), results.verdict(), results.posts());
+    let p99_by_second = Arm::ALL.map(|arm| &*progress.arms[arm.index()].p99_by_second);
+    let mut text = format!(
+        "{}\n{}\n{}\n\n{}\n",
+        results.table(),
+        screen::chart(p99_by_second),
+        results.verdict(),
+        results.posts()
+    );
     for arm in Arm::ALL {
         let failures = &progress.arms[arm.index()].failures;
         if !failures.is_empty() {
@@ -311,7 +321,7 @@ fn next_steps(args: &DemoArgs, mesh: &Mesh) -> anyhow::Result<String> {
     let ports = mesh.client(Arm::Evenkeel).ports;
     let program = std::env::current_exe()?;
     Ok(format!(
-        "The mesh runs on without {KILLED} until Ctrl-C; files and logs are in {}. Try:\n\
+        "The mesh runs on without {KILLED} until Ctrl-C, its files and logs are in\n{}. Try:\n\
          \x20 dig @{} -p {} {SERVICE}.service.mesh SRV\n\
          \x20 curl -H 'Host: {SERVICE}.mesh' http://{}/hello\n\
          \x20 {} explain {SERVICE} --admin {}",

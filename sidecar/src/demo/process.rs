@@ -62,10 +62,12 @@ impl Process {
         name: &str,
         listen: SocketAddr,
         ledger: &Path,
+        service_time_us: u64,
     ) -> anyhow::Result<(Process, SocketAddr)> {
         let mut command = Command::new(own_binary()?);
         command
             .args(["demo-application", "--name", name, "--listen", &listen.to_string()])
+            .args(["--service-time-us", &service_time_us.to_string()])
             .args(["--parent", &std::process::id().to_string(), "--ledger"])
             .arg(ledger);
         let mut process = Process::start(directory, name, command, true)?;

@@ -91,10 +91,8 @@ impl Frame<'_> {
         let mut text =
             format!("{:>2} of {} s   {killed}\n\n", clock.as_secs(), self.length.as_secs());
         text.push_str(&self.results.table());
-        text.push_str("\np99 of each second: ▁ up to 2 ms, █ over 128 ms\n");
-        for (arm, seconds) in Arm::ALL.into_iter().zip(self.p99_by_second) {
-            text.push_str(&format!("{:<20}  {}\n", arm.title(), bars(seconds)));
-        }
+        text.push('\n');
+        text.push_str(&chart(self.p99_by_second));
         text.push('\n');
         text.push_str(&self.results.posts());
         text.push('\n');
@@ -110,6 +108,15 @@ impl Frame<'_> {
             Arm::ALL.iter().map(|&arm| format!("{} {}", arm.name(), p99(arm))).collect();
         format!("{:>3} s  p99 so far in ms: {}", elapsed.as_secs(), arms.join(", "))
     }
+}
+
+/// One line for each arm: how the p99 went from second to second.
+pub fn chart(p99_by_second: [&[Option<Duration>]; Arm::ALL.len()]) -> String {
+    let mut text = String::from("p99 of each second: ▁ up to 2 ms, █ over 128 ms\n");
+    for (arm, seconds) in Arm::ALL.into_iter().zip(p99_by_second) {
+        text.push_str(&format!("{:<20}  {}\n", arm.title(), bars(seconds)));
+    }
+    text
 }
 
 /// One character for each second, the last [`BARS_MAX`] of them; each step is twice the one below.

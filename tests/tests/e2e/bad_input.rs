@@ -1,6 +1,6 @@
 //! Bytes nobody invited: counted, answered or dropped, never a panic, and without any effect on the mesh.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use evenkeel_tests::client::{self, Version, request};
@@ -62,70 +62,91 @@ fn noise_on_every_port_has_no_effect(workers: usize) {
     assert_unharmed(&mut trio);
 }
 
-fn datagrams_of_a_member_repeated_or_mangled_have_no_effect(workers: usize) {
+/// What members send to the gossip address of a host that has just died, before they give it up.
+fn overhear(at: SocketAddrV4) -> Vec<Vec<u8>> {
+    let ear = UdpSocket::bind(at).unwrap();
+    // Accepts without a word, so that nobody is told that the address is dead.
+    let _streams = TcpListener::bind(at).unwrap();
+    ear.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut buffer = [0; 2048];
+    let mut heard = Vec::new();
+    while heard.len() < 6 {
+        let Ok((length, _)) = ear.recv_from(&mut buffer) else { break };
+        heard.push(buffer[..length].to_vec());
+    }
+    heard
+}
+
+fn datagrams_repeated_or_mangled_have_no_effect(workers: usize) {
+    for keys in [vec![], vec![KEY.to_owned()]] {
+        let sealed = !keys.is_empty();
+        let setup = Setup { keys, ..Setup::default() };
+        let mut trio = Trio::start(Lab::new(workers), &setup);
+        trio.hosts[0].process.kill();
+        let datagrams = overhear(trio.hosts[0].gossip());
+        assert!(datagrams.len() >= 2, "members probe a host that fell silent");
+        trio.hosts[0].start_again();
+        trio.hosts[0].wait_until_ready();
+        for host in [&trio.caller, &trio.hosts[0], &trio.hosts[1]] {
+            host.wait_for_members(3);
+            host.wait_for_instances("payments", 2);
+        }
+
+        let sender = UdpSocket::bind((trio.lab.ip(60), 0)).unwrap();
+        for target in [&trio.hosts[0], &trio.hosts[1]] {
+            let before = refused(target);
+            for datagram in &datagrams {
+                for cut in 0..datagram.len() {
+                    sender.send_to(&datagram[..cut], target.gossip()).unwrap();
+                    let mut flipped = datagram.clone();
+                    flipped[cut] ^= 0x10;
+                    sender.send_to(&flipped, target.gossip()).unwrap();
+                }
+            }
+            wait::for_true("mangled datagrams are counted", Duration::from_secs(10), || {
+                refused(target) > before
+            });
+            if sealed {
+                // Each as it was, but again and from elsewhere.
+                let before = refused(target);
+                for datagram in datagrams.iter().cycle().take(60) {
+                    sender.send_to(datagram, target.gossip()).unwrap();
+                }
+                wait::for_true("replays are counted", Duration::from_secs(10), || {
+                    refused(target) > before
+                });
+            }
+        }
+        assert_unharmed(&mut trio);
+    }
+}
+
+fn streams_repeated_or_mangled_have_no_effect(workers: usize) {
     for keys in [vec![], vec![KEY.to_owned()]] {
         let lab = Lab::new(workers);
-        // Nobody is at number 50 but this socket: host 1 introduces itself to it, over and over.
-        let ear = UdpSocket::bind((lab.ip(50), 7111)).unwrap();
-        ear.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let streams = std::net::TcpListener::bind((lab.ip(50), 7111)).unwrap();
+        // Nobody is at number 50 but this listener: a host that joins introduces itself to it.
+        let listener = TcpListener::bind((lab.ip(50), 7111)).unwrap();
         let heard = std::thread::spawn(move || {
             let mut bytes = Vec::new();
-            let (mut stream, _) = streams.accept().unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             let _ = std::io::Read::read_to_end(&mut stream, &mut bytes);
             bytes
         });
-        let mut trio = Trio::start(
-            lab,
-            &Setup { keys: keys.clone(), join: vec![1, 2, 3, 50], ..Setup::default() },
-        );
-        let mut buffer = [0; 2048];
-        let mut datagrams = Vec::new();
-        // What came: a join may begin over TCP, or by datagram, or both.
-        ear.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-        while datagrams.len() < 4 {
-            let Ok((n, _)) = ear.recv_from(&mut buffer) else { break };
-            datagrams.push(buffer[..n].to_vec());
-        }
-        let stream = if heard.is_finished() || datagrams.is_empty() {
-            heard.join().unwrap()
-        } else {
-            Vec::new()
-        };
-        assert!(!datagrams.is_empty() || !stream.is_empty(), "host 1 knocks at number 50");
-
+        let mut trio =
+            Trio::start(lab, &Setup { keys, join: vec![1, 2, 3, 50], ..Setup::default() });
+        let stream = heard.join().unwrap();
+        assert!(stream.len() > 8, "a joining host says who it is: {stream:?}");
         let target = &trio.hosts[0];
         let before = refused(target);
-        let sender = UdpSocket::bind((trio.lab.ip(60), 0)).unwrap();
-        for datagram in &datagrams {
-            for cut in 0..datagram.len() {
-                sender.send_to(&datagram[..cut], target.gossip()).unwrap();
-                let mut flipped = datagram.clone();
-                flipped[cut] ^= 0x10;
-                sender.send_to(&flipped, target.gossip()).unwrap();
+        for cut in (0..stream.len()).step_by(stream.len().div_ceil(48).max(1)) {
+            let mut flipped = stream.clone();
+            flipped[cut] ^= 0x10;
+            for bytes in [&stream[..cut], &flipped[..], &stream[..]] {
+                Raw::connect(target.gossip().into()).unwrap().say(bytes);
             }
         }
-        if !stream.is_empty() {
-            for cut in (0..stream.len()).step_by(stream.len().div_ceil(24).max(1)) {
-                let mut flipped = stream.clone();
-                flipped[cut] ^= 0x10;
-                for bytes in [&stream[..cut], &flipped[..]] {
-                    Raw::connect(target.gossip().into()).unwrap().say(bytes);
-                }
-            }
-        }
-        wait::for_true("it is counted", Duration::from_secs(10), || refused(target) > before);
-        if !keys.is_empty() && !datagrams.is_empty() {
-            // As it was sent, but twice and from elsewhere.
-            let before = refused(target);
-            for _ in 0..20 {
-                sender.send_to(&datagrams[0], target.gossip()).unwrap();
-            }
-            wait::for_true("a replay is counted", Duration::from_secs(10), || {
-                refused(target) > before
-            });
-        }
+        wait::for_true("they are counted", Duration::from_secs(10), || refused(target) > before);
         assert_unharmed(&mut trio);
     }
 }
@@ -151,10 +172,6 @@ fn hosts_of_another_mesh_or_with_another_key_stay_strangers(workers: usize) {
         assert!(stranger.usable("payments").is_empty());
     }
     assert_unharmed(&mut trio);
-    // A new key beside the old one lets its holder in; the file is the authority.
-    for host in &mut trio.hosts {
-        assert!(host.process.ended().is_none());
-    }
 }
 
 fn malformed_requests_get_a_400_and_the_connection_ends(workers: usize) {
@@ -277,7 +294,8 @@ fn connections_past_the_limit_do_not_bring_the_host_down(workers: usize) {
 
 each_workers!(
     noise_on_every_port_has_no_effect,
-    datagrams_of_a_member_repeated_or_mangled_have_no_effect,
+    datagrams_repeated_or_mangled_have_no_effect,
+    streams_repeated_or_mangled_have_no_effect,
     hosts_of_another_mesh_or_with_another_key_stay_strangers,
     malformed_requests_get_a_400_and_the_connection_ends,
     both_length_and_chunked_is_chunked_and_the_connection_ends,

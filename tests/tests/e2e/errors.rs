@@ -40,16 +40,33 @@ fn an_unknown_name_is_a_404_that_names_it(workers: usize) {
         let answer = trio.caller.get(name, "/");
         assert_reason(&answer, 404, &["destination_not_found"], "nosuch");
     }
+    // The access log says why, too: one line of JSON for each failure.
+    wait::for_true("the access log has the failures", Duration::from_secs(5), || {
+        let log = trio.caller.process.output().unwrap();
+        let lines =
+            log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.filter(|line| line["reason"] == "unknown_service" && line["status"] == 404).count()
+            == 3
+    });
 }
 
 fn without_a_healthy_endpoint_503(workers: usize) {
-    let trio = Trio::start(Lab::new(workers), &Setup::default());
+    let setup = Setup { policy: "{panic: 0%}".into(), ..Setup::default() };
+    let trio = Trio::start(Lab::new(workers), &setup);
     trio.apps.iter().for_each(|app| app.set_healthy(false));
     trio.caller.wait_for_instances("payments", 0);
     let answer = trio.caller.get("payments", "/");
     assert_reason(&answer, 503, &["destination_unavailable"], "payments");
     trio.apps.iter().for_each(|app| app.set_healthy(true));
     trio.caller.wait_for_instances("payments", 2);
+    assert_eq!(trio.caller.get("payments", "/").status, 200);
+}
+
+fn all_unhealthy_at_once_are_tried_all_the_same(workers: usize) {
+    // `panic` is 50 % unless said otherwise: a check that is wrong everywhere must not take the service away.
+    let trio = Trio::start(Lab::new(workers), &Setup::default());
+    trio.apps.iter().for_each(|app| app.set_healthy(false));
+    trio.caller.wait_for_instances("payments", 0);
     assert_eq!(trio.caller.get("payments", "/").status, 200);
 }
 
@@ -139,6 +156,7 @@ fn a_caller_that_goes_away_cancels_what_it_asked(workers: usize) {
 each_workers!(
     an_unknown_name_is_a_404_that_names_it,
     without_a_healthy_endpoint_503,
+    all_unhealthy_at_once_are_tried_all_the_same,
     nobody_listening_503,
     broken_after_sending_502_and_never_repeated,
     too_late_504_and_cancelled_to_the_application,

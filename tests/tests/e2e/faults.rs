@@ -78,7 +78,9 @@ fn a_host_is_killed(workers: usize) {
     for host in [&trio.caller, &trio.hosts[1], &observer] {
         // Five seconds are promised; the rest is this machine's noise.
         wait::for_true("the dead host is out of every look-up", Duration::from_secs(7), || {
-            host.passing("payments") == [trio.apps[1].address] && host.members().len() == 3
+            host.passing("payments") == [trio.apps[1].address]
+                && host.usable("payments") == [trio.apps[1].address]
+                && host.members().len() == 3
         });
     }
     eprintln!("out of every look-up after {:?}", killed.elapsed());
@@ -162,6 +164,29 @@ fn an_application_is_paused_with_hedging_enforced(workers: usize) {
     );
 }
 
+fn observed_hedges_are_counted_and_not_sent(workers: usize) {
+    // The default mode: an operator sees what hedging would do before it does anything.
+    let mut trio = Trio::start(Lab::new(workers), &Setup::default());
+    let loads = start_loads(&trio.caller);
+    after(&loads, 200);
+    trio.apps[0].process.signal(Signal::STOP);
+    after(&loads, 20);
+    trio.apps[0].process.signal(Signal::CONT);
+    after(&loads, 50);
+    let report = finish(loads);
+    check(&trio, &report);
+    let metrics = trio.caller.metrics();
+    assert!(metrics.sum("evenkeel_hedges_total", &[("result", "observed")]) > 0.0);
+    assert_eq!(metrics.sum("evenkeel_attempts_total", &[("kind", "hedge")]), 0.0);
+    let first =
+        metrics.sum("evenkeel_attempts_total", &[("upstream", "payments"), ("kind", "first")]);
+    assert_eq!(
+        first,
+        f64::from(u32::try_from(report.samples.len()).unwrap()),
+        "each request counts once"
+    );
+}
+
 fn a_host_is_paused_and_nothing_is_executed_twice(workers: usize) {
     let mut trio = Trio::start(
         Lab::new(workers),
@@ -182,5 +207,6 @@ each_workers!(
     an_application_is_killed,
     an_application_resets_connections,
     an_application_is_paused_with_hedging_enforced,
+    observed_hedges_are_counted_and_not_sent,
     a_host_is_paused_and_nothing_is_executed_twice,
 );

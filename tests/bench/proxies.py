@@ -1,0 +1,216 @@
+"""The backends and the proxies under test: their configurations, and how each is started.
+
+Every configuration that was used is kept in `CONFIGS` and goes into the results.
+"""
+
+import json
+import os
+import re
+import shutil
+import urllib.request
+
+from processes import LOAD_CORE, PROXY_CORE, Process, accepts, free_port
+
+BODY = "0123456789abcdef" * 4
+
+CONFIGS = {}
+
+# Never by way of a proxy of the environment.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def write(directory, name, text):
+    """A configuration file, kept for the results under the name of its directory."""
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, name)
+    with open(path, "w") as file:
+        file.write(text)
+    CONFIGS[os.path.basename(directory)] = text
+    return path
+
+
+class Server:
+    """Something with a `process` and a `port`; entered when it is ready, gone when left."""
+
+    def ready(self):
+        return accepts(self.port)
+
+    def __enter__(self):
+        self.process.wait_until(self.ready, "it does not answer")
+        return self
+
+    def __exit__(self, *_):
+        self.process.end()
+
+
+class Backend(Server):
+    """An nginx, master and one worker in a process group of their own, that answers 64 bytes."""
+
+    def __init__(self, tools, work, name, counted=False):
+        directory = os.path.join(work, name)
+        self.port = free_port()
+        self.log = os.path.join(directory, "requests.log")
+        # Unbuffered: a line of the status for every request that nginx has read, cancelled or not.
+        access = f"log_format status '$status'; access_log {self.log} status;" if counted else "access_log off;"
+        temporary = " ".join(f"{kind}_temp_path {directory}/{kind};"
+                             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        config = write(directory, "nginx.conf", f"""
+daemon off; worker_processes 1; pid {directory}/pid; error_log stderr error;
+events {{ worker_connections 4096; }}
+http {{
+  {temporary}
+  {access}
+  keepalive_timeout 1h; keepalive_requests 1000000000;
+  server {{
+    listen 127.0.0.1:{self.port} backlog=4096;
+    location / {{ default_type text/plain; return 200 "{BODY}"; }}
+  }}
+}}
+""")
+        argv = [tools.nginx, "-p", directory, "-c", config, "-e", "stderr"]
+        self.process = Process(argv, LOAD_CORE, os.path.join(directory, "log"))
+        self.address = f"127.0.0.1:{self.port}"
+
+    def requests(self):
+        """How many it has read so far."""
+        with open(self.log, "rb") as log:
+            return log.read().count(b"\n")
+
+
+class HAProxy(Server):
+    """One thread; one listener on `port`."""
+
+    def __init__(self, tools, work, backends, balance):
+        directory = os.path.join(work, f"haproxy-{balance.split('(')[0]}")
+        self.port = free_port()
+        servers = "\n  ".join(f"server b{n} {backend.address}" for n, backend in enumerate(backends))
+        config = write(directory, "haproxy.cfg", f"""
+global
+  nbthread 1
+  maxconn 4000
+defaults
+  mode http
+  option http-keep-alive
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+  timeout http-keep-alive 1h
+frontend in
+  bind 127.0.0.1:{self.port}
+  default_backend out
+backend out
+  balance {balance}
+  http-reuse always
+  {servers}
+""")
+        self.process = Process([tools.haproxy, "-db", "-f", config], PROXY_CORE, os.path.join(directory, "log"))
+
+
+class Envoy(Server):
+    """One worker, LEAST_REQUEST, hedging on the per-try timeout; the limits that would stop it are raised."""
+
+    def __init__(self, tools, work, backends, per_try_timeout, retries):
+        directory = os.path.join(work, f"envoy-{per_try_timeout}-{retries}")
+        self.port = free_port()
+        listen = {"socket_address": {"address": "127.0.0.1", "port_value": self.port}}
+        route = {
+            "cluster": "out",
+            "timeout": "15s",
+            "hedge_policy": {"hedge_on_per_try_timeout": True},
+            "retry_policy": {
+                "retry_on": "5xx,reset,connect-failure",
+                "num_retries": retries,
+                "per_try_timeout": per_try_timeout,
+                "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
+                "retry_host_predicate": [{
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {"@type": "type.googleapis.com/envoy.extensions.retry.host."
+                                              "previous_hosts.v3.PreviousHostsPredicate"},
+                }],
+                "host_selection_retry_max_attempts": 5,
+            },
+        }
+        manager = {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3."
+                     "HttpConnectionManager",
+            "stat_prefix": "in",
+            "http_filters": [{
+                "name": "envoy.filters.http.router",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+            }],
+            "route_config": {"virtual_hosts": [{
+                "name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}],
+            }]},
+        }
+        endpoints = [{"endpoint": {"address": {"socket_address": {
+            "address": "127.0.0.1", "port_value": backend.port}}}} for backend in backends]
+        config = write(directory, "envoy.json", json.dumps({"static_resources": {
+            "listeners": [{"name": "in", "address": listen, "filter_chains": [{"filters": [
+                {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}]}],
+            "clusters": [{
+                "name": "out", "type": "STATIC", "connect_timeout": "1s", "lb_policy": "LEAST_REQUEST",
+                "circuit_breakers": {"thresholds": [{"max_retries": 1024, "max_requests": 4096,
+                                                     "max_connections": 4096, "max_pending_requests": 4096}]},
+                "load_assignment": {"cluster_name": "out", "endpoints": [{"lb_endpoints": endpoints}]},
+            }],
+        }}, indent=1))
+        argv = [tools.envoy, "-c", config, "--concurrency", "1", "--disable-hot-restart", "-l", "warning"]
+        self.process = Process(argv, PROXY_CORE, os.path.join(directory, "log"))
+
+
+class Evenkeel(Server):
+    """One worker, every default unless `policy` says otherwise; `port` leads to the service `echo`."""
+
+    def __init__(self, tools, work, name, backends=(), offers=(), join=(), policy=None, address="127.0.0.1"):
+        directory = os.path.join(work, name)
+        shutil.rmtree(directory, ignore_errors=True)
+        self.port, self.admin, self.catalog = free_port(), free_port(), free_port()
+        self.gossip = f"{address}:{free_port()}"
+        config = {
+            "workers": 1,
+            "node": {"name": name, "address": address, "data_dir": os.path.join(directory, "data")},
+            "mesh": {"join": list(join), "gossip": {"listen": self.gossip},
+                     "data": {"listen": f"{address}:{free_port()}"}},
+            "outbound": {"listen": f"127.0.0.1:{free_port()}",
+                         "listeners": [{"listen": f"127.0.0.1:{self.port}", "service": "echo"}]},
+            "discovery": {"http": f"127.0.0.1:{self.catalog}", "dns": f"127.0.0.1:{free_port()}"},
+            "admin": {"listen": f"127.0.0.1:{self.admin}"},
+            "services": [{"name": "echo", "id": f"echo-{backend.port}", "address": backend.address,
+                          "protocol": "http"} for backend in offers],
+        }
+        if backends:
+            config["upstreams"] = [{"name": "echo", "endpoints": [backend.address for backend in backends]}]
+        if policy:
+            config["policy"] = policy
+        # YAML's flow style, which is JSON.
+        path = write(directory, "evenkeel.yaml", json.dumps(config, indent=1))
+        self.process = Process([tools.evenkeel, "run", "-c", path], PROXY_CORE, os.path.join(directory, "log"))
+
+    def ready(self):
+        return self._get(self.admin, "/readyz") is not None
+
+    def wait_for_instances(self, count):
+        """Until the mesh has told this host of so many healthy instances of `echo`."""
+        def known():
+            found = self._get(self.catalog, "/v1/health/service/echo?passing")
+            return found is not None and len(json.loads(found)) == count
+        self.process.wait_until(known, f"it does not learn of {count} instances")
+
+    def wait_for_members(self, count):
+        def known():
+            found = self._get(self.catalog, "/v1/agent/members")
+            return found is not None and len(json.loads(found)) == count
+        self.process.wait_until(known, f"it does not learn of {count} hosts")
+
+    def metric(self, name):
+        """Its values, by their labels."""
+        lines = (self._get(self.admin, "/metrics") or b"").decode()
+        return {labels: float(value) for labels, value in re.findall(rf"^{name}{{(.*)}} (\S+)$", lines, re.M)}
+
+    @staticmethod
+    def _get(port, path):
+        try:
+            with DIRECT.open(f"http://127.0.0.1:{port}{path}", timeout=1) as answer:
+                return answer.read()
+        except OSError:
+            return None
