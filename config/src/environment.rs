@@ -1,7 +1,7 @@
 //! What the configuration takes from the operating system: the values behind defaults that no file can know.
 //!
 //! They come in as an argument, so that the same file and the same `Environment` always make the same
-//! [`Settings`](crate::settings::Settings). [`Environment::from_os`] is the only place that asks the system.
+//! [`Settings`]. [`Environment::from_os`] is the only place that asks the system.
 //! It changes nothing and sends nothing: the default route's address is read off an unconnected UDP socket.
 
 use std::net::{IpAddr, UdpSocket};

@@ -2,11 +2,11 @@
 //!
 //! One file makes one [`settings::Settings`], in which nothing is missing and nothing contradicts, or it makes
 //! every [`Problem`] it has, each with line and column. The other crates read [`policy`] and [`settings`] and
-//! nothing else of this one; only the program itself loads, compares ([`diff`]) and shows them.
+//! nothing else of this one; only the program itself loads, compares ([`diff()`]) and shows them.
 //!
 //! From the file inwards: `tree` (YAML with positions) → `section` and `read` (each value through its row of the
 //! table in `keys`) → `model` (the file as written) → `validate` and `layer` (settings). The same table makes
-//! [`schema`]; `effective` writes settings back in the notation of the file. No state, no tasks, no network; the
+//! [`schema()`]; `effective` writes settings back in the notation of the file. No state, no tasks, no network; the
 //! system is asked in [`Environment::from_os`], files are read in `load` and `key_file`.
 //!
 //! ```
