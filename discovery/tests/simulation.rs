@@ -78,6 +78,37 @@ fn a_killed_process_is_out_of_every_look_up_on_20_hosts() {
 }
 
 #[test]
+fn most_processes_killed_at_once_are_noticed_too() {
+    for (hosts, survivors) in [(2, 1), (4, 1), (20, 10)] {
+        let mut times = Vec::new();
+        for seed in seeds(4) {
+            let mut world = World::with_mesh(seed, hosts);
+            (survivors..hosts).for_each(|host| world.kill(host));
+            // None is kept for fear that it is us who are cut off: their ports are closed.
+            let took = world.wait(Duration::from_secs(30), World::is_converged);
+            times.push(took.unwrap_or_else(|| {
+                panic!("seed {seed}: {survivors} of {hosts} left, not noticed")
+            }));
+        }
+        let worst = report(&format!("killed, {} of {hosts} hosts", hosts - survivors), times);
+        assert!(worst <= Duration::from_secs(5), "{worst:?}");
+    }
+}
+
+/// A firewall that lets only TCP through: slower, but a mesh.
+#[test]
+fn datagrams_lost_for_good_between_two_hosts_kill_nobody() {
+    for seed in seeds(2) {
+        let mut world = World::with_mesh(seed, 5);
+        world.network.datagrams_cut.extend([(1, 2), (2, 1)]);
+        world.run(Duration::from_secs(120));
+        assert_eq!(world.downs, [], "seed {seed}");
+        world.register(1, "new", "new");
+        world.converge(Duration::from_secs(5));
+    }
+}
+
+#[test]
 fn a_silent_host_is_out_of_every_look_up() {
     for hosts in [2, 4, 20] {
         let worst =

@@ -27,8 +27,8 @@ use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use rand::RngExt as _;
 use smallvec::SmallVec;
-use tokio::time::Sleep;
 
+use crate::alarm::Alarm;
 use crate::body::{Body, Replay};
 use crate::error::{Error, GRPC_STATUS};
 use crate::headers;
@@ -109,10 +109,10 @@ pub async fn send(
     let delay = route.hedger.delay(start, &policy.hedge);
     let mut copy_at = delay.map(|delay| start + delay);
     let mut dispatched = start;
-    let mut timer = pin!(tokio::time::sleep_until(earliest(copy_at, deadline.at).into()));
+    let mut alarm = Alarm::new(&worker.alarms, earliest(copy_at, deadline.at));
 
     loop {
-        let event = poll_fn(|cx| poll_event(cx, first.as_mut(), &mut copies, timer.as_mut())).await;
+        let event = poll_fn(|cx| poll_event(cx, first.as_mut(), &mut copies, &mut alarm)).await;
         let now = Instant::now();
         let ended = !matches!(event, Event::Timer);
         match event {
@@ -166,7 +166,7 @@ pub async fn send(
                     again.filter(|_| tried.len() < upstream.balancer.endpoints().len())
                 };
             }
-            // The timer rounds: it is armed again below.
+            // An alarm far away rings before its time: it is armed again below.
             Event::Timer => {}
             Event::First(ended) => {
                 first.set(None);
@@ -229,7 +229,7 @@ pub async fn send(
                 None => failed = Some(why),
             }
         }
-        timer.as_mut().reset(earliest(copy_at, deadline.at).into());
+        alarm.set(earliest(copy_at, deadline.at));
     }
 }
 
@@ -349,7 +349,7 @@ fn poll_event<F: Future<Output = Ended>>(
     cx: &mut Context<'_>,
     first: Pin<&mut Option<F>>,
     copies: &mut [Copied<F>],
-    timer: Pin<&mut Sleep>,
+    alarm: &mut Alarm<'_>,
 ) -> Poll<Event> {
     if let Some(first) = first.as_pin_mut()
         && let Poll::Ready(ended) = first.poll(cx)
@@ -361,7 +361,7 @@ fn poll_event<F: Future<Output = Ended>>(
             return Poll::Ready(Event::Copy(at, ended));
         }
     }
-    timer.poll(cx).map(|()| Event::Timer)
+    alarm.poll(cx).map(|()| Event::Timer)
 }
 
 /// One attempt at one endpoint, up to the response's head.

@@ -30,6 +30,7 @@ use crate::body::Reply;
 use crate::listener::Role;
 use crate::passthrough::Tunnel;
 use crate::pool::{CONNECTION_WINDOW, HEAD_MAX, STREAM_WINDOW};
+use crate::socket::Socket;
 use crate::worker::{LocalExecutor, Worker};
 
 /// What a connection's IO, its requests and the worker's sweep know of each other.
@@ -186,7 +187,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     };
     let link = Rc::new(Link::new(peer, local, version != Version::HTTP_2, Instant::now()));
     worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
-    let io = TokioIo::new(Watched { stream, link: Rc::clone(&link) });
+    let io = TokioIo::new(Watched { stream: Socket(stream), link: Rc::clone(&link) });
     let service = service_fn({
         let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));
         move |request| {
@@ -294,7 +295,7 @@ async fn sniff(stream: &TcpStream) -> io::Result<Version> {
 
 /// The socket, telling its link what it reads.
 struct Watched {
-    stream: TcpStream,
+    stream: Socket,
     link: Rc<Link>,
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod alarm;
 mod app;
 mod attempt;
 mod body;
@@ -27,6 +28,7 @@ mod passthrough;
 mod pool;
 mod port_pair;
 mod route;
+mod socket;
 mod state;
 mod template;
 mod upstreams;

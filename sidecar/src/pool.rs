@@ -27,6 +27,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::body::Body;
+use crate::socket::Socket;
 use crate::worker::LocalExecutor;
 
 /// The connections of one worker.
@@ -131,7 +132,7 @@ impl Pool {
         let stream = dial(address, None).await.map_err(|e| unreachable(address, &e))?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Socket(stream)))
             .await
             .map_err(|e| unreachable(address, &io::Error::other(e)))?;
         tokio::task::spawn_local(async move {
@@ -354,10 +355,8 @@ fn find<'a, E: std::error::Error + 'static>(
 async fn handshake_h2(
     address: SocketAddr,
     from: Option<IpAddr>,
-) -> io::Result<(
-    http2::SendRequest<Body>,
-    http2::Connection<TokioIo<TcpStream>, Body, LocalExecutor>,
-)> {
+) -> io::Result<(http2::SendRequest<Body>, http2::Connection<TokioIo<Socket>, Body, LocalExecutor>)>
+{
     let stream = dial(address, from).await?;
     http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -367,7 +366,7 @@ async fn handshake_h2(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Socket(stream)))
         .await
         .map_err(io::Error::other)
 }

@@ -21,6 +21,7 @@ use rand::rngs::SmallRng;
 use tokio::sync::{Notify, mpsc};
 
 use crate::access::AccessLog;
+use crate::alarm::Alarms;
 use crate::body::Buffers;
 use crate::connection::Links;
 use crate::listener::Role;
@@ -70,6 +71,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Connections to endpoints.
     pub pool: Rc<Pool>,
+    /// When requests are due.
+    pub alarms: Rc<Alarms>,
     /// Decides among endpoints.
     pub rng: RefCell<SmallRng>,
     /// Accepted connections: outbound, inbound.
@@ -127,6 +130,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
         id,
         router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
         pool: Rc::default(),
+        alarms: Rc::new(Alarms::new(shared.epoch)),
         rng: RefCell::new(rand::make_rng()),
         links: Default::default(),
         busy: Cell::new(0),
@@ -134,6 +138,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
         shared,
     });
     tokio::task::spawn_local(watch_lag(Rc::clone(&worker)));
+    tokio::task::spawn_local(crate::alarm::run(Rc::clone(&worker.alarms)));
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut open: Vec<(SocketAddr, Rc<Notify>)> = Vec::new();

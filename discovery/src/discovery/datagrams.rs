@@ -252,7 +252,7 @@ impl Discovery {
                 Applied::Changed(changes) => {
                     self.publisher.touch_services(now, changes.services);
                     self.publisher.touch_node(now, extent.node, &self.registry);
-                    self.peer_left(now, extent.node);
+                    self.peer_was_gone(now, extent.node, true);
                     if changes.node {
                         let size = self.membership.up().len() + 1;
                         self.spread.push(now, extent.node, extent.generation, 0, size);

@@ -275,9 +275,7 @@ impl Discovery {
     /// A host is gone for certain: it said so, or its port is closed.
     pub(super) fn peer_gone(&mut self, now: Instant, node: u64, epoch: u32, left: bool) {
         let Some(known) = self.membership.up().get(&node).copied() else {
-            if left {
-                self.peer_left(now, node);
-            }
+            self.peer_was_gone(now, node, left);
             return;
         };
         if known > epoch {
@@ -288,11 +286,13 @@ impl Discovery {
         self.membership.declare_down(now, node, epoch, true);
     }
 
-    /// A host that is down already turns out to have said goodbye.
-    pub(super) fn peer_left(&mut self, now: Instant, node: u64) {
+    /// A host that is down already turns out to have said goodbye, or to be dead for certain: it did not vanish.
+    pub(super) fn peer_was_gone(&mut self, now: Instant, node: u64, left: bool) {
         if let Some(departed) = self.peers.departed.get_mut(&node) {
-            departed.left = true;
+            departed.left |= left;
+            departed.dead |= !left;
             departed.preserved_until = None;
+            self.peers.vanished.retain(|(_, vanished)| *vanished != node);
             self.publisher.touch_node(now, node, &self.registry);
         }
     }

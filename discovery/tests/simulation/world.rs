@@ -67,12 +67,20 @@ pub struct Network {
     pub delay: (Duration, Duration),
     /// Directed: (from, to).
     pub cut: BTreeSet<(usize, usize)>,
+    /// The same, for datagrams only.
+    pub datagrams_cut: BTreeSet<(usize, usize)>,
 }
 
 impl Network {
     pub fn lan() -> Self {
         let delay = (Duration::from_micros(100), Duration::from_millis(1));
-        Network { loss: 0.0, duplicate: 0.0, delay, cut: BTreeSet::new() }
+        Network {
+            loss: 0.0,
+            duplicate: 0.0,
+            delay,
+            cut: BTreeSet::new(),
+            datagrams_cut: BTreeSet::new(),
+        }
     }
 }
 
@@ -479,7 +487,9 @@ impl World {
         let Some(to) = self.hosts.iter().position(|host| host.address == to) else {
             return;
         };
-        if self.network.cut.contains(&(from, to)) {
+        if self.network.cut.contains(&(from, to))
+            || self.network.datagrams_cut.contains(&(from, to))
+        {
             return;
         }
         let copies = 1 + usize::from(self.rng.random_bool(self.network.duplicate));
