@@ -178,7 +178,7 @@ mod tests {
             (
                 "",
                 "limits: {members: 5}\nshutdown: {settle: 1s}\nnode: {data_dir: /d}",
-                &["node.data_dir restart", "limits.members live", "shutdown.settle live"],
+                &["node.data_dir restart", "limits.members restart", "shutdown.settle live"],
             ),
         ];
         for (old, new, expected) in table {

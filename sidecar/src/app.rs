@@ -242,7 +242,7 @@ impl App {
                 self.metrics.reload_successful.set(0);
                 error!("the configuration file is not taken, the old one stays:\n{problems}");
                 return self.events.warn(
-                    "reload refused",
+                    "reload_refused",
                     file.display().to_string(),
                     problems.to_string(),
                 );
@@ -265,7 +265,7 @@ impl App {
             self.metrics.reload_successful.set(0);
             error!("the configuration file is not taken whole: {problem:#}");
             return self.events.warn(
-                "reload refused",
+                "reload_refused",
                 file.display().to_string(),
                 format!("{problem:#}"),
             );
@@ -325,9 +325,8 @@ fn in_effect(old: &Settings, new: Settings) -> Settings {
 }
 
 fn taken(what: &str, address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
-    anyhow::anyhow!(
-        "cannot listen on {address} ({what}): {error}; stop what has it (`ss -lntup` shows it) or choose another"
-    )
+    let hint = data_plane::bind_hint(error);
+    anyhow::anyhow!("cannot listen on {address} ({what}): {error}; {hint}")
 }
 
 fn unix_seconds() -> i64 {

@@ -36,16 +36,24 @@ impl Sockets {
     /// Names the address and what to do.
     pub fn open(what: &str, address: SocketAddr, workers: usize) -> anyhow::Result<Sockets> {
         let (address, sockets) = listener::open(address, workers).map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    "another process has it: stop that one (`ss -ltnp` shows it) or choose another port"
-                }
-                io::ErrorKind::AddrNotAvailable => "this host does not have that address",
-                _ => "see the error",
-            };
+            let hint = bind_hint(&error);
             anyhow::anyhow!("cannot listen on {address} ({what}): {error}; {hint}")
         })?;
         Ok(Sockets { address, sockets })
+    }
+}
+
+/// What an operator can do about a listener that cannot be opened.
+pub fn bind_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another process has it: stop that one (`ss -lntup` shows it) or choose another port"
+        }
+        io::ErrorKind::AddrNotAvailable => "this host does not have that address",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE: choose another or grant it"
+        }
+        _ => "see the error",
     }
 }
 
