@@ -1,4 +1,4 @@
-//! Which hosts are up: SWIM with suspicion, by foca, which no other file names.
+//! Which hosts are up: SWIM with suspicion, by foca, which nothing outside this module names.
 //!
 //! What is decided here is what foca leaves to its embedder. Identities are (node id, epoch); where a host is, is
 //! known beside them. We own the timers and bend them:
@@ -261,15 +261,24 @@ impl Membership {
         self.handle_members(now, &[Membered { node, epoch, incarnation, down: false }]);
     }
 
-    /// Another host suspects this one: refute.
-    pub fn handle_suspected(&mut self, now: Instant, epoch: u32, incarnation: u16) {
+    /// Another host suspects this one: refute, and to its face, so that it need not wait to hear of it.
+    pub fn handle_suspected(&mut self, now: Instant, by: u64, epoch: u32, incarnation: u16) {
         let own = *self.foca.identity();
         if self.left || own.epoch != epoch {
             return;
         }
         let suspect = Member::new(own, incarnation, State::Suspect);
         let _ = self.foca.apply_many(std::iter::once(suspect), false, &mut self.outbox);
+        if let Some(epoch) = self.up.get(&by) {
+            // Whatever we send carries our incarnation.
+            let _ = self.foca.announce(Id { node: by, epoch: *epoch }, &mut self.outbox);
+        }
         self.settle(now);
+    }
+
+    /// Something arrived from this host: it is not dead, whoever suspects it.
+    pub fn heard_from(&mut self, node: u64) {
+        self.lifeguard.heard_from(node);
     }
 
     /// The host answered over TCP although its datagrams are missing: as good as an acknowledgement.

@@ -91,6 +91,7 @@ impl Discovery {
             // A guess, until it says so itself.
             self.learn_address(now, Located { node: sender, generation: 0, address: from });
         }
+        self.membership.heard_from(sender);
         self.handle_frames(now, wall_ms, sender, frames);
         self.pump(now);
     }
@@ -190,7 +191,7 @@ impl Discovery {
                     self.handle_verdict(now, sender, node, epoch, refused);
                 }
                 Frame::Suspected { epoch, incarnation } => {
-                    self.membership.handle_suspected(now, epoch, incarnation);
+                    self.membership.handle_suspected(now, sender, epoch, incarnation);
                 }
                 // Answered by the callers, who know where to.
                 Frame::Challenge(_)

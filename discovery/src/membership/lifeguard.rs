@@ -66,6 +66,13 @@ impl Lifeguard {
         }
     }
 
+    /// Something arrived from this host.
+    pub fn heard_from(&mut self, node: u64) {
+        if let Some(suspicion) = self.suspects.get_mut(&node) {
+            suspicion.heard = true;
+        }
+    }
+
     /// A host was heard from, at this incarnation.
     pub fn heard(&mut self, id: Id, incarnation: u16) {
         let Some(suspicion) = self.suspects.get_mut(&id.node) else { return };
