@@ -39,7 +39,7 @@ fn answering(host: &Host, version: Version, name: &str) -> BTreeSet<String> {
 
 /// In turn, so that a few requests show every endpoint; the default goes where answers come soonest.
 fn in_turn() -> Setup {
-    Setup { policy: "{balance: round_robin}".into(), ..Setup::default() }
+    Setup { policy: "{balance: round_robin, slow_start: 0s}".into(), ..Setup::default() }
 }
 
 fn by_host_header_in_every_form(workers: usize) {
@@ -208,7 +208,7 @@ fn nginx_behind_the_mesh_and_h2load_before_it(workers: usize) {
     std::fs::create_dir_all(folder.join("www")).unwrap();
     std::fs::write(folder.join("www/index.html"), "from nginx\n").unwrap();
     let conf = format!(
-        "daemon off; user root; worker_processes 1; pid {0}/nginx.pid; error_log stderr; events {{}}\n\
+        "daemon off; master_process off; user root; pid {0}/nginx.pid; error_log stderr; events {{}}\n\
          http {{ access_log off; client_body_temp_path {0}/t1; proxy_temp_path {0}/t2; fastcgi_temp_path {0}/t3;\n\
          uwsgi_temp_path {0}/t4; scgi_temp_path {0}/t5; keepalive_requests 100;\n\
          server {{ listen {address}:8080; root {0}/www; location = /healthz {{ return 200 \"ok\\n\"; }} }} }}\n",
