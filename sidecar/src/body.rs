@@ -5,7 +5,7 @@
 //! with what is kept and goes on with the caller's stream. Once the limits are passed the kept part is
 //! dropped and only the attempt that is reading goes on: the request can no longer be repeated, which
 //! [`Replay::replayable`] says. Two attempts never read the caller's stream at once: a copy starts only when
-//! [`Replay::complete`], a retry only when the attempt before it is gone.
+//! [`Replay::complete`], and after a retry only the newest reader may read on, whatever an earlier upload still does.
 //!
 //! A [`Reply`] carries the exchange's end: whatever happens to the body (read to the end, broken, dropped), the
 //! [`Exchange`] inside sees it exactly once.
