@@ -18,6 +18,7 @@ use crate::ejection::{Ejection, Ejections};
 use crate::epoch::Epoch;
 use crate::peak_ewma::PeakEwma;
 use crate::stall::{Silence, Stall};
+use crate::zone::Spill;
 
 /// What is known of an endpoint from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +148,8 @@ pub(crate) struct State {
     pub(crate) attempts: Arc<Attempts>,
     /// Of the upstream: how many of its endpoints are ejected.
     pub(crate) ejections: Arc<Ejections>,
+    /// Of the upstream: how much of its load leaves the zone.
+    pub(crate) spill: Arc<Spill>,
 }
 
 impl State {
@@ -155,6 +158,7 @@ impl State {
         ramp_from: u64,
         attempts: Arc<Attempts>,
         ejections: Arc<Ejections>,
+        spill: Arc<Spill>,
     ) -> State {
         State {
             serial: NEXT_SERIAL.fetch_add(1, Relaxed),
@@ -170,6 +174,7 @@ impl State {
             clean_since: AtomicU64::new(0),
             attempts,
             ejections,
+            spill,
         }
     }
 

@@ -8,7 +8,7 @@ use evenkeel_config::policy::Policy;
 use serde::Serialize;
 
 use crate::balancer::Balancer;
-use crate::endpoint::{Endpoint, Hop};
+use crate::endpoint::Hop;
 use crate::set::Set;
 use crate::stall::Silence;
 
@@ -57,7 +57,8 @@ impl Balancer {
         let set = self.endpoints();
         let panic = self.panics(&set, policy);
         set.iter()
-            .map(|endpoint| EndpointReport {
+            .enumerate()
+            .map(|(index, endpoint)| EndpointReport {
                 id: endpoint.spec.instance.to_string(),
                 node: if endpoint.spec.node == 0 {
                     String::new()
@@ -75,19 +76,14 @@ impl Balancer {
                 stall_ms: endpoint.stall_age(now).map(|age| age.as_secs_f64() * 1e3),
                 ejected_for_ms: endpoint.ejected_for(now).map(|left| left.as_secs_f64() * 1e3),
                 ejections: endpoint.ejections(),
-                verdicts: verdicts(&set, endpoint, self.moment(now), policy, panic),
+                verdicts: verdicts(&set, index, self.moment(now), policy, panic),
             })
             .collect()
     }
 }
 
-fn verdicts(
-    set: &Set,
-    endpoint: &Endpoint,
-    now: u64,
-    policy: &Policy,
-    panic: bool,
-) -> Vec<FilterVerdict> {
+fn verdicts(set: &Set, index: usize, now: u64, policy: &Policy, panic: bool) -> Vec<FilterVerdict> {
+    let endpoint = &set[index];
     let state = &*endpoint.state;
     let left_ms = |until: u64| until.saturating_sub(now) as f64 / 1e6;
     let verdict = |filter, pass, why| FilterVerdict { filter, pass, why };
@@ -163,7 +159,7 @@ fn verdicts(
             format!("silent for {:.1} ms; the next request is a trial", age_ns as f64 / 1e6),
         ),
     };
-    let zone = match set.is_near(endpoint) {
+    let zone = match set.look(index).near {
         None => verdict("zone", true, "its zone or ours is not known".into()),
         Some(true) => verdict("zone", true, "stands in our zone".into()),
         Some(false) => verdict("zone", true, "stands in another zone".into()),

@@ -29,6 +29,8 @@ pub struct Ticket {
     /// Longer without a head than most.
     late: bool,
     attempt: Attempt,
+    /// To an endpoint of this host's zone; `None`: zones are not known.
+    near: Option<bool>,
 }
 
 /// How an attempt went, as far as its endpoint is concerned.
@@ -59,6 +61,7 @@ impl Ticket {
         eject: &Eject,
         jitter: u32,
         attempt: Attempt,
+        near: Option<bool>,
     ) -> Ticket {
         let state = &endpoint.state;
         state.in_flight.fetch_add(1, Relaxed);
@@ -73,6 +76,7 @@ impl Ticket {
             trial,
             late: false,
             attempt,
+            near,
         }
     }
 
@@ -93,7 +97,11 @@ impl Ticket {
             Verdict::Success => {
                 state.stall.answered(now, self.started, self.trial);
                 if self.sample && self.started >= state.clean_since.load(Relaxed) {
-                    state.estimate.observe(now, now.saturating_sub(self.started));
+                    let latency = now.saturating_sub(self.started);
+                    state.estimate.observe(now, latency);
+                    if let Some(near) = self.near {
+                        state.spill.answered(near, latency);
+                    }
                 }
                 state.ejection.succeeded();
                 state.bias.clear();

@@ -7,6 +7,7 @@ mod faults;
 mod load;
 mod pauses;
 mod world;
+mod zones;
 
 /// The seeds to run: 1 to `count`, or to `EVENKEEL_SEEDS`.
 pub fn seeds(count: u64) -> std::ops::RangeInclusive<u64> {
