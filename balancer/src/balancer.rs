@@ -1,6 +1,6 @@
 //! The endpoints of one upstream: their set, what is learnt of them, and a pick. `choice` says how one is chosen.
 //!
-//! **Panic**: when fewer than `policy.panic` of the serving endpoints are not ejected, ejections are ignored, because the few that are left would
+//! **Panic**: when fewer than `policy.panic` of the serving endpoints are in rotation, ejections and probation are ignored, because the few that are left would
 //! drown; holds, bias and costs still steer away from what fails. When *no* endpoint serves, and `panic` is above 0, those that do not serve are used:
 //! a draining instance still answers, and a check may be wrong. With `panic: 0%` both are [`NoEndpoint::Unhealthy`].
 //!
@@ -24,6 +24,7 @@ use crate::circuit::Circuit;
 use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
+use crate::probation::Probations;
 use crate::set::{ENDPOINTS_MAX, Set};
 use crate::ticket::Ticket;
 use crate::zone::Spill;
@@ -37,6 +38,7 @@ pub struct Balancer {
     circuit: Circuit,
     ejections: Arc<Ejections>,
     spill: Arc<Spill>,
+    pub(crate) probations: Probations,
 }
 
 /// Which attempt of a request wants an endpoint.
@@ -96,6 +98,7 @@ impl Balancer {
             circuit: Circuit::default(),
             ejections: Arc::default(),
             spill: Arc::default(),
+            probations: Probations::default(),
         }
     }
 
@@ -172,6 +175,9 @@ impl Balancer {
         if self.ejections.is_stale(now) {
             self.recount(now, &set);
         }
+        if self.probations.is_due(now) {
+            self.probations.judge(now, &set, policy, self.ejections.out());
+        }
         let random = rng.next_u64();
         let index = self.choose(&set, now, rng, policy, wish, random)?;
         let attempts = self.circuit.attempts();
@@ -200,6 +206,7 @@ impl Balancer {
             tried: wish.tried,
             panic,
             desperate: panic && set.serving() == 0,
+            probation: policy.probation.slower_than.is_some() && !panic,
             slow_start: policy.slow_start,
             nonce: random,
         };
@@ -228,8 +235,19 @@ impl Balancer {
         policy: &Policy,
         wish: &Wish<'_>,
     ) -> Result<usize, NoEndpoint> {
+        if wish.attempt == Attempt::First
+            && let Some(index) = self.probations.trial(
+                pick.now,
+                pick.set,
+                pick.few.as_ref(),
+                policy,
+                (pick.nonce >> 32) as u32,
+            )
+        {
+            return Ok(index);
+        }
         if let (Some(key), Balance::Hash) = (wish.hash, policy.balance) {
-            let usable = pick.set.serving().saturating_sub(self.ejections.out());
+            let usable = pick.set.serving().saturating_sub(self.out(policy));
             let (bound, in_flight) = (policy.hash.bound.times(), self.circuit.requests());
             return match pick.by_key(key, bound, in_flight, usable) {
                 Some(index) => Ok(index),
@@ -280,7 +298,7 @@ impl Balancer {
 
     /// Whether ejections are to be ignored.
     pub(crate) fn panics(&self, set: &Set, policy: &Policy) -> bool {
-        let (serving, out) = (set.serving(), self.ejections.out());
+        let (serving, out) = (set.serving(), self.out(policy));
         let usable = serving.saturating_sub(out);
         let panic = policy.panic.as_fraction();
         if serving == 0 {
@@ -288,6 +306,12 @@ impl Balancer {
         } else {
             out > 0 && f64::from(usable) < panic * f64::from(serving)
         }
+    }
+
+    /// How many that serve are kept out of rotation, by failures or slowness.
+    fn out(&self, policy: &Policy) -> u32 {
+        let probation = policy.probation.slower_than.is_some();
+        self.ejections.out() + if probation { self.probations.out() } else { 0 }
     }
 
     fn recount(&self, now: u64, set: &Set) {

@@ -4,14 +4,15 @@
 //!
 //! 1. *fresh*: serves, not ejected, not held (`Retry-After`, unreachable a moment ago), not tried by this request, and admitted by slow start;
 //! 2. *starting*: as fresh, but slow start has not admitted it this time, or its weight is 0;
-//! 3. *held*;
-//! 4. *tried* by this request before: for a retry, after everything untried;
-//! 5. *not serving* (draining, failing its check): only in panic.
+//! 3. *slow*: [on probation](crate::probation);
+//! 4. *held*;
+//! 5. *tried* by this request before: for a retry, after everything untried;
+//! 6. *not serving* (draining, failing its check): only in panic.
 //!
 //! Among the fresh, an endpoint under suspicion (`stall`) is passed over a few times, whatever the policy's way of choosing.
 //!
 //! A copy goes only to 1 or 2, and always by [two choices](crate::p2c) or in the key's order: it is sent because its twin may be stuck.
-//! Rank 2 to 5 are reached only when a bounded number of draws found nothing better, by one scan of the candidates; a scan takes two at
+//! Rank 2 to 6 are reached only when a bounded number of draws found nothing better, by one scan of the candidates; a scan takes two at
 //! random of the best rank there is. So a pick among healthy endpoints costs the same for ten as for a thousand.
 //!
 //! Candidates are all endpoints of the upstream, or the members of a [shard](crate::shuffle_shard); a choice looks first at those in this
@@ -42,6 +43,8 @@ pub(crate) struct Pick<'a> {
     pub(crate) panic: bool,
     /// What does not serve may be used as a last resort.
     pub(crate) desperate: bool,
+    /// Who is on probation stays out.
+    pub(crate) probation: bool,
     pub(crate) slow_start: Duration,
     /// Decides, the same for all draws of this choice, which starting endpoints are admitted.
     pub(crate) nonce: u64,
@@ -59,6 +62,7 @@ pub(crate) struct Rotations {
 pub(crate) enum Rank {
     Fresh,
     Starting,
+    Slow,
     Held,
     Tried,
     TriedHeld,
@@ -246,6 +250,9 @@ impl Pick<'_> {
         }
         if held {
             return Rank::Held;
+        }
+        if self.probation && state.on_probation.load(Relaxed) {
+            return Rank::Slow;
         }
         if *weight == 0 || !self.admits(index, state) { Rank::Starting } else { Rank::Fresh }
     }

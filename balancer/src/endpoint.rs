@@ -8,7 +8,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use evenkeel_config::settings::Protocol;
@@ -17,6 +17,7 @@ use crate::circuit::Attempts;
 use crate::ejection::{Ejection, Ejections};
 use crate::epoch::Epoch;
 use crate::peak_ewma::PeakEwma;
+use crate::probation::Probation;
 use crate::stall::{Silence, Stall};
 use crate::zone::Spill;
 
@@ -117,6 +118,18 @@ impl Endpoint {
         (left > 0).then(|| Duration::from_nanos(left))
     }
 
+    /// Whether slowness keeps it out of rotation.
+    #[must_use]
+    pub fn on_probation(&self) -> bool {
+        self.state.on_probation.load(Relaxed)
+    }
+
+    /// How often it went on probation since it was first seen.
+    #[must_use]
+    pub fn probations(&self) -> u64 {
+        self.state.probation.total()
+    }
+
     /// How often it was ejected since it was first seen.
     #[must_use]
     pub fn ejections(&self) -> u64 {
@@ -141,8 +154,10 @@ pub(crate) struct State {
     pub(crate) estimate: PeakEwma,
     pub(crate) bias: FailureBias,
     pub(crate) in_flight: AtomicU32,
+    pub(crate) on_probation: AtomicBool,
     /// Attempts begun earlier give no samples: this process itself stood still.
     pub(crate) clean_since: AtomicU64,
+    pub(crate) probation: Probation,
     pub(crate) epoch: Epoch,
     /// Of the upstream: its attempts in flight.
     pub(crate) attempts: Arc<Attempts>,
@@ -164,6 +179,8 @@ impl State {
             serial: NEXT_SERIAL.fetch_add(1, Relaxed),
             epoch,
             in_flight: AtomicU32::new(0),
+            on_probation: AtomicBool::new(false),
+            probation: Probation::default(),
             bias: FailureBias::default(),
             estimate: PeakEwma::default(),
             stall: Stall::default(),

@@ -2,6 +2,7 @@
 //!
 //! Reads the same atomics as `pick`, changes none.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use evenkeel_config::policy::Policy;
@@ -119,6 +120,23 @@ fn verdicts(set: &Set, index: usize, now: u64, policy: &Policy, panic: bool) -> 
         ),
     };
     let (retry_after, unreachable) = state.holds();
+    let (typical, answers) = state.probation.typical();
+    let shown = format!("typically {:.2} ms, of {answers} answers", typical.as_secs_f64() * 1e3);
+    let probation = match (policy.probation.slower_than, state.on_probation.load(Relaxed)) {
+        (None, _) => verdict("probation", true, "off".into()),
+        (Some(_), false) if answers < policy.probation.min_requests => {
+            verdict("probation", true, format!("too few answers to be judged; {shown}"))
+        }
+        (Some(_), false) => verdict("probation", true, shown),
+        (Some(_), true) if panic => {
+            verdict("probation", true, format!("slow, but too few are left (panic); {shown}"))
+        }
+        (Some(times), true) => verdict(
+            "probation",
+            false,
+            format!("was slower than {times} times its peers; probes find it {shown}"),
+        ),
+    };
     let hold = if retry_after > now {
         verdict(
             "hold",
@@ -164,5 +182,5 @@ fn verdicts(set: &Set, index: usize, now: u64, policy: &Policy, panic: bool) -> 
         Some(true) => verdict("zone", true, "stands in our zone".into()),
         Some(false) => verdict("zone", true, "stands in another zone".into()),
     };
-    vec![serving, ejection, hold, slow_start, stall, zone]
+    vec![serving, ejection, probation, hold, slow_start, stall, zone]
 }

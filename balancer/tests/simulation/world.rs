@@ -92,6 +92,7 @@ pub struct World {
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     order: u64,
     requests: BTreeMap<u64, Request>,
+    probes: BTreeMap<u64, Ticket>,
     next_request: u64,
     recent_requests: VecDeque<u64>,
     recent_copies: VecDeque<u64>,
@@ -119,6 +120,7 @@ enum Event {
     BodyEnded(u64),
     CallerGone(u64),
     Other(usize, u64),
+    ProbeEnded(u64, End),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,6 +167,7 @@ impl World {
             events: BinaryHeap::new(),
             order: 0,
             requests: BTreeMap::new(),
+            probes: BTreeMap::new(),
             next_request: 0,
             recent_requests: VecDeque::new(),
             recent_copies: VecDeque::new(),
@@ -217,6 +220,11 @@ impl World {
                 }
                 Event::CallerGone(request) => self.caller_gone(request),
                 Event::Other(backend, rate) => self.other(backend, rate),
+                Event::ProbeEnded(probe, end) => {
+                    if let Some(mut ticket) = self.probes.remove(&probe) {
+                        ticket.head(self.instant(), verdict(end));
+                    }
+                }
             }
         }
         self.now = until;
@@ -306,9 +314,33 @@ impl World {
             self.fail(id);
             return;
         }
+        if safe {
+            self.probe();
+        }
         if let Some(delay) = self.hedger.delay(now, &self.load.policy.hedge) {
             self.schedule_copy(id, delay);
         }
+    }
+
+    /// A copy to an endpoint on probation, if one is due. Nobody waits for it.
+    fn probe(&mut self) {
+        let (now, policy) = (self.instant(), &self.load.policy);
+        let Some(ticket) = self.balancer.probe_due(now, policy, &self.hedger, &self.retries) else {
+            return;
+        };
+        assert!(ticket.endpoint().on_probation());
+        let backend = usize::from(ticket.endpoint().spec().address.port()) - 1_000;
+        let (at, end) =
+            match self.backends[backend].serve(&mut self.rng, self.now + HOP, self.load.service) {
+                Served::Head(at) => (at, End::Head),
+                Served::Error(at) => (at, End::Error),
+                Served::Refused => (self.now + HOP, End::Unreachable),
+            };
+        self.count_copy();
+        self.result.attempts += u64::from(self.measures());
+        self.order += 1;
+        self.probes.insert(self.order, ticket);
+        self.schedule(at + HOP, Event::ProbeEnded(self.order, end));
     }
 
     fn other(&mut self, backend: usize, rate: u64) {
@@ -432,13 +464,7 @@ impl World {
         if request.head {
             return;
         }
-        let verdict = match end {
-            End::Head => Verdict::Success,
-            End::Error => Verdict::Failure,
-            End::Unreachable => Verdict::Unreachable,
-            End::Reset => Verdict::Reset,
-        };
-        ticket.head(now, verdict);
+        ticket.head(now, verdict(end));
         if end == End::Head {
             self.won(id, index);
             return;
@@ -507,6 +533,15 @@ impl World {
 
     fn measures(&self) -> bool {
         self.now >= self.load.warm_up
+    }
+}
+
+fn verdict(end: End) -> Verdict {
+    match end {
+        End::Head => Verdict::Success,
+        End::Error => Verdict::Failure,
+        End::Unreachable => Verdict::Unreachable,
+        End::Reset => Verdict::Reset,
     }
 }
 
