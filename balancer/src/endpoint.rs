@@ -17,6 +17,7 @@ use crate::circuit::Attempts;
 use crate::ejection::{Ejection, Ejections};
 use crate::epoch::Epoch;
 use crate::peak_ewma::PeakEwma;
+use crate::scout::Scouted;
 use crate::stall::{Silence, Stall};
 
 /// What is known of an endpoint from outside.
@@ -140,6 +141,8 @@ pub(crate) struct State {
     pub(crate) in_flight: AtomicU32,
     /// Attempts begun earlier give no samples: this process itself stood still.
     pub(crate) clean_since: AtomicU64,
+    /// What its host said of it.
+    pub(crate) scouted: Scouted,
     pub(crate) epoch: Epoch,
     /// Of the upstream: its attempts in flight.
     pub(crate) attempts: Arc<Attempts>,
@@ -166,6 +169,7 @@ impl State {
             unreachable: AtomicU64::new(0),
             ramp_from: AtomicU64::new(ramp_from),
             clean_since: AtomicU64::new(0),
+            scouted: Scouted::default(),
             attempts,
             ejections,
         }
