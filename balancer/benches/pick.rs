@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use evenkeel_balancer::{Attempt, Balancer, EndpointSpec, Hop, Verdict};
+use evenkeel_balancer::{Balancer, EndpointSpec, Hop, Verdict, Wish};
 use evenkeel_config::policy::{Balance, Mode, Policy, Share};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -32,10 +32,11 @@ fn balancer(start: Instant, count: u16) -> Balancer {
             hop: Hop::Direct,
             protocol: None,
             weight: 1,
+            zone: None,
             serving: true,
         }
     };
-    balancer.update(start, (0..count).map(spec).collect());
+    balancer.update(start, (0..count).map(spec).collect(), None);
     balancer
 }
 
@@ -47,7 +48,7 @@ fn succeed(
     policy: &Policy,
     latency: Duration,
 ) {
-    let ticket = balancer.pick(now, rng, policy, Attempt::First, &[]);
+    let ticket = balancer.pick(now, rng, policy, &Wish::FIRST);
     let mut ticket = ticket.expect("all endpoints serve");
     ticket.head(now + latency, Verdict::Success);
 }
@@ -78,13 +79,7 @@ fn picks(criterion: &mut Criterion<CpuTime>) {
                         for _ in 0..batch {
                             now += Duration::from_micros(50);
                             let now = black_box(now);
-                            tickets.push(balancer.pick(
-                                now,
-                                &mut rng,
-                                &policy,
-                                Attempt::First,
-                                &[],
-                            ));
+                            tickets.push(balancer.pick(now, &mut rng, &policy, &Wish::FIRST));
                         }
                         spent += CpuTime.end(started);
                         for ticket in tickets.drain(..) {
@@ -124,7 +119,7 @@ fn picks_half_ejected(criterion: &mut Criterion<CpuTime>) {
             .map(|endpoint| endpoint.serial())
             .collect();
         while endpoints.iter().filter(|endpoint| endpoint.ejected(start)).count() < bad.len() {
-            let ticket = balancer.pick(start, &mut rng, &policy, Attempt::First, &[]);
+            let ticket = balancer.pick(start, &mut rng, &policy, &Wish::FIRST);
             let mut ticket = ticket.expect("the other half serves");
             let fails = bad.contains(&ticket.endpoint().serial());
             ticket.head(start, if fails { Verdict::Failure } else { Verdict::Success });

@@ -33,6 +33,7 @@ use crate::circuit::Circuit;
 use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
+use crate::key::scramble;
 use crate::p2c::{Load, is_suspect};
 use crate::set::{ENDPOINTS_MAX, Look, Set};
 use crate::ticket::Ticket;
@@ -56,6 +57,26 @@ pub enum Attempt {
     Retry,
     /// A copy beside one that has not answered: only where it was not yet.
     Hedge,
+}
+
+/// What a request wants of a choice.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Which attempt of it.
+    pub attempt: Attempt,
+    /// The serials of the endpoints that it was sent to before.
+    pub tried: &'a [u64],
+    /// The [hash](crate::key_hash) of its key for `policy.shard`. A request without the key has the hash of nothing, so that all such
+    /// requests share one shard and do not reach into everybody's. Looked at only when the policy has shards.
+    pub shard: Option<u64>,
+    /// The [hash](crate::key_hash) of its key for `balance: hash`; `None`, without the key: two choices.
+    pub hash: Option<u64>,
+}
+
+impl Wish<'static> {
+    /// A first attempt of a request without keys.
+    pub const FIRST: Wish<'static> =
+        Wish { attempt: Attempt::First, tried: &[], shard: None, hash: None };
 }
 
 /// Why there is no endpoint.
@@ -88,8 +109,13 @@ impl Balancer {
     ///
     /// What was learnt of an endpoint stays while its node, instance and address do. A new endpoint, and one that serves again,
     /// starts slowly if another that served before serves still. Of two with one identity the last counts; past
-    /// [`ENDPOINTS_MAX`] the rest is left out. Returns how many were left out.
-    pub fn update(&self, now: Instant, mut specs: Vec<EndpointSpec>) -> usize {
+    /// [`ENDPOINTS_MAX`] the rest is left out. Returns how many were left out. `own_zone`: where this host stands.
+    pub fn update(
+        &self,
+        now: Instant,
+        mut specs: Vec<EndpointSpec>,
+        own_zone: Option<&str>,
+    ) -> usize {
         let now = self.epoch.moment(now);
         let before = self.set.load();
         let known: BTreeMap<_, _> =
@@ -126,13 +152,13 @@ impl Balancer {
                 Arc::new(Endpoint { spec, state })
             }
         });
-        let set = Arc::new(Set::new(endpoints.collect()));
+        let set = Arc::new(Set::new(endpoints.collect(), own_zone));
         self.recount(now, &set);
         self.set.store(set);
         left_out
     }
 
-    /// Chooses an endpoint for an attempt. `tried`: the serials of those that this request was sent to before.
+    /// Chooses an endpoint for an attempt.
     ///
     /// # Errors
     /// When there is none to choose, see [`NoEndpoint`]; nothing has changed then.
@@ -141,9 +167,9 @@ impl Balancer {
         now: Instant,
         rng: &mut impl Rng,
         policy: &Policy,
-        attempt: Attempt,
-        tried: &[u64],
+        wish: &Wish<'_>,
     ) -> Result<Ticket, NoEndpoint> {
+        let Wish { attempt, tried, .. } = *wish;
         let set = self.set.load();
         if set.is_empty() {
             return Err(NoEndpoint::None);
@@ -163,7 +189,7 @@ impl Balancer {
             nonce: random,
         };
         let index = match policy.balance {
-            Balance::P2c => pick.cheapest_of_a_few(rng, Load::by_latency),
+            Balance::P2c | Balance::Hash => pick.cheapest_of_a_few(rng, Load::by_latency),
             _ if attempt == Attempt::Hedge => pick.cheapest_of_a_few(rng, Load::by_latency),
             Balance::LeastRequest => pick.cheapest_of_a_few(rng, Load::by_requests),
             Balance::RoundRobin => {
@@ -374,13 +400,6 @@ impl Pick<'_> {
 /// Evenly below `bound`, which is small.
 fn below(rng: &mut impl Rng, bound: u64) -> u64 {
     ((u128::from(rng.next_u64()) * u128::from(bound)) >> 64) as u64
-}
-
-/// The finaliser of SplitMix64: every bit of the input changes every bit of the output.
-fn scramble(mut bits: u64) -> u64 {
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    bits ^ (bits >> 31)
 }
 
 /// A copy is rare and must not land on another stuck endpoint: it looks at more of them.

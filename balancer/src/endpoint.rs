@@ -37,6 +37,8 @@ pub struct EndpointSpec {
     pub protocol: Option<Protocol>,
     /// Its share of draws, relative to the others'; 0: only when no other is usable.
     pub weight: u32,
+    /// Where its host stands; `None`: nobody said.
+    pub zone: Option<Arc<str>>,
     /// False while it drains or fails its check: then it is chosen only in panic, and after all others.
     pub serving: bool,
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::balancer::Balancer;
 use crate::endpoint::{Endpoint, Hop};
+use crate::set::Set;
 use crate::stall::Silence;
 
 /// An endpoint as `pick` sees it.
@@ -74,13 +75,19 @@ impl Balancer {
                 stall_ms: endpoint.stall_age(now).map(|age| age.as_secs_f64() * 1e3),
                 ejected_for_ms: endpoint.ejected_for(now).map(|left| left.as_secs_f64() * 1e3),
                 ejections: endpoint.ejections(),
-                verdicts: verdicts(endpoint, self.moment(now), policy, panic),
+                verdicts: verdicts(&set, endpoint, self.moment(now), policy, panic),
             })
             .collect()
     }
 }
 
-fn verdicts(endpoint: &Endpoint, now: u64, policy: &Policy, panic: bool) -> Vec<FilterVerdict> {
+fn verdicts(
+    set: &Set,
+    endpoint: &Endpoint,
+    now: u64,
+    policy: &Policy,
+    panic: bool,
+) -> Vec<FilterVerdict> {
     let state = &*endpoint.state;
     let left_ms = |until: u64| until.saturating_sub(now) as f64 / 1e6;
     let verdict = |filter, pass, why| FilterVerdict { filter, pass, why };
@@ -156,5 +163,10 @@ fn verdicts(endpoint: &Endpoint, now: u64, policy: &Policy, panic: bool) -> Vec<
             format!("silent for {:.1} ms; the next request is a trial", age_ns as f64 / 1e6),
         ),
     };
-    vec![serving, ejection, hold, slow_start, stall]
+    let zone = match set.is_near(endpoint) {
+        None => verdict("zone", true, "its zone or ours is not known".into()),
+        Some(true) => verdict("zone", true, "stands in our zone".into()),
+        Some(false) => verdict("zone", true, "stands in another zone".into()),
+    };
+    vec![serving, ejection, hold, slow_start, stall, zone]
 }

@@ -18,6 +18,7 @@ pub struct Set {
     /// `None`: all weights are equal.
     aliases: Option<Box<[Alias]>>,
     serving: u32,
+    own_zone: Option<Arc<str>>,
 }
 
 impl Deref for Set {
@@ -29,7 +30,7 @@ impl Deref for Set {
 }
 
 impl Set {
-    pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>) -> Set {
+    pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>, own_zone: Option<&str>) -> Set {
         let serving = endpoints.iter().filter(|endpoint| endpoint.spec.serving).count();
         let weights: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.spec.weight).collect();
         Set {
@@ -37,6 +38,7 @@ impl Set {
             looks: endpoints.iter().map(Look::at).collect(),
             endpoints: endpoints.into_boxed_slice(),
             serving: u32::try_from(serving).unwrap_or(u32::MAX),
+            own_zone: own_zone.map(Arc::from),
         }
     }
 
@@ -44,6 +46,11 @@ impl Set {
     #[must_use]
     pub fn serving(&self) -> u32 {
         self.serving
+    }
+
+    /// Whether the endpoint stands in this host's zone; `None` when either zone is not known.
+    pub(crate) fn is_near(&self, endpoint: &Endpoint) -> Option<bool> {
+        Some(self.own_zone.as_deref()? == endpoint.spec.zone.as_deref()?)
     }
 
     /// What a choice looks at.

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use crate::notation::{AsText, Bytes};
-use crate::policy::Policy;
+use crate::policy::{KeySource, Policy};
 use crate::settings::{CheckKind, DataDir, Service, Settings, Upstream};
 use crate::yaml11::{Plain, classify};
 
@@ -24,6 +24,7 @@ pub(crate) enum Doc {
     /// Text, put in quotes where a YAML tool would take it for something else.
     Text(String),
     Number(u64),
+    Decimal(f64),
     Bool(bool),
     List(Vec<Doc>),
     Map(Vec<(String, Doc)>),
@@ -103,6 +104,7 @@ impl Doc {
         match self {
             Doc::Text(text) => scalar(text),
             Doc::Number(number) => number.to_string(),
+            Doc::Decimal(number) => number.to_string(),
             Doc::Bool(value) => value.to_string(),
             Doc::List(items) => {
                 format!("[{}]", items.iter().map(Doc::flow).collect::<Vec<_>>().join(", "))
@@ -118,6 +120,7 @@ impl Serialize for Doc {
         match self {
             Doc::Text(text) => serializer.serialize_str(text),
             Doc::Number(number) => serializer.serialize_u64(*number),
+            Doc::Decimal(number) => serializer.serialize_f64(*number),
             Doc::Bool(value) => serializer.serialize_bool(*value),
             Doc::List(items) => items.serialize(serializer),
             Doc::Map(entries) => {
@@ -361,19 +364,28 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         timeout,
         idle_timeout,
         balance,
+        hash,
         repeat,
         retry,
         hedge,
+        shard,
+        zone,
         eject,
+        probation,
         panic,
         circuit,
         slow_start,
         max_body_buffer,
     } = policy;
+    let key = |key: &Option<KeySource>| {
+        key.as_ref().map_or_else(|| Doc::text("none"), |key| Doc::text(key))
+    };
+    let slower_than = probation.slower_than.map_or("off".to_owned(), |times| format!("{times}x"));
     Doc::map([
         ("timeout", Doc::text(&AsText(*timeout))),
         ("idle_timeout", Doc::text(&AsText(*idle_timeout))),
         ("balance", Doc::text(balance.name())),
+        ("hash", Doc::map([("key", key(&hash.key)), ("bound", Doc::Decimal(hash.bound.times()))])),
         (
             "repeat",
             Doc::map([
@@ -401,11 +413,27 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
             ]),
         ),
         (
+            "shard",
+            Doc::map([
+                ("key", key(&shard.key)),
+                ("size", Doc::Number(shard.size.into())),
+                ("fallback", Doc::text(shard.fallback.name())),
+            ]),
+        ),
+        ("zone", Doc::text(zone.name())),
+        (
             "eject",
             Doc::map([
                 ("consecutive", Doc::Number(eject.consecutive.into())),
                 ("base", Doc::text(&AsText(eject.base))),
                 ("max", Doc::text(&eject.max)),
+            ]),
+        ),
+        (
+            "probation",
+            Doc::map([
+                ("slower_than", Doc::text(&slower_than)),
+                ("min_requests", Doc::Number(probation.min_requests.into())),
             ]),
         ),
         ("panic", Doc::text(panic)),

@@ -31,10 +31,14 @@ pub(crate) enum Shape {
     Size,
     /// `p95` or `20ms`.
     After,
+    /// `3x`; or `off`.
+    Factor,
     /// `connect`, `"503"`.
     RetryOn,
     /// A whole number, both bounds included.
     Int { min: u64, max: u64 },
+    /// A number with at most three decimal places, both bounds included.
+    Decimal { min: u64, max: u64 },
     /// `true` or `false`.
     Bool,
     /// `true`, or the key left out.
@@ -43,6 +47,8 @@ pub(crate) enum Shape {
     Choice { built: &'static [&'static str], later: &'static [&'static str] },
     /// These keys.
     Map(&'static [Key]),
+    /// These keys, or the word that says that there is none of it.
+    MapOr { keys: &'static [Key], word: &'static str },
     /// Any keys, `Plain` values.
     Meta { max: usize },
     /// At most `max` of these.
@@ -187,21 +193,49 @@ const POLICY: &[Key] = &[
     key("timeout", Shape::Duration { zero: false }, "\"15s\"", "To the response's head, all attempts together."),
     key("idle_timeout", Shape::Duration { zero: false }, "\"5m\"",
         "Between bytes of a body, and of an upgraded connection."),
-    key("balance", Shape::Choice { built: &["p2c", "least_request", "round_robin", "random"], later: &["scout", "hash"] }, "\"p2c\"",
+    key("balance", Shape::Choice { built: &["p2c", "least_request", "round_robin", "random", "hash"], later: &["scout"] }, "\"p2c\"",
         "How an endpoint is chosen."),
-    later("hash"),
+    key("hash", Shape::Map(HASH), "", "For balance: hash."),
     key("repeat", Shape::Map(REPEAT), "", "Which requests may be sent twice at all."),
     key("retry", Shape::Map(RETRY), "", "Attempts in sequence."),
     key("hedge", Shape::Map(HEDGE), "", "Copies beside the first attempt."),
     later("tie"),
     later("scout"),
-    later("shard"),
+    key("shard", Shape::MapOr { keys: SHARD, word: "none" }, "",
+        "Each key's requests go to a few endpoints only. none: to any."),
+    key("zone", Shape::Choice { built: &["prefer", "any"], later: &[] }, "\"prefer\"",
+        "prefer: endpoints of this host's zone first, as long as they have capacity."),
     key("eject", Shape::Map(EJECT), "", "When an endpoint that errs is left out for a while."),
-    later("probation"),
+    key("probation", Shape::MapOr { keys: PROBATION, word: "off" }, "",
+        "When an endpoint that is slower than its peers is left out until it is well again."),
     key("panic", Shape::Share, "\"50%\"", "Below this share of usable endpoints all of them are used again."),
     key("circuit", Shape::Map(CIRCUIT), "", "Limits on what is open towards one upstream."),
     key("slow_start", Shape::Duration { zero: true }, "\"10s\"", "A new endpoint's load grows over this time."),
     key("max_body_buffer", Shape::Size, "\"64KiB\"", "Kept of a request's body so that it can be sent again."),
+];
+
+#[rustfmt::skip]
+const HASH: &[Key] = &[
+    key("key", Shape::Text { pattern: forms::KEY_SOURCE }, "\"none\"",
+        "What of a request is hashed: header:NAME, cookie:NAME, path:N, address or identity."),
+    key("bound", Shape::Decimal { min: 1, max: 100 }, "1.25",
+        "An endpoint with more than so many times the mean of requests in flight gets no more."),
+];
+
+#[rustfmt::skip]
+const SHARD: &[Key] = &[
+    key("key", Shape::Text { pattern: forms::KEY_SOURCE }, "\"none\"",
+        "What of a request decides its shard: header:NAME, cookie:NAME, path:N, address or identity."),
+    key("size", Shape::Int { min: 1, max: 64 }, "4", "Endpoints in a shard."),
+    key("fallback", Shape::Choice { built: &["fail", "widen"], later: &[] }, "\"fail\"",
+        "What becomes of a request whose shard has no usable endpoint: it fails, or goes to any."),
+];
+
+#[rustfmt::skip]
+const PROBATION: &[Key] = &[
+    key("slower_than", Shape::Factor, "\"3x\"", "How many times as slow as its peers; off: no probation."),
+    key("min_requests", Shape::Int { min: 1, max: 1_000_000 }, "50",
+        "Recent answers without which an endpoint is not judged."),
 ];
 
 #[rustfmt::skip]
@@ -314,7 +348,9 @@ fn each_of(keys: &'static [Key], parent: &str, visit: &mut impl FnMut(&str, &'st
             if parent.is_empty() { key.name.to_owned() } else { format!("{parent}.{}", key.name) };
         visit(&path, key);
         match key.shape {
-            Shape::Map(inner) | Shape::ListOrMap { keys: inner, .. } => {
+            Shape::Map(inner)
+            | Shape::ListOrMap { keys: inner, .. }
+            | Shape::MapOr { keys: inner, .. } => {
                 each_of(inner, &path, visit);
             }
             Shape::List { of: Shape::Map(inner), .. } => {

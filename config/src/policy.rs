@@ -30,10 +30,12 @@ pub(crate) fn built_in_origins() -> Origins {
 }
 
 /// Every field of a policy that a layer can set.
-pub(crate) const FIELDS: [&str; 23] = [
+pub(crate) const FIELDS: [&str; 31] = [
     "timeout",
     "idle_timeout",
     "balance",
+    "hash.key",
+    "hash.bound",
     "repeat.methods",
     "repeat.grpc",
     "repeat.key_header",
@@ -45,9 +47,15 @@ pub(crate) const FIELDS: [&str; 23] = [
     "hedge.min",
     "hedge.budget",
     "hedge.max",
+    "shard.key",
+    "shard.size",
+    "shard.fallback",
+    "zone",
     "eject.consecutive",
     "eject.base",
     "eject.max",
+    "probation.slower_than",
+    "probation.min_requests",
     "panic",
     "circuit.connections",
     "circuit.pending",
@@ -65,14 +73,22 @@ pub struct Policy {
     pub idle_timeout: Duration,
     /// How an endpoint is chosen.
     pub balance: Balance,
+    /// For [`Balance::Hash`].
+    pub hash: Hash,
     /// Which requests may be sent twice at all.
     pub repeat: Repeat,
     /// Attempts in sequence.
     pub retry: Retry,
     /// Copies beside the first attempt.
     pub hedge: Hedge,
+    /// Which few of the endpoints a request may go to at all.
+    pub shard: Shard,
+    /// Whether endpoints of this host's zone come first.
+    pub zone: Zone,
     /// When an endpoint that errs is left out for a while.
     pub eject: Eject,
+    /// When an endpoint that is slower than its peers is left out until it is well again.
+    pub probation: Probation,
     /// Below this share of usable endpoints all of them are used again.
     pub panic: Share,
     /// Limits on what is open towards one upstream.
@@ -89,10 +105,14 @@ impl Default for Policy {
             timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(300),
             balance: Balance::P2c,
+            hash: Hash::default(),
             repeat: Repeat::default(),
             retry: Retry::default(),
             hedge: Hedge::default(),
+            shard: Shard::default(),
+            zone: Zone::Prefer,
             eject: Eject::default(),
+            probation: Probation::default(),
             panic: Share::percent(50),
             circuit: Circuit::default(),
             slow_start: Duration::from_secs(10),
@@ -112,11 +132,13 @@ pub enum Balance {
     RoundRobin,
     /// Any, evenly.
     Random,
+    /// The same one for the same key, as long as its load allows it.
+    Hash,
 }
 
 impl Balance {
-    pub(crate) const ALL: [Balance; 4] =
-        [Balance::P2c, Balance::LeastRequest, Balance::RoundRobin, Balance::Random];
+    pub(crate) const ALL: [Balance; 5] =
+        [Balance::P2c, Balance::LeastRequest, Balance::RoundRobin, Balance::Random, Balance::Hash];
 
     /// As the file writes it.
     #[must_use]
@@ -126,6 +148,98 @@ impl Balance {
             Balance::LeastRequest => "least_request",
             Balance::RoundRobin => "round_robin",
             Balance::Random => "random",
+            Balance::Hash => "hash",
+        }
+    }
+}
+
+/// What tells requests apart that are to go to the same endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// The value of this request header, lower case.
+    Header(String),
+    /// The value of this cookie.
+    Cookie(String),
+    /// The n-th segment of the path, from 1.
+    Path(u32),
+    /// The address that the caller's connection comes from.
+    Address,
+    /// Who calls: the calling host, by its name.
+    Identity,
+}
+
+/// Consistent hashing, when `balance` is [`Balance::Hash`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hash {
+    /// What of a request is hashed. Never `None` while `balance` is `hash`.
+    pub key: Option<KeySource>,
+    /// An endpoint with more than this many times the mean of requests in flight gets no more: the next in the key's order does.
+    pub bound: Factor,
+}
+
+impl Default for Hash {
+    fn default() -> Self {
+        Hash { key: None, bound: Factor(1.25) }
+    }
+}
+
+/// Shuffle sharding: the requests of one key go to a few endpoints only, so that what one key breaks does not break all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// What of a request decides its shard; `None`: no shards.
+    pub key: Option<KeySource>,
+    /// Endpoints in a shard.
+    pub size: u32,
+    /// What becomes of a request whose shard has no usable endpoint.
+    pub fallback: ShardFallback,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Shard { key: None, size: 4, fallback: ShardFallback::Fail }
+    }
+}
+
+/// What becomes of a request whose shard has no usable endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardFallback {
+    /// It fails: what broke the shard goes no further.
+    Fail,
+    /// It goes to any endpoint.
+    Widen,
+}
+
+impl ShardFallback {
+    pub(crate) const ALL: [ShardFallback; 2] = [ShardFallback::Fail, ShardFallback::Widen];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ShardFallback::Fail => "fail",
+            ShardFallback::Widen => "widen",
+        }
+    }
+}
+
+/// Whether endpoints of this host's zone come first; without a zone of this host or of the endpoints it says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zone {
+    /// As long as they have capacity.
+    Prefer,
+    /// All alike.
+    Any,
+}
+
+impl Zone {
+    pub(crate) const ALL: [Zone; 2] = [Zone::Prefer, Zone::Any];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Zone::Prefer => "prefer",
+            Zone::Any => "any",
         }
     }
 }
@@ -263,6 +377,21 @@ impl Default for Eject {
     }
 }
 
+/// When an endpoint that is slower than its peers is left out until it is well again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probation {
+    /// How many times as slow as its peers; `None` switches probation off.
+    pub slower_than: Option<Factor>,
+    /// Recent answers without which an endpoint is not judged.
+    pub min_requests: u32,
+}
+
+impl Default for Probation {
+    fn default() -> Self {
+        Probation { slower_than: Some(Factor(3.0)), min_requests: 50 }
+    }
+}
+
 /// Limits on what is open towards one upstream, over all workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Circuit {
@@ -300,6 +429,24 @@ impl Share {
     /// The share as a fraction, 0 to 1.
     #[must_use]
     pub fn as_fraction(self) -> f64 {
+        self.0
+    }
+}
+
+/// How many times something, in steps of a thousandth: at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Factor(f64);
+
+impl Factor {
+    /// A factor from thousandths; below 1 is 1.
+    #[must_use]
+    pub fn thousandths(thousandths: u32) -> Factor {
+        Factor(f64::from(thousandths.max(1_000)) / 1e3)
+    }
+
+    /// The factor, at least 1.
+    #[must_use]
+    pub fn times(self) -> f64 {
         self.0
     }
 }

@@ -9,7 +9,7 @@ use crate::model::{
     CheckKeys, File, Keys, LimitKeys, ListenerKeys, LogKeys, MeshKeys, NodeKeys, OutboundKeys,
     RouteKeys, ServiceKeys, UpstreamKeys,
 };
-use crate::policy::{Balance, Mode};
+use crate::policy::{Balance, KeySource, Mode, ShardFallback, Zone};
 use crate::report::{At, Report};
 use crate::section::Section;
 use crate::settings::{Access, CheckKind, Match, Protocol};
@@ -161,15 +161,18 @@ fn policy(policy: &Section<'_>) -> PolicyLayer {
     let repeat = policy.section("repeat");
     let retry = policy.section("retry");
     let hedge = policy.section("hedge");
+    let hash = policy.section("hash");
+    let (shard, no_shard) = policy.section_or_word("shard");
     let eject = policy.section("eject");
+    let (probation, no_probation) = policy.section_or_word("probation");
     let circuit = policy.section("circuit");
     let key_header = repeat.text("key_header", forms::header).map(|header| header.value);
     PolicyLayer {
         timeout: policy.duration("timeout"),
         idle_timeout: policy.duration("idle_timeout"),
-        balance: policy
-            .choice("balance", &Balance::ALL, Balance::name)
-            .map(|balance| balance.value),
+        balance: policy.choice("balance", &Balance::ALL, Balance::name),
+        hash_key: key_source(&hash),
+        hash_bound: hash.decimal("bound"),
         repeat_methods: values(repeat.texts("methods", forms::method)),
         repeat_grpc: values(repeat.texts("grpc", forms::grpc)),
         repeat_key_header: key_header.map(|header| (header != "none").then_some(header)),
@@ -181,9 +184,17 @@ fn policy(policy: &Section<'_>) -> PolicyLayer {
         hedge_min: hedge.duration("min"),
         hedge_budget: hedge.share("budget"),
         hedge_max: hedge.int("max"),
+        shard_key: key_source(&shard).map(|key| key.value).or(no_shard.then_some(None)),
+        shard_size: shard.int("size"),
+        shard_fallback: shard
+            .choice("fallback", &ShardFallback::ALL, ShardFallback::name)
+            .map(|fallback| fallback.value),
+        zone: policy.choice("zone", &Zone::ALL, Zone::name).map(|zone| zone.value),
         eject_consecutive: eject.int("consecutive"),
         eject_base: eject.duration("base"),
         eject_max: eject.share("max"),
+        probation_slower_than: probation.factor("slower_than").or(no_probation.then_some(None)),
+        probation_min_requests: probation.int("min_requests"),
         panic: policy.share("panic"),
         circuit_connections: circuit.int("connections"),
         circuit_pending: circuit.int("pending"),
@@ -191,6 +202,13 @@ fn policy(policy: &Section<'_>) -> PolicyLayer {
         slow_start: policy.duration("slow_start"),
         max_body_buffer: policy.size("max_body_buffer"),
     }
+}
+
+/// A key that was refused counts as one: that it is missing would be a second message about the same mistake.
+fn key_source(of: &Section<'_>) -> Option<At<Option<KeySource>>> {
+    let refused =
+        || At { value: Some(KeySource::Address), at: of.key_at("key"), path: String::new() };
+    of.text("key", forms::key_source).or_else(|| of.has("key").then(refused))
 }
 
 fn outbound(outbound: &Section<'_>) -> OutboundKeys {

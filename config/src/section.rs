@@ -6,7 +6,7 @@
 use crate::keys::{self, Key, Shape};
 use crate::nearest::nearest;
 use crate::notation;
-use crate::policy::{After, RetryOn, Share};
+use crate::policy::{After, Factor, RetryOn, Share};
 use crate::problem::Position;
 use crate::report::{At, Report};
 use crate::tree::{Entry, Kind, Node, is_null};
@@ -91,7 +91,11 @@ impl<'a> Section<'a> {
         let entry = self.entries.iter().find(|entry| entry.key == name)?;
         let holds_more = matches!(
             key.shape,
-            Shape::Map(_) | Shape::Meta { .. } | Shape::List { .. } | Shape::ListOrMap { .. }
+            Shape::Map(_)
+                | Shape::MapOr { .. }
+                | Shape::Meta { .. }
+                | Shape::List { .. }
+                | Shape::ListOrMap { .. }
         );
         if holds_more && entry.value.is_null() {
             return None;
@@ -141,6 +145,26 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A mapping, and whether in its place stands the word that says that there is none of it.
+    pub(crate) fn section_or_word(&self, name: &str) -> (Section<'a>, bool) {
+        let Some(Key { shape: Shape::MapOr { keys, word }, .. }) =
+            self.keys.iter().find(|key| key.name == name)
+        else {
+            unreachable!("`{name}` is read as a mapping or a word and is neither in the table");
+        };
+        let nothing = || Section::new(None, keys, self.at, join(&self.path, name), self.report);
+        let Some(value) = self.get(name) else { return (nothing(), false) };
+        let Kind::Scalar { text, plain } = &value.node.kind else {
+            return (value.section(), false);
+        };
+        // YAML 1.1 tools write `off` back as `false`.
+        let said = text == word || (*plain && *word == "off" && text == "false");
+        if !said {
+            value.problem(&format!("`{text}` is neither keys nor `{word}`"));
+        }
+        (nothing(), said)
+    }
+
     /// The items of a list; `None` when the key is not there.
     pub(crate) fn items(&self, name: &str) -> Option<Vec<Value<'a>>> {
         self.get(name)?.items()
@@ -186,6 +210,38 @@ impl<'a> Section<'a> {
         let value = self.get(name)?;
         let Shape::After = value.shape else { value.wrong_shape() };
         value.notation(notation::after)
+    }
+
+    /// A factor; `Some(None)` when it is off.
+    pub(crate) fn factor(&self, name: &str) -> Option<Option<Factor>> {
+        let value = self.get(name)?;
+        let Shape::Factor = value.shape else { value.wrong_shape() };
+        let (text, plain) = value.scalar()?;
+        if plain && text == "false" {
+            return Some(None);
+        }
+        value.notation(notation::factor)
+    }
+
+    /// A number with decimal places within its row's bounds.
+    pub(crate) fn decimal(&self, name: &str) -> Option<Factor> {
+        let value = self.get(name)?;
+        let Shape::Decimal { min, max } = value.shape else { value.wrong_shape() };
+        let (text, plain) = value.scalar()?;
+        let within = |decimal: &Factor| (*min as f64..=*max as f64).contains(&decimal.times());
+        match notation::decimal(text).filter(within) {
+            Some(decimal) if plain => Some(decimal),
+            Some(decimal) => {
+                value.problem(&format!("is a number: write {decimal} without quotes"));
+                None
+            }
+            None => {
+                value.problem(&format!(
+                    "`{text}` is not a number from {min} to {max} with at most three decimal places"
+                ));
+                None
+            }
+        }
     }
 
     pub(crate) fn retry_on(&self, name: &str) -> Option<Vec<RetryOn>> {
@@ -309,7 +365,9 @@ impl<'a> Value<'a> {
     }
 
     pub(crate) fn section(&self) -> Section<'a> {
-        let (Shape::Map(keys) | Shape::ListOrMap { keys, .. }) = self.shape else {
+        let (Shape::Map(keys) | Shape::ListOrMap { keys, .. } | Shape::MapOr { keys, .. }) =
+            self.shape
+        else {
             self.wrong_shape()
         };
         Section::new(Some(self.node), keys, self.node.at, self.path.clone(), self.report)

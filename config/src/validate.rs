@@ -13,7 +13,7 @@ use crate::forms;
 use crate::key_file;
 use crate::layer::PolicyLayer;
 use crate::model::{CheckKeys, File, Keys, OutboundKeys, ServiceKeys, UpstreamKeys};
-use crate::policy::{Origin, Origins, Policy};
+use crate::policy::{Balance, Origin, Origins, Policy};
 use crate::problem::Position;
 use crate::report::{At, Report};
 use crate::settings::{
@@ -356,7 +356,17 @@ impl Layers<'_> {
         {
             size.problem(self.report, "is more than limits.buffers, which all requests share");
         }
-        layer.over(below, origins, origin)
+        let (policy, origins) = layer.over(below, origins, origin);
+        if policy.balance == Balance::Hash && policy.hash.key.is_none() {
+            // Shown in the layer that made it so; those above repeat the mistake and not the message.
+            const WHY: &str = "`balance: hash` takes a key: write hash: {key: \"header:x-user\"}";
+            match (&layer.balance, &layer.hash_key) {
+                (Some(balance), _) => balance.problem(self.report, WHY),
+                (None, Some(key)) => key.problem(self.report, WHY),
+                (None, None) => {}
+            }
+        }
+        (policy, origins)
     }
 }
 

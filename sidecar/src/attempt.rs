@@ -20,7 +20,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
-use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
+use evenkeel_balancer::{
+    Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict, Wish,
+};
 use evenkeel_config::policy::{Mode, Policy};
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, Version};
@@ -81,7 +83,8 @@ pub async fn send(
     upstream.retries.request(start);
     route.hedger.request(start);
     let pick = |now, kind, tried: &[u64]| {
-        upstream.balancer.pick(now, &mut *worker.rng.borrow_mut(), policy, kind, tried)
+        let wish = Wish { attempt: kind, tried, ..Wish::FIRST };
+        upstream.balancer.pick(now, &mut *worker.rng.borrow_mut(), policy, &wish)
     };
 
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();

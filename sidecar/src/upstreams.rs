@@ -67,11 +67,11 @@ impl Upstreams {
                 .entry(name.to_owned())
                 .or_insert_with(|| Known::new(&self.shared, name, now));
             known.seen = now;
-            known.update(now, specs);
+            known.update(now, specs, settings.node.zone.as_deref());
         }
         self.known.retain(|_, known| now.saturating_duration_since(known.seen) < GONE_KEPT);
         for known in self.known.values_mut().filter(|known| known.seen != now) {
-            known.update(now, Vec::new());
+            known.update(now, Vec::new(), settings.node.zone.as_deref());
         }
 
         let mut hosts = HashMap::new();
@@ -136,9 +136,9 @@ impl Known {
         }
     }
 
-    fn update(&mut self, now: Instant, specs: Vec<EndpointSpec>) {
+    fn update(&mut self, now: Instant, specs: Vec<EndpointSpec>, own_zone: Option<&str>) {
         if self.specs != specs {
-            let left_out = self.balancer.update(now, specs.clone());
+            let left_out = self.balancer.update(now, specs.clone(), own_zone);
             if left_out > 0 {
                 tracing::warn!(upstream = %self.name, left_out, "more instances than one upstream can have");
             }
@@ -191,6 +191,7 @@ fn spec_of(instance: &evenkeel_discovery::catalog::Instance, own: u64) -> Endpoi
         hop: if here { Hop::Direct } else { Hop::Mesh },
         protocol: instance.protocol,
         weight: instance.weights.passing.into(),
+        zone: instance.node.zone.as_deref().map(Arc::from),
         serving: instance.takes_requests(),
     }
 }
@@ -204,6 +205,7 @@ fn static_specs(upstream: &settings::Upstream) -> Vec<EndpointSpec> {
         hop: Hop::Direct,
         protocol: upstream.protocol,
         weight: 1,
+        zone: None,
         serving: true,
     };
     upstream.endpoints.iter().map(spec).collect()

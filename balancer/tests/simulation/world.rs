@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::repeat::{self, Body, Outcome};
 use evenkeel_balancer::{
     Attempt, Balancer, Budget, EndpointSpec, Hedger, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket,
-    Verdict,
+    Verdict, Wish,
 };
 use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, Share};
 use rand::rngs::SmallRng;
@@ -180,11 +180,12 @@ impl World {
                 hop: Hop::Direct,
                 protocol: None,
                 weight: 1,
+                zone: None,
                 serving: true,
             }
         };
         let specs = self.known.iter().map(spec).collect();
-        self.balancer.update(self.instant(), specs);
+        self.balancer.update(self.instant(), specs, None);
     }
 
     /// Runs up to the moment `until`.
@@ -300,8 +301,8 @@ impl World {
         let now = self.instant();
         let request = &self.requests[&id];
         let long_poll = kind == Attempt::First && self.rng.random_bool(self.load.long_poll_share);
-        let ticket =
-            self.balancer.pick(now, &mut self.rng, &self.load.policy, kind, &request.tried)?;
+        let wish = Wish { attempt: kind, tried: &request.tried, ..Wish::FIRST };
+        let ticket = self.balancer.pick(now, &mut self.rng, &self.load.policy, &wish)?;
         let serial = ticket.endpoint().serial();
         assert!(
             kind != Attempt::Hedge || !request.tried.contains(&serial),

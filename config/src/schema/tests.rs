@@ -50,6 +50,14 @@ const SAMPLES: &[&str] = &[
     "10us",
     "p95",
     "p99.9",
+    "3x",
+    "1.0001",
+    "header:X-User",
+    "cookie:s",
+    "path:2",
+    "address",
+    "widen",
+    "any",
     "p0",
     "p100",
     "5%",
@@ -181,7 +189,11 @@ fn the_schema_names_the_keys_of_the_table_and_no_other() {
 fn the_loader_reads_every_key_of_the_schema() {
     let env = Environment::named("host-a");
     for (path, key) in built() {
-        let wrong = if matches!(key.shape, Shape::Map(_)) { "[x]" } else { "{surprise: [x]}" };
+        let wrong = if matches!(key.shape, Shape::Map(_) | Shape::MapOr { .. }) {
+            "[x]"
+        } else {
+            "{surprise: [x]}"
+        };
         let Err(problems) = parse(&file_with(&path, wrong), "t.yaml", &env) else {
             panic!("{path}: {wrong} is taken");
         };
@@ -198,7 +210,7 @@ fn the_loader_reads_every_key_of_the_schema() {
 fn every_key_changes_the_settings() {
     for (path, key) in built() {
         let samples: Vec<String> = match &key.shape {
-            Shape::Map(_) => continue,
+            Shape::Map(_) | Shape::MapOr { .. } => continue,
             Shape::List { of: Shape::Map(_), .. } => continue,
             Shape::List { .. } | Shape::ListOrMap { .. } => {
                 SAMPLES.iter().map(|one| format!("[{one}]")).collect()
@@ -262,7 +274,9 @@ fn the_schema_refuses_what_can_be_seen_at_one_place() {
         "servces: []",
         "policy: {timeout: 10}",
         "policy: {tie: off}",
-        "policy: {balance: hash}",
+        "policy: {shard: off}",
+        "policy: {probation: {slower_than: 3}}",
+        "policy: {hash: {bound: 0}}",
         "policy: {hedge: {max: 6}}",
         "policy: {hedge: {mode: true}}",
         "policy: {retry: {when: [5xx]}}",
@@ -380,6 +394,9 @@ fn to_json(text: &str) -> Value {
                     if text.replace('_', "").parse::<u64>().is_ok() =>
                 {
                     json!(text.replace('_', "").parse::<u64>().expect("a number"))
+                }
+                (_, Plain::Rewritten("a number")) if text.parse::<f64>().is_ok() => {
+                    json!(text.parse::<f64>().expect("a number"))
                 }
                 _ => json!(text),
             },
