@@ -35,6 +35,7 @@ use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
 use crate::key::scramble;
 use crate::p2c::{Load, is_suspect};
+use crate::scout::Pool;
 use crate::set::{ENDPOINTS_MAX, Look, Set};
 use crate::ticket::Ticket;
 
@@ -169,11 +170,38 @@ impl Balancer {
         policy: &Policy,
         wish: &Wish<'_>,
     ) -> Result<Ticket, NoEndpoint> {
+        self.pick_among(now, rng, policy, wish, None)
+    }
+
+    /// As [`Balancer::pick`], for `balance: scout`: among the answers of a worker's scouts, if they give a choice.
+    ///
+    /// # Errors
+    /// As for [`Balancer::pick`].
+    pub fn pick_scouted(
+        &self,
+        now: Instant,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: &mut Pool,
+    ) -> Result<Ticket, NoEndpoint> {
+        self.pick_among(now, rng, policy, wish, Some(pool))
+    }
+
+    fn pick_among(
+        &self,
+        now: Instant,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: Option<&mut Pool>,
+    ) -> Result<Ticket, NoEndpoint> {
         let Wish { attempt, tried, .. } = *wish;
         let set = self.set.load();
         if set.is_empty() {
             return Err(NoEndpoint::None);
         }
+        let instant = now;
         let now = self.epoch.moment(now);
         if self.ejections.is_stale(now) {
             self.recount(now, &set);
@@ -188,14 +216,19 @@ impl Balancer {
             slow_start: policy.slow_start,
             nonce: random,
         };
-        let index = match policy.balance {
-            Balance::P2c | Balance::Hash => pick.cheapest_of_a_few(rng, Load::by_latency),
+        let scouted =
+            pool.and_then(|pool| pool.choose(instant, |index, serial| pick.is_well(index, serial)));
+        let index = match (scouted, policy.balance) {
+            (Some(index), _) => Ok(index),
+            (None, Balance::P2c | Balance::Scout | Balance::Hash) => {
+                pick.cheapest_of_a_few(rng, Load::by_latency)
+            }
             _ if attempt == Attempt::Hedge => pick.cheapest_of_a_few(rng, Load::by_latency),
-            Balance::LeastRequest => pick.cheapest_of_a_few(rng, Load::by_requests),
-            Balance::RoundRobin => {
+            (None, Balance::LeastRequest) => pick.cheapest_of_a_few(rng, Load::by_requests),
+            (None, Balance::RoundRobin) => {
                 pick.first_well(rng, |set, _| set.rotate(self.rotation.fetch_add(1, Relaxed)))
             }
-            Balance::Random => pick.first_well(rng, Set::draw),
+            (None, Balance::Random) => pick.first_well(rng, Set::draw),
         }?;
         let attempts = self.circuit.attempts();
         if !attempts.try_enter(attempt, policy.circuit.requests, policy.hedge.budget) {
@@ -329,6 +362,14 @@ impl Pick<'_> {
             more -= 1;
         }
         self.two_of_the_best_rank(rng).map(|(first, _)| first)
+    }
+
+    /// Whether this is still the endpoint at that place, fresh and under no suspicion.
+    fn is_well(&self, index: usize, serial: u64) -> bool {
+        index < self.set.len()
+            && self.set.look(index).state.serial == serial
+            && self.rank(index) == Rank::Fresh
+            && !is_suspect(self.set.look(index).state.stall.silence(self.now), self.attempt)
     }
 
     /// Looks at all: two different ones at random of the best rank there is.

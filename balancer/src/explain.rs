@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::balancer::Balancer;
 use crate::endpoint::{Endpoint, Hop};
+use crate::scout;
 use crate::set::Set;
 use crate::stall::Silence;
 
@@ -128,7 +129,7 @@ fn verdicts(
             "hold",
             false,
             format!(
-                "asked by Retry-After to be left alone, for another {:.0} ms",
+                "asked to be left alone (Retry-After, or its host drains), for another {:.0} ms",
                 left_ms(retry_after)
             ),
         )
@@ -168,5 +169,7 @@ fn verdicts(
         Some(true) => verdict("zone", true, "stands in our zone".into()),
         Some(false) => verdict("zone", true, "stands in another zone".into()),
     };
-    vec![serving, ejection, hold, slow_start, stall, zone]
+    let mut verdicts = vec![serving, ejection, hold, slow_start, stall, zone];
+    verdicts.extend(scout::verdict(state, now));
+    verdicts
 }

@@ -19,14 +19,19 @@
 mod pool;
 mod served;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+
+use rand::Rng;
 
 pub use pool::Pool;
 pub use served::{Served, Visit};
 
-use crate::endpoint::Endpoint;
+use crate::balancer::Balancer;
+use crate::endpoint::{Endpoint, State};
 use crate::epoch::nanos;
+use crate::explain::FilterVerdict;
 use crate::stall::Silence;
 
 /// What a scout found at an endpoint's host.
@@ -122,6 +127,56 @@ impl Endpoint {
     }
 }
 
+impl Balancer {
+    /// Calls `ask` with up to `count` different serving endpoints, drawn at random by weight, their places in the set and its size.
+    pub fn scout_some(
+        &self,
+        rng: &mut impl Rng,
+        count: usize,
+        mut ask: impl FnMut(usize, &Arc<Endpoint>, usize),
+    ) {
+        let set = self.endpoints();
+        let mut asked = [usize::MAX; SCOUTED_MAX];
+        let mut found = 0;
+        for _ in 0..if set.is_empty() { 0 } else { DRAWS_MAX } {
+            if found == count.min(SCOUTED_MAX) {
+                return;
+            }
+            let index = set.draw(rng.next_u64());
+            if set[index].spec.serving && !asked.contains(&index) {
+                asked[found] = index;
+                found += 1;
+                ask(index, &set[index], set.len());
+            }
+        }
+    }
+}
+
+/// What an operator reads of the last scout, if there was one. What it found has gone into the other verdicts.
+pub(crate) fn verdict(state: &State, now: u64) -> Option<FilterVerdict> {
+    let scouted = &state.scouted;
+    let (answered, report) = (scouted.answered.load(Relaxed), scouted.report());
+    if answered == 0 {
+        return None;
+    }
+    let ago = now.saturating_sub(answered) as f64 / 1e6;
+    let latency =
+        report.latency.map_or_else(String::new, |latency| format!(", takes {latency:.1?}"));
+    let against = match (report.known, report.draining, report.stalled) {
+        (false, ..) => ", its host does not offer it".to_owned(),
+        (_, true, _) => ", drains".to_owned(),
+        (_, _, Some(age)) => format!(", has owed an answer for {age:.1?}"),
+        _ => String::new(),
+    };
+    let lost = scouted.lost_since.load(Relaxed);
+    let lost = match now.saturating_sub(lost) as f64 / 1e6 {
+        _ if lost == 0 => String::new(),
+        ms => format!("; has answered none since {ms:.1} ms ago"),
+    };
+    let why = format!("{ago:.1} ms ago: {} in flight{latency}{against}{lost}", report.in_flight);
+    Some(FilterVerdict { filter: "scout", pass: report.welcomes() && lost.is_empty(), why })
+}
+
 /// The last report and the moments (0: none) around it. A reader may see the load of one report and the verdict of the next: each
 /// is a hint on its own.
 #[derive(Debug, Default)]
@@ -164,6 +219,9 @@ impl Scouted {
     }
 }
 
+/// Endpoints asked beside one request.
+const SCOUTED_MAX: usize = 4;
+const DRAWS_MAX: usize = 16;
 /// A few times as long as the shell takes to ask again: a pause must not be forgotten because one answer was late.
 const SUSPECT_FOR: u64 = 50_000_000;
 /// The pauses that scouts are for are shorter; whoever answers no scout for longer has stopped answering scouts.

@@ -23,7 +23,7 @@ use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{
     Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict, Wish,
 };
-use evenkeel_config::policy::{Mode, Policy};
+use evenkeel_config::policy::{Mode, Policy, ScoutMode};
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
@@ -37,6 +37,7 @@ use crate::headers;
 use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::route::{Route, Upstream};
+use crate::scout;
 use crate::template::Template;
 use crate::worker::Worker;
 
@@ -95,7 +96,12 @@ pub async fn send(
         let request = template.request(upstream, endpoint, again(body.as_ref()), left);
         attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
     };
-    let ticket = pick(start, Attempt::First, &tried).map_err(|why| no_endpoint(upstream, why))?;
+    let (ticket, start) = match policy.scouting() {
+        ScoutMode::Off => (pick(start, Attempt::First, &tried), start),
+        // Seldom, and large: kept out of every other request.
+        _ => (Box::pin(scout::first(worker, upstream, policy, Wish::FIRST)).await, Instant::now()),
+    };
+    let ticket = ticket.map_err(|why| no_endpoint(upstream, why))?;
     metrics.attempts[Attempt::First as usize].inc();
     tried.push(ticket.endpoint().serial());
     let mut first = pin!(Some(begin(ticket.endpoint(), deadline, Duration::ZERO, false)));

@@ -28,6 +28,7 @@ mod passthrough;
 mod pool;
 mod port_pair;
 mod route;
+mod scout;
 mod socket;
 mod state;
 mod template;

@@ -39,6 +39,7 @@ pub struct Pool {
     rate: f64,
     removals: f64,
     remove_oldest: bool,
+    age_of_choice: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,7 @@ impl Default for Pool {
             rate: SCOUTS_PER_REQUEST,
             removals: 0.0,
             remove_oldest: false,
+            age_of_choice: None,
         }
     }
 }
@@ -142,6 +144,7 @@ impl Pool {
             if entry.uses == 0 {
                 self.entries.swap_remove(at);
             }
+            self.age_of_choice = Some(now.saturating_duration_since(chosen.came));
             chosen.index
         });
         self.removals += self.rate / SCOUTS_PER_REQUEST;
@@ -157,10 +160,10 @@ impl Pool {
         chosen
     }
 
-    /// How old the oldest answer is.
+    /// How old the answer was that the last request went by, if it went by one.
     #[must_use]
-    pub fn oldest(&self, now: Instant) -> Option<Duration> {
-        self.entries.iter().map(|entry| now.saturating_duration_since(entry.came)).max()
+    pub fn age_of_choice(&mut self) -> Option<Duration> {
+        self.age_of_choice.take()
     }
 
     /// Removes the entry that `rather` is true of against every other.
