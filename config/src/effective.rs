@@ -389,7 +389,7 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         max_body_buffer,
     } = policy;
     let key = |key: &Option<KeySource>| {
-        key.as_ref().map_or_else(|| Doc::text("none"), |key| Doc::text(key))
+        key.as_ref().map_or_else(|| Doc::text("none"), Doc::text)
     };
     let slower_than = probation.slower_than.map_or("off".to_owned(), |times| format!("{times}x"));
     Doc::map([

@@ -33,9 +33,10 @@ use smallvec::SmallVec;
 use crate::alarm::Alarm;
 use crate::body::{Body, Replay};
 use crate::error::{Error, GRPC_STATUS};
-use crate::headers;
+use crate::h1::H1;
+use crate::headers::{self, Found};
 use crate::metrics::Hedges;
-use crate::pool::{Charge, DialError, H1, H2, SendError};
+use crate::pool::{Charge, DialError, H2, SendError};
 use crate::route::{Route, Upstream};
 use crate::scout;
 use crate::template::Template;
@@ -265,8 +266,16 @@ pub enum Connection {
 pub struct Head {
     /// The response.
     pub response: Response<Incoming>,
+    /// What its headers hold.
+    pub found: Found,
     /// What its body comes on.
     pub connection: Connection,
+}
+
+impl Head {
+    fn new(response: Response<Incoming>, connection: Connection) -> Box<Head> {
+        Box::new(Head { found: headers::find(response.headers()), response, connection })
+    }
 }
 
 /// Why an attempt came to nothing.
@@ -406,9 +415,7 @@ pub async fn once(
     loop {
         let sent = if request.version() == Version::HTTP_2 {
             let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
-            h2.send(request)
-                .await
-                .map(|response| Box::new(Head { response, connection: Connection::H2(h2) }))
+            h2.send(request).await.map(|response| Head::new(response, Connection::H2(h2)))
         } else {
             let h1 = if fresh {
                 worker.pool.dial_h1(address, charge).await
@@ -416,9 +423,7 @@ pub async fn once(
                 worker.pool.h1(address, charge).await
             };
             let mut h1 = h1.map_err(Unsent::Dial)?;
-            h1.send(request)
-                .await
-                .map(|response| Box::new(Head { response, connection: Connection::H1(h1) }))
+            h1.send(request).await.map(|response| Head::new(response, Connection::H1(h1)))
         };
         match sent {
             Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
@@ -473,8 +478,7 @@ fn judge(
             return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
         }
     };
-    let found = headers::find(head.response.headers());
-    if found.peers_failure
+    if head.found.peers_failure
         && ticket.endpoint().spec().hop == Hop::Mesh
         && let Some((outcome, verdict, error)) = peers_failure(head.response.headers())
     {
@@ -482,7 +486,7 @@ fn judge(
         return Err(failed(outcome, error));
     }
     let status = head.response.status().as_u16();
-    if status < 400 && !found.verdict {
+    if status < 400 && !head.found.verdict {
         ticket.head(now, Verdict::Success);
         return Ok(Won { head, ticket });
     }

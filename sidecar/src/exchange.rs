@@ -128,11 +128,10 @@ impl Exchange {
 
     /// The response that the caller gets; its body ends the exchange.
     pub fn respond(mut self: Box<Self>, answer: Answer) -> Response<Reply> {
-        let Head { response, connection } = *answer.head;
+        let Head { response, found, connection } = *answer.head;
         let (mut parts, incoming) = response.into_parts();
         // An application of HTTP/1.0 is no reason to speak it to the caller.
         parts.version = Version::HTTP_11;
-        let found = headers::find(&parts.headers);
         headers::strip(&mut parts.headers, found);
         self.status = parts.status.as_u16();
         self.connection = Some(connection);
@@ -170,6 +169,13 @@ impl Exchange {
     pub fn broken(&mut self) {
         self.connection = None;
         self.complete(Some("reset_after_head"));
+    }
+
+    /// Moves the connection on that the body comes on, if it has no task of its own.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        if let Some(Connection::H1(h1)) = &mut self.connection {
+            h1.drive(cx);
+        }
     }
 
     /// A frame passed.

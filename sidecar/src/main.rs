@@ -18,6 +18,7 @@ mod error;
 mod events;
 mod exchange;
 mod gossip;
+mod h1;
 mod headers;
 mod inbound;
 mod listener;

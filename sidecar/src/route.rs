@@ -8,7 +8,6 @@
 //! `payments.service.mesh`, each with a port) are resolved by one hash look-up of the host without its port;
 //! only what misses is parsed.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,6 +16,7 @@ use evenkeel_balancer::{Balancer, Budget, Endpoint, Hedger};
 use evenkeel_config::policy::Policy;
 use evenkeel_config::settings::{Match, Protocol, Scout};
 use evenkeel_discovery::names::{self, HostName};
+use foldhash::HashMap;
 use http::Method;
 
 use crate::metrics::UpstreamMetrics;

@@ -5,7 +5,7 @@
 //! service whose last instance went away stays known for [`GONE_KEPT`], so that its callers hear "no instance"
 //! and not "no such service".
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,7 +77,7 @@ impl Upstreams {
             known.update(now, Vec::new(), settings.node.zone.as_deref());
         }
 
-        let mut hosts = HashMap::new();
+        let mut hosts = foldhash::HashMap::default();
         for (name, known) in &mut self.known {
             let upstream = Arc::new(known.upstream(
                 settings,
