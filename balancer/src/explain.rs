@@ -2,13 +2,14 @@
 //!
 //! Reads the same atomics as `pick`, changes none.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use evenkeel_config::policy::Policy;
 use serde::Serialize;
 
 use crate::balancer::Balancer;
-use crate::endpoint::{Endpoint, Hop};
+use crate::endpoint::Hop;
 use crate::scout;
 use crate::set::Set;
 use crate::stall::Silence;
@@ -58,7 +59,8 @@ impl Balancer {
         let set = self.endpoints();
         let panic = self.panics(&set, policy);
         set.iter()
-            .map(|endpoint| EndpointReport {
+            .enumerate()
+            .map(|(index, endpoint)| EndpointReport {
                 id: endpoint.spec.instance.to_string(),
                 node: if endpoint.spec.node == 0 {
                     String::new()
@@ -76,19 +78,14 @@ impl Balancer {
                 stall_ms: endpoint.stall_age(now).map(|age| age.as_secs_f64() * 1e3),
                 ejected_for_ms: endpoint.ejected_for(now).map(|left| left.as_secs_f64() * 1e3),
                 ejections: endpoint.ejections(),
-                verdicts: verdicts(&set, endpoint, self.moment(now), policy, panic),
+                verdicts: verdicts(&set, index, self.moment(now), policy, panic),
             })
             .collect()
     }
 }
 
-fn verdicts(
-    set: &Set,
-    endpoint: &Endpoint,
-    now: u64,
-    policy: &Policy,
-    panic: bool,
-) -> Vec<FilterVerdict> {
+fn verdicts(set: &Set, index: usize, now: u64, policy: &Policy, panic: bool) -> Vec<FilterVerdict> {
+    let endpoint = &set[index];
     let state = &*endpoint.state;
     let left_ms = |until: u64| until.saturating_sub(now) as f64 / 1e6;
     let verdict = |filter, pass, why| FilterVerdict { filter, pass, why };
@@ -124,6 +121,23 @@ fn verdicts(
         ),
     };
     let (retry_after, unreachable) = state.holds();
+    let (typical, answers) = state.probation.typical();
+    let shown = format!("typically {:.2} ms, of {answers} answers", typical.as_secs_f64() * 1e3);
+    let probation = match (policy.probation.slower_than, state.on_probation.load(Relaxed)) {
+        (None, _) => verdict("probation", true, "off".into()),
+        (Some(_), false) if answers < policy.probation.min_requests => {
+            verdict("probation", true, format!("too few answers to be judged; {shown}"))
+        }
+        (Some(_), false) => verdict("probation", true, shown),
+        (Some(_), true) if panic => {
+            verdict("probation", true, format!("slow, but too few are left (panic); {shown}"))
+        }
+        (Some(times), true) => verdict(
+            "probation",
+            false,
+            format!("was slower than {times} times its peers; probes find it {shown}"),
+        ),
+    };
     let hold = if retry_after > now {
         verdict(
             "hold",
@@ -164,12 +178,12 @@ fn verdicts(
             format!("silent for {:.1} ms; the next request is a trial", age_ns as f64 / 1e6),
         ),
     };
-    let zone = match set.is_near(endpoint) {
+    let zone = match set.look(index).near {
         None => verdict("zone", true, "its zone or ours is not known".into()),
         Some(true) => verdict("zone", true, "stands in our zone".into()),
         Some(false) => verdict("zone", true, "stands in another zone".into()),
     };
-    let mut verdicts = vec![serving, ejection, hold, slow_start, stall, zone];
+    let mut verdicts = vec![serving, ejection, probation, hold, slow_start, stall, zone];
     verdicts.extend(scout::verdict(state, now));
     verdicts
 }

@@ -126,9 +126,32 @@ impl Hedger {
     /// A copy that [`Hedger::try_copy`] allowed was not sent after all (no endpoint was left for it, or too many are in flight): gives its
     /// budgets back. As after a refusal, ask again after another delay.
     pub fn not_sent(&self, now: Instant, retries: &Budget) {
+        self.refund(now, retries);
+        self.copies.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether a copy may go out that probes an endpoint on probation: it draws on the same budgets.
+    pub(crate) fn try_probe(
+        &self,
+        now: Instant,
+        hedge: &Hedge,
+        retry: &Retry,
+        retries: &Budget,
+    ) -> bool {
+        if !self.budget.withdraw(now, hedge.budget, 0) {
+            return false;
+        }
+        let paid = retries.withdraw(now, retry.budget, RETRY_FLOOR_PER_SEC);
+        if !paid {
+            self.budget.refund(now);
+        }
+        paid
+    }
+
+    /// A probe that [`Hedger::try_probe`] allowed was not sent after all.
+    pub(crate) fn refund(&self, now: Instant, retries: &Budget) {
         self.budget.refund(now);
         retries.refund(now);
-        self.copies.fetch_sub(1, Relaxed);
     }
 
     /// A copy's head won.

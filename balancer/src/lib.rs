@@ -35,21 +35,28 @@
 
 mod balancer;
 mod budget;
+mod choice;
 mod circuit;
 mod ejection;
 mod endpoint;
 mod epoch;
 mod explain;
+mod hash;
 mod hedge;
 mod key;
 mod latency;
+mod logarithm;
 mod p2c;
 mod peak_ewma;
+mod probation;
+mod rendezvous;
 pub mod repeat;
 mod scout;
 mod set;
+mod shuffle_shard;
 mod stall;
 mod ticket;
+mod zone;
 
 pub use balancer::{Attempt, Balancer, NoEndpoint, Wish};
 pub use budget::{Budget, RETRY_FLOOR_PER_SEC};
@@ -58,6 +65,8 @@ pub use endpoint::{Endpoint, EndpointSpec, Hop};
 pub use explain::{EndpointReport, FilterVerdict};
 pub use hedge::{HedgeCounts, Hedger};
 pub use key::key_hash;
+pub use probation::ProbationCounts;
 pub use scout::{Pool, Report, Served, Visit};
 pub use set::{ENDPOINTS_MAX, Set};
+pub use shuffle_shard::{ShardMember, ShardReport};
 pub use ticket::{RETRY_AFTER_MAX, Ticket, Verdict};

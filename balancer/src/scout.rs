@@ -23,12 +23,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use rand::Rng;
+use evenkeel_config::policy::{Policy, Zone};
+use rand::{Rng, RngExt as _};
 
 pub use pool::Pool;
 pub use served::{Served, Visit};
 
-use crate::balancer::Balancer;
+use crate::balancer::{Balancer, Wish};
 use crate::endpoint::{Endpoint, State};
 use crate::epoch::nanos;
 use crate::explain::FilterVerdict;
@@ -128,21 +129,30 @@ impl Endpoint {
 }
 
 impl Balancer {
-    /// Calls `ask` with up to `count` different serving endpoints, drawn at random by weight, their places in the set and its size.
+    /// Calls `ask` with up to `count` different serving endpoints that a request may go to, drawn at random by weight, the first in this host's zone;
+    /// and with their places in the set and its size.
     pub fn scout_some(
         &self,
         rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
         count: usize,
         mut ask: impl FnMut(usize, &Arc<Endpoint>, usize),
     ) {
         let set = self.endpoints();
+        let key = wish.shard.filter(|_| policy.shard.key.is_some() && !set.is_empty());
+        let few = key.map(|key| set.shard(key, policy.shard.size));
         let mut asked = [usize::MAX; SCOUTED_MAX];
         let mut found = 0;
         for _ in 0..if set.is_empty() { 0 } else { DRAWS_MAX } {
             if found == count.min(SCOUTED_MAX) {
                 return;
             }
-            let index = set.draw(rng.next_u64());
+            let near = set.near().filter(|_| found == 0 && policy.zone == Zone::Prefer);
+            let index = match &few {
+                Some(few) => few.at(rng.random_range(0..few.len())),
+                None => near.unwrap_or(set.all()).draw(rng.next_u64()),
+            };
             if set[index].spec.serving && !asked.contains(&index) {
                 asked[found] = index;
                 found += 1;

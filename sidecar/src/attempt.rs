@@ -558,6 +558,9 @@ fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {
         NoEndpoint::CircuitOpen => Error::CircuitOpen(service),
         NoEndpoint::None => Error::NoEndpoint { service, why: "it has none" },
         NoEndpoint::Unhealthy => Error::NoEndpoint { service, why: "none is healthy" },
+        NoEndpoint::Shard => {
+            Error::NoEndpoint { service, why: "none in the shard of this key is healthy" }
+        }
         NoEndpoint::AllTried => Error::NoEndpoint { service, why: "all were tried" },
     }
 }

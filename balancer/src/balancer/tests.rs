@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use evenkeel_config::policy::{Hedge, Mode, Share};
 use proptest::prelude::*;
@@ -489,3 +490,5 @@ proptest! {
         prop_assert_eq!((bench.balancer.circuit().requests(), bench.balancer.circuit().copies()), (0, 0));
     }
 }
+
+mod keys;

@@ -1,7 +1,6 @@
 use super::*;
-use crate::balancer::Wish;
 use crate::endpoint::{EndpointSpec, Hop};
-use evenkeel_config::policy::{Balance, Policy};
+use evenkeel_config::policy::Balance;
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::SmallRng};
 
@@ -164,10 +163,16 @@ fn scouts_go_to_different_endpoints_that_serve() {
     for count in [0, 1, 3, 4, 9] {
         for _ in 0..100 {
             let mut asked = Vec::new();
-            balancer.scout_some(&mut rng, count, |index, endpoint, of| {
-                assert_eq!((of, endpoint.serial()), (5, balancer.endpoints()[index].serial()));
-                asked.push(index);
-            });
+            balancer.scout_some(
+                &mut rng,
+                &Policy::default(),
+                &Wish::FIRST,
+                count,
+                |index, endpoint, of| {
+                    assert_eq!((of, endpoint.serial()), (5, balancer.endpoints()[index].serial()));
+                    asked.push(index);
+                },
+            );
             let number = asked.len();
             asked.sort_unstable();
             asked.dedup();
@@ -176,7 +181,9 @@ fn scouts_go_to_different_endpoints_that_serve() {
         }
     }
     let nobody = Balancer::new(start());
-    nobody.scout_some(&mut rng, 3, |_, _, _| panic!("there is nobody to ask"));
+    nobody.scout_some(&mut rng, &Policy::default(), &Wish::FIRST, 3, |_, _, _| {
+        panic!("there is nobody to ask")
+    });
 }
 
 #[test]

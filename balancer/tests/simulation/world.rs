@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::repeat::{self, Body, Outcome};
 use evenkeel_balancer::{
     Attempt, Balancer, Budget, EndpointSpec, Hedger, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket,
-    Verdict, Wish,
+    Verdict, Wish, key_hash,
 };
 use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, Share};
 use rand::rngs::SmallRng;
@@ -51,6 +51,10 @@ pub struct Load {
     pub impatient_share: f64,
     /// Share of long polls: their head takes 2 s.
     pub long_poll_share: f64,
+    /// Other clients' requests a second, to each of these backends.
+    pub others: Vec<(usize, u64)>,
+    /// Requests have keys: so many tenants, all alike.
+    pub tenants: u64,
     /// A hedge's timer fires up to this much late.
     pub timer_slack: u64,
 }
@@ -66,6 +70,8 @@ impl Load {
             unsafe_share: 0.0,
             impatient_share: 0.0,
             long_poll_share: 0.0,
+            others: Vec::new(),
+            tenants: 0,
             timer_slack: 100 * US,
         }
     }
@@ -81,9 +87,12 @@ pub struct World {
     pub hedger: Hedger,
     pub backends: Vec<Backend>,
     pub known: BTreeSet<usize>,
+    /// The zone of each backend; the client stands in `a`.
+    pub zones: Vec<&'static str>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     order: u64,
     requests: BTreeMap<u64, Request>,
+    probes: BTreeMap<u64, Ticket>,
     next_request: u64,
     recent_requests: VecDeque<u64>,
     recent_copies: VecDeque<u64>,
@@ -110,6 +119,8 @@ enum Event {
     Ended(u64, usize, End),
     BodyEnded(u64),
     CallerGone(u64),
+    Other(usize, u64),
+    ProbeEnded(u64, End),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,6 +134,8 @@ enum End {
 struct Request {
     arrived: u64,
     safe: bool,
+    /// The hash of its tenant.
+    key: Option<u64>,
     attempts: Vec<Try>,
     tried: Vec<u64>,
     retries: u32,
@@ -149,10 +162,12 @@ impl World {
             retries: Budget::new(start),
             hedger: Hedger::new(start),
             known: (0..backends.len()).collect(),
+            zones: Vec::new(),
             backends,
             events: BinaryHeap::new(),
             order: 0,
             requests: BTreeMap::new(),
+            probes: BTreeMap::new(),
             next_request: 0,
             recent_requests: VecDeque::new(),
             recent_copies: VecDeque::new(),
@@ -161,6 +176,9 @@ impl World {
         };
         world.update();
         world.schedule(1, Event::Arrive);
+        for (backend, rate) in world.load.others.clone() {
+            world.schedule(1, Event::Other(backend, rate));
+        }
         world
     }
 
@@ -180,12 +198,12 @@ impl World {
                 hop: Hop::Direct,
                 protocol: None,
                 weight: 1,
-                zone: None,
+                zone: self.zones.get(backend).map(|zone| Arc::from(*zone)),
                 serving: true,
             }
         };
         let specs = self.known.iter().map(spec).collect();
-        self.balancer.update(self.instant(), specs, None);
+        self.balancer.update(self.instant(), specs, Some("a"));
     }
 
     /// Runs up to the moment `until`.
@@ -201,6 +219,12 @@ impl World {
                     self.requests.remove(&request);
                 }
                 Event::CallerGone(request) => self.caller_gone(request),
+                Event::Other(backend, rate) => self.other(backend, rate),
+                Event::ProbeEnded(probe, end) => {
+                    if let Some(mut ticket) = self.probes.remove(&probe) {
+                        ticket.head(self.instant(), verdict(end));
+                    }
+                }
             }
         }
         self.now = until;
@@ -259,12 +283,15 @@ impl World {
         let (now, id) = (self.instant(), self.next_request);
         self.next_request += 1;
         self.retries.request(now);
+        let key = (self.load.tenants > 0)
+            .then(|| key_hash(&self.rng.random_range(0..self.load.tenants).to_be_bytes()));
         let safe = !self.rng.random_bool(self.load.unsafe_share);
         self.requests.insert(
             id,
             Request {
                 arrived: self.now,
                 safe,
+                key,
                 attempts: Vec::new(),
                 tried: Vec::new(),
                 retries: 0,
@@ -287,8 +314,40 @@ impl World {
             self.fail(id);
             return;
         }
+        if safe {
+            self.probe();
+        }
         if let Some(delay) = self.hedger.delay(now, &self.load.policy.hedge) {
             self.schedule_copy(id, delay);
+        }
+    }
+
+    /// A copy to an endpoint on probation, if one is due. Nobody waits for it.
+    fn probe(&mut self) {
+        let (now, policy) = (self.instant(), &self.load.policy);
+        let Some(ticket) = self.balancer.probe_due(now, policy, &self.hedger, &self.retries) else {
+            return;
+        };
+        assert!(ticket.endpoint().on_probation());
+        let backend = usize::from(ticket.endpoint().spec().address.port()) - 1_000;
+        let (at, end) =
+            match self.backends[backend].serve(&mut self.rng, self.now + HOP, self.load.service) {
+                Served::Head(at) => (at, End::Head),
+                Served::Error(at) => (at, End::Error),
+                Served::Refused => (self.now + HOP, End::Unreachable),
+            };
+        self.count_copy();
+        self.result.attempts += u64::from(self.measures());
+        self.order += 1;
+        self.probes.insert(self.order, ticket);
+        self.schedule(at + HOP, Event::ProbeEnded(self.order, end));
+    }
+
+    fn other(&mut self, backend: usize, rate: u64) {
+        if self.now < self.load.end {
+            self.backends[backend].serve(&mut self.rng, self.now, self.load.service);
+            let gap = exponential(&mut self.rng, S / rate);
+            self.schedule(self.now + gap, Event::Other(backend, rate));
         }
     }
 
@@ -301,7 +360,8 @@ impl World {
         let now = self.instant();
         let request = &self.requests[&id];
         let long_poll = kind == Attempt::First && self.rng.random_bool(self.load.long_poll_share);
-        let wish = Wish { attempt: kind, tried: &request.tried, ..Wish::FIRST };
+        let wish =
+            Wish { attempt: kind, tried: &request.tried, shard: request.key, hash: request.key };
         let ticket = self.balancer.pick(now, &mut self.rng, &self.load.policy, &wish)?;
         let serial = ticket.endpoint().serial();
         assert!(
@@ -404,13 +464,7 @@ impl World {
         if request.head {
             return;
         }
-        let verdict = match end {
-            End::Head => Verdict::Success,
-            End::Error => Verdict::Failure,
-            End::Unreachable => Verdict::Unreachable,
-            End::Reset => Verdict::Reset,
-        };
-        ticket.head(now, verdict);
+        ticket.head(now, verdict(end));
         if end == End::Head {
             self.won(id, index);
             return;
@@ -479,6 +533,15 @@ impl World {
 
     fn measures(&self) -> bool {
         self.now >= self.load.warm_up
+    }
+}
+
+fn verdict(end: End) -> Verdict {
+    match end {
+        End::Head => Verdict::Success,
+        End::Error => Verdict::Failure,
+        End::Unreachable => Verdict::Unreachable,
+        End::Reset => Verdict::Reset,
     }
 }
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::{Endpoint, Hop, Pool, Report};
+use evenkeel_balancer::{Endpoint, Hop, Pool, Report, Wish};
 use evenkeel_config::policy::{Balance, Policy};
 use evenkeel_config::settings::{Key, Scout};
 use evenkeel_discovery::scout::{Answer, DATAGRAM_MAX, Scouting};
@@ -157,6 +157,7 @@ impl Asker {
         worker: &Worker,
         upstream: &Upstream,
         policy: &Policy,
+        wish: &Wish<'_>,
         count: Option<usize>,
     ) {
         let due = self.with_pool(&upstream.name, |pool| pool.scouts_due(Instant::now()));
@@ -166,10 +167,12 @@ impl Asker {
         }
         let pooled = policy.balance == Balance::Scout;
         let mut chosen: Vec<About> = Vec::with_capacity(due);
-        upstream.balancer.scout_some(&mut *worker.rng.borrow_mut(), due, |index, endpoint, of| {
+        let mut rng = self.rng.borrow_mut();
+        upstream.balancer.scout_some(&mut *rng, policy, wish, due, |index, endpoint, of| {
             let place = pooled.then_some((index, of));
             chosen.push(self.about(upstream, endpoint, policy.scout.timeout, place));
         });
+        drop(rng);
         for about in chosen {
             self.send(worker, about, false);
         }

@@ -86,9 +86,9 @@ pub async fn first(
     let Some(asker) = worker.asker() else { return pick(&wish, None) };
     let each = policy.scouting() == ScoutMode::BeforeEach;
     if !each || policy.balance == Balance::Scout {
-        asker.ask_some(worker, upstream, policy, None);
+        asker.ask_some(worker, upstream, policy, &wish, None);
     } else {
-        asker.ask_some(worker, upstream, policy, Some(BESIDE));
+        asker.ask_some(worker, upstream, policy, &wish, Some(BESIDE));
     }
     let metrics = upstream.metrics.of(worker.id);
     if !each {
