@@ -290,8 +290,7 @@ impl Balancer {
             && pick.set.near().is_some()
             && !self.spill.spills(pick.now, pick.nonce as u32);
         if let Some((now, pool)) = pool
-            && let Some(index) =
-                pool.choose(*now, |index, serial| pick.takes(index, serial, stays))
+            && let Some(index) = pool.choose(*now, |index, serial| pick.takes(index, serial, stays))
         {
             return Ok(index);
         }

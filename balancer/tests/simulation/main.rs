@@ -6,6 +6,7 @@ mod backend;
 mod faults;
 mod load;
 mod pauses;
+mod scouts;
 mod slow;
 mod world;
 mod zones;
