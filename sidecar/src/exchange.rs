@@ -171,13 +171,6 @@ impl Exchange {
         self.complete(Some("reset_after_head"));
     }
 
-    /// Moves the connection on that the body comes on, if it has no task of its own.
-    pub fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(Connection::H1(h1)) = &mut self.connection {
-            h1.drive(cx);
-        }
-    }
-
     /// A frame passed.
     pub fn progress(&mut self) {
         self.moved = true;

@@ -18,7 +18,6 @@ mod error;
 mod events;
 mod exchange;
 mod gossip;
-mod h1;
 mod headers;
 mod inbound;
 mod listener;
