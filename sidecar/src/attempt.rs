@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
-use evenkeel_config::policy::{Mode, Policy};
+use evenkeel_config::policy::{Mode, Policy, ScoutMode};
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
@@ -36,6 +36,7 @@ use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::probe;
 use crate::route::{Route, Upstream};
+use crate::scout;
 use crate::template::Template;
 use crate::worker::Worker;
 
@@ -99,7 +100,15 @@ pub async fn send(
         let request = template.request(upstream, endpoint, again(body.as_ref()), left);
         attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
     };
-    let ticket = pick(start, Attempt::First, &tried).map_err(|why| no_endpoint(upstream, why))?;
+    let (ticket, start) = match policy.scouting() {
+        ScoutMode::Off => (pick(start, Attempt::First, &tried), start),
+        // Seldom, and large: kept out of every other request.
+        _ => {
+            let wish = template.keys.wish(Attempt::First, &[]);
+            (Box::pin(scout::first(worker, upstream, policy, wish)).await, Instant::now())
+        }
+    };
+    let ticket = ticket.map_err(|why| no_endpoint(upstream, why))?;
     metrics.attempts[Attempt::First as usize].inc();
     tried.push(ticket.endpoint().serial());
     let mut first = pin!(Some(begin(ticket.endpoint(), deadline, Duration::ZERO, false)));

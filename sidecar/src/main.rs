@@ -30,6 +30,7 @@ mod pool;
 mod port_pair;
 mod probe;
 mod route;
+mod scout;
 mod socket;
 mod state;
 mod template;
