@@ -206,8 +206,7 @@ impl Balancer {
         if self.probations.is_due(now) {
             self.probations.judge(now, &set, policy, self.ejections.out());
         }
-        let random = rng.next_u64();
-        let index = self.choose(&set, now, rng, policy, wish, random, &mut pool)?;
+        let (index, random) = self.choose(&set, now, rng, policy, wish, &mut pool)?;
         let attempts = self.circuit.attempts();
         if !attempts.try_enter(wish.attempt, policy.circuit.requests, policy.hedge.budget) {
             return Err(NoEndpoint::CircuitOpen);
@@ -216,6 +215,7 @@ impl Balancer {
         Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, wish.attempt, near))
     }
 
+    /// The index of the endpoint, and the number by which chance was decided.
     fn choose(
         &self,
         set: &Set,
@@ -223,9 +223,9 @@ impl Balancer {
         rng: &mut impl Rng,
         policy: &Policy,
         wish: &Wish<'_>,
-        random: u64,
         pool: &mut Option<(Instant, &mut Pool)>,
-    ) -> Result<usize, NoEndpoint> {
+    ) -> Result<(usize, u64), NoEndpoint> {
+        let random = rng.next_u64();
         let panic = self.panics(set, policy);
         let mut pick = Pick {
             set,
@@ -249,12 +249,12 @@ impl Balancer {
             match self.choose_among(&pick, rng, policy, wish, pool) {
                 Err(_) if widen && wish.attempt != Attempt::Hedge => {}
                 Err(NoEndpoint::Unhealthy) => return Err(NoEndpoint::Shard),
-                done => return done,
+                done => return done.map(|index| (index, random)),
             }
             pick.few = None;
             pick.desperate = panic && set.serving() == 0;
         }
-        self.choose_among(&pick, rng, policy, wish, pool)
+        self.choose_among(&pick, rng, policy, wish, pool).map(|index| (index, random))
     }
 
     fn choose_among(

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::{Balancer, Budget, EndpointSpec, Hedger, Hop};
 use evenkeel_config::settings::{self, Match, Settings};
 use evenkeel_discovery::catalog::Catalog;
+use foldhash::HashMap;
 
 use crate::metrics::UpstreamMetrics;
 use crate::route::{Local, Route, Router, Upstream};
@@ -77,7 +78,7 @@ impl Upstreams {
             known.update(now, Vec::new(), settings.node.zone.as_deref());
         }
 
-        let mut hosts = foldhash::HashMap::default();
+        let mut hosts = HashMap::default();
         for (name, known) in &mut self.known {
             let upstream = Arc::new(known.upstream(
                 settings,
@@ -118,7 +119,7 @@ impl Upstreams {
             .flat_map(|view| &view.instances)
             .filter(|instance| instance.node.id == catalog.own);
         let mut watched = BTreeMap::new();
-        let mut local = HashMap::new();
+        let mut local = HashMap::default();
         for instance in own {
             let key = (instance.id.clone(), instance.address);
             let known = self.watched.remove(&key);
