@@ -303,7 +303,7 @@ impl World {
             return;
         }
         if safe {
-            self.probe();
+            self.probe(key);
         }
         if let Some(delay) = self.hedger.delay(now, &self.load.policy.hedge) {
             self.schedule_copy(id, delay);
@@ -311,11 +311,11 @@ impl World {
     }
 
     /// A copy to an endpoint on probation, if one is due. Nobody waits for it.
-    fn probe(&mut self) {
+    fn probe(&mut self, key: Option<u64>) {
         let (now, policy) = (self.instant(), &self.load.policy);
-        let Some(ticket) = self.balancer.probe_due(now, policy, &self.hedger, &self.retries) else {
-            return;
-        };
+        let wish = Wish { shard: key, hash: key, ..Wish::FIRST };
+        let probe = self.balancer.probe_due(now, policy, &wish, &self.hedger, &self.retries);
+        let Some(ticket) = probe else { return };
         assert!(ticket.endpoint().on_probation());
         let backend = usize::from(ticket.endpoint().spec().address.port()) - 1_000;
         let (at, end) =
