@@ -115,8 +115,13 @@ pub async fn send(
     let mut ticket = Waiting::new(ticket, start);
     if body.is_none()
         && may_copy
-        && let Some(ticket) =
-            upstream.balancer.probe_due(start, policy, &route.hedger, &upstream.retries)
+        && let Some(ticket) = upstream.balancer.probe_due(
+            start,
+            policy,
+            &template.keys.wish(Attempt::First, &[]),
+            &route.hedger,
+            &upstream.retries,
+        )
     {
         let request = template.request(upstream, ticket.endpoint(), Body::Empty, None);
         probe::spawn(worker, upstream, route, ticket, request);
