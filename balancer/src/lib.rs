@@ -33,6 +33,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod advice;
 mod balancer;
 mod budget;
 mod choice;
@@ -58,6 +59,7 @@ mod stall;
 mod ticket;
 mod zone;
 
+pub use advice::Advice;
 pub use balancer::{Attempt, Balancer, NoEndpoint, Wish};
 pub use budget::{Budget, RETRY_FLOOR_PER_SEC};
 pub use circuit::{Circuit, Guard};

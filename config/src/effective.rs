@@ -388,9 +388,7 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         slow_start,
         max_body_buffer,
     } = policy;
-    let key = |key: &Option<KeySource>| {
-        key.as_ref().map_or_else(|| Doc::text("none"), Doc::text)
-    };
+    let key = |key: &Option<KeySource>| key.as_ref().map_or_else(|| Doc::text("none"), Doc::text);
     let slower_than = probation.slower_than.map_or("off".to_owned(), |times| format!("{times}x"));
     Doc::map([
         ("timeout", Doc::text(&AsText(*timeout))),

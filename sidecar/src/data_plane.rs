@@ -99,6 +99,7 @@ impl DataPlane {
             inbound: metrics.upstream(Arc::from(""), "inbound"),
             access: AccessLog::start(settings.log.access, metrics.access_dropped.clone())?,
             node_address,
+            node_name: settings.node.name.clone(),
             identity,
             own: ArcSwap::default(),
             metrics,

@@ -24,6 +24,7 @@ use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
+use crate::key::Keys;
 use crate::pool::{DialError, SendError};
 use crate::route::Local;
 use crate::template::{self, Template};
@@ -100,6 +101,7 @@ async fn forward(
         authority,
         headers: parts.headers,
         grpc: found.grpc,
+        keys: Keys::default(),
     };
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
 

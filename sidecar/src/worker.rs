@@ -59,6 +59,8 @@ pub struct Shared {
     pub access: AccessLog,
     /// The address by which other hosts know us; the mesh hop is dialled from it.
     pub node_address: IpAddr,
+    /// `node.name`: who calls, as long as there are no certificates.
+    pub node_name: String,
     /// As whom this host asks and answers scouts.
     pub identity: scout::Identity,
     /// Our own listeners, so that a request to ourselves is told apart from one that passes through.

@@ -5,6 +5,7 @@
 mod backend;
 mod faults;
 mod load;
+mod measured;
 mod pauses;
 mod scouts;
 mod slow;

@@ -4,8 +4,9 @@ use evenkeel_balancer::ProbationCounts;
 use evenkeel_config::policy::{Balance, Policy, Probation};
 
 use crate::backend::{Backend, MS, S, Service};
+use crate::measured::{Measured, Summary};
 use crate::seeds;
-use crate::world::{Load, Measured, Summary, World, hedged, unhedged};
+use crate::world::{Load, World, hedged, unhedged};
 
 const ALL: [Balance; 4] =
     [Balance::P2c, Balance::LeastRequest, Balance::RoundRobin, Balance::Random];

@@ -3,8 +3,9 @@
 use evenkeel_config::policy::{Balance, Policy, Zone};
 
 use crate::backend::{Backend, MS, S, Service};
+use crate::measured::{Measured, Summary};
 use crate::seeds;
-use crate::world::{Load, Measured, Summary, World, unhedged};
+use crate::world::{Load, World, unhedged};
 
 /// Four backends in each of three zones; the client stands in the first.
 const ZONES: [&str; 12] = ["a", "a", "a", "a", "b", "b", "b", "b", "c", "c", "c", "c"];
