@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::{Balancer, Budget, EndpointSpec, Hedger, Hop};
 use evenkeel_config::settings::{self, Match, Settings};
 use evenkeel_discovery::catalog::Catalog;
-use foldhash::HashMap;
 
 use crate::metrics::UpstreamMetrics;
 use crate::route::{Local, Route, Router, Upstream};
@@ -78,7 +77,7 @@ impl Upstreams {
             known.update(now, Vec::new(), settings.node.zone.as_deref());
         }
 
-        let mut hosts = HashMap::default();
+        let mut hosts = foldhash::HashMap::default();
         for (name, known) in &mut self.known {
             let upstream = Arc::new(known.upstream(
                 settings,
@@ -112,14 +111,18 @@ impl Upstreams {
     }
 
     /// This host's own instances, as other hosts ask for them.
-    fn local(&mut self, settings: &Settings, catalog: &Catalog) -> HashMap<Box<str>, Local> {
+    fn local(
+        &mut self,
+        settings: &Settings,
+        catalog: &Catalog,
+    ) -> foldhash::HashMap<Box<str>, Local> {
         let own = catalog
             .services
             .values()
             .flat_map(|view| &view.instances)
             .filter(|instance| instance.node.id == catalog.own);
         let mut watched = BTreeMap::new();
-        let mut local = HashMap::default();
+        let mut local = foldhash::HashMap::default();
         for instance in own {
             let key = (instance.id.clone(), instance.address);
             let known = self.watched.remove(&key);
