@@ -16,12 +16,15 @@ pub struct BalancerMetrics {
     families: Vec<(Desc, Family)>,
 }
 
+/// The `kind` label of each series, if it has one, and its value.
+type Series = Vec<(Option<&'static str>, f64)>;
+
 struct Family {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
-    /// The `kind` label and the value of each of an upstream's series.
-    read: fn(&Upstream, Instant) -> Vec<(Option<&'static str>, f64)>,
+    /// An upstream's series.
+    read: fn(&Upstream, Instant) -> Series,
 }
 
 impl BalancerMetrics {
@@ -142,11 +145,11 @@ fn families() -> [Family; 7] {
     ]
 }
 
-fn one(value: f64) -> Vec<(Option<&'static str>, f64)> {
+fn one(value: f64) -> Series {
     vec![(None, value)]
 }
 
-fn count(upstream: &Upstream, of: impl Fn(&Endpoint) -> u64) -> Vec<(Option<&'static str>, f64)> {
+fn count(upstream: &Upstream, of: impl Fn(&Endpoint) -> u64) -> Series {
     one(upstream.balancer.endpoints().iter().map(|endpoint| of(endpoint)).sum::<u64>() as f64)
 }
 
