@@ -241,7 +241,8 @@ fn verdicts(
             share * 100.0
         ),
     };
-    let zone = verdict("zone", set.look(index).near != Some(false) || spill.is_none(), zone);
+    // A preference, not a filter.
+    let zone = verdict("zone", true, zone);
     let mut verdicts = vec![serving, ejection, probation, hold, slow_start, stall, zone];
     verdicts.extend(scout::verdict(state, now));
     verdicts

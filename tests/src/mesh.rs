@@ -38,6 +38,8 @@ pub struct Setup {
     pub mesh: String,
     /// Gossip keys, base64.
     pub keys: Vec<String>,
+    /// Where it stands; empty: it does not say.
+    pub zone: String,
     /// Numbers of the hosts it joins.
     pub join: Vec<u8>,
     /// YAML, in one line, of the key with the same name; empty leaves it out.
@@ -59,6 +61,7 @@ impl Default for Setup {
         Setup {
             mesh: "test".into(),
             keys: Vec::new(),
+            zone: String::new(),
             join: vec![1, 2, 3],
             services: String::new(),
             policy: String::new(),
@@ -411,6 +414,20 @@ impl App {
             .expect("the application answers");
     }
 
+    /// From now on each answer comes this much later.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn set_delay(&self, delay: Duration) {
+        let path = format!("/delay?ms={}", delay.as_millis());
+        client::send(
+            self.address.into(),
+            Version::Http1,
+            client::request(Method::PUT, "app", &path),
+        )
+        .expect("the application answers");
+    }
+
     /// Starts it again after its end, with the ledger it left.
     pub fn start_again(&mut self) {
         self.process = start_app(&self.id, self.address, &self.ledger, &self.log);
@@ -445,8 +462,10 @@ fn write_config(folder: &Path, ip: Ipv4Addr, number: u8, workers: usize, setup: 
     let keys =
         if keys.is_empty() { String::new() } else { format!(", keys: [{}]", keys.join(", ")) };
     let data_dir = folder.join("data");
+    let zone =
+        if setup.zone.is_empty() { String::new() } else { format!(", zone: {}", setup.zone) };
     let mut text = format!(
-        "node: {{name: host-{number}, address: {ip}, data_dir: \"{}\"}}\n\
+        "node: {{name: host-{number}, address: {ip}, data_dir: \"{}\"{zone}}}\n\
          workers: {workers}\n\
          mesh:\n  name: {}\n  join: [{}]\n  gossip: {{listen: \"{ip}:7111\"{keys}}}\n  data: {{listen: \"{ip}:7110\"}}\n\
          discovery: {{http: \"{ip}:8500\", dns: \"{ip}:8600\"}}\n\
