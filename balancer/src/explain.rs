@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::balancer::{Balancer, Wish};
 use crate::endpoint::Hop;
 use crate::rendezvous::Few;
+use crate::scout;
 use crate::set::Set;
 use crate::stall::Silence;
 
@@ -196,7 +197,7 @@ fn verdicts(
             "hold",
             false,
             format!(
-                "asked by Retry-After to be left alone, for another {:.0} ms",
+                "asked to be left alone (Retry-After, or its host drains), for another {:.0} ms",
                 left_ms(retry_after)
             ),
         )
@@ -241,5 +242,7 @@ fn verdicts(
         ),
     };
     let zone = verdict("zone", set.look(index).near != Some(false) || spill.is_none(), zone);
-    vec![serving, ejection, probation, hold, slow_start, stall, zone]
+    let mut verdicts = vec![serving, ejection, probation, hold, slow_start, stall, zone];
+    verdicts.extend(scout::verdict(state, now));
+    verdicts
 }

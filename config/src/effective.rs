@@ -15,7 +15,7 @@ use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
 use crate::notation::{AsText, Bytes};
 use crate::policy::{KeySource, Policy};
-use crate::settings::{CheckKind, DataDir, Service, Settings, Upstream};
+use crate::settings::{CheckKind, DataDir, Scout, Service, Settings, Upstream};
 use crate::yaml11::{Plain, classify};
 
 /// A part of the file.
@@ -337,7 +337,16 @@ fn service(service: &Service) -> Doc {
         ("tags", Doc::texts(&service.tags)),
         ("meta", Doc::Map(meta.collect())),
         ("check", check.unwrap_or(Doc::Unset("always passing"))),
+        ("scout", scout(service.scout.as_ref(), "told from the progress of what is in flight")),
     ])
+}
+
+fn scout(scout: Option<&Scout>, unset: &'static str) -> Doc {
+    match scout {
+        Some(Scout::Http(path)) => Doc::map([("http", Doc::text(path))]),
+        Some(Scout::Tcp(port)) => Doc::map([("tcp", Doc::Number((*port).into()))]),
+        None => Doc::Unset(unset),
+    }
 }
 
 fn upstream(upstream: &Upstream) -> Doc {
@@ -354,6 +363,7 @@ fn upstream(upstream: &Upstream) -> Doc {
         ("name", Doc::text(&upstream.name)),
         ("endpoints", Doc::texts(&upstream.endpoints)),
         ("protocol", Doc::set_or(protocol, unset)),
+        ("scout", scout(upstream.scout.as_ref(), "not scouted by themselves")),
         ("policy", policy(&upstream.policy)),
         ("routes", Doc::List(routes.collect())),
     ])
@@ -368,6 +378,7 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         repeat,
         retry,
         hedge,
+        scout,
         shard,
         zone,
         eject,
@@ -408,6 +419,13 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
                 ("min", Doc::text(&AsText(hedge.min))),
                 ("budget", Doc::text(&hedge.budget)),
                 ("max", Doc::Number(hedge.max.into())),
+            ]),
+        ),
+        (
+            "scout",
+            Doc::map([
+                ("mode", Doc::text(scout.mode.name())),
+                ("timeout", Doc::text(&AsText(scout.timeout))),
             ]),
         ),
         (

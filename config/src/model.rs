@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::layer::PolicyLayer;
 use crate::report::At;
-use crate::settings::{Access, CheckKind, Key, Match, Protocol};
+use crate::settings::{Access, CheckKind, Key, Match, Protocol, Scout};
 
 pub(crate) struct File {
     pub node: NodeKeys,
@@ -68,6 +68,7 @@ pub(crate) struct ServiceKeys {
     pub tags: Vec<String>,
     pub meta: BTreeMap<String, String>,
     pub check: Option<CheckKeys>,
+    pub scout: Option<Scout>,
 }
 
 pub(crate) struct CheckKeys {
@@ -85,6 +86,7 @@ pub(crate) struct UpstreamKeys {
     /// Some are written, usable or not.
     pub has_endpoints: bool,
     pub protocol: Option<At<Protocol>>,
+    pub scout: Option<At<Scout>>,
     pub policy: PolicyLayer,
     pub routes: Vec<RouteKeys>,
 }

@@ -122,6 +122,8 @@ pub struct Service {
     pub meta: std::collections::BTreeMap<String, String>,
     /// How its health is known; `None`: always passing.
     pub check: Option<Check>,
+    /// How it answers scouts itself; `None`: it does not.
+    pub scout: Option<Scout>,
 }
 
 /// What an application speaks.
@@ -173,6 +175,15 @@ pub enum CheckKind {
     Tcp,
 }
 
+/// How an application answers scouts itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scout {
+    /// GET this path of its own address: 2xx.
+    Http(String),
+    /// On this port of its own address a byte for each byte.
+    Tcp(u16),
+}
+
 /// Services found otherwise, or this client's own policy for a mesh service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
@@ -182,6 +193,8 @@ pub struct Upstream {
     pub endpoints: Vec<SocketAddr>,
     /// What the endpoints speak; `None`: HTTP/1.1.
     pub protocol: Option<Protocol>,
+    /// How the endpoints answer scouts; `None`: they do not.
+    pub scout: Option<Scout>,
     /// Merged: built-in < host < upstream.
     pub policy: Policy,
     /// Where each field of `policy` came from.

@@ -77,6 +77,7 @@ mod spread;
 
 pub mod discovery;
 pub mod registration;
+pub mod scout;
 
 pub mod catalog;
 pub mod health;

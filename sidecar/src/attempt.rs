@@ -20,10 +20,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
-use evenkeel_balancer::{
-    Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict, Wish,
-};
-use evenkeel_config::policy::{Mode, Policy};
+use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
+use evenkeel_config::policy::{Mode, Policy, ScoutMode};
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
@@ -33,11 +31,12 @@ use smallvec::SmallVec;
 use crate::alarm::Alarm;
 use crate::body::{Body, Replay};
 use crate::error::{Error, GRPC_STATUS};
-use crate::h1::H1;
 use crate::headers::{self, Found};
 use crate::metrics::Hedges;
-use crate::pool::{Charge, DialError, H2, SendError};
+use crate::pool::{Charge, DialError, H1, H2, SendError};
+use crate::probe;
 use crate::route::{Route, Upstream};
+use crate::scout;
 use crate::template::Template;
 use crate::worker::Worker;
 
@@ -56,8 +55,8 @@ pub struct Deadline {
 /// What the caller is told when there is no response of an application to pass on.
 pub async fn send(
     worker: &Rc<Worker>,
-    upstream: &Upstream,
-    route: &Route,
+    upstream: &Arc<Upstream>,
+    route: &Arc<Route>,
     template: &Template,
     body: Option<Replay>,
     start: Instant,
@@ -81,10 +80,15 @@ pub async fn send(
         retry_of_retry: false,
         retries,
     };
+    // A body that is still coming may be complete when a copy is due: that is looked at then.
+    let may_copy = repeat::may_copy(
+        &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
+        &policy.hedge,
+    );
     upstream.retries.request(start);
     route.hedger.request(start);
     let pick = |now, kind, tried: &[u64]| {
-        let wish = Wish { attempt: kind, tried, ..Wish::FIRST };
+        let wish = template.keys.wish(kind, tried);
         upstream.balancer.pick(now, &mut *worker.rng.borrow_mut(), policy, &wish)
     };
 
@@ -96,20 +100,36 @@ pub async fn send(
         let request = template.request(upstream, endpoint, again(body.as_ref()), left);
         attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
     };
-    let ticket = pick(start, Attempt::First, &tried).map_err(|why| no_endpoint(upstream, why))?;
+    let (ticket, start) = match policy.scouting() {
+        ScoutMode::Off => (pick(start, Attempt::First, &tried), start),
+        // Seldom, and large: kept out of every other request.
+        _ => {
+            let wish = template.keys.wish(Attempt::First, &[]);
+            (Box::pin(scout::first(worker, upstream, policy, wish)).await, Instant::now())
+        }
+    };
+    let ticket = ticket.map_err(|why| no_endpoint(upstream, why))?;
     metrics.attempts[Attempt::First as usize].inc();
     tried.push(ticket.endpoint().serial());
     let mut first = pin!(Some(begin(ticket.endpoint(), deadline, Duration::ZERO, false)));
     let mut ticket = Waiting::new(ticket, start);
+    if body.is_none()
+        && may_copy
+        && let Some(ticket) = upstream.balancer.probe_due(
+            start,
+            policy,
+            &template.keys.wish(Attempt::First, &[]),
+            &route.hedger,
+            &upstream.retries,
+        )
+    {
+        let request = template.request(upstream, ticket.endpoint(), Body::Empty, None);
+        probe::spawn(worker, upstream, route, ticket, request);
+    }
     let mut copies: Vec<Copied<_>> = Vec::new();
     let (mut copies_sent, mut retries) = (0, 0);
     let mut failed: Option<Failed> = None;
 
-    // A body that is still coming may be complete when a copy is due: that is looked at then.
-    let may_copy = repeat::may_copy(
-        &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
-        &policy.hedge,
-    );
     let delay = route.hedger.delay(start, &policy.hedge);
     let mut copy_at = delay.map(|delay| start + delay);
     let mut dispatched = start;
@@ -391,8 +411,12 @@ async fn attempt(
     }
     let spec = endpoint.spec();
     let charge = Charge { balancer: &upstream.balancer, limits: &policy.circuit };
-    let from = (spec.hop == Hop::Mesh).then_some(worker.shared.node_address);
-    once(worker, spec.dial, from, Some(charge), request, fresh).await
+    once(worker, spec.dial, dial_from(worker, spec.hop), Some(charge), request, fresh).await
+}
+
+/// Peers know this host by its address.
+pub fn dial_from(worker: &Worker, hop: Hop) -> Option<IpAddr> {
+    (hop == Hop::Mesh).then_some(worker.shared.node_address)
 }
 
 /// Sends a request on a pooled connection; one that turns out dead before anything was sent is replaced once.

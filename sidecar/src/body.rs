@@ -37,18 +37,6 @@ pub enum Body {
     Stream(Incoming),
     /// The caller's stream, kept so that it can be sent again.
     Replay(Replay),
-    /// One of the others; whoever has the other end of the token sees when it was sent to its end or given up.
-    Held(Box<Body>, #[expect(dead_code, reason = "held for its count")] Rc<()>),
-}
-
-impl Body {
-    /// The body with a token that lives as long.
-    pub fn held(self, token: Rc<()>) -> Body {
-        match self {
-            Body::Held(body, _) => Body::Held(body, token),
-            body => Body::Held(Box::new(body), token),
-        }
-    }
 }
 
 /// Why a body ended before its time.
@@ -88,7 +76,6 @@ impl HttpBody for Body {
                 .poll_frame(cx)
                 .map(|frame| frame.map(|f| f.map_err(BodyError::Source))),
             Body::Replay(replay) => replay.poll(cx),
-            Body::Held(body, _) => Pin::new(&mut **body).poll_frame(cx),
         }
     }
 
@@ -97,7 +84,6 @@ impl HttpBody for Body {
             Body::Empty => true,
             Body::Stream(incoming) => incoming.is_end_stream(),
             Body::Replay(replay) => replay.is_end(),
-            Body::Held(body, _) => body.is_end_stream(),
         }
     }
 
@@ -106,7 +92,6 @@ impl HttpBody for Body {
             Body::Empty => SizeHint::with_exact(0),
             Body::Stream(incoming) => incoming.size_hint(),
             Body::Replay(replay) => replay.size_hint(),
-            Body::Held(body, _) => body.size_hint(),
         }
     }
 }
@@ -366,33 +351,30 @@ impl HttpBody for Reply {
         match self.get_mut() {
             Reply::Empty => Poll::Ready(None),
             Reply::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Reply::Stream(incoming, exchange) => {
-                exchange.drive(cx);
-                match Pin::new(&mut *incoming).poll_frame(cx) {
-                    Poll::Ready(Some(Ok(frame))) => {
-                        exchange.progress();
-                        // hyper does not always ask again after the last frame.
-                        let last = frame.is_trailers() || incoming.size_hint().exact() == Some(0);
-                        if last || incoming.is_end_stream() {
-                            exchange.finish();
-                        }
-                        Poll::Ready(Some(Ok(frame)))
-                    }
-                    Poll::Ready(Some(Err(error))) => {
-                        exchange.broken();
-                        Poll::Ready(Some(Err(BodyError::Source(error))))
-                    }
-                    Poll::Ready(None) => {
+            Reply::Stream(incoming, exchange) => match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    exchange.progress();
+                    // hyper does not always ask again after the last frame.
+                    let last = frame.is_trailers() || incoming.size_hint().exact() == Some(0);
+                    if last || incoming.is_end_stream() {
                         exchange.finish();
-                        Poll::Ready(None)
                     }
-                    Poll::Pending if exchange.poll_idle(cx).is_ready() => {
-                        exchange.broken();
-                        Poll::Ready(Some(Err(BodyError::Idle)))
-                    }
-                    Poll::Pending => Poll::Pending,
+                    Poll::Ready(Some(Ok(frame)))
                 }
-            }
+                Poll::Ready(Some(Err(error))) => {
+                    exchange.broken();
+                    Poll::Ready(Some(Err(BodyError::Source(error))))
+                }
+                Poll::Ready(None) => {
+                    exchange.finish();
+                    Poll::Ready(None)
+                }
+                Poll::Pending if exchange.poll_idle(cx).is_ready() => {
+                    exchange.broken();
+                    Poll::Ready(Some(Err(BodyError::Idle)))
+                }
+                Poll::Pending => Poll::Pending,
+            },
         }
     }
 

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::Ticket;
+use evenkeel_balancer::{Ticket, Visit};
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -47,6 +47,8 @@ pub struct Exchange {
     status: u16,
     connection: Option<Connection>,
     ticket: Option<Ticket>,
+    /// An application of this host that others' scouts ask for has it in hand.
+    pub visit: Option<Visit>,
     idle_timeout: Duration,
     idle: Option<Pin<Box<Sleep>>>,
     moved: bool,
@@ -116,6 +118,7 @@ impl Exchange {
             status: 0,
             connection: None,
             ticket: None,
+            visit: None,
             idle_timeout: Duration::MAX,
             idle: None,
             moved: false,
@@ -168,13 +171,6 @@ impl Exchange {
         self.complete(Some("reset_after_head"));
     }
 
-    /// Moves the connection on that the body comes on, if it has no task of its own.
-    pub fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(Connection::H1(h1)) = &mut self.connection {
-            h1.drive(cx);
-        }
-    }
-
     /// A frame passed.
     pub fn progress(&mut self) {
         self.moved = true;
@@ -196,6 +192,7 @@ impl Exchange {
             return;
         }
         self.ticket = None;
+        self.visit = None;
         let now = Instant::now();
         let took = now.saturating_duration_since(self.start);
         self.link.request_ends(now);

@@ -19,6 +19,7 @@ use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
+use crate::key::{self, Keys};
 use crate::passthrough;
 use crate::route::Destination;
 use crate::template::Template;
@@ -89,6 +90,15 @@ async fn forward(
     let asked = if found.timeout { headers::callers_timeout(&parts.headers) } else { None };
     let timeout = asked.map_or(route.policy.timeout, |asked| asked.min(route.policy.timeout));
     let deadline = Deadline { at: exchange.start + timeout, hard: asked.is_some() };
+    let keys = Keys::of(
+        &route.policy,
+        key::Source {
+            headers: &parts.headers,
+            path: path.path(),
+            caller: link.peer.ip(),
+            host: &worker.shared.node_name,
+        },
+    );
     headers::strip(&mut parts.headers, found);
     let body = (!body.is_end_stream()).then(|| {
         let (max, buffers) = (route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers));
@@ -100,6 +110,7 @@ async fn forward(
         authority,
         headers: parts.headers,
         grpc: found.grpc,
+        keys,
     };
     let won =
         attempt::send(worker, upstream, route, &template, body, exchange.start, deadline).await?;

@@ -6,8 +6,8 @@
 //! instead of each starting its own, and a second connection is opened only when the first carries
 //! [`STREAMS_SOFT_MAX`] streams (h2 takes one lock for a connection).
 //!
-//! Dead connections are found by the sweep, by HTTP/2 pings and by `TCP_USER_TIMEOUT`; a request that meets one
-//! before it was sent comes back whole and goes out on a new one.
+//! Dead connections are found by hyper's connection task, which reads while idle, by HTTP/2 pings and by
+//! `TCP_USER_TIMEOUT`; a request that meets one before it was sent comes back whole and goes out on another.
 //!
 //! A pool belongs to one worker and is never shared: hyper-util's pool takes one lock for all hosts.
 
@@ -20,14 +20,13 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::{Balancer, Guard};
 use foldhash::HashMap;
 use http::Request;
-use hyper::client::conn::http2;
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::TcpKeepalive;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::body::Body;
-use crate::h1::H1;
 use crate::socket::Socket;
 use crate::worker::LocalExecutor;
 
@@ -36,6 +35,14 @@ use crate::worker::LocalExecutor;
 pub struct Pool {
     h1: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
     h2: RefCell<HashMap<SocketAddr, Peer>>,
+}
+
+/// A connection for one request at a time; closed when dropped, kept when [put back](Pool::put_back).
+#[derive(Debug)]
+pub struct H1 {
+    sender: http1::SendRequest<Body>,
+    address: SocketAddr,
+    _guard: Option<Guard>,
 }
 
 /// A shared connection, in use by one stream.
@@ -123,19 +130,38 @@ impl Pool {
         let _pending = charge.map(|c| c.pending()).transpose()?;
         let guard = charge.map(|c| c.connection()).transpose()?;
         let stream = dial(address, None).await.map_err(|e| unreachable(address, &e))?;
-        let connection = H1::new(stream, address, guard).await;
-        connection.map_err(|e| unreachable(address, &io::Error::other(e)))
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_MAX)
+            .handshake(TokioIo::new(Socket(stream)))
+            .await
+            .map_err(|e| unreachable(address, &io::Error::other(e)))?;
+        tokio::task::spawn_local(async move {
+            // Its errors reach whoever waits for a response on it.
+            let _ = connection.await;
+        });
+        Ok(H1 { sender, address, _guard: guard })
     }
 
     fn take_idle(&self, address: SocketAddr) -> Option<H1> {
         let mut pools = self.h1.borrow_mut();
         let idle = pools.get_mut(&address)?;
-        idle.pop().map(|idle| idle.connection)
+        // From the most recently used on; one that was put back a moment ago may not be ready yet.
+        let mut at = idle.len();
+        while at > 0 {
+            at -= 1;
+            let sender = &idle[at].connection.sender;
+            if sender.is_closed() {
+                idle.swap_remove(at);
+            } else if sender.is_ready() {
+                return Some(idle.remove(at).connection);
+            }
+        }
+        None
     }
 
     /// Keeps a connection whose response was read to its end.
-    pub fn put_back(&self, mut connection: H1) {
-        if !connection.is_usable() {
+    pub fn put_back(&self, connection: H1) {
+        if connection.sender.is_closed() {
             return;
         }
         let mut pools = self.h1.borrow_mut();
@@ -232,8 +258,9 @@ impl Pool {
     /// Closes what has been idle too long; called about once a second.
     pub fn sweep(&self, now: Instant) {
         self.h1.borrow_mut().retain(|_, idle| {
-            idle.retain_mut(|i| {
-                now.saturating_duration_since(i.since) < H1_IDLE_MAX && i.connection.is_usable()
+            idle.retain(|i| {
+                !i.connection.sender.is_closed()
+                    && now.saturating_duration_since(i.since) < H1_IDLE_MAX
             });
             !idle.is_empty()
         });
@@ -281,6 +308,16 @@ pub enum SendError {
     Caller,
 }
 
+impl H1 {
+    /// Sends a request and waits for the response's head.
+    pub async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<http::Response<hyper::body::Incoming>, SendError> {
+        self.sender.try_send_request(request).await.map_err(send_error)
+    }
+}
+
 impl H2 {
     /// Sends a request and waits for the response's head; dropping the future resets the stream.
     pub async fn send(
@@ -291,8 +328,7 @@ impl H2 {
     }
 }
 
-/// What a failure of hyper's means.
-pub fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
+fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
     if let Some(request) = error.take_message() {
         return SendError::NotSent(Box::new(request));
     }

@@ -16,6 +16,7 @@ use evenkeel_discovery::catalog::Catalog;
 
 use crate::metrics::UpstreamMetrics;
 use crate::route::{Local, Route, Router, Upstream};
+use crate::scout::Watched;
 use crate::worker::Shared;
 
 /// The owner of what is learnt of every upstream; publishes the router.
@@ -23,6 +24,8 @@ use crate::worker::Shared;
 pub struct Upstreams {
     shared: Arc<Shared>,
     known: BTreeMap<String, Known>,
+    /// This host's instances as others' scouts see them, by id and address.
+    watched: BTreeMap<(String, SocketAddr), Arc<Watched>>,
 }
 
 #[derive(Debug)]
@@ -40,7 +43,7 @@ struct Known {
 impl Upstreams {
     /// Nothing is known yet.
     pub fn new(shared: Arc<Shared>) -> Upstreams {
-        Upstreams { shared, known: BTreeMap::new() }
+        Upstreams { shared, known: BTreeMap::new(), watched: BTreeMap::new() }
     }
 
     /// Publishes the router for this configuration and catalogue.
@@ -96,20 +99,7 @@ impl Upstreams {
             .flat_map(|node| [node.address.ip(), node.mesh.ip()])
             .map(|ip| ip.to_canonical())
             .collect();
-        let local = catalog
-            .services
-            .values()
-            .flat_map(|view| &view.instances)
-            .filter(|instance| instance.node.id == catalog.own)
-            .map(|instance| {
-                let local = Local {
-                    service: Arc::from(instance.service.as_str()),
-                    address: instance.address,
-                    protocol: instance.protocol,
-                };
-                (instance.id.clone().into_boxed_str(), local)
-            })
-            .collect();
+        let local = self.local(settings, catalog);
         self.shared.router.store(Arc::new(Router {
             hosts,
             domain: settings.mesh.domain.clone(),
@@ -118,6 +108,46 @@ impl Upstreams {
             local,
             members,
         }));
+    }
+
+    /// This host's own instances, as other hosts ask for them.
+    fn local(&mut self, settings: &Settings, catalog: &Catalog) -> HashMap<Box<str>, Local> {
+        let own = catalog
+            .services
+            .values()
+            .flat_map(|view| &view.instances)
+            .filter(|instance| instance.node.id == catalog.own);
+        let mut watched = BTreeMap::new();
+        let mut local = HashMap::new();
+        for instance in own {
+            let key = (instance.id.clone(), instance.address);
+            let known = self.watched.remove(&key);
+            let known = known.unwrap_or_else(|| Arc::new(Watched::new(self.shared.epoch)));
+            watched.insert(key, Arc::clone(&known));
+            let configured = settings.services.iter().find(|service| service.id == instance.id);
+            let clients = self.known.get(&instance.service);
+            let direct = clients.and_then(|known| {
+                let endpoints = known.balancer.endpoints();
+                let is_this = |spec: &EndpointSpec| {
+                    spec.node == catalog.own
+                        && *spec.instance == *instance.id
+                        && spec.address == instance.address
+                };
+                endpoints.iter().find(|endpoint| is_this(endpoint.spec())).map(Arc::clone)
+            });
+            let instance_local = Local {
+                service: Arc::from(instance.service.as_str()),
+                address: instance.address,
+                protocol: instance.protocol,
+                scout: configured.and_then(|service| service.scout.clone()),
+                serving: instance.takes_requests(),
+                watched: known,
+                direct,
+            };
+            local.insert(instance.id.clone().into_boxed_str(), instance_local);
+        }
+        self.watched = watched;
+        local
     }
 }
 
@@ -171,6 +201,7 @@ impl Known {
             balancer: Arc::clone(&self.balancer),
             retries: Arc::clone(&self.retries),
             metrics: Arc::clone(&self.metrics),
+            scout: configured.and_then(|upstream| upstream.scout.clone()),
             default: Arc::new(Route {
                 policy: policy.clone(),
                 hedger: Arc::clone(&self.default_hedger),

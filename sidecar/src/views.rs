@@ -162,6 +162,7 @@ fn state(report: &EndpointReport) -> String {
             "ejection" => "ejected".to_owned(),
             "hold" => "held off".to_owned(),
             "stall" => "silent".to_owned(),
+            "scout" => "warned of by its scout".to_owned(),
             filter => filter.replace('_', " "),
         },
     )

@@ -7,6 +7,7 @@ mod faults;
 mod load;
 mod measured;
 mod pauses;
+mod scouts;
 mod slow;
 mod world;
 mod zones;
