@@ -206,10 +206,29 @@ impl Balancer {
         if self.probations.is_due(now) {
             self.probations.judge(now, &set, policy, self.ejections.out());
         }
+        let (index, random) = self.choose(&set, now, rng, policy, wish, &mut pool)?;
+        let attempts = self.circuit.attempts();
+        if !attempts.try_enter(wish.attempt, policy.circuit.requests, policy.hedge.budget) {
+            return Err(NoEndpoint::CircuitOpen);
+        }
+        let near = set.look(index).near;
+        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, wish.attempt, near))
+    }
+
+    /// The index of the endpoint, and the number by which chance was decided.
+    fn choose(
+        &self,
+        set: &Set,
+        now: u64,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: &mut Option<(Instant, &mut Pool)>,
+    ) -> Result<(usize, u64), NoEndpoint> {
         let random = rng.next_u64();
-        let panic = self.panics(&set, policy);
-        let pick = Pick {
-            set: &set,
+        let panic = self.panics(set, policy);
+        let mut pick = Pick {
+            set,
             few: None,
             now,
             attempt: wish.attempt,
@@ -220,44 +239,22 @@ impl Balancer {
             slow_start: policy.slow_start,
             nonce: random,
         };
-        let index = self.choose(pick, rng, policy, wish, &mut pool)?;
-        let attempts = self.circuit.attempts();
-        if !attempts.try_enter(wish.attempt, policy.circuit.requests, policy.hedge.budget) {
-            return Err(NoEndpoint::CircuitOpen);
-        }
-        let near = set.look(index).near;
-        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, wish.attempt, near))
-    }
-
-    /// Within the key's shard, if there are shards.
-    fn choose(
-        &self,
-        mut pick: Pick<'_>,
-        rng: &mut impl Rng,
-        policy: &Policy,
-        wish: &Wish<'_>,
-        pool: &mut Option<(Instant, &mut Pool)>,
-    ) -> Result<usize, NoEndpoint> {
-        let (Some(key), true) = (wish.shard, policy.shard.key.is_some()) else {
-            return self.choose_among(&pick, rng, policy, wish, pool);
-        };
-        let few = pick.set.shard(key, policy.shard.size);
-        let widen = policy.shard.fallback == ShardFallback::Widen;
-        let desperate = std::mem::replace(
-            &mut pick.desperate,
-            !widen
+        if let (Some(key), true) = (wish.shard, policy.shard.key.is_some()) {
+            let few = set.shard(key, policy.shard.size);
+            let widen = policy.shard.fallback == ShardFallback::Widen;
+            pick.few = Some(few);
+            pick.desperate = !widen
                 && policy.panic.as_fraction() > 0.0
-                && !few.iter().any(|index| pick.set.look(index).serving),
-        );
-        pick.few = Some(few);
-        match self.choose_among(&pick, rng, policy, wish, pool) {
-            Err(_) if widen && wish.attempt != Attempt::Hedge => {
-                (pick.few, pick.desperate) = (None, desperate);
-                self.choose_among(&pick, rng, policy, wish, pool)
+                && !few.iter().any(|index| set.look(index).serving);
+            match self.choose_among(&pick, rng, policy, wish, pool) {
+                Err(_) if widen && wish.attempt != Attempt::Hedge => {}
+                Err(NoEndpoint::Unhealthy) => return Err(NoEndpoint::Shard),
+                done => return done.map(|index| (index, random)),
             }
-            Err(NoEndpoint::Unhealthy) => Err(NoEndpoint::Shard),
-            done => done,
+            pick.few = None;
+            pick.desperate = panic && set.serving() == 0;
         }
+        self.choose_among(&pick, rng, policy, wish, pool).map(|index| (index, random))
     }
 
     fn choose_among(

@@ -178,13 +178,20 @@ pub(crate) fn verdict(state: &State, now: u64) -> Option<FilterVerdict> {
         (_, _, Some(age)) => format!(", has owed an answer for {age:.1?}"),
         _ => String::new(),
     };
-    let lost = scouted.lost_since.load(Relaxed);
-    let lost = match now.saturating_sub(lost) as f64 / 1e6 {
-        _ if lost == 0 => String::new(),
-        ms => format!("; has answered none since {ms:.1} ms ago"),
+    let lost_since = scouted.lost_since.load(Relaxed);
+    let silent = now.saturating_sub(lost_since);
+    let lost = match silent as f64 / 1e6 {
+        _ if lost_since == 0 => String::new(),
+        _ if silent >= LOST_MAX => "; answers none any more, which no longer counts".to_owned(),
+        ms => format!("; has answered none for {ms:.1} ms"),
+    };
+    let pass = if lost_since == 0 {
+        report.welcomes() || now.saturating_sub(answered) >= DRAINING_HOLD
+    } else {
+        silent >= LOST_MAX
     };
     let why = format!("{ago:.1} ms ago: {} in flight{latency}{against}{lost}", report.in_flight);
-    Some(FilterVerdict { filter: "scout", pass: report.welcomes() && lost.is_empty(), why })
+    Some(FilterVerdict { filter: "scout", pass, why })
 }
 
 /// The last report and the moments (0: none) around it. A reader may see the load of one report and the verdict of the next: each

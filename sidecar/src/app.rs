@@ -29,6 +29,7 @@ use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
+use crate::balancer_metrics::BalancerMetrics;
 use crate::control::{self, Surface};
 use crate::data_plane::{self, DataPlane, Sockets};
 use crate::events::Events;
@@ -155,6 +156,7 @@ impl App {
             own: SocketAddr::new(own.address.ip(), own.mesh_port),
         };
         let mut plane = DataPlane::start(&settings, metrics.clone(), own.address.ip(), identity)?;
+        registry.register(Box::new(BalancerMetrics::new(Arc::clone(&plane.shared().router))?))?;
         let mut upstreams = Upstreams::new(Arc::clone(plane.shared()));
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;

@@ -111,14 +111,18 @@ impl Upstreams {
     }
 
     /// This host's own instances, as other hosts ask for them.
-    fn local(&mut self, settings: &Settings, catalog: &Catalog) -> HashMap<Box<str>, Local> {
+    fn local(
+        &mut self,
+        settings: &Settings,
+        catalog: &Catalog,
+    ) -> foldhash::HashMap<Box<str>, Local> {
         let own = catalog
             .services
             .values()
             .flat_map(|view| &view.instances)
             .filter(|instance| instance.node.id == catalog.own);
         let mut watched = BTreeMap::new();
-        let mut local = HashMap::new();
+        let mut local = foldhash::HashMap::default();
         for instance in own {
             let key = (instance.id.clone(), instance.address);
             let known = self.watched.remove(&key);

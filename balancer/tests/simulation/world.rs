@@ -327,9 +327,9 @@ impl World {
     fn send_first(&mut self, id: u64, ticket: Result<Ticket, NoEndpoint>) {
         let Ok(ticket) = ticket else { return self.fail(id) };
         self.send(id, Attempt::First, ticket);
-        let Request { safe, key, .. } = self.requests[&id];
-        if safe {
-            self.probe(key);
+        let request = &self.requests[&id];
+        if request.safe {
+            self.probe(request.key);
         }
         if let Some(delay) = self.hedger.delay(self.instant(), &self.load.policy.hedge) {
             self.schedule_copy(id, delay);

@@ -80,8 +80,8 @@ pub struct Asker {
 #[derive(Debug)]
 struct Outstanding {
     about: About,
-    /// Where an answer has to come from; `None`: from the application itself.
-    to: Option<SocketAddr>,
+    /// The application itself was asked, not its host.
+    direct: bool,
     at: Instant,
     lost: bool,
     waiter: Option<Waiter>,
@@ -236,7 +236,8 @@ impl Asker {
         about.metrics.of(worker.id).scouts(Scouts::Asked);
         self.later(now + about.timeout, Due::Timeout(nonce));
         let waiter = waits.then_some(Waiter::Waits(None));
-        let outstanding = Outstanding { about, to, at: now, lost: false, waiter };
+        let direct = to.is_none();
+        let outstanding = Outstanding { about, direct, at: now, lost: false, waiter };
         self.outstanding.borrow_mut().insert(nonce, outstanding);
         Some(nonce)
     }
@@ -289,11 +290,12 @@ impl Asker {
             }
         });
         if let Some(report) = report {
-            self.answered(worker, now, nonce, None, &report);
+            self.answered(worker, now, nonce, true, &report);
         }
     }
 
-    fn datagram(&self, worker: &Worker, datagram: &[u8], from: SocketAddr) {
+    /// Its nonce says what it answers, not where it comes from: a host with several addresses answers from any of them.
+    fn datagram(&self, worker: &Worker, datagram: &[u8]) {
         let read = self.scouting.borrow_mut().read_answer(datagram);
         let Ok(answer) = read else {
             worker.shared.metrics.scout_answers_refused.inc();
@@ -301,7 +303,7 @@ impl Asker {
         };
         let Answer { nonce, known, alive, draining, in_flight, latency, stalled } = answer;
         let report = Report { known, alive, draining, in_flight, latency, stalled };
-        if !self.answered(worker.id, Instant::now(), nonce, Some(from), &report) {
+        if !self.answered(worker.id, Instant::now(), nonce, false, &report) {
             worker.shared.metrics.scout_answers_refused.inc();
         }
     }
@@ -312,11 +314,11 @@ impl Asker {
         worker: usize,
         now: Instant,
         nonce: u64,
-        from: Option<SocketAddr>,
+        direct: bool,
         report: &Report,
     ) -> bool {
         let mut table = self.outstanding.borrow_mut();
-        let Some(outstanding) = table.get_mut(&nonce).filter(|asked| asked.to == from) else {
+        let Some(outstanding) = table.get_mut(&nonce).filter(|asked| asked.direct == direct) else {
             return false;
         };
         let Outstanding { about, at, lost, waiter, .. } = outstanding;
@@ -402,8 +404,8 @@ async fn run(asker: Rc<Asker>, worker: Rc<Worker>) {
             () = asker.timer.rings() => {}
         }
         for _ in 0..AT_ONCE_MAX {
-            let Ok((length, from)) = asker.socket.try_recv_from(&mut datagram) else { break };
-            asker.datagram(&worker, &datagram[..length], from);
+            let Ok(length) = asker.socket.try_recv(&mut datagram) else { break };
+            asker.datagram(&worker, &datagram[..length]);
         }
         asker.expire(&worker, Instant::now());
     }
