@@ -24,7 +24,7 @@ use crate::circuit::Circuit;
 use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
-use crate::probation::Probations;
+use crate::probation::{self, Probations};
 use crate::scout::Pool;
 use crate::set::{ENDPOINTS_MAX, Set};
 use crate::ticket::Ticket;
@@ -235,7 +235,7 @@ impl Balancer {
             tried: wish.tried,
             panic,
             desperate: panic && set.serving() == 0,
-            probation: policy.probation.slower_than.is_some() && !panic,
+            probation: probation::threshold(policy).is_some() && !panic,
             slow_start: policy.slow_start,
             nonce: random,
         };
@@ -345,7 +345,7 @@ impl Balancer {
 
     /// How many that serve are kept out of rotation, by failures or slowness.
     fn out(&self, policy: &Policy) -> u32 {
-        let probation = policy.probation.slower_than.is_some();
+        let probation = probation::threshold(policy).is_some();
         self.ejections.out() + if probation { self.probations.out() } else { 0 }
     }
 

@@ -18,6 +18,8 @@
 //! - *How long*: at least [`STAY`] × 2ⁿ, n the times before this one, each [`FORGIVE`] in rotation taking one off. So one that turns
 //!   slow again and again is in rotation ever less. On return it starts slowly, and is judged from nothing.
 //!
+//! Not with `balance: hash`, where endpoints serve different requests and cannot be compared.
+//!
 //! Ejection is for errors and knows after five of them; this is for what answers, late. The estimate of two choices (`peak_ewma`) would not do
 //! instead: it is made to be nervous.
 //!
@@ -26,7 +28,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use evenkeel_config::policy::{Mode, Policy};
+use evenkeel_config::policy::{Balance, Factor, Mode, Policy};
 
 use crate::balancer::{Attempt, Balancer, Wish};
 use crate::budget::Budget;
@@ -179,13 +181,13 @@ impl Probations {
 
     /// Sends on probation who is slow, and takes back who is well. Where the policy has no probation nobody changes: another route's may.
     pub(crate) fn judge(&self, now: u64, set: &Set, policy: &Policy, ejected: u32) {
-        let Some(slower_than) = policy.probation.slower_than else { return };
+        let Some(slower_than) = threshold(policy) else { return };
         // Judging costs as much as there are endpoints.
         let every = JUDGE_EVERY * (1 + set.len() as u64 / 1_024);
         if !is_turn(&self.judge_at, now, every) {
             return;
         }
-        let threshold = (slower_than.times() as f32).log2();
+        let octaves_slower = (slower_than.times() as f32).log2();
         let peers = medians(set, policy.probation.min_requests);
         let mut slow: Vec<(f32, usize)> = Vec::new();
         let mut out = 0;
@@ -199,9 +201,9 @@ impl Probations {
                 continue;
             };
             let is_slower =
-                octaves > peers + threshold && octaves.exp2() > peers.exp2() + DIFFERENCE_MIN;
+                octaves > peers + octaves_slower && octaves.exp2() > peers.exp2() + DIFFERENCE_MIN;
             if state.on_probation.load(Relaxed) {
-                let is_well = octaves <= peers + threshold * RETURN
+                let is_well = octaves <= peers + octaves_slower * RETURN
                     || octaves.exp2() <= peers.exp2() + DIFFERENCE_MIN;
                 if answers >= PROBES_MIN && is_well && probation.may_return(now) {
                     self.take_back(now, state);
@@ -271,7 +273,7 @@ impl Probations {
         policy: &Policy,
         random: u32,
     ) -> Option<usize> {
-        if self.out() == 0 || policy.probation.slower_than.is_none() {
+        if self.out() == 0 || threshold(policy).is_none() {
             return None;
         }
         let lot = policy.hedge.mode != Mode::Enforce && random < u32::MAX / TRIAL_ONE_OF;
@@ -299,7 +301,7 @@ impl Balancer {
         hedger: &Hedger,
         retries: &Budget,
     ) -> Option<Ticket> {
-        let on = policy.probation.slower_than.is_some() && policy.hedge.mode == Mode::Enforce;
+        let on = threshold(policy).is_some() && policy.hedge.mode == Mode::Enforce;
         if !on || self.probations.out() == 0 {
             return None;
         }
@@ -332,6 +334,12 @@ impl Balancer {
     pub fn probations(&self) -> ProbationCounts {
         self.probations.counts()
     }
+}
+
+/// How many times as slow as its peers an endpoint has to be; `None`: there is no probation. With `balance: hash` there is none: whose keys
+/// are costly is slow, and whoever got them instead would be next.
+pub(crate) fn threshold(policy: &Policy) -> Option<Factor> {
+    policy.probation.slower_than.filter(|_| policy.balance != Balance::Hash)
 }
 
 /// Whether what is done each `every` is due; of several workers one does it.

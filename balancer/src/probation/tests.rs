@@ -255,3 +255,13 @@ fn a_probe_stays_in_its_requests_shard() {
     assert!((30..70).contains(&outside), "{outside}: half of the shards have it");
     assert!(bench.balancer.probations().probes > 10);
 }
+
+/// Costly keys make their endpoint slow: to send them elsewhere would make the next one slow.
+#[test]
+fn endpoints_that_serve_different_keys_are_not_compared() {
+    let mut bench = Bench::new(&FOUR);
+    bench.policy.balance = Balance::Hash;
+    bench.policy.hash.key = Some(KeySource::Address);
+    bench.seconds(10, &[10, 10, 90, 10]);
+    assert!(bench.out().is_empty());
+}
