@@ -13,10 +13,21 @@ mod demand;
 mod keys;
 
 mod algorithm;
+mod election;
+mod lease;
+mod wire;
+
+mod client;
+mod root;
 
 pub use algorithm::{Algorithm, Allocation, BANDS_MAX, BadFloors, Claim, Floors, SUBCLIENTS_MAX};
 pub use bucket::{Bucket, Pace, Refused};
+pub use client::{BASE, Client, REFRESH};
 pub use concurrency::{Concurrency, Place};
 pub use demand::Demand;
+pub use election::{BadRoster, MEMBERS_MAX, ROSTERS_MAX, Roster, Rosters, root_of};
 pub use keys::{KEYS_MAX, KeyTable};
+pub use lease::{DRIFT, LOAN_MAX, Ledger, Loan, Party, Room, Word};
 pub use quantity::{BadQuantity, Micros};
+pub use root::{HOLDERS_MAX, LEASE, Root};
+pub use wire::{Answer, Ask, Malformed, Message, RESOURCE_ID_MAX, Wants};
