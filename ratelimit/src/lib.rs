@@ -15,6 +15,8 @@ mod keys;
 mod algorithm;
 mod election;
 mod lease;
+mod store;
+mod template;
 mod wire;
 
 mod client;
@@ -30,4 +32,6 @@ pub use keys::{KEYS_MAX, KeyTable};
 pub use lease::{DRIFT, LOAN_MAX, Ledger, Loan, Party, Room, Word};
 pub use quantity::{BadQuantity, Micros};
 pub use root::{HOLDERS_MAX, LEASE, Root};
+pub use store::{CLIENTS_MAX, Request, Store, StoreFull, Terms};
+pub use template::{BadTemplate, LEASE_LENGTH_MAX, Safe, TEMPLATES_MAX, Template, Templates, Why};
 pub use wire::{Answer, Ask, Malformed, Message, RESOURCE_ID_MAX, Wants};
