@@ -90,7 +90,25 @@ impl Client {
         self.ledger.usable(now)
     }
 
-    /// What it owns.
+    /// The resource's id.
+    #[must_use]
+    pub fn resource(&self) -> Arc<[u8]> {
+        Arc::clone(&self.resource)
+    }
+
+    /// What it wants, in all bands.
+    #[must_use]
+    pub fn wants(&self) -> Micros {
+        Micros::from_u128(Micros::sum(self.wants.iter().map(|wants| wants.wants)))
+    }
+
+    /// What it owns, even while an earlier life may have lent it.
+    #[must_use]
+    pub fn owned(&self) -> Micros {
+        self.ledger.owned()
+    }
+
+    /// What it owns and may touch.
     #[must_use]
     pub fn right(&self, now: Instant) -> Micros {
         self.ledger.right(now)
@@ -155,11 +173,9 @@ impl Client {
             last.wants = last.wants.plus(beyond.wants);
             last.subclients = last.subclients.saturating_add(beyond.subclients);
         }
-        let total =
-            |wants: &[Wants]| Micros::from_u128(Micros::sum(wants.iter().map(|wants| wants.wants)));
-        let (before, after) = (total(&self.wants), total(&wants));
+        let before = self.wants();
         self.wants = wants;
-        if is_material(before, after) {
+        if is_material(before, self.wants()) {
             self.ask_soon(now);
         }
     }

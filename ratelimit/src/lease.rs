@@ -133,6 +133,12 @@ impl Ledger {
         self.right = right;
     }
 
+    /// What it owns.
+    #[must_use]
+    pub fn owned(&self) -> Micros {
+        self.right
+    }
+
     /// What it owns and may touch.
     #[must_use]
     pub fn right(&self, now: Instant) -> Micros {

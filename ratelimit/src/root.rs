@@ -12,7 +12,7 @@
 //! or it has ended. A pledge above its call is released when it is free. All of it passes through the [`Ledger`], which is where it is safe.
 //!
 //! Changes are gathered ([`SPACING`]), then sent at once to everyone whom they concern by more than a few per cent; the rest hears with
-//! its next refresh.
+//! its next refresh. Where there is too little for all, members that do not take part are summoned: they own something that they do not want.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::client::{RESERVE, is_material, stamp};
 use crate::election::Rosters;
 use crate::lease::{Ledger, Loan, Party, Room};
 use crate::quantity::Micros;
-use crate::wire::{Answer, Ask, Wants};
+use crate::wire::{Answer, Ask, Message, Wants};
 
 /// One root of one resource.
 #[derive(Debug, Clone)]
@@ -42,7 +42,8 @@ pub struct Root {
     since: Option<Instant>,
     last_settle: Option<Instant>,
     settle_at: Option<Instant>,
-    answers: VecDeque<(u64, Answer)>,
+    summoned: Option<Instant>,
+    outbox: VecDeque<(u64, Message)>,
 }
 
 /// A host as it last asked.
@@ -96,7 +97,8 @@ impl Root {
             since: None,
             last_settle: None,
             settle_at: None,
-            answers: VecDeque::new(),
+            summoned: None,
+            outbox: VecDeque::new(),
         }
     }
 
@@ -106,10 +108,10 @@ impl Root {
         now: Instant,
         algorithm: Algorithm,
         capacity: Micros,
-        floors: Floors,
+        floors: &Floors,
     ) {
-        if (self.algorithm, self.capacity, &self.floors) != (algorithm, capacity, &floors) {
-            (self.algorithm, self.capacity, self.floors) = (algorithm, capacity, floors);
+        if (self.algorithm, self.capacity, &self.floors) != (algorithm, capacity, floors) {
+            (self.algorithm, self.capacity, self.floors) = (algorithm, capacity, floors.clone());
             self.settle_soon(now);
         }
     }
@@ -153,8 +155,8 @@ impl Root {
     }
 
     /// The next message, and the host to which it goes.
-    pub fn poll_transmit(&mut self) -> Option<(u64, Answer)> {
-        self.answers.pop_front()
+    pub fn poll_transmit(&mut self) -> Option<(u64, Message)> {
+        self.outbox.pop_front()
     }
 
     /// Whether nobody has asked for a while, so that it may be dropped: nothing is lost but loans that it would let run out.
@@ -205,6 +207,7 @@ impl Root {
         self.settling.judge(now, rosters, LEASE + extra + Duration::from_secs(2));
 
         let aims = self.aims();
+        self.summon(now, &aims, rosters);
         let mut room = self.ledger.room(now, now + LEASE + extra);
         let long = room.covers();
         if !long {
@@ -218,6 +221,22 @@ impl Root {
         let share = Share { wanted: wanted.sum(), free: u128::from(room.free().micros()) };
         for aim in aims {
             self.answer(now, &aim, &share, &mut room, long, extra);
+        }
+    }
+
+    /// Where less is owned by those who speak to us than they want, the members that do not are asked to: they want nothing, and own something.
+    fn summon(&mut self, now: Instant, aims: &[Aim], rosters: &Rosters) {
+        let wanted = Micros::sum(self.holders.values().map(Holder::total_wants));
+        let shared = Micros::sum(aims.iter().map(|aim| aim.target));
+        let recently =
+            self.summoned.is_some_and(|at| now.saturating_duration_since(at) < SUMMON_EVERY);
+        if recently || wanted <= shared {
+            return;
+        }
+        self.summoned = Some(now);
+        let heard: BTreeSet<u64> = self.holders.keys().map(|party| party.host).collect();
+        for host in rosters.members().filter(|host| !heard.contains(host)) {
+            self.outbox.push_back((host, Message::Summon(Arc::clone(&self.resource))));
         }
     }
 
@@ -311,7 +330,7 @@ impl Root {
             extra,
             settled: self.settling.settled,
         };
-        self.answers.push_back((aim.party.host, answer));
+        self.outbox.push_back((aim.party.host, Message::Answer(answer)));
     }
 }
 
@@ -371,5 +390,7 @@ const HEARD: Duration = Duration::from_secs(1);
 const SPACING: Duration = Duration::from_millis(5);
 /// and for each host that takes part this much more, so that a large mesh does not keep its root busy with one resource.
 const SPACING_EACH: Duration = Duration::from_micros(20);
+/// Members that are not heard are asked for what they own at most this often.
+const SUMMON_EVERY: Duration = Duration::from_millis(500);
 /// Most hosts that one root serves.
 pub const HOLDERS_MAX: usize = 20_000;

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::algorithm::{Algorithm, Allocation, Claim, Floors};
+use crate::algorithm::{Algorithm, Allocation, Claim, Floors, SUBCLIENTS_MAX};
 use crate::quantity::Micros;
 
 /// The clients of one resource.
@@ -25,6 +25,8 @@ pub struct Store {
     /// Who runs out when.
     ends: BTreeSet<(Instant, Arc<[u8]>)>,
     held: u128,
+    /// Sums of wants and of sub-clients, by band.
+    bands: BTreeMap<i64, (u128, u64)>,
     allocation: Allocation,
     counted_at: Option<Instant>,
     learning_until: Instant,
@@ -63,6 +65,8 @@ pub struct StoreFull;
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     claim: Claim,
+    /// The band in whose sum it is.
+    band: i64,
     has: Micros,
     until: Instant,
 }
@@ -75,6 +79,7 @@ impl Store {
             clients: BTreeMap::new(),
             ends: BTreeSet::new(),
             held: 0,
+            bands: BTreeMap::new(),
             allocation: Allocation::new(Algorithm::None, Micros::ZERO, &[], &Floors::default()),
             counted_at: None,
             learning_until,
@@ -96,7 +101,9 @@ impl Store {
             return Err(StoreFull);
         }
         let has = self.shown(now, id, request, terms.right);
-        self.put(id, Entry { claim: request.claim, has, until: now + terms.lease });
+        let (claim, until) = (request.claim, now + terms.lease);
+        let band = terms.floors.band(claim.priority);
+        self.put(id, Entry { claim, band, has, until });
         self.count(now, terms);
         let target = if self.is_learning(now) && !has.is_zero() {
             has.min(request.claim.wants)
@@ -111,16 +118,15 @@ impl Store {
                 .minus(others)
                 .min(target),
         };
-        self.put(id, Entry { claim: request.claim, has: granted, until: now + terms.lease });
+        self.put(id, Entry { claim, band, has: granted, until });
         Ok(granted)
     }
 
     /// A client gives everything back.
     pub fn release(&mut self, id: &[u8]) {
         if let Some(entry) = self.clients.remove(id) {
-            self.held -= u128::from(entry.has.micros());
             self.ends.remove(&(entry.until, Arc::from(id)));
-            self.counted_at = None;
+            self.take_out(entry);
         }
     }
 
@@ -131,7 +137,7 @@ impl Store {
         {
             self.ends.pop_first();
             if let Some(entry) = self.clients.remove(&id) {
-                self.held -= u128::from(entry.has.micros());
+                self.take_out(entry);
             }
         }
     }
@@ -156,21 +162,13 @@ impl Store {
 
     /// What they want, by the band of their priority: the sum of wants, and of those for whom they speak.
     #[must_use]
-    pub fn wants(&self, floors: &Floors) -> Vec<Claim> {
-        let mut bands: BTreeMap<i64, (u128, u64)> = BTreeMap::new();
-        for entry in self.clients.values() {
-            let band = bands.entry(floors.band(entry.claim.priority)).or_default();
-            band.0 += u128::from(entry.claim.wants.micros());
-            band.1 += u64::from(entry.claim.subclients.max(1));
-        }
-        let claims = bands.into_iter().map(|(priority, (wants, clients))| Claim {
-            wants: Micros::from_u128(wants),
-            subclients: u32::try_from(clients)
-                .unwrap_or(u32::MAX)
-                .min(crate::algorithm::SUBCLIENTS_MAX),
-            priority,
+    pub fn wants(&self) -> Vec<Claim> {
+        let bands = self.bands.iter().map(|(priority, (wants, clients))| Claim {
+            wants: Micros::from_u128(*wants),
+            subclients: u32::try_from(*clients).unwrap_or(u32::MAX).min(SUBCLIENTS_MAX),
+            priority: *priority,
         });
-        claims.collect()
+        bands.collect()
     }
 
     /// When the next lease runs out.
@@ -200,12 +198,27 @@ impl Store {
     fn put(&mut self, id: &[u8], entry: Entry) {
         let id: Arc<[u8]> =
             self.clients.get_key_value(id).map_or_else(|| Arc::from(id), |(id, _)| Arc::clone(id));
+        let band = self.bands.entry(entry.band).or_default();
+        band.0 += u128::from(entry.claim.wants.micros());
+        band.1 += u64::from(entry.claim.subclients.max(1));
         self.held += u128::from(entry.has.micros());
         self.ends.insert((entry.until, Arc::clone(&id)));
         if let Some(before) = self.clients.insert(Arc::clone(&id), entry) {
-            self.held -= u128::from(before.has.micros());
             if before.until != entry.until {
                 self.ends.remove(&(before.until, id));
+            }
+            self.take_out(before);
+        }
+    }
+
+    /// Takes an entry that is no longer there out of the sums.
+    fn take_out(&mut self, entry: Entry) {
+        self.held -= u128::from(entry.has.micros());
+        if let Some(band) = self.bands.get_mut(&entry.band) {
+            band.0 -= u128::from(entry.claim.wants.micros());
+            band.1 -= u64::from(entry.claim.subclients.max(1));
+            if band.1 == 0 {
+                self.bands.remove(&entry.band);
             }
         }
     }

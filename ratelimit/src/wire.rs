@@ -19,6 +19,8 @@ pub enum Message {
     Ask(Ask),
     /// From a root.
     Answer(Answer),
+    /// From a root that is short: "take part, though you want nothing".
+    Summon(Arc<[u8]>),
 }
 
 /// What one host wants and offers.
@@ -103,6 +105,10 @@ impl Message {
                 answer.encode(&mut content);
                 ANSWER
             }
+            Message::Summon(resource) => {
+                put_bytes(&mut content, resource);
+                SUMMON
+            }
         };
         out.push(kind);
         put_bytes(out, &content);
@@ -118,6 +124,7 @@ impl Message {
             match kind {
                 ASK => messages.push(Message::Ask(Ask::decode(&mut content)?)),
                 ANSWER => messages.push(Message::Answer(Answer::decode(&mut content)?)),
+                SUMMON => messages.push(Message::Summon(content.resource()?)),
                 _ => {}
             }
         }
@@ -310,6 +317,7 @@ fn put_word(out: &mut Vec<u8>, word: Word) {
 
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
+const SUMMON: u8 = 3;
 /// Longest id of a resource, in bytes.
 pub const RESOURCE_ID_MAX: usize = 256;
 

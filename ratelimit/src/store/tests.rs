@@ -173,6 +173,8 @@ proptest! {
             let sum = Micros::sum(host.store.clients().map(|(_, _, has)| has));
             prop_assert_eq!(sum, u128::from(host.store.held().micros()));
             prop_assert_eq!(host.store.ends.len(), host.store.len());
+            let wanted = Micros::sum(host.store.clients().map(|(_, wants, _)| wants));
+            prop_assert_eq!(host.store.bands.get(&0).map_or(0, |band| band.0), wanted);
         }
     }
 }
