@@ -216,7 +216,7 @@ impl Client {
             }
         }
         self.heard.insert(party, answer.number);
-        self.ledger.handle_loan(party, answer.lease, asked);
+        self.ledger.handle_loan(now, party, answer.lease, asked);
         self.ledger.handle_word(party, answer.word);
         self.heard_settled = answer.settled;
         let before = self.ledger.borrowed(now, party);

@@ -41,7 +41,7 @@ pub struct Party {
 }
 
 /// A lender's statement as it travels: the length counts from the message that it answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Loan {
     /// Rises with every statement of a lender.
     pub seq: u64,
@@ -52,7 +52,7 @@ pub struct Loan {
 }
 
 /// A borrower's word: having heard statement `seq`, it counts `amount`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Word {
     /// The latest statement that was heard.
     pub seq: u64,
@@ -66,7 +66,8 @@ struct Count {
     seq: u64,
     amount: Micros,
     until: Instant,
-    /// The latest end of all statements so far. Forgotten earlier, a repetition of an old one would be taken for a new one.
+    /// No statement so far can have an end later than this, on its lender's clock either. Forgotten earlier, a repetition of an old
+    /// one would be taken for a new one.
     remember: Instant,
 }
 
@@ -213,7 +214,7 @@ impl Ledger {
     }
 
     /// A lender's statement, in answer to a message that we sent at `asked`.
-    pub fn handle_loan(&mut self, from: Party, loan: Loan, asked: Instant) {
+    pub fn handle_loan(&mut self, now: Instant, from: Party, loan: Loan, asked: Instant) {
         let lasts = loan.lasts.min(LOAN_MAX);
         let until = asked + (lasts - lasts / DRIFT);
         let count = self.borrowed.entry(from).or_insert(Count {
@@ -225,7 +226,8 @@ impl Ledger {
         if loan.seq > count.seq {
             // The new statement is at least the old one, also in its end, which we may know more exactly from the old one.
             let until = if count.amount.is_zero() { until } else { until.max(count.until) };
-            let remember = until.max(count.remember);
+            // The lender sent it before now, and its clock may be slow.
+            let remember = count.remember.max(now + lasts + lasts / DRIFT * 2);
             *count = Count { seq: loan.seq, amount: loan.amount, until, remember };
         }
     }
@@ -298,7 +300,7 @@ impl Ledger {
     pub fn next_end(&self, now: Instant) -> Option<Instant> {
         let counts = self.lent.values().chain(self.borrowed.values());
         let ends = counts.filter(|count| !count.at(now).is_zero()).map(|count| count.until);
-        ends.chain(self.locked_until.filter(|until| *until > now)).min()
+        ends.chain(self.locked_until.filter(|until| *until >= now)).min()
     }
 
     /// Forgets loans that have ended, with every statement about them.
@@ -316,7 +318,7 @@ impl Ledger {
     /// Whether an earlier life may still have lent the right.
     #[must_use]
     pub fn is_locked(&self, now: Instant) -> bool {
-        self.locked_until.is_some_and(|until| now < until)
+        self.locked_until.is_some_and(|until| now <= until)
     }
 
     fn held(&self, now: Instant, until: Instant) -> u128 {

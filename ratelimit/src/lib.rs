@@ -33,7 +33,9 @@ pub use election::{BadRoster, MEMBERS_MAX, ROSTERS_MAX, Roster, Rosters, root_of
 pub use keys::{KEYS_MAX, KeyTable};
 pub use lease::{DRIFT, LOAN_MAX, Ledger, Loan, Party, Room, Word};
 pub use quantity::{BadQuantity, Micros};
-pub use quotas::{AskError, Counters, Event, Grant, Quotas, RESOURCES_MAX, Report, Transmit};
+pub use quotas::{
+    AskError, Counters, Event, Grant, HostShare, Quotas, RESOURCES_MAX, Report, Serving, Transmit,
+};
 pub use root::{HOLDERS_MAX, LEASE, Root};
 pub use store::{CLIENTS_MAX, Request, Store, StoreFull, Terms};
 pub use template::{BadTemplate, LEASE_LENGTH_MAX, Safe, TEMPLATES_MAX, Template, Templates, Why};

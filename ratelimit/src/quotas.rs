@@ -26,7 +26,7 @@ use crate::wire::{Malformed, Message, RESOURCE_ID_MAX};
 mod resource;
 
 use resource::Resource;
-pub use resource::{Grant, Report};
+pub use resource::{Grant, HostShare, Report, Serving};
 
 /// All resources of one host.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Quotas {
         for (id, rules) in found {
             match rules {
                 Some(rules) => {
-                    self.resources.get_mut(&id).expect("it is one of the keys").rules = rules
+                    self.resources.get_mut(&id).expect("it is one of the keys").rules = rules;
                 }
                 None => {
                     self.resources.remove(&id);
@@ -264,7 +264,7 @@ impl Quotas {
         };
         match message {
             Message::Ask(ask) => {
-                resource.root(now, me, epoch).handle_ask(now, from, ask, &self.rosters)
+                resource.root(now, me, epoch).handle_ask(now, from, ask, &self.rosters);
             }
             Message::Answer(answer) => resource.client.handle_answer(now, from, &answer),
             Message::Summon(_) => resource.summon(now),
@@ -285,8 +285,10 @@ impl Quotas {
         }
         let rules = self.templates.find(id).ok_or(AskError::UnknownResource)?.clone();
         let id: Arc<[u8]> = Arc::from(id);
-        let resource =
+        let mut resource =
             Resource::new(now, Arc::clone(&id), rules, self.me, self.epoch, self.locked_until);
+        // It may be asked for something before anything else happens to it.
+        resource.client.set_right(now, &self.rosters, resource.rules.capacity);
         Ok((id, resource))
     }
 

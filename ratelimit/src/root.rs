@@ -23,6 +23,7 @@ use crate::client::{RESERVE, is_material, stamp};
 use crate::election::Rosters;
 use crate::lease::{Ledger, Loan, Party, Room};
 use crate::quantity::Micros;
+use crate::quotas::HostShare;
 use crate::wire::{Answer, Ask, Message, Wants};
 
 /// One root of one resource.
@@ -126,7 +127,7 @@ impl Root {
         }
         let asked = self.epoch + Duration::from_nanos(ask.echo);
         if ask.root_life == self.me.life && asked <= now {
-            self.ledger.handle_loan(party, ask.pledge, asked);
+            self.ledger.handle_loan(now, party, ask.pledge, asked);
             self.ledger.handle_word(party, ask.word);
         }
         self.settling.handle(from, &ask, rosters);
@@ -171,14 +172,12 @@ impl Root {
         self.since
     }
 
-    /// Hosts that it hears: id, what it wants, what it has by its right and by loans together.
-    pub fn holders(&self, now: Instant) -> impl Iterator<Item = (u64, Micros, Micros)> {
+    /// Hosts that it hears.
+    pub fn holders(&self, now: Instant) -> impl Iterator<Item = HostShare> {
         self.holders.iter().map(move |(party, holder)| {
-            let has = holder
-                .own
-                .plus(self.ledger.lent(now, *party))
-                .minus(self.ledger.borrowed(now, *party));
-            (party.host, holder.total_wants(), has)
+            let has = holder.own.plus(self.ledger.lent(now, *party));
+            let has = has.minus(self.ledger.borrowed(now, *party));
+            HostShare { host: party.host, wants: holder.total_wants(), has }
         })
     }
 

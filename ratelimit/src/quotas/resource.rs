@@ -68,8 +68,28 @@ pub struct Report {
     pub clients_hold: Micros,
     /// How many clients there are.
     pub clients: usize,
-    /// Where this host serves as root: since when, and each host's wants and what it has.
-    pub serves: Option<(Instant, Vec<(u64, Micros, Micros)>)>,
+    /// Where this host serves as root.
+    pub serves: Option<Serving>,
+}
+
+/// What a root knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// When it was first asked.
+    pub since: Instant,
+    /// The hosts that ask it.
+    pub hosts: Vec<HostShare>,
+}
+
+/// One host's part of a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostShare {
+    /// Which.
+    pub host: u64,
+    /// What it wants.
+    pub wants: Micros,
+    /// What it has, by its right and by loans together.
+    pub has: Micros,
 }
 
 impl Resource {
@@ -219,8 +239,9 @@ impl Resource {
     }
 
     pub fn report(&self, now: Instant) -> Report {
-        let serves =
-            self.root.as_ref().and_then(|root| Some((root.since()?, root.holders(now).collect())));
+        let serves = self.root.as_ref().and_then(|root| {
+            Some(Serving { since: root.since()?, hosts: root.holders(now).collect() })
+        });
         Report {
             resource: self.client.resource(),
             capacity: self.rules.capacity,

@@ -245,7 +245,7 @@ impl World {
                 let (_, (from, to, bytes)) = self.flights.pop_first().unwrap();
                 self.touch(to, |quotas, now| quotas.handle_datagram(now, from, &bytes).unwrap());
             } else if let Some((_, host)) = self.timers.pop_first() {
-                self.touch(host, |quotas, now| quotas.handle_timeout(now));
+                self.touch(host, Quotas::handle_timeout);
             }
             if step.is_multiple_of(self.check_every) {
                 self.check();
