@@ -7,7 +7,7 @@
 //! So there is no fallback to write: a host that reaches nobody gets its loans back as they end, within [`BASE`] (longer where Doorman clients
 //! need long leases), and then has its right, which is the safe capacity. It borrows only while it is in touch.
 //!
-//! It asks every [`REFRESH`], and at once when its wants change by much, when it gave something back, or when it is called to lend:
+//! A host that wants nothing, and has lent nothing, is silent until a root summons it. Any other asks every [`REFRESH`], and at once when its wants change by much, when it gave something back, or when it is called to lend:
 //! that ask is what acknowledges a push. Loss is repaired by the next refresh.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,6 +31,8 @@ pub struct Client {
     /// Who to ask.
     root: Option<u64>,
     contact: Option<Contact>,
+    /// When the root last answered.
+    touched: Instant,
     /// The number of the last message of each root that was listened to.
     heard: BTreeMap<Party, u64>,
     wants: Vec<Wants>,
@@ -38,6 +40,10 @@ pub struct Client {
     roster: u64,
     settled: u64,
     heard_settled: u64,
+    /// A root wants to hear from it even if it wants nothing.
+    summoned: bool,
+    /// Its last ask said that it wants nothing.
+    said_nothing: bool,
     number: u64,
     last_ask: Option<Instant>,
     ask_at: Option<Instant>,
@@ -49,7 +55,6 @@ pub struct Client {
 struct Contact {
     party: Party,
     stamp: u64,
-    at: Instant,
     call: Micros,
     extra: Duration,
 }
@@ -71,12 +76,15 @@ impl Client {
             ledger: Ledger::new(locked_until, stamp(epoch, now)),
             root: None,
             contact: None,
+            touched: now,
             heard: BTreeMap::new(),
             wants: Vec::new(),
             extra: Duration::ZERO,
             roster: 0,
             settled: 0,
             heard_settled: 0,
+            summoned: false,
+            said_nothing: true,
             number: 0,
             last_ask: None,
             ask_at: None,
@@ -114,10 +122,10 @@ impl Client {
         self.ledger.right(now)
     }
 
-    /// When the root last answered, if there is one and it did.
+    /// Whether a root answers: one did within [`BASE`]. Who has just begun is given so long to find one.
     #[must_use]
     pub fn in_touch(&self, now: Instant) -> bool {
-        self.contact.is_some_and(|contact| now.saturating_duration_since(contact.at) <= BASE)
+        now.saturating_duration_since(self.touched) <= BASE
     }
 
     /// Whether it may be forgotten: nothing is wanted and no loan is remembered.
@@ -180,6 +188,14 @@ impl Client {
         }
     }
 
+    /// Whether a root wants to hear from it even if it wants nothing.
+    pub fn set_summoned(&mut self, now: Instant, summoned: bool) {
+        if summoned && !self.summoned {
+            self.ask_soon(now);
+        }
+        self.summoned = summoned;
+    }
+
     /// Its own clients hold leases for so long: loans to it should last for that.
     pub fn set_extra(&mut self, extra: Duration) {
         self.extra = extra.min(LOAN_MAX - BASE);
@@ -223,10 +239,10 @@ impl Client {
         let mut room = self.ledger.room(now, now);
         self.ledger.give_back(&mut room, party, answer.keep);
         if self.root == Some(from) {
+            self.touched = now;
             self.contact = Some(Contact {
                 party,
                 stamp: answer.stamp,
-                at: now,
                 call: answer.call,
                 extra: answer.extra,
             });
@@ -251,7 +267,9 @@ impl Client {
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         // Just after an end, so that the loan has ended then.
         let end = self.ledger.next_end(now).map(|end| end + Duration::from_nanos(1));
-        self.ask_at.into_iter().chain(end).min()
+        let touch =
+            Some(self.touched + BASE + Duration::from_nanos(1)).filter(|_| self.in_touch(now));
+        self.ask_at.into_iter().chain(end).chain(touch).min()
     }
 
     /// The next message, and the host to which it goes.
@@ -267,10 +285,12 @@ impl Client {
     }
 
     fn ask(&mut self, now: Instant) {
-        let Some(root) = self.root else {
+        let silent = self.is_idle() && self.said_nothing && !self.summoned;
+        let Some(root) = self.root.filter(|_| !silent) else {
             self.ask_at = None;
             return;
         };
+        self.said_nothing = self.wants().is_zero();
         let stamp = stamp(self.epoch, now);
         self.number = stamp.max(self.number + 1);
         self.last_ask = Some(now);

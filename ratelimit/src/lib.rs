@@ -23,6 +23,7 @@ mod client;
 mod root;
 
 mod quotas;
+mod spending;
 
 pub use algorithm::{Algorithm, Allocation, BANDS_MAX, BadFloors, Claim, Floors, SUBCLIENTS_MAX};
 pub use bucket::{Bucket, Pace, Refused};
@@ -37,6 +38,7 @@ pub use quotas::{
     AskError, Counters, Event, Grant, HostShare, Quotas, RESOURCES_MAX, Report, Serving, Transmit,
 };
 pub use root::{HOLDERS_MAX, LEASE, Root};
+pub use spending::{Fail, Spending};
 pub use store::{CLIENTS_MAX, Request, Store, StoreFull, Terms};
 pub use template::{BadTemplate, LEASE_LENGTH_MAX, Safe, TEMPLATES_MAX, Template, Templates, Why};
 pub use wire::{Answer, Ask, Malformed, Message, RESOURCE_ID_MAX, Wants};

@@ -19,6 +19,7 @@ use std::time::Instant;
 use crate::election::{BadRoster, Roster, Rosters, root_of};
 use crate::lease::Party;
 use crate::quantity::Micros;
+use crate::spending::Spending;
 use crate::store::Request;
 use crate::template::{Template, Templates};
 use crate::wire::{Malformed, Message, RESOURCE_ID_MAX};
@@ -58,12 +59,18 @@ pub struct Transmit {
 /// Something that the shell acts on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The host itself may spend so much of this resource from now on.
+    /// What the host itself may spend of this resource from now on.
     Spend {
         /// Which.
         resource: Arc<[u8]>,
-        /// How much.
-        amount: Micros,
+        /// How much, and whether the root answers.
+        spending: Spending,
+    },
+    /// Nothing of this resource is in use any more, and what was told of it no longer holds: drop its bucket, and
+    /// [`Quotas::offer`] before it is drawn on again.
+    Forgotten {
+        /// Which.
+        resource: Arc<[u8]>,
     },
 }
 
@@ -140,6 +147,7 @@ impl Quotas {
                 None => {
                     self.resources.remove(&id);
                     self.timers.retain(|(_, other)| *other != id);
+                    self.events.push_back(Event::Forgotten { resource: id });
                 }
             }
         }
@@ -160,10 +168,10 @@ impl Quotas {
         self.templates.find(id)
     }
 
-    /// What this host itself may spend of a resource, and whether its root answers.
+    /// What this host itself may spend of a resource; `None`: it is not in use.
     #[must_use]
-    pub fn spend(&self, now: Instant, id: &[u8]) -> Option<(Micros, bool)> {
-        self.resources.get(id).map(|resource| (resource.spend(now), resource.client.in_touch(now)))
+    pub fn spending(&self, now: Instant, id: &[u8]) -> Option<Spending> {
+        self.resources.get(id).map(|resource| resource.spending(now))
     }
 
     /// A Doorman client asks.
@@ -295,15 +303,16 @@ impl Quotas {
     /// Does what is due for a resource that something happened to, and puts it back, unless it is no longer of use.
     fn put_back(&mut self, now: Instant, id: Arc<[u8]>, mut resource: Resource) {
         self.run(now, &id, &mut resource);
-        let amount = resource.spend(now);
-        if resource.told != Some(amount) && self.events.len() < EVENTS_MAX {
-            resource.told = Some(amount);
-            self.events.push_back(Event::Spend { resource: Arc::clone(&id), amount });
+        let spending = resource.spending(now);
+        if resource.told != Some(spending) && self.events.len() < EVENTS_MAX {
+            resource.told = Some(spending);
+            self.events.push_back(Event::Spend { resource: Arc::clone(&id), spending });
         }
         if let Some(before) = resource.due.take() {
             self.timers.remove(&(before, Arc::clone(&id)));
         }
         if resource.is_idle(now) {
+            self.events.push_back(Event::Forgotten { resource: id });
             return;
         }
         resource.due = resource.poll_timeout(now);
@@ -370,7 +379,10 @@ impl Quotas {
 pub const RESOURCES_MAX: usize = 10_000;
 /// Datagrams that wait for the shell; beyond it they are lost, as the network may lose them.
 const TRANSMITS_MAX: usize = 64 * 1024;
-/// Events that wait for the shell; beyond it a resource's change is told with its next one.
+/// Events about spending that wait for the shell; beyond it a resource's change is told with its next one.
 const EVENTS_MAX: usize = 64 * 1024;
 /// Rounds between client and root of one host within one moment.
 const TURNS_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests;

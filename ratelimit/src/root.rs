@@ -19,9 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::algorithm::{Algorithm, Allocation, Claim, Floors};
-use crate::client::{RESERVE, is_material, stamp};
+use crate::client::{BASE, RESERVE, is_material, stamp};
 use crate::election::Rosters;
-use crate::lease::{Ledger, Loan, Party, Room};
+use crate::lease::{DRIFT, Ledger, Loan, Party, Room};
 use crate::quantity::Micros;
 use crate::quotas::HostShare;
 use crate::wire::{Answer, Ask, Message, Wants};
@@ -203,10 +203,12 @@ impl Root {
             self.settle_at = Some(oldest + HEARD + Duration::from_nanos(1));
         }
         let extra = self.holders.values().map(|holder| holder.extra).max().unwrap_or_default();
-        self.settling.judge(now, rosters, LEASE + extra + Duration::from_secs(2));
+        // Pledges last longest.
+        let loans_last = BASE + extra + extra / DRIFT + BASE / DRIFT;
+        self.settling.judge(now, rosters, loans_last);
 
         let aims = self.aims();
-        self.summon(now, &aims, rosters);
+        self.summon(now, &aims, rosters, loans_last);
         let mut room = self.ledger.room(now, now + LEASE + extra);
         let long = room.covers();
         if !long {
@@ -223,18 +225,19 @@ impl Root {
         }
     }
 
-    /// Where less is owned by those who speak to us than they want, the members that do not are asked to: they want nothing, and own something.
-    fn summon(&mut self, now: Instant, aims: &[Aim], rosters: &Rosters) {
+    /// Members that do not speak to us, because they want nothing, are asked to: where there is too little for all, since they own
+    /// something; and while a roster is not settled, since they must say that they are clear for it.
+    fn summon(&mut self, now: Instant, aims: &[Aim], rosters: &Rosters, loans_last: Duration) {
         let wanted = Micros::sum(self.holders.values().map(Holder::total_wants));
         let shared = Micros::sum(aims.iter().map(|aim| aim.target));
         let recently =
             self.summoned.is_some_and(|at| now.saturating_duration_since(at) < SUMMON_EVERY);
-        if recently || wanted <= shared {
+        if recently || (wanted <= shared && self.settling.is_settled()) {
             return;
         }
         self.summoned = Some(now);
         let heard: BTreeSet<u64> = self.holders.keys().map(|party| party.host).collect();
-        for host in rosters.members().filter(|host| !heard.contains(host)) {
+        for host in rosters.awaited(now, loans_last).filter(|host| !heard.contains(host)) {
             self.outbox.push_back((host, Message::Summon(Arc::clone(&self.resource))));
         }
     }
@@ -371,6 +374,10 @@ impl Settling {
         if self.epoch > self.settled && awaited.all(|host| self.clear.contains(&host)) {
             self.settled = self.epoch;
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled >= self.epoch
     }
 
     fn follow(&mut self, rosters: &Rosters) {

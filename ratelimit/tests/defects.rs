@@ -99,7 +99,7 @@ impl Mesh {
     }
 
     fn spend(&self, host: u64) -> Micros {
-        self.hosts[&host].spend(self.now, DB).map_or(Micros::ZERO, |(amount, _)| amount)
+        self.hosts[&host].spending(self.now, DB).map_or(Micros::ZERO, |spending| spending.amount)
     }
 
     fn deliver(&mut self) {

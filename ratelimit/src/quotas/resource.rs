@@ -13,6 +13,7 @@ use crate::election::Rosters;
 use crate::lease::Party;
 use crate::quantity::Micros;
 use crate::root::Root;
+use crate::spending::Spending;
 use crate::store::{Request, Store, Terms};
 use crate::template::{Safe, Template};
 use crate::wire::Message;
@@ -30,8 +31,8 @@ pub(super) struct Resource {
     summoned_until: Option<Instant>,
     /// When it is due, as in the owner's timers.
     pub due: Option<Instant>,
-    /// What it was last said to have for the host itself.
-    pub told: Option<Micros>,
+    /// What the host itself was last told that it may spend.
+    pub told: Option<Spending>,
 }
 
 /// What a Doorman client gets.
@@ -122,12 +123,14 @@ impl Resource {
     }
 
     /// What the host itself may spend.
-    pub fn spend(&self, now: Instant) -> Micros {
-        match self.rules.algorithm {
+    pub fn spending(&self, now: Instant) -> Spending {
+        let amount = match self.rules.algorithm {
             Algorithm::None => Micros::MAX,
             Algorithm::Static => self.rules.capacity,
             _ => self.client.usable(now).minus(self.store.held()),
-        }
+        };
+        // What is not shared needs no root.
+        Spending { amount, in_touch: !self.is_shared() || self.client.in_touch(now) }
     }
 
     /// A Doorman client asks.
@@ -194,6 +197,7 @@ impl Resource {
             self.rules.lease
         });
         self.client.set_root(now, root);
+        self.client.set_summoned(now, self.summoned_until.is_some_and(|until| until > now));
         self.client.set_right(now, rosters, self.rules.capacity);
         if let Some(root) = &mut self.root {
             root.set_rules(now, self.rules.algorithm, self.rules.capacity, &self.rules.floors);
@@ -236,6 +240,11 @@ impl Resource {
         let root = self.root.as_ref().and_then(Root::poll_timeout);
         let summoned = self.summoned_until.filter(|until| *until > now);
         self.client.poll_timeout(now).into_iter().chain(root).chain(end).chain(summoned).min()
+    }
+
+    #[cfg(test)]
+    pub fn root_ledger(&self) -> Option<&crate::lease::Ledger> {
+        self.root.as_ref().map(Root::ledger)
     }
 
     pub fn report(&self, now: Instant) -> Report {

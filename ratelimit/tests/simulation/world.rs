@@ -187,7 +187,7 @@ impl World {
     pub fn spend(&self, host: u64) -> Micros {
         let Some(entry) = self.hosts.get(&host) else { return Micros::ZERO };
         let now = local(self.start, self.now, entry.rate);
-        entry.quotas.spend(now, RESOURCE).map_or(Micros::ZERO, |(amount, _)| amount)
+        entry.quotas.spending(now, RESOURCE).map_or(Micros::ZERO, |spending| spending.amount)
     }
 
     pub fn right(&self, host: u64) -> Micros {
