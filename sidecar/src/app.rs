@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use evenkeel_config::settings::{Limits, Log, Outbound, Settings};
+use evenkeel_config::settings::{Limits, Log, Mesh, Outbound, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
@@ -145,6 +145,7 @@ impl App {
         })?;
         let handle = gossip.handle().clone();
         let mut plane = DataPlane::start(&settings, metrics.clone(), handle.node().address.ip())?;
+        let settings = Arc::new(settings);
         let mut upstreams = Upstreams::new(Arc::clone(plane.shared()));
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;
@@ -175,7 +176,7 @@ impl App {
             info!(name, %address, "listening");
         }
 
-        let settings = Arc::new(ArcSwap::from_pointee(settings));
+        let settings = Arc::new(ArcSwap::new(settings));
         let draining = Arc::new(AtomicBool::new(false));
         let admin = admin::Admin {
             gossip: handle.clone(),
@@ -223,7 +224,8 @@ impl App {
                 changed = changes.changed() => changed.context("gossip stopped: restart this host")?,
                 _ = sweep.tick() => {}
             }
-            self.upstreams.publish(Instant::now(), &self.settings.load(), &self.handle.catalog());
+            let settings = self.settings.load_full();
+            self.upstreams.publish(Instant::now(), &settings, &self.handle.catalog());
         }
         self.shut_down(signals).await;
         Ok(())
@@ -310,7 +312,7 @@ fn in_effect(old: &Settings, new: Settings) -> Settings {
     Settings {
         node: old.node.clone(),
         workers: old.workers,
-        mesh: old.mesh.clone(),
+        mesh: Mesh { bounds: new.mesh.bounds, ..old.mesh.clone() },
         outbound: Outbound { listen: old.outbound.listen, ..new.outbound },
         discovery: old.discovery.clone(),
         admin: old.admin,
