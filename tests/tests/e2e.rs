@@ -33,4 +33,5 @@ mod e2e {
     pub mod change;
     pub mod demo;
     pub mod faults;
+    pub mod policies;
 }
