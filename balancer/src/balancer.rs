@@ -25,6 +25,7 @@ use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
 use crate::probation::Probations;
+use crate::scout::Pool;
 use crate::set::{ENDPOINTS_MAX, Set};
 use crate::ticket::Ticket;
 use crate::zone::Spill;
@@ -167,10 +168,37 @@ impl Balancer {
         policy: &Policy,
         wish: &Wish<'_>,
     ) -> Result<Ticket, NoEndpoint> {
+        self.pick_among(now, rng, policy, wish, None)
+    }
+
+    /// As [`Balancer::pick`], for `balance: scout`: among the answers of a worker's scouts, if they give a choice.
+    ///
+    /// # Errors
+    /// As for [`Balancer::pick`].
+    pub fn pick_scouted(
+        &self,
+        now: Instant,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: &mut Pool,
+    ) -> Result<Ticket, NoEndpoint> {
+        self.pick_among(now, rng, policy, wish, Some(pool))
+    }
+
+    fn pick_among(
+        &self,
+        now: Instant,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: Option<&mut Pool>,
+    ) -> Result<Ticket, NoEndpoint> {
         let set = self.set.load();
         if set.is_empty() {
             return Err(NoEndpoint::None);
         }
+        let mut pool = pool.map(|pool| (now, pool));
         let now = self.epoch.moment(now);
         if self.ejections.is_stale(now) {
             self.recount(now, &set);
@@ -178,8 +206,7 @@ impl Balancer {
         if self.probations.is_due(now) {
             self.probations.judge(now, &set, policy, self.ejections.out());
         }
-        let random = rng.next_u64();
-        let index = self.choose(&set, now, rng, policy, wish, random)?;
+        let (index, random) = self.choose(&set, now, rng, policy, wish, &mut pool)?;
         let attempts = self.circuit.attempts();
         if !attempts.try_enter(wish.attempt, policy.circuit.requests, policy.hedge.budget) {
             return Err(NoEndpoint::CircuitOpen);
@@ -188,6 +215,7 @@ impl Balancer {
         Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, wish.attempt, near))
     }
 
+    /// The index of the endpoint, and the number by which chance was decided.
     fn choose(
         &self,
         set: &Set,
@@ -195,8 +223,9 @@ impl Balancer {
         rng: &mut impl Rng,
         policy: &Policy,
         wish: &Wish<'_>,
-        random: u64,
-    ) -> Result<usize, NoEndpoint> {
+        pool: &mut Option<(Instant, &mut Pool)>,
+    ) -> Result<(usize, u64), NoEndpoint> {
+        let random = rng.next_u64();
         let panic = self.panics(set, policy);
         let mut pick = Pick {
             set,
@@ -217,15 +246,15 @@ impl Balancer {
             pick.desperate = !widen
                 && policy.panic.as_fraction() > 0.0
                 && !few.iter().any(|index| set.look(index).serving);
-            match self.choose_among(&pick, rng, policy, wish) {
+            match self.choose_among(&pick, rng, policy, wish, pool) {
                 Err(_) if widen && wish.attempt != Attempt::Hedge => {}
                 Err(NoEndpoint::Unhealthy) => return Err(NoEndpoint::Shard),
-                done => return done,
+                done => return done.map(|index| (index, random)),
             }
             pick.few = None;
             pick.desperate = panic && set.serving() == 0;
         }
-        self.choose_among(&pick, rng, policy, wish)
+        self.choose_among(&pick, rng, policy, wish, pool).map(|index| (index, random))
     }
 
     fn choose_among(
@@ -234,6 +263,7 @@ impl Balancer {
         rng: &mut impl Rng,
         policy: &Policy,
         wish: &Wish<'_>,
+        pool: &mut Option<(Instant, &mut Pool)>,
     ) -> Result<usize, NoEndpoint> {
         if wish.attempt == Attempt::First
             && let Some(index) = self.probations.trial(
@@ -259,6 +289,11 @@ impl Balancer {
             && pick.few.is_none()
             && pick.set.near().is_some()
             && !self.spill.spills(pick.now, pick.nonce as u32);
+        if let Some((now, pool)) = pool
+            && let Some(index) = pool.choose(*now, |index, serial| pick.takes(index, serial, stays))
+        {
+            return Ok(index);
+        }
         let near = pick.set.near().filter(|_| stays);
         pick.choose(rng, policy.balance, near, &self.rotations)
     }

@@ -80,7 +80,9 @@ impl Pick<'_> {
         rotations: &Rotations,
     ) -> Result<usize, NoEndpoint> {
         match balance {
-            Balance::P2c | Balance::Hash => self.cheapest(rng, near, Load::by_latency),
+            Balance::P2c | Balance::Hash | Balance::Scout => {
+                self.cheapest(rng, near, Load::by_latency)
+            }
             _ if self.attempt == Attempt::Hedge => self.cheapest(rng, near, Load::by_latency),
             Balance::LeastRequest => self.cheapest(rng, near, Load::by_requests),
             Balance::RoundRobin => self.first_well(rng, near, |from, _| {
@@ -230,6 +232,16 @@ impl Pick<'_> {
             _ if below(rng, 2) == 0 => Ok((chosen[1], Some(chosen[0]))),
             _ => Ok((chosen[0], Some(chosen[1]))),
         }
+    }
+
+    /// Whether a candidate, still the one at that place, may be chosen without looking further; `near`: in this host's zone.
+    pub(crate) fn takes(&self, index: usize, serial: u64, near: bool) -> bool {
+        index < self.set.len()
+            && self.set.look(index).state.serial == serial
+            && (!near || self.set.look(index).near == Some(true))
+            && self.few.as_ref().is_none_or(|few| few.contains(index))
+            && self.rank(index) == Rank::Fresh
+            && !self.is_suspect(index)
     }
 
     pub(crate) fn is_suspect(&self, index: usize) -> bool {

@@ -18,6 +18,7 @@ use crate::ejection::{Ejection, Ejections};
 use crate::epoch::Epoch;
 use crate::peak_ewma::PeakEwma;
 use crate::probation::Probation;
+use crate::scout::Scouted;
 use crate::stall::{Silence, Stall};
 use crate::zone::Spill;
 
@@ -157,6 +158,8 @@ pub(crate) struct State {
     pub(crate) on_probation: AtomicBool,
     /// Attempts begun earlier give no samples: this process itself stood still.
     pub(crate) clean_since: AtomicU64,
+    /// What its host said of it.
+    pub(crate) scouted: Scouted,
     pub(crate) probation: Probation,
     pub(crate) epoch: Epoch,
     /// Of the upstream: its attempts in flight.
@@ -189,6 +192,7 @@ impl State {
             unreachable: AtomicU64::new(0),
             ramp_from: AtomicU64::new(ramp_from),
             clean_since: AtomicU64::new(0),
+            scouted: Scouted::default(),
             attempts,
             ejections,
             spill,

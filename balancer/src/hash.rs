@@ -22,7 +22,17 @@ use crate::rendezvous::{Few, Highest, KEPT, score};
 use crate::set::Set;
 
 impl Set {
-    /// The first endpoints in the order of this key.
+    /// All endpoints in the order of this key.
+    pub(crate) fn order(&self, key: u64) -> Vec<usize> {
+        let key = scramble(key ^ ORDERS);
+        let mut order: Vec<(f64, usize)> = (0..self.len())
+            .map(|index| (score(key, self.identity(index), self.unequal_weight(index)), index))
+            .collect();
+        order.sort_by(|one, other| other.0.total_cmp(&one.0));
+        order.into_iter().map(|(_, index)| index).collect()
+    }
+
+    /// The first endpoints in the order of this key, scrambled.
     fn first_in_order(&self, key: u64) -> Few {
         self.memo().get(key, || {
             let mut highest = Highest::new(KEPT);

@@ -25,7 +25,7 @@ use evenkeel_config::policy::{After, Hedge, Mode, Retry};
 
 use crate::budget::{Budget, RETRY_FLOOR_PER_SEC};
 use crate::epoch::Epoch;
-use crate::latency::Latencies;
+use crate::latency::{Counts, Latencies};
 
 /// The copies of one route of an upstream; shared by all workers.
 #[derive(Debug)]
@@ -171,6 +171,11 @@ impl Hedger {
     #[must_use]
     pub fn quantile(&self, now: Instant, percent: f64) -> Option<Duration> {
         self.latencies.quantile(self.epoch.moment(now), percent)
+    }
+
+    /// The latencies of the last 20 to 30 s; `None` below 100 of them.
+    pub(crate) fn recent(&self, now: Instant) -> Option<Counts> {
+        self.latencies.counts(self.epoch.moment(now))
     }
 
     /// What was done, or would have been, since the start.

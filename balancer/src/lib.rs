@@ -33,6 +33,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod advice;
 mod balancer;
 mod budget;
 mod choice;
@@ -51,12 +52,14 @@ mod peak_ewma;
 mod probation;
 mod rendezvous;
 pub mod repeat;
+mod scout;
 mod set;
 mod shuffle_shard;
 mod stall;
 mod ticket;
 mod zone;
 
+pub use advice::Advice;
 pub use balancer::{Attempt, Balancer, NoEndpoint, Wish};
 pub use budget::{Budget, RETRY_FLOOR_PER_SEC};
 pub use circuit::{Circuit, Guard};
@@ -65,6 +68,7 @@ pub use explain::{EndpointReport, FilterVerdict};
 pub use hedge::{HedgeCounts, Hedger};
 pub use key::key_hash;
 pub use probation::ProbationCounts;
+pub use scout::{Pool, Report, Served, Visit};
 pub use set::{ENDPOINTS_MAX, Set};
 pub use shuffle_shard::{ShardMember, ShardReport};
 pub use ticket::{RETRY_AFTER_MAX, Ticket, Verdict};

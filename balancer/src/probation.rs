@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::policy::{Mode, Policy};
 
-use crate::balancer::{Attempt, Balancer};
+use crate::balancer::{Attempt, Balancer, Wish};
 use crate::budget::Budget;
 use crate::endpoint::State;
 use crate::hedge::Hedger;
@@ -245,20 +245,21 @@ impl Probations {
         }
     }
 
-    /// The endpoint whose probe has been due for longest, and since when; of those that are due for at least `overdue`.
+    /// The endpoint whose probe has been due for longest, and since when; of those that are due for at least `overdue`, and only among the
+    /// `few` of the request's shard: what one key breaks must not get out of its shard by a probe.
     fn due(&self, now: u64, set: &Set, few: Option<&Few>, overdue: u64) -> Option<(u64, usize)> {
-        let due = (0..set.len()).filter_map(|index| {
+        let due = |index: usize| {
             let look = set.look(index);
             let state = &look.state;
             let at = state.probation.probe_at.load(Relaxed);
             let usable = look.serving && !state.ejection.is_out(now) && !state.held(now);
-            (state.on_probation.load(Relaxed)
-                && usable
-                && few.is_none_or(|few| few.contains(index))
-                && now >= at.saturating_add(overdue))
-            .then_some((at, index))
-        });
-        due.min()
+            let waits = state.on_probation.load(Relaxed) && now >= at.saturating_add(overdue);
+            (usable && waits).then_some((at, index))
+        };
+        match few {
+            Some(few) => few.iter().filter_map(due).min(),
+            None => (0..set.len()).filter_map(due).min(),
+        }
     }
 
     /// The endpoint on probation that a real request is to probe. `random` is spread evenly over all of `u32`.
@@ -274,7 +275,8 @@ impl Probations {
             return None;
         }
         let lot = policy.hedge.mode != Mode::Enforce && random < u32::MAX / TRIAL_ONE_OF;
-        if !lot && !is_turn(&self.trial_at, now, TRIAL_LOOK_EVERY) {
+        // To look at a shard costs little, to look at all would cost too much for each request.
+        if !lot && few.is_none() && !is_turn(&self.trial_at, now, TRIAL_LOOK_EVERY) {
             return None;
         }
         let (at, index) = self.due(now, set, few, if lot { 0 } else { OVERDUE })?;
@@ -287,12 +289,13 @@ impl Probations {
 
 impl Balancer {
     /// A ticket for a copy that probes an endpoint on probation, if one is due and the budgets of copies pay for it. To be asked beside
-    /// a first attempt that [may be copied](crate::repeat::may_copy); nobody waits for the copy's answer, but its ticket is told of it.
+    /// a first attempt that [may be copied](crate::repeat::may_copy), with the same wish; nobody waits for the copy's answer, but its ticket is told of it.
     #[must_use = "dropping the ticket ends the probe"]
     pub fn probe_due(
         &self,
         now: Instant,
         policy: &Policy,
+        wish: &Wish<'_>,
         hedger: &Hedger,
         retries: &Budget,
     ) -> Option<Ticket> {
@@ -301,11 +304,15 @@ impl Balancer {
             return None;
         }
         let (set, moment) = (self.endpoints(), self.moment(now));
+        let few = wish
+            .shard
+            .filter(|_| policy.shard.key.is_some())
+            .map(|key| set.shard(key, policy.shard.size));
         let every = PROBE_EVERY / u64::from(self.probations.out().max(1));
-        if !is_turn(&self.probations.probe_at, moment, every) {
+        if few.is_none() && !is_turn(&self.probations.probe_at, moment, every) {
             return None;
         }
-        let (at, index) = self.probations.due(moment, &set, None, 0)?;
+        let (at, index) = self.probations.due(moment, &set, few.as_ref(), 0)?;
         if !hedger.try_probe(now, &policy.hedge, &policy.retry, retries) {
             return None;
         }

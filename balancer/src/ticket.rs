@@ -86,6 +86,14 @@ impl Ticket {
         &self.endpoint
     }
 
+    /// The attempt goes out only now: until now its endpoint was being asked how it is (`scout`).
+    pub fn sent(&mut self, now: Instant) {
+        let state = &self.endpoint.state;
+        self.started = state.epoch.moment(now);
+        // What the scout found may have ended the silence that this attempt began with.
+        self.trial |= state.stall.dispatched(self.started);
+    }
+
     /// The response's head came, or the attempt failed. Only the first call has an effect.
     pub fn head(&mut self, now: Instant, verdict: Verdict) {
         if !std::mem::take(&mut self.head_due) {

@@ -37,6 +37,8 @@ pub struct Bounds {
     pub hedge_budget: Share,
     /// At most.
     pub hedge_max: u32,
+    /// At most: how long a request may wait for what a scout says.
+    pub scout_timeout: Duration,
     /// At most.
     pub eject_max: Share,
     /// At most.
@@ -65,6 +67,7 @@ impl Default for Bounds {
             hedge_min: Duration::ZERO,
             hedge_budget: Share::percent(20),
             hedge_max: 3,
+            scout_timeout: Duration::from_millis(10),
             eject_max: Share::percent(100),
             circuit_connections: 16_384,
             circuit_pending: 16_384,
@@ -89,6 +92,7 @@ impl Bounds {
             ("hedge.min", at_least(&mut layer.hedge_min, self.hedge_min)),
             ("hedge.budget", at_most(&mut layer.hedge_budget, self.hedge_budget)),
             ("hedge.max", at_most(&mut layer.hedge_max, self.hedge_max)),
+            ("scout.timeout", at_most(&mut layer.scout_timeout, self.scout_timeout)),
             ("eject.max", at_most(&mut layer.eject_max, self.eject_max)),
             (
                 "circuit.connections",

@@ -18,7 +18,7 @@ use crate::layer::PolicyLayer;
 use crate::notation::{AsText, Bytes};
 use crate::policy::{KeySource, Policy};
 use crate::published;
-use crate::settings::{CheckKind, DataDir, Match, Service, Settings, Upstream};
+use crate::settings::{CheckKind, DataDir, Match, Scout, Service, Settings, Upstream};
 use crate::yaml11::{Plain, classify};
 
 /// A part of the file.
@@ -342,6 +342,7 @@ fn service(service: &Service) -> Doc {
         ("tags", Doc::texts(&service.tags)),
         ("meta", Doc::Map(meta.collect())),
         ("check", check.unwrap_or(Doc::Unset("always passing"))),
+        ("scout", scout(service.scout.as_ref(), "told from the progress of what is in flight")),
         ("policy", service.policy.as_ref().map_or(nothing(), |said| published::said(&said.policy))),
         ("routes", routes(service.policy.as_ref().map_or(&[], |said| &said.routes))),
     ])
@@ -383,11 +384,20 @@ fn bounds(bounds: &Bounds) -> Doc {
             ]),
         ),
         ("hedge", hedge),
+        ("scout", Doc::map([("timeout", Doc::text(&AsText(bounds.scout_timeout)))])),
         ("eject", Doc::map([("max", Doc::text(&bounds.eject_max))])),
         ("circuit", circuit),
         ("slow_start", Doc::text(&AsText(bounds.slow_start))),
         ("max_body_buffer", Doc::text(&Bytes(bounds.max_body_buffer))),
     ])
+}
+
+fn scout(scout: Option<&Scout>, unset: &'static str) -> Doc {
+    match scout {
+        Some(Scout::Http(path)) => Doc::map([("http", Doc::text(path))]),
+        Some(Scout::Tcp(port)) => Doc::map([("tcp", Doc::Number((*port).into()))]),
+        None => Doc::Unset(unset),
+    }
 }
 
 fn upstream(upstream: &Upstream) -> Doc {
@@ -397,6 +407,7 @@ fn upstream(upstream: &Upstream) -> Doc {
         ("name", Doc::text(&upstream.name)),
         ("endpoints", Doc::texts(&upstream.endpoints)),
         ("protocol", Doc::set_or(protocol, unset)),
+        ("scout", scout(upstream.scout.as_ref(), "not scouted by themselves")),
         ("policy", published::said(&upstream.said)),
         ("routes", routes(&upstream.routes)),
     ])
@@ -418,6 +429,7 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         repeat,
         retry,
         hedge,
+        scout,
         shard,
         zone,
         eject,
@@ -458,6 +470,13 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
                 ("min", Doc::text(&AsText(hedge.min))),
                 ("budget", Doc::text(&hedge.budget)),
                 ("max", Doc::Number(hedge.max.into())),
+            ]),
+        ),
+        (
+            "scout",
+            Doc::map([
+                ("mode", Doc::text(scout.mode.name())),
+                ("timeout", Doc::text(&AsText(scout.timeout))),
             ]),
         ),
         (

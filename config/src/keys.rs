@@ -126,6 +126,7 @@ const BOUNDS: &[Key] = &[
     key("repeat", Shape::Map(BOUNDS_REPEAT), "", "Which requests may be sent twice."),
     key("retry", Shape::Map(BOUNDS_RETRY), "", "Attempts in sequence."),
     key("hedge", Shape::Map(BOUNDS_HEDGE), "", "Copies beside the first attempt."),
+    key("scout", Shape::Map(BOUNDS_SCOUT), "", "Asking endpoints before they are chosen."),
     key("eject", Shape::Map(BOUNDS_EJECT), "", "Endpoints that are left out for a while."),
     key("circuit", Shape::Map(BOUNDS_CIRCUIT), "", "What is open towards one upstream."),
     key("slow_start", Shape::Duration { zero: true }, "\"10m\"", "At most."),
@@ -152,6 +153,9 @@ const BOUNDS_HEDGE: &[Key] = &[
     key("budget", Shape::Share, "\"20%\"", "At most."),
     key("max", Shape::Int { min: 1, max: 5 }, "3", "At most."),
 ];
+
+#[rustfmt::skip]
+const BOUNDS_SCOUT: &[Key] = &[key("timeout", Shape::Duration { zero: false }, "\"10ms\"", "At most.")];
 
 #[rustfmt::skip]
 const BOUNDS_EJECT: &[Key] = &[key("max", Shape::Share, "\"100%\"", "At most.")];
@@ -196,7 +200,8 @@ const SERVICE: &[Key] = &[
     key("tags", Shape::List { of: &Shape::Plain { pattern: forms::FILLED }, max: 32 }, "[]", "Shown by look-ups."),
     key("meta", Shape::Meta { max: 64 }, "{}", "Shown by look-ups."),
     key("check", Shape::Map(CHECK), "", "How the application's health is known. Default: always passing."),
-    later("scout"),
+    key("scout", Shape::Map(SCOUT), "",
+        "How the application itself answers scouts: `http` or `tcp`. Default: its state is told from the progress of what is in flight."),
     later("admission"),
     later("allow"),
     key("policy", Shape::Map(POLICY), "", "Published: what every client of this service does unless it says otherwise."),
@@ -217,12 +222,19 @@ const CHECK: &[Key] = &[
 ];
 
 #[rustfmt::skip]
+const SCOUT: &[Key] = &[
+    key("http", Shape::Text { pattern: forms::PATH }, "", "It answers a GET of this path with 2xx."),
+    key("tcp", Shape::Int { min: 1, max: 65_535 }, "", "It answers each byte on this port with a byte."),
+];
+
+#[rustfmt::skip]
 const UPSTREAM: &[Key] = &[
     key("name", Shape::Text { pattern: forms::SERVICE }, "", "Required. The service's name."),
     key("endpoints", Shape::List { of: &Shape::Text { pattern: forms::SOCKET }, max: 10_000 }, "[]",
         "The address of each endpoint. Empty: the mesh's own instances."),
     key("protocol", Shape::Choice { built: &["http", "http2", "grpc"], later: &["tcp"] }, "",
         "What `endpoints` speak. Default: http."),
+    key("scout", Shape::Map(SCOUT), "", "How `endpoints` answer scouts: `http` or `tcp`. Default: they are not scouted."),
     key("policy", Shape::Map(POLICY), "", "For requests to this upstream."),
     key("routes", Shape::List { of: &Shape::Map(ROUTE), max: 1_000 }, "[]",
         "Requests that have a policy of their own; the first match wins."),
@@ -245,14 +257,14 @@ pub(crate) const POLICY: &[Key] = &[
     key("timeout", Shape::Duration { zero: false }, "\"15s\"", "To the response's head, all attempts together."),
     key("idle_timeout", Shape::Duration { zero: false }, "\"5m\"",
         "Between bytes of a body, and of an upgraded connection."),
-    key("balance", Shape::Choice { built: &["p2c", "least_request", "round_robin", "random", "hash"], later: &["scout"] }, "\"p2c\"",
+    key("balance", Shape::Choice { built: &["p2c", "least_request", "round_robin", "random", "hash", "scout"], later: &[] }, "\"p2c\"",
         "How an endpoint is chosen."),
     key("hash", Shape::Map(HASH), "", "For balance: hash."),
     key("repeat", Shape::Map(REPEAT), "", "Which requests may be sent twice at all."),
     key("retry", Shape::Map(RETRY), "", "Attempts in sequence."),
     key("hedge", Shape::Map(HEDGE), "", "Copies beside the first attempt."),
     later("tie"),
-    later("scout"),
+    key("scout", Shape::Map(POLICY_SCOUT), "", "Asking an endpoint's host how it is, before it gets a request."),
     key("shard", Shape::MapOr { keys: SHARD, word: "none" }, "",
         "Each key's requests go to a few endpoints only. none: to any."),
     key("zone", Shape::Choice { built: &["prefer", "any"], later: &[] }, "\"prefer\"",
@@ -317,6 +329,13 @@ const HEDGE: &[Key] = &[
     key("min", Shape::Duration { zero: true }, "\"1ms\"", "Never a copy sooner than this."),
     key("budget", Shape::Share, "\"5%\"", "Copies as a share of requests."),
     key("max", Shape::Int { min: 1, max: 5 }, "2", "Copies beside the first attempt."),
+];
+
+#[rustfmt::skip]
+const POLICY_SCOUT: &[Key] = &[
+    key("mode", Shape::Choice { built: &["off", "pool", "before_each"], later: &[] }, "\"off\"",
+        "pool: ask a few beside each request. before_each: ask the chosen one first and wait for its answer."),
+    key("timeout", Shape::Duration { zero: false }, "\"1ms\"", "An endpoint that has not answered by then is avoided."),
 ];
 
 #[rustfmt::skip]

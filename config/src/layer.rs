@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use crate::policy::{
-    After, Balance, Factor, KeySource, Mode, Origin, Origins, Policy, RetryOn, ShardFallback,
-    Share, Zone,
+    After, Balance, Factor, KeySource, Mode, Origin, Origins, Policy, RetryOn, ScoutMode,
+    ShardFallback, Share, Zone,
 };
 use crate::report::At;
 
@@ -34,6 +34,8 @@ pub(crate) struct PolicyLayer {
     pub hedge_budget: Option<Share>,
     pub hedge_max: Option<u32>,
     /// `Some(None)`: `none` is written.
+    pub scout_mode: Option<ScoutMode>,
+    pub scout_timeout: Option<Duration>,
     pub shard_key: Option<Option<KeySource>>,
     pub shard_size: Option<u32>,
     pub shard_fallback: Option<ShardFallback>,
@@ -70,6 +72,7 @@ impl PolicyLayer {
             repeat,
             retry,
             hedge,
+            scout,
             shard,
             zone,
             eject,
@@ -97,6 +100,8 @@ impl PolicyLayer {
             put("hedge.min", self.hedge_min, &mut hedge.min),
             put("hedge.budget", self.hedge_budget, &mut hedge.budget),
             put("hedge.max", self.hedge_max, &mut hedge.max),
+            put("scout.mode", self.scout_mode, &mut scout.mode),
+            put("scout.timeout", self.scout_timeout, &mut scout.timeout),
             put("shard.key", self.shard_key.clone(), &mut shard.key),
             put("shard.size", self.shard_size, &mut shard.size),
             put("shard.fallback", self.shard_fallback, &mut shard.fallback),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::bounds::Bounds;
 use crate::layer::PolicyLayer;
 use crate::report::At;
-use crate::settings::{Access, CheckKind, Key, Match, Protocol};
+use crate::settings::{Access, CheckKind, Key, Match, Protocol, Scout};
 
 pub(crate) struct File {
     pub node: NodeKeys,
@@ -73,6 +73,7 @@ pub(crate) struct ServiceKeys {
     /// With its place; `None`: neither a policy nor routes are written.
     pub policy: Option<At<PolicyLayer>>,
     pub routes: Vec<RouteKeys>,
+    pub scout: Option<Scout>,
 }
 
 pub(crate) struct CheckKeys {
@@ -90,6 +91,7 @@ pub(crate) struct UpstreamKeys {
     /// Some are written, usable or not.
     pub has_endpoints: bool,
     pub protocol: Option<At<Protocol>>,
+    pub scout: Option<At<Scout>>,
     pub policy: PolicyLayer,
     pub routes: Vec<RouteKeys>,
 }

@@ -36,7 +36,7 @@ pub(crate) fn built_in_origins() -> Origins {
 }
 
 /// Every field of a policy that a layer can set.
-pub(crate) const FIELDS: [&str; 31] = [
+pub(crate) const FIELDS: [&str; 33] = [
     "timeout",
     "idle_timeout",
     "balance",
@@ -53,6 +53,8 @@ pub(crate) const FIELDS: [&str; 31] = [
     "hedge.min",
     "hedge.budget",
     "hedge.max",
+    "scout.mode",
+    "scout.timeout",
     "shard.key",
     "shard.size",
     "shard.fallback",
@@ -87,6 +89,8 @@ pub struct Policy {
     pub retry: Retry,
     /// Copies beside the first attempt.
     pub hedge: Hedge,
+    /// Whether endpoints are asked how they are, before they get a request.
+    pub scout: Scout,
     /// Which few of the endpoints a request may go to at all.
     pub shard: Shard,
     /// Whether endpoints of this host's zone come first.
@@ -115,6 +119,7 @@ impl Default for Policy {
             repeat: Repeat::default(),
             retry: Retry::default(),
             hedge: Hedge::default(),
+            scout: Scout::default(),
             shard: Shard::default(),
             zone: Zone::Prefer,
             eject: Eject::default(),
@@ -140,11 +145,19 @@ pub enum Balance {
     Random,
     /// The same one for the same key, as long as its load allows it.
     Hash,
+    /// The best of those that scouts have asked lately.
+    Scout,
 }
 
 impl Balance {
-    pub(crate) const ALL: [Balance; 5] =
-        [Balance::P2c, Balance::LeastRequest, Balance::RoundRobin, Balance::Random, Balance::Hash];
+    pub(crate) const ALL: [Balance; 6] = [
+        Balance::P2c,
+        Balance::LeastRequest,
+        Balance::RoundRobin,
+        Balance::Random,
+        Balance::Hash,
+        Balance::Scout,
+    ];
 
     /// As the file writes it.
     #[must_use]
@@ -155,6 +168,7 @@ impl Balance {
             Balance::RoundRobin => "round_robin",
             Balance::Random => "random",
             Balance::Hash => "hash",
+            Balance::Scout => "scout",
         }
     }
 }
@@ -186,6 +200,57 @@ pub struct Hash {
 impl Default for Hash {
     fn default() -> Self {
         Hash { key: None, bound: Factor(1.25) }
+    }
+}
+
+/// Asking endpoints how they are, before they get a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scout {
+    /// Whether, and when. What counts is [`Policy::scouting`].
+    pub mode: ScoutMode,
+    /// An endpoint that has not answered by then is avoided.
+    pub timeout: Duration,
+}
+
+impl Default for Scout {
+    fn default() -> Self {
+        Scout { mode: ScoutMode::Off, timeout: Duration::from_millis(1) }
+    }
+}
+
+/// When scouts are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScoutMode {
+    /// Never.
+    Off,
+    /// A few beside each request, which does not wait for their answers.
+    Pool,
+    /// To the endpoint that was chosen, and its answer is waited for.
+    BeforeEach,
+}
+
+impl ScoutMode {
+    pub(crate) const ALL: [ScoutMode; 3] = [ScoutMode::Off, ScoutMode::Pool, ScoutMode::BeforeEach];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ScoutMode::Off => "off",
+            ScoutMode::Pool => "pool",
+            ScoutMode::BeforeEach => "before_each",
+        }
+    }
+}
+
+impl Policy {
+    /// When scouts are sent: `balance: scout` cannot do without any.
+    #[must_use]
+    pub fn scouting(&self) -> ScoutMode {
+        match (self.scout.mode, self.balance) {
+            (ScoutMode::Off, Balance::Scout) => ScoutMode::Pool,
+            (mode, _) => mode,
+        }
     }
 }
 

@@ -10,10 +10,10 @@ use crate::model::{
     CheckKeys, File, Keys, LimitKeys, ListenerKeys, LogKeys, MeshKeys, NodeKeys, OutboundKeys,
     RouteKeys, ServiceKeys, UpstreamKeys,
 };
-use crate::policy::{Balance, KeySource, Mode, ShardFallback, Zone};
+use crate::policy::{Balance, KeySource, Mode, ScoutMode, ShardFallback, Zone};
 use crate::report::{At, Report};
 use crate::section::Section;
-use crate::settings::{Access, CheckKind, Match, Protocol};
+use crate::settings::{Access, CheckKind, Match, Protocol, Scout};
 use crate::tree::Node;
 
 pub(crate) fn file(node: Option<&Node>, report: &Report) -> File {
@@ -86,6 +86,7 @@ fn bounds(bounds: &Section<'_>) -> Bounds {
         hedge_min: hedge.duration("min").unwrap_or(default.hedge_min),
         hedge_budget: hedge.share("budget").unwrap_or(default.hedge_budget),
         hedge_max: hedge.int("max").unwrap_or(default.hedge_max),
+        scout_timeout: bounds.section("scout").duration("timeout").unwrap_or(default.scout_timeout),
         eject_max: bounds.section("eject").share("max").unwrap_or(default.eject_max),
         circuit_connections: circuit.int("connections").unwrap_or(default.circuit_connections),
         circuit_pending: circuit.int("pending").unwrap_or(default.circuit_pending),
@@ -133,6 +134,7 @@ fn service(service: &Section<'_>, report: &Report) -> ServiceKeys {
         tags: values(service.texts("tags", forms::filled)).unwrap_or_default(),
         meta: service.meta("meta", forms::free).into_iter().collect(),
         check: service.given("check").map(|check| self::check(&check, report)),
+        scout: scout(service, report).map(|scout| scout.value),
         policy: published(service),
         routes: routes(service, report),
     }
@@ -166,6 +168,23 @@ fn check(check: &Section<'_>, report: &Report) -> CheckKeys {
     }
 }
 
+/// The scout port or path of an application.
+fn scout(of: &Section<'_>, report: &Report) -> Option<At<Scout>> {
+    let scout = of.given("scout")?;
+    let http = scout.text("http", forms::path).map(|path| Scout::Http(path.value));
+    let tcp = scout.int("tcp").and_then(|port| u16::try_from(port).ok()).map(Scout::Tcp);
+    if scout.has("http") && scout.has("tcp") {
+        report.problem(scout.key_at("tcp"), &format!("{}: `http` or `tcp`, not both", scout.path));
+    } else if !scout.has("http") && !scout.has("tcp") {
+        report.missing(
+            scout.at,
+            &format!("{}: whom to ask is missing: `http: /scout` or `tcp: 9999`", scout.path),
+        );
+    }
+    let value = http.or(tcp)?;
+    Some(At { value, at: of.key_at("scout"), path: scout.path.clone() })
+}
+
 fn upstream(upstream: &Section<'_>, report: &Report) -> UpstreamKeys {
     upstream.require("name");
     let endpoints = upstream.items("endpoints").unwrap_or_default();
@@ -174,6 +193,7 @@ fn upstream(upstream: &Section<'_>, report: &Report) -> UpstreamKeys {
         endpoints: endpoints.iter().filter_map(|item| item.text(forms::dial)).collect(),
         has_endpoints: !endpoints.is_empty(),
         protocol: upstream.choice("protocol", &Protocol::ALL, Protocol::name),
+        scout: scout(upstream, report),
         policy: policy(&upstream.section("policy")),
         routes: routes(upstream, report),
     }
@@ -206,6 +226,7 @@ pub(crate) fn policy(policy: &Section<'_>) -> PolicyLayer {
     let retry = policy.section("retry");
     let hedge = policy.section("hedge");
     let hash = policy.section("hash");
+    let scout = policy.section("scout");
     let (shard, no_shard) = policy.section_or_word("shard");
     let eject = policy.section("eject");
     let (probation, no_probation) = policy.section_or_word("probation");
@@ -228,6 +249,8 @@ pub(crate) fn policy(policy: &Section<'_>) -> PolicyLayer {
         hedge_min: hedge.duration("min"),
         hedge_budget: hedge.share("budget"),
         hedge_max: hedge.int("max"),
+        scout_mode: scout.choice("mode", &ScoutMode::ALL, ScoutMode::name).map(|mode| mode.value),
+        scout_timeout: scout.duration("timeout"),
         shard_key: shard
             .text("key", forms::key_source)
             .map(|key| key.value)

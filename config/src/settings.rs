@@ -129,6 +129,8 @@ pub struct Service {
     pub check: Option<Check>,
     /// What every client of the service is to do; `None`: nothing is said.
     pub policy: Option<Published>,
+    /// How it answers scouts itself; `None`: it does not.
+    pub scout: Option<Scout>,
 }
 
 /// What an application speaks.
@@ -180,6 +182,15 @@ pub enum CheckKind {
     Tcp,
 }
 
+/// How an application answers scouts itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scout {
+    /// GET this path of its own address: 2xx.
+    Http(String),
+    /// On this port of its own address a byte for each byte.
+    Tcp(u16),
+}
+
 /// Services found otherwise, or this client's own policy for a mesh service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
@@ -189,6 +200,8 @@ pub struct Upstream {
     pub endpoints: Vec<SocketAddr>,
     /// What the endpoints speak; `None`: HTTP/1.1.
     pub protocol: Option<Protocol>,
+    /// How the endpoints answer scouts; `None`: they do not.
+    pub scout: Option<Scout>,
     /// What it says; what holds is [`Settings::effective`].
     pub(crate) said: PolicyLayer,
     /// First match wins.

@@ -331,6 +331,7 @@ fn services(
             tags: service.tags,
             meta: service.meta,
             check: service.check.and_then(check),
+            scout: service.scout,
         });
     }
     services
@@ -462,6 +463,7 @@ fn upstreams(
             name: name.value,
             endpoints: upstream.endpoints.iter().map(|endpoint| endpoint.value).collect(),
             protocol: upstream.protocol.as_ref().map(|protocol| protocol.value),
+            scout: upstream.scout.as_ref().map(|scout| scout.value.clone()),
             said: upstream.policy,
             routes,
         });
@@ -501,6 +503,11 @@ fn check_endpoints(upstream: &UpstreamKeys, listeners: &Listeners, report: &Repo
         && !upstream.has_endpoints
     {
         protocol.problem(report, "is for `endpoints`: a service of the mesh says its own");
+    }
+    if let Some(scout) = &upstream.scout
+        && !upstream.has_endpoints
+    {
+        scout.problem(report, "is for `endpoints`: a service of the mesh is scouted at its host");
     }
 }
 

@@ -79,6 +79,7 @@ mod spread;
 pub mod discovery;
 pub mod order;
 pub mod registration;
+pub mod scout;
 
 pub mod catalog;
 pub mod health;

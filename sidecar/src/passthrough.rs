@@ -22,6 +22,7 @@ use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
+use crate::key::Keys;
 use crate::pool::{DialError, SendError};
 use crate::template::Template;
 use crate::worker::{Shared, Worker};
@@ -51,7 +52,9 @@ pub async fn forward(
     parts.headers.append(VIA, HeaderValue::from_static(OUR_VIA));
     let path =
         parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let template = Template { method: parts.method, path, authority, headers: parts.headers, grpc };
+    let keys = Keys::default();
+    let template =
+        Template { method: parts.method, path, authority, headers: parts.headers, grpc, keys };
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
     let mut request = template.blank(body);
     template.address(&mut request, grpc);

@@ -13,14 +13,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use evenkeel_balancer::{Balancer, Budget, Hedger};
+use evenkeel_balancer::{Balancer, Budget, Endpoint, Hedger};
 use evenkeel_config::policy::{Origins, Policy};
-use evenkeel_config::settings::{Match, Protocol};
+use evenkeel_config::settings::{Match, Protocol, Scout};
 use evenkeel_discovery::names::{self, HostName};
 use foldhash::HashMap;
 use http::Method;
 
 use crate::metrics::UpstreamMetrics;
+use crate::scout::Watched;
 
 /// Everything that decides where a request goes.
 #[derive(Debug, Default)]
@@ -40,7 +41,7 @@ pub struct Router {
 }
 
 /// An instance on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Local {
     /// Its service.
     pub service: Arc<str>,
@@ -48,6 +49,14 @@ pub struct Local {
     pub address: SocketAddr,
     /// What it speaks, if known.
     pub protocol: Option<Protocol>,
+    /// How it answers scouts itself, if it does.
+    pub scout: Option<Scout>,
+    /// It takes requests: neither draining nor failing its check.
+    pub serving: bool,
+    /// What other hosts send it, for their scouts.
+    pub watched: Arc<Watched>,
+    /// The same instance as this host's own clients see it.
+    pub direct: Option<Arc<Endpoint>>,
 }
 
 /// A service as this host's clients see it.
@@ -57,6 +66,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Which endpoint.
     pub balancer: Arc<Balancer>,
+    /// How its static endpoints answer scouts, if they do.
+    pub scout: Option<Scout>,
     /// Attempts beyond the first, over all routes.
     pub retries: Arc<Budget>,
     /// Its counters.
@@ -117,6 +128,7 @@ impl Router {
         for upstream in self.hosts.values() {
             upstream.balancer.own_pause(now);
         }
+        self.local.values().for_each(|local| local.watched.own_pause(now));
     }
 }
 

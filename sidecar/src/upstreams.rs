@@ -21,6 +21,7 @@ use evenkeel_discovery::{Instruction, Order, Subject};
 
 use crate::metrics::UpstreamMetrics;
 use crate::route::{Local, Route, Router, Upstream};
+use crate::scout::Watched;
 use crate::worker::Shared;
 
 /// The owner of what is learnt of every upstream; publishes the router.
@@ -30,6 +31,8 @@ pub struct Upstreams {
     known: BTreeMap<String, Known>,
     /// Of the last router.
     settings: Option<Arc<Settings>>,
+    /// This host's instances as others' scouts see them, by id and address.
+    watched: BTreeMap<(String, SocketAddr), Arc<Watched>>,
 }
 
 #[derive(Debug)]
@@ -56,7 +59,7 @@ struct Built {
 impl Upstreams {
     /// Nothing is known yet.
     pub fn new(shared: Arc<Shared>) -> Upstreams {
-        Upstreams { shared, known: BTreeMap::new(), settings: None }
+        Upstreams { shared, known: BTreeMap::new(), settings: None, watched: BTreeMap::new() }
     }
 
     /// Publishes the router for this configuration and catalogue.
@@ -118,20 +121,7 @@ impl Upstreams {
             .flat_map(|node| [node.address.ip(), node.mesh.ip()])
             .map(|ip| ip.to_canonical())
             .collect();
-        let local = catalog
-            .services
-            .values()
-            .flat_map(|view| &view.instances)
-            .filter(|instance| instance.node.id == catalog.own)
-            .map(|instance| {
-                let local = Local {
-                    service: Arc::from(instance.service.as_str()),
-                    address: instance.address,
-                    protocol: instance.protocol,
-                };
-                (instance.id.clone().into_boxed_str(), local)
-            })
-            .collect();
+        let local = self.local(settings, catalog);
         self.shared.router.store(Arc::new(Router {
             hosts,
             domain: settings.mesh.domain.clone(),
@@ -140,6 +130,50 @@ impl Upstreams {
             local,
             members,
         }));
+    }
+
+    /// This host's own instances, as other hosts ask for them.
+    fn local(
+        &mut self,
+        settings: &Settings,
+        catalog: &Catalog,
+    ) -> foldhash::HashMap<Box<str>, Local> {
+        let own = catalog
+            .services
+            .values()
+            .flat_map(|view| &view.instances)
+            .filter(|instance| instance.node.id == catalog.own);
+        let mut watched = BTreeMap::new();
+        let mut local = foldhash::HashMap::default();
+        for instance in own {
+            let key = (instance.id.clone(), instance.address);
+            let known = self.watched.remove(&key);
+            let known = known.unwrap_or_else(|| Arc::new(Watched::new(self.shared.epoch)));
+            watched.insert(key, Arc::clone(&known));
+            let configured = settings.services.iter().find(|service| service.id == instance.id);
+            let clients = self.known.get(&instance.service);
+            let direct = clients.and_then(|known| {
+                let endpoints = known.balancer.endpoints();
+                let is_this = |spec: &EndpointSpec| {
+                    spec.node == catalog.own
+                        && *spec.instance == *instance.id
+                        && spec.address == instance.address
+                };
+                endpoints.iter().find(|endpoint| is_this(endpoint.spec())).map(Arc::clone)
+            });
+            let instance_local = Local {
+                service: Arc::from(instance.service.as_str()),
+                address: instance.address,
+                protocol: instance.protocol,
+                scout: configured.and_then(|service| service.scout.clone()),
+                serving: instance.takes_requests(),
+                watched: known,
+                direct,
+            };
+            local.insert(instance.id.clone().into_boxed_str(), instance_local);
+        }
+        self.watched = watched;
+        local
     }
 }
 
@@ -203,6 +237,11 @@ impl Known {
             balancer: Arc::clone(&self.balancer),
             retries: Arc::clone(&self.retries),
             metrics: Arc::clone(&self.metrics),
+            scout: settings
+                .upstreams
+                .iter()
+                .find(|u| *u.name == *self.name)
+                .and_then(|u| u.scout.clone()),
             default: Arc::new(route(effective.default, Arc::clone(&self.default_hedger))),
             routes,
             routes_left_out: effective.left_out,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use evenkeel_balancer::{EndpointReport, repeat};
+use evenkeel_balancer::{EndpointReport, Wish, repeat};
 use evenkeel_config::policy::{Mode, Origin, Policy};
 use evenkeel_config::settings::{Match, Settings};
 use evenkeel_discovery::Subject;
@@ -135,7 +135,7 @@ impl Data {
 fn reports(upstream: &Upstream, policy: &Policy) -> Vec<(EndpointReport, SocketAddr)> {
     let dials = upstream.balancer.endpoints();
     let dials: Vec<SocketAddr> = dials.iter().map(|endpoint| endpoint.spec().dial).collect();
-    upstream.balancer.explain(Instant::now(), policy).into_iter().zip(dials).collect()
+    upstream.balancer.explain(Instant::now(), policy, &Wish::FIRST).into_iter().zip(dials).collect()
 }
 
 fn host_of(catalog: &Catalog, report: &EndpointReport) -> String {
@@ -154,6 +154,7 @@ fn state(report: &EndpointReport) -> String {
             "ejection" => "ejected".to_owned(),
             "hold" => "held off".to_owned(),
             "stall" => "silent".to_owned(),
+            "scout" => "warned of by its scout".to_owned(),
             filter => filter.replace('_', " "),
         },
     )

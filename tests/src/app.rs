@@ -18,6 +18,7 @@
 //! | `PUT /flaky?every=N` | from now on every Nth other request ends in RST; a POST to the ledger is executed first |
 //! | `/headers` | the request's method, target and headers, as text |
 //! | `/healthz`, `PUT /healthz?ok=false` | 200 or 503, and the switch |
+//! | `/scout` | 200, and counted nowhere; on the scout port a byte for each byte |
 //! | `/count` | `{"requests", "cancelled", "methods"}`: without itself, the ledger's list and the health check |
 
 use std::cell::{Cell, RefCell};
@@ -38,6 +39,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -46,11 +48,19 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 ///
 /// # Errors
 /// When the address cannot be listened on or the ledger's file cannot be opened.
-pub fn run(address: SocketAddr, id: String, ledger: Option<PathBuf>) -> io::Result<()> {
+pub fn run(
+    address: SocketAddr,
+    id: String,
+    ledger: Option<PathBuf>,
+    scout: Option<SocketAddr>,
+) -> io::Result<()> {
     let app = Rc::new(App::new(id, ledger)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async move {
         let listener = TcpListener::bind(address).await?;
+        if let Some(scout) = scout {
+            tokio::task::spawn_local(answer_scouts(TcpListener::bind(scout).await?));
+        }
         println!("listening on {}", listener.local_addr()?);
         loop {
             // Running out of descriptors must not end the application: the connection is dropped instead.
@@ -109,7 +119,7 @@ impl App {
         }
         if !matches!(
             (request.method(), path.as_str()),
-            (_, "/healthz" | "/count" | "/flaky") | (&Method::GET, "/ledger")
+            (_, "/healthz" | "/count" | "/flaky" | "/scout") | (&Method::GET, "/ledger")
         ) {
             *self.methods.borrow_mut().entry(request.method().clone()).or_default() += 1;
             self.seen.set(self.seen.get() + 1);
@@ -214,6 +224,15 @@ impl App {
         }
         *self.executed.borrow_mut().entry(id.to_owned()).or_default() += 1;
         Ok(())
+    }
+}
+
+/// A byte for each byte, on the same thread as all else: while that stands still, no byte comes back.
+async fn answer_scouts(listener: TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::task::spawn_local(async move {
+            while stream.read_u8().await.is_ok() && stream.write_all(b"!").await.is_ok() {}
+        });
     }
 }
 

@@ -429,7 +429,9 @@ impl App {
 
 fn start_app(id: &str, address: SocketAddrV4, ledger: &Path, log: &Path) -> Process {
     let mut command = Command::new(process::program("testapp"));
-    Process::start(id, command.arg(address.to_string()).arg(id).arg(ledger), log)
+    let scout = SocketAddrV4::new(*address.ip(), SCOUT_PORT);
+    command.arg(address.to_string()).arg(id).arg(ledger).arg(scout.to_string());
+    Process::start(id, &mut command, log)
 }
 
 fn start_host(folder: &Path, number: u8) -> Process {
@@ -478,6 +480,9 @@ fn write_config(folder: &Path, ip: Ipv4Addr, number: u8, workers: usize, setup: 
         .and_then(|()| std::fs::rename(&new, &path))
         .expect("the host's folder is writable");
 }
+
+/// Where each application answers scouts: a byte for a byte.
+pub const SCOUT_PORT: u16 = 9999;
 
 /// Networks 127.0.1.0/24 to 127.0.253.0/24.
 const NETS: u32 = 253;

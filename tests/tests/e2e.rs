@@ -34,4 +34,5 @@ mod e2e {
     pub mod demo;
     pub mod faults;
     pub mod policies;
+    pub mod scouts;
 }

@@ -387,7 +387,7 @@ fn explain_names_every_filter() {
     let mut bench = Bench::new(3, Balance::P2c);
     (0..5).for_each(|_| bench.end_at(0, Verdict::Failure));
     bench.end_at(1, Verdict::Overloaded { retry_after: Some(S) });
-    let reports = bench.balancer.explain(bench.now, &bench.policy);
+    let reports = bench.balancer.explain(bench.now, &bench.policy, &Wish::FIRST);
     let failing = |index: usize| -> Vec<&str> {
         reports[index]
             .verdicts

@@ -5,8 +5,9 @@ use std::time::Duration;
 use evenkeel_config::policy::{Balance, Policy};
 
 use crate::backend::{Backend, MS, S, Service};
+use crate::measured::{Measured, Summary};
 use crate::seeds;
-use crate::world::{Load, Measured, Summary, World, hedged, unhedged};
+use crate::world::{Load, World, hedged, unhedged};
 
 fn all(count: u64, run: impl Fn(u64) -> Measured) -> Vec<Measured> {
     seeds(count).map(run).collect()

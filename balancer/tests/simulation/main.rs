@@ -5,7 +5,9 @@
 mod backend;
 mod faults;
 mod load;
+mod measured;
 mod pauses;
+mod scouts;
 mod slow;
 mod world;
 mod zones;

@@ -1,11 +1,12 @@
 //! Endpoints that are slow, and probation: who goes, who stays, who comes back.
 
 use evenkeel_balancer::ProbationCounts;
-use evenkeel_config::policy::{Balance, Policy};
+use evenkeel_config::policy::{Balance, Policy, Probation};
 
 use crate::backend::{Backend, MS, S, Service};
+use crate::measured::{Measured, Summary};
 use crate::seeds;
-use crate::world::{Load, Measured, Summary, World, hedged, unhedged};
+use crate::world::{Load, World, hedged, unhedged};
 
 const ALL: [Balance; 4] =
     [Balance::P2c, Balance::LeastRequest, Balance::RoundRobin, Balance::Random];
@@ -134,5 +135,57 @@ fn half_of_them_stay() {
         world.run(20 * S);
         assert_eq!(counts(&world).out, out, "{slow} of {count}");
         world.finish();
+    }
+}
+
+/// All replicas are eight times slower for twenty seconds, idle and busy: copies stay within their budget and make nothing worse.
+#[test]
+fn when_all_are_slow_together_copies_do_no_harm() {
+    for rate in [400, 2_000] {
+        let run = |policy: Policy| {
+            let load = Load::new(policy, rate, Service::Exponential(2 * MS), 40);
+            let runs: Vec<Measured> = seeds(3)
+                .map(|seed| {
+                    World::new(seed, load.clone(), backends(8, 8, 15 * S, 35 * S, 8.0)).finish()
+                })
+                .collect();
+            Summary::of(&format!("all slow, {rate}/s, {:?}", load.policy.hedge.mode), &runs)
+        };
+        let (with, without) = (run(hedged()), run(unhedged(Balance::P2c)));
+        assert!(with.extra.1 <= 5.0, "{with:?}");
+        assert!(with.p99.0 <= 1.02 * without.p99.0, "{with:?} against {without:?}");
+    }
+}
+
+/// Somebody else's work makes 4 of 16 hosts 2.5 times slower. In even shares these can take 160/s each; the load goes from
+/// three quarters of what that makes in all to 1.74 times as much, which all together can well take.
+#[test]
+fn an_antagonist_on_some_hosts_does_not_show() {
+    let run = |policy: Policy, times: f64| {
+        let rate = (times * 160.0 * 16.0) as u64;
+        let load = Load::new(policy, rate, Service::Exponential(10 * MS), 15);
+        let runs: Vec<Measured> = seeds(2)
+            .map(|seed| {
+                let mut backends = vec![Backend::new(4); 16];
+                backends[..4]
+                    .iter_mut()
+                    .for_each(|backend| backend.slow = vec![(0, u64::MAX, 2.5)]);
+                World::new(seed, load.clone(), backends).finish()
+            })
+            .collect();
+        Summary::of(&format!("antagonist, {times}, {:?}", load.policy.balance), &runs)
+    };
+    let even = Policy {
+        probation: Probation { slower_than: None, ..Probation::default() },
+        ..unhedged(Balance::RoundRobin)
+    };
+    for times in [0.75, 1.0, 1.27, 1.74] {
+        let ours = run(hedged(), times);
+        assert_eq!(ours.failed, 0);
+        assert!(ours.p99.1 <= 80.0, "{times}: {ours:?}");
+        if times == 1.27 {
+            let even = run(even.clone(), times);
+            assert!(ours.p99.0 <= even.p99.0 / 3.0, "{ours:?} against {even:?}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! The client does what the proxy does with a request: picks, waits for the head, sends a copy when one is due and allowed, retries what
 //! may be retried, cancels the losers. Arrivals are open loop: a slow answer delays no other request.
 
+mod scouting;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -11,13 +13,15 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::repeat::{self, Body, Outcome};
 use evenkeel_balancer::{
     Attempt, Balancer, Budget, EndpointSpec, Hedger, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket,
-    Verdict, Wish, key_hash,
+    Verdict, Visit, Wish, key_hash,
 };
-use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, Share};
+use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, ScoutMode, Share};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use self::scouting::{Scouting, Step};
 use crate::backend::{Backend, MS, S, Served, Service, US, exponential};
+use crate::measured::Measured;
 
 /// Two choices, copies sent.
 pub fn hedged() -> Policy {
@@ -93,23 +97,11 @@ pub struct World {
     order: u64,
     requests: BTreeMap<u64, Request>,
     probes: BTreeMap<u64, Ticket>,
+    scouting: Scouting,
     next_request: u64,
     recent_requests: VecDeque<u64>,
     recent_copies: VecDeque<u64>,
     pub result: Measured,
-}
-
-/// What came out.
-#[derive(Debug, Clone, Default)]
-pub struct Measured {
-    pub latencies: Vec<u64>,
-    pub requests: u64,
-    pub failed: u64,
-    pub attempts: u64,
-    pub copies: u64,
-    pub copies_due: u64,
-    /// First attempts by backend.
-    pub firsts: BTreeMap<usize, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,6 +113,7 @@ enum Event {
     CallerGone(u64),
     Other(usize, u64),
     ProbeEnded(u64, End),
+    Scout(u64, Step),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,6 +127,8 @@ enum End {
 struct Request {
     arrived: u64,
     safe: bool,
+    /// Its first attempt's head takes its time.
+    long_poll: bool,
     /// The hash of its tenant.
     key: Option<u64>,
     attempts: Vec<Try>,
@@ -145,9 +140,15 @@ struct Request {
 
 struct Try {
     backend: usize,
-    ticket: Option<Ticket>,
+    ticket: Option<Sent>,
     started: u64,
     copy: bool,
+}
+
+/// An attempt in flight, as its client and its host count it.
+struct Sent {
+    ticket: Ticket,
+    visit: Visit,
 }
 
 impl World {
@@ -163,6 +164,7 @@ impl World {
             hedger: Hedger::new(start),
             known: (0..backends.len()).collect(),
             zones: Vec::new(),
+            scouting: Scouting::new(start, backends.len()),
             backends,
             events: BinaryHeap::new(),
             order: 0,
@@ -213,6 +215,7 @@ impl World {
             self.now = at;
             match event {
                 Event::Arrive => self.arrive(),
+                Event::Scout(scout, step) => self.scout(scout, step),
                 Event::CopyDue(request) => self.copy_due(request),
                 Event::Ended(request, attempt, end) => self.ended(request, attempt, end),
                 Event::BodyEnded(request) => {
@@ -291,6 +294,7 @@ impl World {
             Request {
                 arrived: self.now,
                 safe,
+                long_poll: false,
                 key,
                 attempts: Vec::new(),
                 tried: Vec::new(),
@@ -310,24 +314,34 @@ impl World {
             let patience = self.rng.random_range(0..2 * MS);
             self.schedule(self.now + patience, Event::CallerGone(id));
         }
-        if self.attempt(id, Attempt::First).is_err() {
-            self.fail(id);
-            return;
+        let long_poll = self.rng.random_bool(self.load.long_poll_share);
+        self.requests.get_mut(&id).expect("it was just made").long_poll = long_poll;
+        if self.load.policy.scouting() == ScoutMode::Off {
+            let first = self.pick(id, Attempt::First);
+            self.send_first(id, first);
+        } else {
+            self.scout_first(id);
         }
-        if safe {
-            self.probe();
+    }
+
+    fn send_first(&mut self, id: u64, ticket: Result<Ticket, NoEndpoint>) {
+        let Ok(ticket) = ticket else { return self.fail(id) };
+        self.send(id, Attempt::First, ticket);
+        let request = &self.requests[&id];
+        if request.safe {
+            self.probe(request.key);
         }
-        if let Some(delay) = self.hedger.delay(now, &self.load.policy.hedge) {
+        if let Some(delay) = self.hedger.delay(self.instant(), &self.load.policy.hedge) {
             self.schedule_copy(id, delay);
         }
     }
 
     /// A copy to an endpoint on probation, if one is due. Nobody waits for it.
-    fn probe(&mut self) {
+    fn probe(&mut self, key: Option<u64>) {
         let (now, policy) = (self.instant(), &self.load.policy);
-        let Some(ticket) = self.balancer.probe_due(now, policy, &self.hedger, &self.retries) else {
-            return;
-        };
+        let wish = Wish { shard: key, hash: key, ..Wish::FIRST };
+        let probe = self.balancer.probe_due(now, policy, &wish, &self.hedger, &self.retries);
+        let Some(ticket) = probe else { return };
         assert!(ticket.endpoint().on_probation());
         let backend = usize::from(ticket.endpoint().spec().address.port()) - 1_000;
         let (at, end) =
@@ -345,7 +359,10 @@ impl World {
 
     fn other(&mut self, backend: usize, rate: u64) {
         if self.now < self.load.end {
-            self.backends[backend].serve(&mut self.rng, self.now, self.load.service);
+            let served = self.backends[backend].serve(&mut self.rng, self.now, self.load.service);
+            if let Served::Head(ends) = served {
+                self.count_other(backend, ends);
+            }
             let gap = exponential(&mut self.rng, S / rate);
             self.schedule(self.now + gap, Event::Other(backend, rate));
         }
@@ -357,12 +374,21 @@ impl World {
     }
 
     fn attempt(&mut self, id: u64, kind: Attempt) -> Result<(), NoEndpoint> {
-        let now = self.instant();
-        let request = &self.requests[&id];
-        let long_poll = kind == Attempt::First && self.rng.random_bool(self.load.long_poll_share);
+        let ticket = self.pick(id, kind)?;
+        self.send(id, kind, ticket);
+        Ok(())
+    }
+
+    fn pick(&mut self, id: u64, kind: Attempt) -> Result<Ticket, NoEndpoint> {
+        let (now, request) = (self.instant(), &self.requests[&id]);
         let wish =
             Wish { attempt: kind, tried: &request.tried, shard: request.key, hash: request.key };
-        let ticket = self.balancer.pick(now, &mut self.rng, &self.load.policy, &wish)?;
+        self.balancer.pick(now, &mut self.rng, &self.load.policy, &wish)
+    }
+
+    fn send(&mut self, id: u64, kind: Attempt, ticket: Ticket) {
+        let request = &self.requests[&id];
+        let long_poll = kind == Attempt::First && request.long_poll;
         let serial = ticket.endpoint().serial();
         assert!(
             kind != Attempt::Hedge || !request.tried.contains(&serial),
@@ -377,11 +403,12 @@ impl World {
                 Served::Refused => (self.now + HOP, End::Unreachable),
             };
         let measures = self.measures();
+        let visit = self.scouting.visit(backend, self.start + Duration::from_nanos(self.now + HOP));
         let request = self.requests.get_mut(&id).expect("the request is there");
         request.tried.push(serial);
         request.attempts.push(Try {
             backend,
-            ticket: Some(ticket),
+            ticket: Some(Sent { ticket, visit }),
             started: self.now,
             copy: kind == Attempt::Hedge,
         });
@@ -393,7 +420,6 @@ impl World {
             }
         }
         self.schedule(at + HOP, Event::Ended(id, index, end));
-        Ok(())
     }
 
     fn copy_due(&mut self, id: u64) {
@@ -404,7 +430,7 @@ impl World {
             .attempts
             .iter_mut()
             .filter_map(|attempt| attempt.ticket.as_mut())
-            .for_each(|ticket| ticket.late(now));
+            .for_each(|sent| sent.ticket.late(now));
         if request.head
             || !waits
             || request.copies >= policy.hedge.max
@@ -460,11 +486,14 @@ impl World {
         let now = self.instant();
         let Some(request) = self.requests.get_mut(&id) else { return };
         let attempt = &mut request.attempts[index];
-        let Some(ticket) = attempt.ticket.as_mut() else { return };
+        let Some(sent) = attempt.ticket.as_mut() else { return };
         if request.head {
             return;
         }
-        ticket.head(now, verdict(end));
+        sent.ticket.head(now, verdict(end));
+        if !matches!(end, End::Unreachable | End::Reset) {
+            sent.visit.head(now - Duration::from_nanos(HOP));
+        }
         if end == End::Head {
             self.won(id, index);
             return;
@@ -527,7 +556,7 @@ impl World {
                 .attempts
                 .iter_mut()
                 .filter_map(|attempt| attempt.ticket.as_mut())
-                .for_each(|ticket| ticket.caller_gone(now));
+                .for_each(|sent| sent.ticket.caller_gone(now));
         }
     }
 
@@ -553,58 +582,6 @@ fn describe(request: &Request) -> repeat::Request {
         streaming: false,
         retry_of_retry: false,
         retries: request.retries,
-    }
-}
-
-impl Measured {
-    pub fn quantile_ms(&self, share: f64) -> f64 {
-        let index = ((self.latencies.len() as f64 * share).ceil() as usize)
-            .clamp(1, self.latencies.len())
-            - 1;
-        self.latencies[index] as f64 / 1e6
-    }
-
-    pub fn mean_ms(&self) -> f64 {
-        self.latencies.iter().sum::<u64>() as f64 / self.latencies.len() as f64 / 1e6
-    }
-
-    /// Attempts beyond one for each request.
-    pub fn extra(&self) -> f64 {
-        self.attempts as f64 / self.requests as f64 - 1.0
-    }
-}
-
-/// Median and worst of several runs: p50, p99, p99.9 in ms, extra attempts in percent of the requests.
-#[derive(Debug)]
-pub struct Summary {
-    pub p50: (f64, f64),
-    pub p99: (f64, f64),
-    pub p999: (f64, f64),
-    pub extra: (f64, f64),
-    pub failed: u64,
-}
-
-impl Summary {
-    /// Of the runs, and a line that shows it.
-    pub fn of(name: &str, runs: &[Measured]) -> Summary {
-        let figure = |of: &dyn Fn(&Measured) -> f64| {
-            let mut figures: Vec<f64> = runs.iter().map(of).collect();
-            figures.sort_by(f64::total_cmp);
-            (figures[figures.len() / 2], figures[figures.len() - 1])
-        };
-        let summary = Summary {
-            p50: figure(&|run| run.quantile_ms(0.5)),
-            p99: figure(&|run| run.quantile_ms(0.99)),
-            p999: figure(&|run| run.quantile_ms(0.999)),
-            extra: figure(&|run| 100.0 * run.extra()),
-            failed: runs.iter().map(|run| run.failed).sum(),
-        };
-        let Summary { p50, p99, p999, extra, failed } = &summary;
-        println!(
-            "{name:<42} p50 {:6.2} ms  p99 {:6.2} ({:6.2})  p99.9 {:6.2} ({:6.2})  extra {:5.2} % ({:5.2})  failed {failed}",
-            p50.0, p99.0, p99.1, p999.0, p999.1, extra.0, extra.1
-        );
-        summary
     }
 }
 

@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{After, Balance, Mode, Origin};
+use crate::policy::{
+    After, Balance, Factor, KeySource, Mode, Origin, Probation, Shard, ShardFallback, Zone,
+};
 use crate::settings::{Access, DataDir, Protocol};
 
 const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -191,6 +193,33 @@ fn policies_merge_field_by_field_and_know_where_from() {
     }
     assert_eq!(settings.origins["hedge.budget"], Origin::Host);
     assert_eq!(settings.origins.len(), crate::policy::FIELDS.len());
+}
+
+#[test]
+fn a_word_takes_away_what_a_lower_layer_gave() {
+    let text = "policy: {shard: {key: \"header:X-Tenant\", size: 2}, probation: {min_requests: 9}}\n\
+                upstreams: [{name: a, policy: {shard: none, probation: off, balance: hash, hash: {key: path:1}},\n\
+                routes: [{match: {path: /}, policy: {shard: {key: address}, zone: any, probation: {slower_than: 5x}}}]}]";
+    let settings = good(text).settings;
+    let effective = settings.effective("a", None, None);
+    let (host, upstream) = (&settings.policy, &effective.default);
+    assert_eq!(host.shard.key, Some(KeySource::Header("x-tenant".to_owned())));
+    assert_eq!((upstream.policy.shard.key.as_ref(), upstream.policy.shard.size), (None, 2));
+    assert_eq!(upstream.policy.probation.slower_than, None);
+    assert_eq!(upstream.origins["shard.key"], Origin::Upstream);
+    assert_eq!(upstream.origins["shard.size"], Origin::Host);
+    assert_eq!(upstream.origins["probation.slower_than"], Origin::Upstream);
+    let route = &effective.routes[0].1.policy;
+    assert_eq!(
+        route.shard,
+        Shard { key: Some(KeySource::Address), size: 2, fallback: ShardFallback::Fail }
+    );
+    assert_eq!((route.zone, route.balance), (Zone::Any, Balance::Hash));
+    assert_eq!(route.hash.key, Some(KeySource::Path(1)));
+    assert_eq!(
+        route.probation,
+        Probation { slower_than: Some(Factor::thousandths(5_000)), min_requests: 9 }
+    );
 }
 
 #[test]

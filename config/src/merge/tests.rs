@@ -81,7 +81,7 @@ fn a_later_layer_wins_field_by_field() {
 #[test]
 fn what_others_ask_is_bounded_and_what_this_file_says_is_not() {
     const MUCH: &str = "{timeout: 2h, idle_timeout: 48h, repeat: {methods: [GET, POST]}, retry: {max: 10, budget: 90%}, \
-                         hedge: {mode: enforce, budget: 50%, max: 5, min: 0s}, eject: {max: 100%}, \
+                         hedge: {mode: enforce, budget: 50%, max: 5, min: 0s}, scout: {timeout: 1s}, eject: {max: 100%}, \
                          circuit: {connections: 100000, pending: 100000, requests: 100000}, slow_start: 1h, max_body_buffer: 2MiB}";
     let published = publishes(&format!("policy: {MUCH}"));
     let own = load(&format!("upstreams: [{{name: web, policy: {MUCH}}}]"));

@@ -87,6 +87,7 @@ const SAMPLES: &[&str] = &[
     "p2c",
     "round_robin",
     "scout",
+    "before_each",
     "observe",
     "enforce",
     "http",
@@ -144,7 +145,7 @@ fn file_with(path: &str, value: &str) -> String {
         let needed: &[(&str, &str)] = match done {
             "services[]." => &[("name", "a"), ("address", "'10.0.0.1:1'")],
             "services[].check." if !matches!(key, "http" | "tcp") => &[("tcp", "true")],
-            "upstreams[]." if key == "protocol" => {
+            "upstreams[]." if matches!(key, "protocol" | "scout") => {
                 &[("name", "a"), ("endpoints", "['10.0.0.1:1']")]
             }
             "upstreams[]." => &[("name", "a")],
@@ -354,7 +355,8 @@ fn the_documentation_has_every_key() {
         if elsewhere.iter().any(|prefix| path.starts_with(prefix)) {
             continue;
         }
-        if matches!(key.shape, Shape::Map(_)) && path != "services[].check" {
+        let says_itself = ["services[].check", "services[].scout", "upstreams[].scout"];
+        if matches!(key.shape, Shape::Map(_)) && !says_itself.contains(&path.as_str()) {
             continue;
         }
         let name = format!("`{path}`");

@@ -283,3 +283,42 @@ fn a_zone_that_is_out_is_left_evenly() {
     assert!((0..4).all(|index| !spread.contains_key(&index)), "{spread:?}");
     assert!((4..12).all(|index| (350..650).contains(&spread[&index])), "{spread:?}, 500 is even");
 }
+
+#[test]
+fn explain_says_what_a_key_means() {
+    let mut bench = hashed(6);
+    (bench.policy.shard.key, bench.policy.shard.size) = (Some(KeySource::Identity), 2);
+    let both = Wish { shard: Some(3), hash: Some(4), ..Wish::FIRST };
+    let verdict = |bench: &Bench, wish: &Wish<'_>, filter: &str| -> Vec<(bool, String)> {
+        let reports = bench.balancer.explain(bench.now, &bench.policy, wish);
+        let of = |report: &crate::EndpointReport| {
+            let verdict = report.verdicts.iter().find(|verdict| verdict.filter == filter);
+            verdict.map(|verdict| (verdict.pass, verdict.why.clone()))
+        };
+        reports.iter().filter_map(of).collect()
+    };
+    let members: Vec<bool> =
+        verdict(&bench, &both, "shard").iter().map(|(pass, _)| *pass).collect();
+    assert_eq!(members.iter().filter(|&&member| member).count(), 2);
+    let to = bench.to(&both);
+    let index = (0..6).find(|&index| bench.serial(index) == to).unwrap();
+    assert!(members[index], "what explain says is what a pick does");
+    bench.policy.shard.key = None;
+    assert!(verdict(&bench, &both, "shard").is_empty());
+    let order = verdict(&bench, &both, "hash");
+    let to = bench.to(&both);
+    let first = (0..6).find(|&index| bench.serial(index) == to).unwrap();
+    assert_eq!(order[first], (true, "number 1 in the order of this key".to_owned()));
+    let mut places: Vec<String> = order.into_iter().map(|(_, why)| why).collect();
+    places.sort();
+    places.dedup();
+    assert_eq!(places.len(), 6);
+    assert!(verdict(&bench, &Wish::FIRST, "hash").iter().all(|(pass, _)| *pass));
+
+    let bench = zoned();
+    let zones = verdict(&bench, &Wish::FIRST, "zone");
+    assert!(
+        zones[..4].iter().all(|(pass, _)| *pass) && zones[4..].iter().all(|(pass, _)| !pass),
+        "{zones:?}"
+    );
+}
