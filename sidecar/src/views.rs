@@ -9,9 +9,10 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use evenkeel_balancer::{EndpointReport, Wish, repeat};
-use evenkeel_config::policy::{Mode, Origins, Policy};
+use evenkeel_config::policy::{Mode, Origin, Policy};
 use evenkeel_config::settings::{Match, Settings};
-use evenkeel_discovery::Catalog;
+use evenkeel_discovery::Subject;
+use evenkeel_discovery::catalog::{Catalog, HOSTS_NAMED_MAX, PolicyVote};
 use http::Method;
 
 use crate::admin::Views;
@@ -95,18 +96,9 @@ impl Data {
         let router = self.router.load();
         let Destination::Upstream(upstream) = router.resolve(service) else { return None };
         let method = method.to_ascii_uppercase().parse::<Method>().ok()?;
-        let settings = self.settings.load();
-        let configured = settings.upstreams.iter().find(|u| *u.name == *upstream.name);
         let route = upstream.route(&method, path);
         let matched =
             upstream.routes.iter().position(|(_, candidate)| Arc::ptr_eq(candidate, route));
-        let origins = match (configured, matched) {
-            (Some(upstream), Some(at)) => {
-                upstream.routes.get(at).map_or(&upstream.origins, |r| &r.origins)
-            }
-            (Some(upstream), None) => &upstream.origins,
-            (None, _) => &settings.origins,
-        };
         let catalog = self.gossip.catalog();
         let explain = report::Explain {
             service: upstream.name.to_string(),
@@ -133,8 +125,8 @@ impl Data {
                     instance: report.id,
                 })
                 .collect(),
-            policy: policy_fields(&route.policy, origins),
-            notes: notes(route),
+            policy: policy_fields(route),
+            notes: said_elsewhere(upstream, &catalog).into_iter().chain(notes(route)).collect(),
         };
         serde_json::to_value(explain).ok()
     }
@@ -218,19 +210,67 @@ fn notes(route: &Route) -> Vec<String> {
     notes
 }
 
-fn policy_fields(policy: &Policy, origins: &Origins) -> Vec<report::PolicyField> {
-    let values = fields(policy);
-    origins
+fn policy_fields(route: &Route) -> Vec<report::PolicyField> {
+    let values = fields(&route.policy);
+    let origin = |field: &str, origin: &Origin| {
+        let origin = serde_json::to_value(origin).ok();
+        let origin = origin.and_then(|origin| origin.as_str().map(|o| o.replace('_', "-")));
+        let bounded = if route.bounded.contains(field) { ", bounded" } else { "" };
+        format!("{}{bounded}", origin.unwrap_or_default())
+    };
+    route
+        .origins
         .iter()
-        .map(|(field, origin)| report::PolicyField {
+        .map(|(field, said)| report::PolicyField {
             field: (*field).to_owned(),
             value: text(&values, field),
-            origin: serde_json::to_value(origin)
-                .ok()
-                .and_then(|origin| origin.as_str().map(|o| o.replace('_', "-")))
-                .unwrap_or_default(),
+            origin: origin(field, said),
         })
         .collect()
+}
+
+/// What other hosts say of this service, where that needs a word: differences, what is not understood, orders.
+fn said_elsewhere(upstream: &Upstream, catalog: &Catalog) -> Vec<String> {
+    let mut notes = Vec::new();
+    let name = upstream.name.to_string();
+    if let Some(order) = catalog.orders.get(&Subject::Override(name.clone())) {
+        notes.push(format!("override by {}", report::Order::of(&Subject::Override(name), order)));
+    }
+    let Some(view) = catalog.service(&upstream.name) else { return notes };
+    let policies = &view.policies;
+    if policies.published.len() > 1 {
+        let votes: Vec<String> = policies.published.iter().map(vote).collect();
+        notes.push(format!(
+            "{} different policies are published, the first counts: {}; give the hosts the same services[].policy",
+            votes.len(),
+            votes.join("; ")
+        ));
+    }
+    if policies.unusable > 0 {
+        notes.push(format!(
+            "the published policy of {} instances is missing or unreadable: they have no vote",
+            policies.unusable
+        ));
+    }
+    for skipped in policies.winner().map_or(&[][..], |policy| policy.skipped()) {
+        notes.push(format!(
+            "left out of the published policy, which a newer host may have written: {skipped}"
+        ));
+    }
+    if upstream.routes_left_out > 0 {
+        notes.push(format!(
+            "{} published routes are left out: together with upstreams[].routes they are more than {}",
+            upstream.routes_left_out,
+            evenkeel_config::ROUTES_MAX
+        ));
+    }
+    notes
+}
+
+fn vote(vote: &PolicyVote) -> String {
+    let hosts = vote.hosts.join(", ");
+    let more = if vote.hosts.len() >= HOSTS_NAMED_MAX { ", …" } else { "" };
+    format!("{} of {} instances on {hosts}{more}", vote.policy.text(), vote.instances)
 }
 
 fn fields(policy: &Policy) -> serde_json::Value {

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use super::args::{AskArgs, ExplainArgs, Output, ServiceArgs};
 use super::client;
 use super::table::{Cell, Table, Tone, age, printable};
-use crate::admin::report::{Endpoints, EventList, Explain, Members, Services};
+use crate::admin::report::{Endpoints, EventList, Explain, Member, Members, Services};
 use crate::events::Severity;
 
 /// Asks for `path` and returns what to print: the body as it is, or what `table` makes of it.
@@ -72,7 +72,7 @@ fn members_table(report: &Members, colour: bool) -> String {
         table.row(vec![
             Cell::text(name),
             Cell::text(&member.address),
-            Cell::text(&member.state).tone(state_tone(&member.state)),
+            Cell::text(shown_state(member)).tone(state_tone(&member.state)),
             Cell::number(age(member.for_ms)),
             Cell::text(&member.zone),
             Cell::number(member.instances),
@@ -80,6 +80,14 @@ fn members_table(report: &Members, colour: bool) -> String {
         ]);
     }
     table.render(colour)
+}
+
+fn shown_state(member: &Member) -> String {
+    if member.drained_by.is_empty() {
+        member.state.clone()
+    } else {
+        format!("{} (by {})", member.state, member.drained_by)
+    }
 }
 
 fn services_table(report: &Services, colour: bool) -> String {
@@ -252,7 +260,7 @@ fn stall_tone(ms: f64) -> Tone {
 }
 
 /// Percent-encodes all but the unreserved characters of RFC 3986.
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             out.push(char::from(byte));
@@ -266,7 +274,7 @@ fn encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::report::{Endpoint, ExplainEndpoint, Member, PolicyField, Service, Verdict};
+    use crate::admin::report::{Endpoint, ExplainEndpoint, PolicyField, Service, Verdict};
 
     #[test]
     fn members_and_services_as_tables() {
