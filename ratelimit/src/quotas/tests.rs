@@ -68,7 +68,7 @@ fn run(quotas: &mut Quotas, now: &mut Instant, span: Duration) {
     *now = end;
 }
 
-fn bytes(message: Message) -> Vec<u8> {
+fn bytes(message: &Message) -> Vec<u8> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
     bytes
@@ -227,9 +227,9 @@ fn what_is_no_message_changes_nothing() {
     let now = start();
     let mut quotas = quotas(now, 2);
     assert_eq!(quotas.handle_datagram(now, 2, &[1, 200, 3]), Err(Malformed));
-    let foreign = bytes(Message::Ask(ask(b"a/b", 1)));
+    let foreign = bytes(&Message::Ask(ask(b"a/b", 1)));
     assert_eq!(quotas.handle_datagram(now, 2, &foreign), Ok(()));
-    let late = bytes(Message::Answer(answer(1, 7, 0)));
+    let late = bytes(&Message::Answer(answer(1, 7, 0)));
     assert_eq!(quotas.handle_datagram(now, 2, &late), Ok(()));
     assert_eq!(quotas.counters(), Counters { malformed: 1, refused: 1, dropped: 0 });
     assert_eq!(
@@ -244,7 +244,7 @@ fn answers_to_another_life_from_the_future_or_again_are_not_listened_to() {
     let mut quotas = quotas(now, 2);
     quotas.offer(now, DB, units(1_000)).unwrap();
     let mut hear = |answer: Answer| {
-        quotas.handle_datagram(now, 2, &bytes(Message::Answer(answer))).unwrap();
+        quotas.handle_datagram(now, 2, &bytes(&Message::Answer(answer))).unwrap();
         amount(&quotas, now, DB).unwrap()
     };
     let right = units(50);
@@ -273,11 +273,10 @@ fn a_pledge_counts_only_for_the_life_and_from_the_moment_it_names() {
     quotas.offer(now, DB, units(1_000)).unwrap();
     run(&mut quotas, &mut now, secs(1));
     let mut pledged = |ask: Ask| {
-        quotas.handle_datagram(now, 2, &bytes(Message::Ask(ask))).unwrap();
-        let lent = quotas.resources[DB]
+        quotas.handle_datagram(now, 2, &bytes(&Message::Ask(ask))).unwrap();
+        quotas.resources[DB]
             .root_ledger()
-            .map_or(Micros::ZERO, |ledger| ledger.borrowed(now, Party { host: 2, life: 1 }));
-        lent
+            .map_or(Micros::ZERO, |ledger| ledger.borrowed(now, Party { host: 2, life: 1 }))
     };
     let echo = |millis: u64| millis * 1_000_000;
     assert_eq!(pledged(Ask { root_life: 6, echo: echo(900), ..ask(DB, 1) }), Micros::ZERO);
