@@ -201,6 +201,11 @@ impl Client {
         self.extra = extra.min(LOAN_MAX - BASE);
     }
 
+    /// Requests in flight hold so much: see [`Ledger::set_in_use`].
+    pub fn set_in_use(&mut self, in_use: Micros) {
+        self.ledger.set_in_use(in_use);
+    }
+
     /// Sets aside for a client: see [`Ledger::reserve`].
     pub fn reserve(
         &mut self,

@@ -85,6 +85,8 @@ pub struct Ledger {
     locked_until: Option<Instant>,
     /// What Doorman clients hold, and until when at the latest.
     reserved: Option<(Micros, Instant)>,
+    /// What is held by requests in flight, who give it back when they end.
+    in_use: Micros,
     lent: BTreeMap<Party, Count>,
     borrowed: BTreeMap<Party, Count>,
     seq: u64,
@@ -134,6 +136,12 @@ impl Ledger {
         self.right = right;
     }
 
+    /// Requests in flight hold so much, where a resource is held and not spent: it is neither lent nor given back. (A lease that runs out under
+    /// them is passed by what they hold, until they end.)
+    pub fn set_in_use(&mut self, in_use: Micros) {
+        self.in_use = in_use;
+    }
+
     /// What it owns.
     #[must_use]
     pub fn owned(&self) -> Micros {
@@ -167,7 +175,9 @@ impl Ledger {
         let reserved = self.reserved.filter(|(amount, end)| *end >= now && !amount.is_zero());
         let until = ends.chain(reserved.map(|(_, end)| end)).fold(until, Instant::max);
         let reserved = reserved.map_or(0, |(amount, _)| u128::from(amount.micros()));
-        Room { now, until, held: self.held(now, until), lent: sum(&self.lent, now) + reserved }
+        let in_use = u128::from(self.in_use.micros());
+        let lent = sum(&self.lent, now) + reserved + in_use;
+        Room { now, until, held: self.held(now, until), lent }
     }
 
     /// Lends `to` this much until `until` (at most the room's), as far as there is room. It never lends less than before.

@@ -162,6 +162,14 @@ impl Quotas {
         Ok(())
     }
 
+    /// Requests of this host hold so much of a resource that is held and not spent ([`crate::Concurrency::held`]); tell it with each offer.
+    pub fn hold(&mut self, now: Instant, id: &[u8], in_use: Micros) -> Result<(), AskError> {
+        let (id, mut resource) = self.take(now, id)?;
+        resource.client.set_in_use(in_use);
+        self.put_back(now, id, resource);
+        Ok(())
+    }
+
     /// The rules of a resource.
     #[must_use]
     pub fn rules(&self, id: &[u8]) -> Option<&Template> {

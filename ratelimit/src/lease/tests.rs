@@ -201,6 +201,20 @@ fn a_promise_to_a_client_ends_with_what_backs_it() {
 }
 
 #[test]
+fn what_requests_in_flight_hold_is_neither_lent_nor_given_back() {
+    let t0 = start();
+    let mut host = owner(10);
+    host.handle_loan(t0, ROOT, Loan { seq: 1, amount: units(5), lasts: secs(4) }, t0);
+    host.set_in_use(units(12));
+    give_back(&mut host, t0, ROOT, 0);
+    assert_eq!(host.usable(t0), units(12));
+    host.set_in_use(units(3));
+    give_back(&mut host, t0, ROOT, 0);
+    assert_eq!(host.usable(t0), units(10));
+    assert_eq!(lend(&mut host, t0, ROOT, 10, secs(2)).amount, units(7));
+}
+
+#[test]
 fn what_clients_hold_of_an_earlier_life_may_be_prolonged_and_no_more() {
     let t0 = start();
     let mut host = Ledger::new(Some(t0 + secs(22)), 0);

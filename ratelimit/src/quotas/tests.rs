@@ -167,6 +167,25 @@ fn clients_and_the_host_itself_share() {
 }
 
 #[test]
+fn what_requests_hold_is_not_lent_to_others() {
+    let mut now = start();
+    let mut quotas = quotas(now, 2);
+    let id = (0..9u8).map(|id| vec![b'r', id]).find(|id| root_of(id, [1, 2]) == Some(2)).unwrap();
+    quotas.offer(now, &id, units(40)).unwrap();
+    quotas.hold(now, &id, units(40)).unwrap();
+    let call = Answer {
+        resource: Arc::from(&id[..]),
+        call: units(50),
+        lease: Loan::default(),
+        ..answer(1, 7, 0)
+    };
+    quotas.handle_datagram(now, 2, &bytes(&Message::Answer(call))).unwrap();
+    run(&mut quotas, &mut now, Duration::from_millis(300));
+    let pledged = quotas.resources[&id[..]].client.ledger().lent(now, Party { host: 2, life: 9 });
+    assert_eq!(pledged, units(10), "40 of 50 are held");
+}
+
+#[test]
 fn what_is_not_shared_needs_no_root() {
     let now = start();
     let mut quotas = quotas(now, 4);
