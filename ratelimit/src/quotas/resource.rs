@@ -21,7 +21,9 @@ use crate::wire::Message;
 /// One resource in use.
 #[derive(Debug)]
 pub(super) struct Resource {
-    pub rules: Template,
+    rules: Template,
+    /// No template matches it any more.
+    retired: bool,
     pub client: Client,
     root: Option<Root>,
     pub store: Store,
@@ -111,10 +113,30 @@ impl Resource {
             store: Store::new(learning_until),
             own: Claim { wants: Micros::ZERO, subclients: 1, priority: 0 },
             rules,
+            retired: false,
             summoned_until: None,
             due: None,
             told: None,
         }
+    }
+
+    /// It has these rules from now on.
+    pub fn follow(&mut self, rules: Template) {
+        (self.rules, self.retired) = (rules, false);
+    }
+
+    /// It has no rules any more: it is wanted and asked for no longer, and what is lent runs out.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.own.wants = Micros::ZERO;
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    pub fn capacity(&self) -> Micros {
+        self.rules.capacity
     }
 
     /// Whether hosts share it, so that there is a root.

@@ -230,15 +230,33 @@ fn resources_are_bounded_and_those_out_of_use_make_room() {
 }
 
 #[test]
-fn a_resource_without_a_template_is_dropped() {
-    let now = start();
-    let mut quotas = quotas(now, 1);
-    quotas.offer(now, DB, units(1)).unwrap();
+fn a_resource_without_a_template_is_forgotten_when_its_loans_have_ended() {
+    let mut now = start();
+    let mut quotas = quotas(now, 2);
+    let id = (0..9u8).map(|id| vec![b'r', id]).find(|id| root_of(id, [1, 2]) == Some(2)).unwrap();
+    quotas.offer(now, &id, units(1)).unwrap();
+    let call = Answer {
+        resource: Arc::from(&id[..]),
+        call: units(40),
+        lease: Loan::default(),
+        ..answer(1, 7, 0)
+    };
+    quotas.handle_datagram(now, 2, &bytes(&Message::Answer(call))).unwrap();
+    run(&mut quotas, &mut now, Duration::from_millis(300));
+    assert_eq!(amount(&quotas, now, &id), Some(units(10)), "40 are pledged");
     quotas.set_templates(now, Templates::default());
-    assert_eq!(amount(&quotas, now, DB), None);
-    assert_eq!(quotas.offer(now, DB, units(1)), Err(AskError::UnknownResource));
-    quotas.handle_timeout(now + secs(60));
-    assert_eq!(quotas.poll_timeout(), None);
+    assert_eq!(quotas.offer(now, &id, units(1)), Err(AskError::UnknownResource));
+    assert_eq!(
+        quotas.handle_client(now, &id, b"c", request(units(1))),
+        Err(AskError::UnknownResource)
+    );
+    // It comes back: what is pledged still is.
+    quotas.set_templates(now, templates(Algorithm::FairShare));
+    quotas.offer(now, &id, units(1)).unwrap();
+    assert_eq!(amount(&quotas, now, &id), Some(units(10)));
+    quotas.set_templates(now, Templates::default());
+    run(&mut quotas, &mut now, BASE + secs(1));
+    assert_eq!((amount(&quotas, now, &id), quotas.poll_timeout()), (None, None));
 }
 
 #[test]
