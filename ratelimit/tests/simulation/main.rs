@@ -272,6 +272,44 @@ fn whatever_happens_there_is_never_more_than_there_is_and_afterwards_all_of_it_i
 }
 
 #[test]
+fn doorman_clients_of_one_host_get_what_all_hosts_own_and_a_crash_breaks_no_promise() {
+    for seed in seeds(5) {
+        let mut world = World::new(4, 500, CALM, seed);
+        (0..10).for_each(|_| world.caller(0, units(100)));
+        world.call();
+        world.run(secs(5));
+        world.call();
+        world.run(secs(5));
+        world.call();
+        assert!(
+            world.called() >= units(480),
+            "seed {seed}: after two refreshes they hold {}",
+            world.called()
+        );
+
+        // Everyone wants all; hosts crash, come back, believe what their clients say, and are cut off.
+        world.network = ROUGH;
+        (1..4).for_each(|host| world.caller(host, units(200)));
+        for _ in 0..40 {
+            let host = world.rng.random_range(0..4);
+            match world.rng.random_range(0..5) {
+                0 => world.crash(host),
+                1 if !world.ids().contains(&host) => world.boot(host),
+                2 => world.see_all(),
+                3 => drop(world.cut.insert((host, (host + 1) % 4))),
+                _ => world.cut.clear(),
+            }
+            let wants = world.rng.random_range(0..500);
+            world.want((host + 1) % 4, units(wants));
+            let pause = world.rng.random_range(0..6_000);
+            world.run(millis(pause));
+            world.call();
+        }
+        println!("seed {seed}: {} checks, most {} of 500", world.checks, world.most);
+    }
+}
+
+#[test]
 fn a_thousand_hosts() {
     let mut world = World::new(1_000, 5_000, CALM, 1);
     world.check_every = 1_000;
