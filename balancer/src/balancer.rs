@@ -24,7 +24,7 @@ use crate::circuit::Circuit;
 use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
-use crate::probation::Probations;
+use crate::probation::{self, Probations};
 use crate::scout::Pool;
 use crate::set::{ENDPOINTS_MAX, Set};
 use crate::ticket::Ticket;
@@ -206,8 +206,7 @@ impl Balancer {
         if self.probations.is_due(now) {
             self.probations.judge(now, &set, policy, self.ejections.out());
         }
-        let random = rng.next_u64();
-        let index = self.choose(&set, now, rng, policy, wish, random, &mut pool)?;
+        let (index, random) = self.choose(&set, now, rng, policy, wish, &mut pool)?;
         let attempts = self.circuit.attempts();
         if !attempts.try_enter(wish.attempt, policy.circuit.requests, policy.hedge.budget) {
             return Err(NoEndpoint::CircuitOpen);
@@ -216,6 +215,7 @@ impl Balancer {
         Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, wish.attempt, near))
     }
 
+    /// The index of the endpoint, and the number by which chance was decided.
     fn choose(
         &self,
         set: &Set,
@@ -223,9 +223,9 @@ impl Balancer {
         rng: &mut impl Rng,
         policy: &Policy,
         wish: &Wish<'_>,
-        random: u64,
         pool: &mut Option<(Instant, &mut Pool)>,
-    ) -> Result<usize, NoEndpoint> {
+    ) -> Result<(usize, u64), NoEndpoint> {
+        let random = rng.next_u64();
         let panic = self.panics(set, policy);
         let mut pick = Pick {
             set,
@@ -235,7 +235,7 @@ impl Balancer {
             tried: wish.tried,
             panic,
             desperate: panic && set.serving() == 0,
-            probation: policy.probation.slower_than.is_some() && !panic,
+            probation: probation::threshold(policy).is_some() && !panic,
             slow_start: policy.slow_start,
             nonce: random,
         };
@@ -249,12 +249,12 @@ impl Balancer {
             match self.choose_among(&pick, rng, policy, wish, pool) {
                 Err(_) if widen && wish.attempt != Attempt::Hedge => {}
                 Err(NoEndpoint::Unhealthy) => return Err(NoEndpoint::Shard),
-                done => return done,
+                done => return done.map(|index| (index, random)),
             }
             pick.few = None;
             pick.desperate = panic && set.serving() == 0;
         }
-        self.choose_among(&pick, rng, policy, wish, pool)
+        self.choose_among(&pick, rng, policy, wish, pool).map(|index| (index, random))
     }
 
     fn choose_among(
@@ -345,7 +345,7 @@ impl Balancer {
 
     /// How many that serve are kept out of rotation, by failures or slowness.
     fn out(&self, policy: &Policy) -> u32 {
-        let probation = policy.probation.slower_than.is_some();
+        let probation = probation::threshold(policy).is_some();
         self.ejections.out() + if probation { self.probations.out() } else { 0 }
     }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::balancer::{Balancer, Wish};
 use crate::endpoint::Hop;
+use crate::probation::threshold;
 use crate::rendezvous::Few;
 use crate::scout;
 use crate::set::Set;
@@ -177,7 +178,7 @@ fn verdicts(
     let (retry_after, unreachable) = state.holds();
     let (typical, answers) = state.probation.typical();
     let shown = format!("typically {:.2} ms, of {answers} answers", typical.as_secs_f64() * 1e3);
-    let probation = match (policy.probation.slower_than, state.on_probation.load(Relaxed)) {
+    let probation = match (threshold(policy), state.on_probation.load(Relaxed)) {
         (None, _) => verdict("probation", true, "off".into()),
         (Some(_), false) if answers < policy.probation.min_requests => {
             verdict("probation", true, format!("too few answers to be judged; {shown}"))
@@ -241,7 +242,8 @@ fn verdicts(
             share * 100.0
         ),
     };
-    let zone = verdict("zone", set.look(index).near != Some(false) || spill.is_none(), zone);
+    // A preference, not a filter.
+    let zone = verdict("zone", true, zone);
     let mut verdicts = vec![serving, ejection, probation, hold, slow_start, stall, zone];
     verdicts.extend(scout::verdict(state, now));
     verdicts

@@ -18,6 +18,8 @@
 //! - *How long*: at least [`STAY`] × 2ⁿ, n the times before this one, each [`FORGIVE`] in rotation taking one off. So one that turns
 //!   slow again and again is in rotation ever less. On return it starts slowly, and is judged from nothing.
 //!
+//! Not with `balance: hash`, where endpoints serve different requests and cannot be compared.
+//!
 //! Ejection is for errors and knows after five of them; this is for what answers, late. The estimate of two choices (`peak_ewma`) would not do
 //! instead: it is made to be nervous.
 //!
@@ -26,9 +28,9 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use evenkeel_config::policy::{Mode, Policy};
+use evenkeel_config::policy::{Balance, Factor, Mode, Policy};
 
-use crate::balancer::{Attempt, Balancer};
+use crate::balancer::{Attempt, Balancer, Wish};
 use crate::budget::Budget;
 use crate::endpoint::State;
 use crate::hedge::Hedger;
@@ -179,13 +181,13 @@ impl Probations {
 
     /// Sends on probation who is slow, and takes back who is well. Where the policy has no probation nobody changes: another route's may.
     pub(crate) fn judge(&self, now: u64, set: &Set, policy: &Policy, ejected: u32) {
-        let Some(slower_than) = policy.probation.slower_than else { return };
+        let Some(slower_than) = threshold(policy) else { return };
         // Judging costs as much as there are endpoints.
         let every = JUDGE_EVERY * (1 + set.len() as u64 / 1_024);
         if !is_turn(&self.judge_at, now, every) {
             return;
         }
-        let threshold = (slower_than.times() as f32).log2();
+        let octaves_slower = (slower_than.times() as f32).log2();
         let peers = medians(set, policy.probation.min_requests);
         let mut slow: Vec<(f32, usize)> = Vec::new();
         let mut out = 0;
@@ -199,9 +201,9 @@ impl Probations {
                 continue;
             };
             let is_slower =
-                octaves > peers + threshold && octaves.exp2() > peers.exp2() + DIFFERENCE_MIN;
+                octaves > peers + octaves_slower && octaves.exp2() > peers.exp2() + DIFFERENCE_MIN;
             if state.on_probation.load(Relaxed) {
-                let is_well = octaves <= peers + threshold * RETURN
+                let is_well = octaves <= peers + octaves_slower * RETURN
                     || octaves.exp2() <= peers.exp2() + DIFFERENCE_MIN;
                 if answers >= PROBES_MIN && is_well && probation.may_return(now) {
                     self.take_back(now, state);
@@ -245,20 +247,21 @@ impl Probations {
         }
     }
 
-    /// The endpoint whose probe has been due for longest, and since when; of those that are due for at least `overdue`.
+    /// The endpoint whose probe has been due for longest, and since when; of those that are due for at least `overdue`, and only among the
+    /// `few` of the request's shard: what one key breaks must not get out of its shard by a probe.
     fn due(&self, now: u64, set: &Set, few: Option<&Few>, overdue: u64) -> Option<(u64, usize)> {
-        let due = (0..set.len()).filter_map(|index| {
+        let due = |index: usize| {
             let look = set.look(index);
             let state = &look.state;
             let at = state.probation.probe_at.load(Relaxed);
             let usable = look.serving && !state.ejection.is_out(now) && !state.held(now);
-            (state.on_probation.load(Relaxed)
-                && usable
-                && few.is_none_or(|few| few.contains(index))
-                && now >= at.saturating_add(overdue))
-            .then_some((at, index))
-        });
-        due.min()
+            let waits = state.on_probation.load(Relaxed) && now >= at.saturating_add(overdue);
+            (usable && waits).then_some((at, index))
+        };
+        match few {
+            Some(few) => few.iter().filter_map(due).min(),
+            None => (0..set.len()).filter_map(due).min(),
+        }
     }
 
     /// The endpoint on probation that a real request is to probe. `random` is spread evenly over all of `u32`.
@@ -270,11 +273,12 @@ impl Probations {
         policy: &Policy,
         random: u32,
     ) -> Option<usize> {
-        if self.out() == 0 || policy.probation.slower_than.is_none() {
+        if self.out() == 0 || threshold(policy).is_none() {
             return None;
         }
         let lot = policy.hedge.mode != Mode::Enforce && random < u32::MAX / TRIAL_ONE_OF;
-        if !lot && !is_turn(&self.trial_at, now, TRIAL_LOOK_EVERY) {
+        // To look at a shard costs little, to look at all would cost too much for each request.
+        if !lot && few.is_none() && !is_turn(&self.trial_at, now, TRIAL_LOOK_EVERY) {
             return None;
         }
         let (at, index) = self.due(now, set, few, if lot { 0 } else { OVERDUE })?;
@@ -287,25 +291,30 @@ impl Probations {
 
 impl Balancer {
     /// A ticket for a copy that probes an endpoint on probation, if one is due and the budgets of copies pay for it. To be asked beside
-    /// a first attempt that [may be copied](crate::repeat::may_copy); nobody waits for the copy's answer, but its ticket is told of it.
+    /// a first attempt that [may be copied](crate::repeat::may_copy), with the same wish; nobody waits for the copy's answer, but its ticket is told of it.
     #[must_use = "dropping the ticket ends the probe"]
     pub fn probe_due(
         &self,
         now: Instant,
         policy: &Policy,
+        wish: &Wish<'_>,
         hedger: &Hedger,
         retries: &Budget,
     ) -> Option<Ticket> {
-        let on = policy.probation.slower_than.is_some() && policy.hedge.mode == Mode::Enforce;
+        let on = threshold(policy).is_some() && policy.hedge.mode == Mode::Enforce;
         if !on || self.probations.out() == 0 {
             return None;
         }
         let (set, moment) = (self.endpoints(), self.moment(now));
+        let few = wish
+            .shard
+            .filter(|_| policy.shard.key.is_some())
+            .map(|key| set.shard(key, policy.shard.size));
         let every = PROBE_EVERY / u64::from(self.probations.out().max(1));
-        if !is_turn(&self.probations.probe_at, moment, every) {
+        if few.is_none() && !is_turn(&self.probations.probe_at, moment, every) {
             return None;
         }
-        let (at, index) = self.probations.due(moment, &set, None, 0)?;
+        let (at, index) = self.probations.due(moment, &set, few.as_ref(), 0)?;
         if !hedger.try_probe(now, &policy.hedge, &policy.retry, retries) {
             return None;
         }
@@ -325,6 +334,12 @@ impl Balancer {
     pub fn probations(&self) -> ProbationCounts {
         self.probations.counts()
     }
+}
+
+/// How many times as slow as its peers an endpoint has to be; `None`: there is no probation. With `balance: hash` there is none: whose keys
+/// are costly is slow, and whoever got them instead would be next.
+pub(crate) fn threshold(policy: &Policy) -> Option<Factor> {
+    policy.probation.slower_than.filter(|_| policy.balance != Balance::Hash)
 }
 
 /// Whether what is done each `every` is due; of several workers one does it.

@@ -13,9 +13,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
+use crate::bounds::Bounds;
+use crate::layer::PolicyLayer;
 use crate::notation::{AsText, Bytes};
 use crate::policy::{KeySource, Policy};
-use crate::settings::{CheckKind, DataDir, Scout, Service, Settings, Upstream};
+use crate::published;
+use crate::settings::{CheckKind, DataDir, Match, Scout, Service, Settings, Upstream};
 use crate::yaml11::{Plain, classify};
 
 /// A part of the file.
@@ -49,7 +52,7 @@ impl Doc {
         value.map_or(Doc::Unset(unset), |value| Doc::text(&value))
     }
 
-    fn map<const N: usize>(entries: [(&str, Doc); N]) -> Doc {
+    pub(crate) fn map<const N: usize>(entries: [(&str, Doc); N]) -> Doc {
         Doc::Map(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
@@ -169,8 +172,9 @@ pub(crate) enum Secrets {
 }
 
 impl Settings {
-    /// The effective configuration as YAML, every default filled in and each policy merged, with `<redacted>`
-    /// in the place of each key. Without keys it loads again, to the same behaviour.
+    /// The effective configuration as YAML, every default filled in, with `<redacted>` in the place of each key. Without
+    /// keys it loads again, to the same behaviour. Of what a service or an upstream says of its policy it has what is
+    /// written and no default, because a field that nobody wrote is left to those who say it elsewhere.
     #[must_use]
     pub fn to_effective_yaml(&self) -> String {
         let mut out = String::new();
@@ -264,6 +268,7 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
                 ),
                 ("data", Doc::map([("listen", Doc::text(&mesh.data.address))])),
                 ("insecure", Doc::Bool(mesh.insecure)),
+                ("bounds", bounds(&mesh.bounds)),
             ]),
         ),
         ("services", Doc::List(services.iter().map(service).collect())),
@@ -338,6 +343,52 @@ fn service(service: &Service) -> Doc {
         ("meta", Doc::Map(meta.collect())),
         ("check", check.unwrap_or(Doc::Unset("always passing"))),
         ("scout", scout(service.scout.as_ref(), "told from the progress of what is in flight")),
+        ("policy", service.policy.as_ref().map_or(nothing(), |said| published::said(&said.policy))),
+        ("routes", routes(service.policy.as_ref().map_or(&[], |said| &said.routes))),
+    ])
+}
+
+fn nothing() -> Doc {
+    Doc::Map(Vec::new())
+}
+
+fn routes(routes: &[(Match, PolicyLayer)]) -> Doc {
+    let route = |(which, layer): &(Match, PolicyLayer)| {
+        Doc::map([("match", matches(which)), ("policy", published::said(layer))])
+    };
+    Doc::List(routes.iter().map(route).collect())
+}
+
+fn bounds(bounds: &Bounds) -> Doc {
+    let number = |value: u32| Doc::Number(value.into());
+    let hedge = Doc::map([
+        ("mode", Doc::text(bounds.hedge_mode.name())),
+        ("min", Doc::text(&AsText(bounds.hedge_min))),
+        ("budget", Doc::text(&bounds.hedge_budget)),
+        ("max", number(bounds.hedge_max)),
+    ]);
+    let circuit = Doc::map([
+        ("connections", number(bounds.circuit_connections)),
+        ("pending", number(bounds.circuit_pending)),
+        ("requests", number(bounds.circuit_requests)),
+    ]);
+    Doc::map([
+        ("timeout", Doc::text(&AsText(bounds.timeout))),
+        ("idle_timeout", Doc::text(&AsText(bounds.idle_timeout))),
+        ("repeat", Doc::map([("methods", Doc::texts(&bounds.repeat_methods))])),
+        (
+            "retry",
+            Doc::map([
+                ("max", number(bounds.retry_max)),
+                ("budget", Doc::text(&bounds.retry_budget)),
+            ]),
+        ),
+        ("hedge", hedge),
+        ("scout", Doc::map([("timeout", Doc::text(&AsText(bounds.scout_timeout)))])),
+        ("eject", Doc::map([("max", Doc::text(&bounds.eject_max))])),
+        ("circuit", circuit),
+        ("slow_start", Doc::text(&AsText(bounds.slow_start))),
+        ("max_body_buffer", Doc::text(&Bytes(bounds.max_body_buffer))),
     ])
 }
 
@@ -350,13 +401,6 @@ fn scout(scout: Option<&Scout>, unset: &'static str) -> Doc {
 }
 
 fn upstream(upstream: &Upstream) -> Doc {
-    let routes = upstream.routes.iter().map(|route| {
-        let matches = Doc::map([
-            ("path", Doc::set_or(route.matches.path.as_ref(), "any")),
-            ("method", Doc::set_or(route.matches.method.as_ref(), "any")),
-        ]);
-        Doc::map([("match", matches), ("policy", policy(&route.policy))])
-    });
     let protocol = upstream.protocol.map(crate::settings::Protocol::name);
     let unset = if upstream.endpoints.is_empty() { "what the service says" } else { "http" };
     Doc::map([
@@ -364,8 +408,15 @@ fn upstream(upstream: &Upstream) -> Doc {
         ("endpoints", Doc::texts(&upstream.endpoints)),
         ("protocol", Doc::set_or(protocol, unset)),
         ("scout", scout(upstream.scout.as_ref(), "not scouted by themselves")),
-        ("policy", policy(&upstream.policy)),
-        ("routes", Doc::List(routes.collect())),
+        ("policy", published::said(&upstream.said)),
+        ("routes", routes(&upstream.routes)),
+    ])
+}
+
+pub(crate) fn matches(matches: &Match) -> Doc {
+    Doc::map([
+        ("path", Doc::set_or(matches.path.as_ref(), "any")),
+        ("method", Doc::set_or(matches.method.as_ref(), "any")),
     ])
 }
 

@@ -86,6 +86,13 @@ pub(crate) static ROOT: &[Key] = &[
     key("log", Shape::Map(LOG), "", "What is written to the log."),
 ];
 
+/// What a host publishes of a service that it offers.
+#[rustfmt::skip]
+pub(crate) static PUBLISHED: &[Key] = &[
+    key("policy", Shape::Map(POLICY), "", ""),
+    key("routes", Shape::List { of: &Shape::Map(ROUTE), max: 1_000 }, "[]", ""),
+];
+
 #[rustfmt::skip]
 const NODE: &[Key] = &[
     key("name", Shape::Text { pattern: forms::NODE }, "", "This host's name. Default: the hostname."),
@@ -109,7 +116,55 @@ const MESH: &[Key] = &[
     later("tls"),
     key("insecure", Shape::Bool, "false",
         "Allows addresses other than loopback without keys: whoever reaches them can join."),
-    later("bounds"),
+    key("bounds", Shape::Map(BOUNDS), "", "The most that published policies and overrides may ask of this host's clients."),
+];
+
+#[rustfmt::skip]
+const BOUNDS: &[Key] = &[
+    key("timeout", Shape::Duration { zero: false }, "\"1h\"", "At most."),
+    key("idle_timeout", Shape::Duration { zero: false }, "\"24h\"", "At most."),
+    key("repeat", Shape::Map(BOUNDS_REPEAT), "", "Which requests may be sent twice."),
+    key("retry", Shape::Map(BOUNDS_RETRY), "", "Attempts in sequence."),
+    key("hedge", Shape::Map(BOUNDS_HEDGE), "", "Copies beside the first attempt."),
+    key("scout", Shape::Map(BOUNDS_SCOUT), "", "Asking endpoints before they are chosen."),
+    key("eject", Shape::Map(BOUNDS_EJECT), "", "Endpoints that are left out for a while."),
+    key("circuit", Shape::Map(BOUNDS_CIRCUIT), "", "What is open towards one upstream."),
+    key("slow_start", Shape::Duration { zero: true }, "\"10m\"", "At most."),
+    key("max_body_buffer", Shape::Size, "\"1MiB\"", "At most."),
+];
+
+#[rustfmt::skip]
+const BOUNDS_REPEAT: &[Key] = &[
+    key("methods", Shape::List { of: &Shape::Text { pattern: forms::METHOD }, max: 32 },
+        r#"["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]"#, "Only these."),
+];
+
+#[rustfmt::skip]
+const BOUNDS_RETRY: &[Key] = &[
+    key("max", Shape::Int { min: 0, max: 10 }, "5", "At most."),
+    key("budget", Shape::Share, "\"50%\"", "At most."),
+];
+
+#[rustfmt::skip]
+const BOUNDS_HEDGE: &[Key] = &[
+    key("mode", Shape::Choice { built: &["off", "observe", "enforce"], later: &[] }, "\"enforce\"",
+        "At most, in the order off, observe, enforce."),
+    key("min", Shape::Duration { zero: true }, "\"0s\"", "At least."),
+    key("budget", Shape::Share, "\"20%\"", "At most."),
+    key("max", Shape::Int { min: 1, max: 5 }, "3", "At most."),
+];
+
+#[rustfmt::skip]
+const BOUNDS_SCOUT: &[Key] = &[key("timeout", Shape::Duration { zero: false }, "\"10ms\"", "At most.")];
+
+#[rustfmt::skip]
+const BOUNDS_EJECT: &[Key] = &[key("max", Shape::Share, "\"100%\"", "At most.")];
+
+#[rustfmt::skip]
+const BOUNDS_CIRCUIT: &[Key] = &[
+    key("connections", Shape::Int { min: 1, max: 1_000_000 }, "16384", "At most."),
+    key("pending", Shape::Int { min: 0, max: 1_000_000 }, "16384", "At most."),
+    key("requests", Shape::Int { min: 1, max: 1_000_000 }, "65536", "At most."),
 ];
 
 #[rustfmt::skip]
@@ -149,8 +204,9 @@ const SERVICE: &[Key] = &[
         "How the application itself answers scouts: `http` or `tcp`. Default: its state is told from the progress of what is in flight."),
     later("admission"),
     later("allow"),
-    later("policy"),
-    later("routes"),
+    key("policy", Shape::Map(POLICY), "", "Published: what every client of this service does unless it says otherwise."),
+    key("routes", Shape::List { of: &Shape::Map(ROUTE), max: 1_000 }, "[]",
+        "Published: requests that have a policy of their own; the first match wins."),
 ];
 
 #[rustfmt::skip]
@@ -197,7 +253,7 @@ const MATCH: &[Key] = &[
 ];
 
 #[rustfmt::skip]
-const POLICY: &[Key] = &[
+pub(crate) const POLICY: &[Key] = &[
     key("timeout", Shape::Duration { zero: false }, "\"15s\"", "To the response's head, all attempts together."),
     key("idle_timeout", Shape::Duration { zero: false }, "\"5m\"",
         "Between bytes of a body, and of an upgraded connection."),

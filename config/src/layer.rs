@@ -1,8 +1,8 @@
 //! One layer of a policy: what one place of the file says, and how layers lie on each other.
 //!
-//! Built-in < host < upstream < upstream route, field by field, nested fields too: `hedge: {mode: enforce}` in an
-//! upstream changes the mode and keeps the host's `hedge.budget`. A list is one field: a later one replaces it
-//! whole, since nobody could take an element away otherwise. Each field remembers the layer that set it.
+//! Field by field, nested fields too: `hedge: {mode: enforce}` in an upstream changes the mode and keeps the host's
+//! `hedge.budget`. A list is one field: a later one replaces it whole, since nobody could take an element away
+//! otherwise. Each field remembers the layer that set it. Which layers there are is in `merge`.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::policy::{
 use crate::report::At;
 
 /// What one `policy:` of the file says.
-#[derive(Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct PolicyLayer {
     pub timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,

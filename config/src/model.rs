@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::bounds::Bounds;
 use crate::layer::PolicyLayer;
 use crate::report::At;
 use crate::settings::{Access, CheckKind, Key, Match, Protocol, Scout};
@@ -45,6 +46,7 @@ pub(crate) struct MeshKeys {
     pub keys: Keys,
     pub data: Option<At<SocketAddr>>,
     pub insecure: Option<At<bool>>,
+    pub bounds: Bounds,
 }
 
 /// `mesh.gossip.keys`.
@@ -68,6 +70,9 @@ pub(crate) struct ServiceKeys {
     pub tags: Vec<String>,
     pub meta: BTreeMap<String, String>,
     pub check: Option<CheckKeys>,
+    /// With its place; `None`: neither a policy nor routes are written.
+    pub policy: Option<At<PolicyLayer>>,
+    pub routes: Vec<RouteKeys>,
     pub scout: Option<Scout>,
 }
 

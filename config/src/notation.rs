@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::policy::{After, Factor, KeySource, RetryOn, Share};
 
 /// `250ms`, `2s`, `1.5s`, `5m`, `1h`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a duration such as 250ms, 2s, 5m or 1h");
     let (number, unit) = split(text).ok_or_else(wrong)?;
     let micros_each = match unit {

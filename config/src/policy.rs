@@ -18,10 +18,16 @@ pub enum Origin {
     BuiltIn,
     /// `policy:` of this host's file.
     Host,
+    /// `services[].policy` of the hosts that offer the service.
+    Published,
+    /// `services[].routes[].policy` of these hosts.
+    PublishedRoute,
     /// `upstreams[].policy`.
     Upstream,
     /// `upstreams[].routes[].policy`.
     Route,
+    /// An operator's `evenkeel override`.
+    Override,
 }
 
 /// The origins of [`Policy::default`].
@@ -400,8 +406,8 @@ pub enum After {
     Fixed(Duration),
 }
 
-/// Whether a mechanism acts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether a mechanism acts; in the order of how much it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// Neither acts nor counts.
     Off,

@@ -3,6 +3,7 @@
 //! Reports what can be seen at one place: unknown keys, wrong notations, what is missing inside one mapping.
 //! What takes two places to see is `validate.rs`'s.
 
+use crate::bounds::Bounds;
 use crate::forms;
 use crate::layer::PolicyLayer;
 use crate::model::{
@@ -63,6 +64,35 @@ fn mesh(mesh: &Section<'_>, report: &Report) -> MeshKeys {
         keys: keys(&gossip, report),
         data: mesh.section("data").text("listen", forms::listen),
         insecure: mesh.flag("insecure"),
+        bounds: bounds(&mesh.section("bounds")),
+    }
+}
+
+fn bounds(bounds: &Section<'_>) -> Bounds {
+    let retry = bounds.section("retry");
+    let hedge = bounds.section("hedge");
+    let circuit = bounds.section("circuit");
+    let methods = values(bounds.section("repeat").texts("methods", forms::method));
+    let mode = hedge.choice("mode", &Mode::ALL, Mode::name).map(|mode| mode.value);
+    let body = bounds.size("max_body_buffer").map(|size| size.value);
+    let default = Bounds::default();
+    Bounds {
+        timeout: bounds.duration("timeout").unwrap_or(default.timeout),
+        idle_timeout: bounds.duration("idle_timeout").unwrap_or(default.idle_timeout),
+        repeat_methods: methods.unwrap_or(default.repeat_methods),
+        retry_max: retry.int("max").unwrap_or(default.retry_max),
+        retry_budget: retry.share("budget").unwrap_or(default.retry_budget),
+        hedge_mode: mode.unwrap_or(default.hedge_mode),
+        hedge_min: hedge.duration("min").unwrap_or(default.hedge_min),
+        hedge_budget: hedge.share("budget").unwrap_or(default.hedge_budget),
+        hedge_max: hedge.int("max").unwrap_or(default.hedge_max),
+        scout_timeout: bounds.section("scout").duration("timeout").unwrap_or(default.scout_timeout),
+        eject_max: bounds.section("eject").share("max").unwrap_or(default.eject_max),
+        circuit_connections: circuit.int("connections").unwrap_or(default.circuit_connections),
+        circuit_pending: circuit.int("pending").unwrap_or(default.circuit_pending),
+        circuit_requests: circuit.int("requests").unwrap_or(default.circuit_requests),
+        slow_start: bounds.duration("slow_start").unwrap_or(default.slow_start),
+        max_body_buffer: body.unwrap_or(default.max_body_buffer),
     }
 }
 
@@ -105,7 +135,16 @@ fn service(service: &Section<'_>, report: &Report) -> ServiceKeys {
         meta: service.meta("meta", forms::free).into_iter().collect(),
         check: service.given("check").map(|check| self::check(&check, report)),
         scout: scout(service, report).map(|scout| scout.value),
+        policy: published(service),
+        routes: routes(service, report),
     }
+}
+
+/// What a service says of its policy; nothing unless it says something.
+fn published(service: &Section<'_>) -> Option<At<PolicyLayer>> {
+    let key = ["policy", "routes"].into_iter().find(|key| service.has(key))?;
+    let value = policy(&service.section("policy"));
+    Some(At { value, at: service.key_at(key), path: format!("{}.{key}", service.path) })
 }
 
 fn check(check: &Section<'_>, report: &Report) -> CheckKeys {
@@ -156,8 +195,12 @@ fn upstream(upstream: &Section<'_>, report: &Report) -> UpstreamKeys {
         protocol: upstream.choice("protocol", &Protocol::ALL, Protocol::name),
         scout: scout(upstream, report),
         policy: policy(&upstream.section("policy")),
-        routes: sections(upstream, "routes", |route| self::route(route, report)),
+        routes: routes(upstream, report),
     }
+}
+
+pub(crate) fn routes(parent: &Section<'_>, report: &Report) -> Vec<RouteKeys> {
+    sections(parent, "routes", |route| self::route(route, report))
 }
 
 fn route(route: &Section<'_>, report: &Report) -> RouteKeys {
@@ -169,14 +212,16 @@ fn route(route: &Section<'_>, report: &Report) -> RouteKeys {
     if route.has("match") && !said {
         report.missing(which.at, &format!("{}: `path` or `method` is missing", which.path));
     }
-    let usable =
-        path.is_some() == which.has("path") && method.is_some() == which.has("method") && said;
+    let usable = path.is_some() == which.has("path")
+        && method.is_some() == which.has("method")
+        && which.is_understood()
+        && said;
     let found =
         At { value: Match { path, method }, at: route.key_at("match"), path: which.path.clone() };
     RouteKeys { matches: usable.then_some(found), policy: policy(&route.section("policy")) }
 }
 
-fn policy(policy: &Section<'_>) -> PolicyLayer {
+pub(crate) fn policy(policy: &Section<'_>) -> PolicyLayer {
     let repeat = policy.section("repeat");
     let retry = policy.section("retry");
     let hedge = policy.section("hedge");
@@ -206,7 +251,10 @@ fn policy(policy: &Section<'_>) -> PolicyLayer {
         hedge_max: hedge.int("max"),
         scout_mode: scout.choice("mode", &ScoutMode::ALL, ScoutMode::name).map(|mode| mode.value),
         scout_timeout: scout.duration("timeout"),
-        shard_key: key_source(&shard).map(|key| key.value).or(no_shard.then_some(None)),
+        shard_key: shard
+            .text("key", forms::key_source)
+            .map(|key| key.value)
+            .or(no_shard.then_some(None)),
         shard_size: shard.int("size"),
         shard_fallback: shard
             .choice("fallback", &ShardFallback::ALL, ShardFallback::name)

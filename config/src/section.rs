@@ -29,6 +29,11 @@ impl<'a> Section<'a> {
         Section::new(node, keys::ROOT, at, String::new(), report)
     }
 
+    /// A mapping that is not part of the file.
+    pub(crate) fn of(node: &'a Node, keys: &'static [Key], report: &'a Report) -> Section<'a> {
+        Section::new(Some(node), keys, node.at, String::new(), report)
+    }
+
     fn new(
         node: Option<&'a Node>,
         keys: &'static [Key],
@@ -72,9 +77,11 @@ impl<'a> Section<'a> {
         if let Some(near) = nearest(unknown, built()) {
             return format!("did you mean `{near}`?");
         }
-        let mut elsewhere = None;
+        // Policy keys stand in many places: the shortest is the one that the documentation has.
+        let mut elsewhere: Option<String> = None;
         keys::each(&mut |path, key| {
-            if key.name == unknown && !matches!(key.shape, Shape::NotBuilt) && elsewhere.is_none() {
+            let is_it = key.name == unknown && !matches!(key.shape, Shape::NotBuilt);
+            if is_it && elsewhere.as_ref().is_none_or(|known| path.len() < known.len()) {
                 elsewhere = Some(path.to_owned());
             }
         });
@@ -107,6 +114,14 @@ impl<'a> Section<'a> {
     /// Whether anything stands at this key, usable or not.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.entries.iter().any(|entry| entry.key == name)
+    }
+
+    /// Whether every key is one of the table and means something.
+    pub(crate) fn is_understood(&self) -> bool {
+        self.entries.iter().all(|entry| {
+            let key = self.keys.iter().find(|key| key.name == entry.key);
+            key.is_some_and(|key| !matches!(key.shape, Shape::NotBuilt))
+        })
     }
 
     /// A value that may be written in more than one way.

@@ -24,11 +24,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use evenkeel_config::settings::{Limits, Log, Outbound, Settings};
+use evenkeel_config::settings::{Limits, Log, Mesh, Outbound, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
+use crate::balancer_metrics::BalancerMetrics;
 use crate::control::{self, Surface};
 use crate::data_plane::{self, DataPlane, Sockets};
 use crate::events::Events;
@@ -155,6 +156,8 @@ impl App {
             own: SocketAddr::new(own.address.ip(), own.mesh_port),
         };
         let mut plane = DataPlane::start(&settings, metrics.clone(), own.address.ip(), identity)?;
+        registry.register(Box::new(BalancerMetrics::new(Arc::clone(&plane.shared().router))?))?;
+        let settings = Arc::new(settings);
         let mut upstreams = Upstreams::new(Arc::clone(plane.shared()));
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;
@@ -185,7 +188,7 @@ impl App {
             info!(name, %address, "listening");
         }
 
-        let settings = Arc::new(ArcSwap::from_pointee(settings));
+        let settings = Arc::new(ArcSwap::new(settings));
         let draining = Arc::new(AtomicBool::new(false));
         let scouts = scout::spawn(scouts, Arc::clone(plane.shared()), Arc::clone(&draining))?;
         let admin = admin::Admin {
@@ -235,7 +238,8 @@ impl App {
                 changed = changes.changed() => changed.context("gossip stopped: restart this host")?,
                 _ = sweep.tick() => {}
             }
-            self.upstreams.publish(Instant::now(), &self.settings.load(), &self.handle.catalog());
+            let settings = self.settings.load_full();
+            self.upstreams.publish(Instant::now(), &settings, &self.handle.catalog());
         }
         self.shut_down(signals).await;
         Ok(())
@@ -322,7 +326,7 @@ fn in_effect(old: &Settings, new: Settings) -> Settings {
     Settings {
         node: old.node.clone(),
         workers: old.workers,
-        mesh: old.mesh.clone(),
+        mesh: Mesh { bounds: new.mesh.bounds, ..old.mesh.clone() },
         outbound: Outbound { listen: old.outbound.listen, ..new.outbound },
         discovery: old.discovery.clone(),
         admin: old.admin,

@@ -115,14 +115,19 @@ pub async fn send(
     let mut ticket = Waiting::new(ticket, start);
     if body.is_none()
         && may_copy
-        && let Some(ticket) =
-            upstream.balancer.probe_due(start, policy, &route.hedger, &upstream.retries)
+        && let Some(ticket) = upstream.balancer.probe_due(
+            start,
+            policy,
+            &template.keys.wish(Attempt::First, &[]),
+            &route.hedger,
+            &upstream.retries,
+        )
     {
         let request = template.request(upstream, ticket.endpoint(), Body::Empty, None);
         probe::spawn(worker, upstream, route, ticket, request);
     }
     let mut copies: Vec<Copied<_>> = Vec::new();
-    let (mut copies_sent, mut retries) = (0, 0);
+    let mut story = Story::default();
     let mut failed: Option<Failed> = None;
 
     let delay = route.hedger.delay(start, &policy.hedge);
@@ -158,7 +163,7 @@ pub async fn send(
                     .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
                 waiting.filter_map(|w| w.ticket.as_mut()).for_each(|ticket| ticket.late(now));
                 let again = delay.map(|delay| now + delay);
-                copy_at = if !may_copy || copies_sent >= policy.hedge.max {
+                copy_at = if !may_copy || story.copies >= policy.hedge.max {
                     None
                 } else if body.as_ref().is_some_and(|body| !body.complete()) {
                     again
@@ -173,7 +178,7 @@ pub async fn send(
                     metrics.hedges[what as usize].inc();
                     again.filter(|_| !observed)
                 } else if let Ok(ticket) = pick(now, Attempt::Hedge, &tried) {
-                    copies_sent += 1;
+                    story.copies += 1;
                     metrics.attempts[Attempt::Hedge as usize].inc();
                     tried.push(ticket.endpoint().serial());
                     let future =
@@ -199,7 +204,7 @@ pub async fn send(
                             route.hedger.observe(now, delay, latency);
                         }
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
-                        return Ok(won);
+                        return Ok(Won { story, ..won });
                     }
                     Err(why) => failed = Some(Failed::worse(failed, why)),
                 }
@@ -212,7 +217,8 @@ pub async fn send(
                         route.hedger.record(now, now.saturating_duration_since(dispatched));
                         metrics.hedges[Hedges::Won as usize].inc();
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
-                        return Ok(won);
+                        story.copy_won = true;
+                        return Ok(Won { story, ..won });
                     }
                     Err(why) => {
                         metrics.hedges[Hedges::Lost as usize].inc();
@@ -226,25 +232,25 @@ pub async fn send(
             && let Some(why) = failed.take()
         {
             // Also while a copy is out: it may have gone to somebody who is silent.
-            let may = repeat::may_retry(&facts(retries), &why.outcome, &policy.retry)
+            let may = repeat::may_retry(&facts(story.retries), &why.outcome, &policy.retry)
                 && upstream.retries.withdraw(now, policy.retry.budget, RETRY_FLOOR_PER_SEC);
             let next = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten();
             let same = next.as_ref().is_some_and(|next| tried.contains(&next.endpoint().serial()));
             let wait = match why.outcome {
                 Outcome::Response { pushback: Some(Pushback::After(wait)), .. } => wait,
-                _ if same => backoff(&mut *worker.rng.borrow_mut(), retries + 1),
+                _ if same => backoff(&mut *worker.rng.borrow_mut(), story.retries + 1),
                 _ => Duration::ZERO,
             };
             match next.filter(|_| now + wait < deadline.at) {
                 Some(next) => {
-                    retries += 1;
+                    story.retries += 1;
                     metrics.attempts[Attempt::Retry as usize].inc();
                     tried.push(next.endpoint().serial());
                     dispatched = now + wait;
                     first.set(Some(begin(next.endpoint(), deadline, wait, same)));
                     ticket = Waiting::new(next, dispatched);
                 }
-                None if copies.is_empty() => return why.give_up(body.as_ref()),
+                None if copies.is_empty() => return why.give_up(body.as_ref(), story),
                 None => failed = Some(why),
             }
         }
@@ -259,6 +265,19 @@ pub struct Won {
     pub head: Box<Head>,
     /// The load on its endpoint.
     pub ticket: Ticket,
+    /// How it came about.
+    pub story: Story,
+}
+
+/// What became of a request before its response, for who asks (`evenkeel-debug`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Story {
+    /// A copy won.
+    pub copy_won: bool,
+    /// Copies sent.
+    pub copies: u32,
+    /// Attempts after failures.
+    pub retries: u32,
 }
 
 /// The connection that a response is coming from.
@@ -304,9 +323,9 @@ impl Failed {
         }
     }
 
-    fn give_up(self, body: Option<&Replay>) -> Result<Won, Error> {
+    fn give_up(self, body: Option<&Replay>, story: Story) -> Result<Won, Error> {
         match self.response {
-            Some(won) => Ok(*won),
+            Some(won) => Ok(Won { story, ..*won }),
             None if body.is_some_and(Replay::broken) => Err(Error::CallerGone),
             None => Err(self.error),
         }
@@ -501,7 +520,7 @@ fn judge(
     let status = head.response.status().as_u16();
     if status < 400 && !head.found.verdict {
         ticket.head(now, Verdict::Success);
-        return Ok(Won { head, ticket });
+        return Ok(Won { head, ticket, story: Story::default() });
     }
     let grpc = head.response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
     let verdict = match (status, grpc) {
@@ -513,7 +532,7 @@ fn judge(
     };
     ticket.head(now, verdict);
     if verdict == Verdict::Success {
-        return Ok(Won { head, ticket });
+        return Ok(Won { head, ticket, story: Story::default() });
     }
     let pushback =
         head.response.headers().get(RETRY_PUSHBACK).map(|value| Pushback::parse(value.as_bytes()));
@@ -523,7 +542,7 @@ fn judge(
     Err(Failed {
         outcome: Outcome::Response { status, pushback },
         error,
-        response: Some(Box::new(Won { head, ticket })),
+        response: Some(Box::new(Won { head, ticket, story: Story::default() })),
     })
 }
 

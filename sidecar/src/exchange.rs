@@ -53,6 +53,8 @@ pub struct Exchange {
     idle: Option<Pin<Box<Sleep>>>,
     moved: bool,
     ended: bool,
+    /// How it went, for a caller who asked.
+    pub debug: Option<HeaderValue>,
 }
 
 /// Whom a request is for, as far as it is known.
@@ -123,6 +125,7 @@ impl Exchange {
             idle: None,
             moved: false,
             ended: false,
+            debug: None,
         })
     }
 
@@ -133,6 +136,9 @@ impl Exchange {
         // An application of HTTP/1.0 is no reason to speak it to the caller.
         parts.version = Version::HTTP_11;
         headers::strip(&mut parts.headers, found);
+        if let Some(debug) = self.debug.take() {
+            parts.headers.insert(headers::DEBUG, debug);
+        }
         self.status = parts.status.as_u16();
         self.connection = Some(connection);
         self.ticket = answer.ticket;

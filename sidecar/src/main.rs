@@ -5,6 +5,7 @@ mod admin;
 mod alarm;
 mod app;
 mod attempt;
+mod balancer_metrics;
 mod body;
 mod catalog_http;
 mod checks;

@@ -7,13 +7,14 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use evenkeel_balancer::Hop;
 use http::header::{CONNECTION, HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 
-use crate::attempt::{self, Deadline};
+use crate::attempt::{self, Deadline, Story, Won};
 use crate::body::{Replay, Reply};
 use crate::connection::Link;
 use crate::error::Error;
@@ -114,7 +115,31 @@ async fn forward(
     };
     let won =
         attempt::send(worker, upstream, route, &template, body, exchange.start, deadline).await?;
+    if found.debug {
+        exchange.debug = Some(debug(&won));
+    }
     Ok(Answer { head: won.head, ticket: Some(won.ticket), idle_timeout: route.policy.idle_timeout })
+}
+
+/// How a request went, for who asked: a list of parameters (RFC 8941 §3.1.2 writes them so).
+fn debug(won: &Won) -> HeaderValue {
+    let (spec, Story { copy_won, copies, retries }) = (won.ticket.endpoint().spec(), won.story);
+    let hop = match spec.hop {
+        Hop::Direct => "direct",
+        Hop::Mesh => "mesh",
+    };
+    let by = match (copy_won, retries) {
+        (true, _) => "copy",
+        (false, 0) => "first",
+        (false, _) => "retry",
+    };
+    let text = format!(
+        "instance={}; address={}; hop={hop}; zone={}; answered_by={by}; copies={copies}; retries={retries}",
+        spec.instance,
+        spec.address,
+        spec.zone.as_deref().unwrap_or("none"),
+    );
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
 }
 
 /// The authority that a request is for; on a service's own listener HTTP/1.0 may leave it out.

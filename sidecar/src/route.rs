@@ -8,12 +8,13 @@
 //! `payments.service.mesh`, each with a port) are resolved by one hash look-up of the host without its port;
 //! only what misses is parsed.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use evenkeel_balancer::{Balancer, Budget, Endpoint, Hedger};
-use evenkeel_config::policy::Policy;
+use evenkeel_config::policy::{Origins, Policy};
 use evenkeel_config::settings::{Match, Protocol, Scout};
 use evenkeel_discovery::names::{self, HostName};
 use foldhash::HashMap;
@@ -75,6 +76,8 @@ pub struct Upstream {
     pub default: Arc<Route>,
     /// First match wins.
     pub routes: Vec<(Match, Arc<Route>)>,
+    /// Published routes that are too many to count.
+    pub routes_left_out: usize,
 }
 
 /// A policy and what was learnt under it.
@@ -82,6 +85,10 @@ pub struct Upstream {
 pub struct Route {
     /// What to do.
     pub policy: Policy,
+    /// Who said so, field by field.
+    pub origins: Origins,
+    /// Fields that `mesh.bounds` cut.
+    pub bounded: BTreeSet<&'static str>,
     /// When a copy pays.
     pub hedger: Arc<Hedger>,
 }

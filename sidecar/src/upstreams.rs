@@ -4,6 +4,9 @@
 //! learnt (estimates, budgets, histograms, counters) belongs to the name and outlives snapshots; a
 //! service whose last instance went away stays known for [`GONE_KEPT`], so that its callers hear "no instance"
 //! and not "no such service".
+//!
+//! What holds for an upstream is put together when something is said anew (by the file, by the hosts that offer the
+//! service, by an operator's order) and shared by all snapshots until then.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -12,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Balancer, Budget, EndpointSpec, Hedger, Hop};
 use evenkeel_config::settings::{self, Match, Settings};
+use evenkeel_config::{Merged, Published};
 use evenkeel_discovery::catalog::Catalog;
+use evenkeel_discovery::{Instruction, Order, Subject};
 
 use crate::metrics::UpstreamMetrics;
 use crate::route::{Local, Route, Router, Upstream};
@@ -24,6 +29,8 @@ use crate::worker::Shared;
 pub struct Upstreams {
     shared: Arc<Shared>,
     known: BTreeMap<String, Known>,
+    /// Of the last router.
+    settings: Option<Arc<Settings>>,
     /// This host's instances as others' scouts see them, by id and address.
     watched: BTreeMap<(String, SocketAddr), Arc<Watched>>,
 }
@@ -38,16 +45,25 @@ struct Known {
     default_hedger: Arc<Hedger>,
     specs: Vec<EndpointSpec>,
     seen: Instant,
+    built: Option<Built>,
+}
+
+/// An upstream for the router, and what it was made of.
+#[derive(Debug)]
+struct Built {
+    published: Option<Arc<Published>>,
+    order: Option<Arc<Order>>,
+    upstream: Arc<Upstream>,
 }
 
 impl Upstreams {
     /// Nothing is known yet.
     pub fn new(shared: Arc<Shared>) -> Upstreams {
-        Upstreams { shared, known: BTreeMap::new(), watched: BTreeMap::new() }
+        Upstreams { shared, known: BTreeMap::new(), settings: None, watched: BTreeMap::new() }
     }
 
     /// Publishes the router for this configuration and catalogue.
-    pub fn publish(&mut self, now: Instant, settings: &Settings, catalog: &Catalog) {
+    pub fn publish(&mut self, now: Instant, settings: &Arc<Settings>, catalog: &Catalog) {
         let configured: BTreeMap<&str, &settings::Upstream> =
             settings.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream)).collect();
         let mut wanted: BTreeMap<&str, Vec<EndpointSpec>> = BTreeMap::new();
@@ -77,13 +93,19 @@ impl Upstreams {
             known.update(now, Vec::new(), settings.node.zone.as_deref());
         }
 
+        let is_same = self.settings.as_ref().is_some_and(|last| Arc::ptr_eq(last, settings));
+        self.settings = Some(Arc::clone(settings));
         let mut hosts = foldhash::HashMap::default();
         for (name, known) in &mut self.known {
-            let upstream = Arc::new(known.upstream(
-                settings,
-                configured.get(name.as_str()).copied(),
-                self.shared.epoch,
-            ));
+            if !is_same {
+                known.built = None;
+            }
+            // Endpoints of this file's own are not the mesh's service of that name.
+            let is_static = configured.get(name.as_str()).is_some_and(|u| !u.endpoints.is_empty());
+            let published = catalog.service(name).filter(|_| !is_static);
+            let published = published.and_then(|view| view.policies.winner());
+            let order = catalog.orders.get(&Subject::Override(name.clone()));
+            let upstream = known.upstream(settings, published, order, self.shared.epoch);
             let (domain, mesh) = (&settings.mesh.domain, &settings.mesh.name);
             for host in [
                 name.clone(),
@@ -166,6 +188,7 @@ impl Known {
             default_hedger: Arc::new(Hedger::new(shared.epoch)),
             specs: Vec::new(),
             seen: now,
+            built: None,
             name,
         }
     }
@@ -180,39 +203,61 @@ impl Known {
         }
     }
 
+    /// The upstream as the router has it; a new one only if something is said anew.
     fn upstream(
         &mut self,
         settings: &Settings,
-        configured: Option<&settings::Upstream>,
+        published: Option<&Arc<Published>>,
+        order: Option<&Arc<Order>>,
         epoch: Instant,
-    ) -> Upstream {
-        let policy = configured.map_or(&settings.policy, |upstream| &upstream.policy);
-        let mut hedgers = Vec::new();
-        let routes = configured.map_or(&[][..], |upstream| &upstream.routes);
-        let routes = routes
-            .iter()
-            .map(|route| {
-                let learnt = self.hedgers.iter().find(|(matches, _)| *matches == route.matches);
-                let hedger = learnt
-                    .map_or_else(|| Arc::new(Hedger::new(epoch)), |(_, hedger)| Arc::clone(hedger));
-                hedgers.push((route.matches.clone(), Arc::clone(&hedger)));
-                (route.matches.clone(), Arc::new(Route { policy: route.policy.clone(), hedger }))
-            })
-            .collect();
-        self.hedgers = hedgers;
-        Upstream {
+    ) -> Arc<Upstream> {
+        if let Some(built) = &self.built
+            && built.published.as_ref() == published
+            && built.order.as_ref() == order
+        {
+            return Arc::clone(&built.upstream);
+        }
+        let overrides = order.and_then(|order| match &order.instruction {
+            Instruction::Override(policy) => Some(&**policy),
+            Instruction::Drain | Instruction::Undo => None,
+        });
+        let effective = settings.effective(&self.name, published.map(|p| &**p), overrides);
+        let learnt = std::mem::take(&mut self.hedgers);
+        let mut routes = Vec::new();
+        for (matches, merged) in effective.routes {
+            // What was learnt of these requests is theirs whatever the policy says now.
+            let known = self.hedgers.iter().chain(&learnt).find(|(known, _)| *known == matches);
+            let hedger = known
+                .map_or_else(|| Arc::new(Hedger::new(epoch)), |(_, hedger)| Arc::clone(hedger));
+            self.hedgers.push((matches.clone(), Arc::clone(&hedger)));
+            routes.push((matches, Arc::new(route(merged, hedger))));
+        }
+        let upstream = Arc::new(Upstream {
             name: Arc::clone(&self.name),
             balancer: Arc::clone(&self.balancer),
             retries: Arc::clone(&self.retries),
             metrics: Arc::clone(&self.metrics),
-            scout: configured.and_then(|upstream| upstream.scout.clone()),
-            default: Arc::new(Route {
-                policy: policy.clone(),
-                hedger: Arc::clone(&self.default_hedger),
-            }),
+            scout: settings
+                .upstreams
+                .iter()
+                .find(|u| *u.name == *self.name)
+                .and_then(|u| u.scout.clone()),
+            default: Arc::new(route(effective.default, Arc::clone(&self.default_hedger))),
             routes,
-        }
+            routes_left_out: effective.left_out,
+        });
+        self.built = Some(Built {
+            published: published.cloned(),
+            order: order.cloned(),
+            upstream: Arc::clone(&upstream),
+        });
+        upstream
     }
+}
+
+fn route(merged: Merged, hedger: Arc<Hedger>) -> Route {
+    let Merged { policy, origins, bounded } = merged;
+    Route { policy, origins, bounded, hedger }
 }
 
 fn spec_of(instance: &evenkeel_discovery::catalog::Instance, own: u64) -> EndpointSpec {

@@ -16,6 +16,7 @@
 //! | `/hang` | never answers |
 //! | `/reset?at=head`, `/reset?at=body` | closes the socket with RST before or after the response's head |
 //! | `PUT /flaky?every=N` | from now on every Nth other request ends in RST; a POST to the ledger is executed first |
+//! | `PUT /delay?ms=N` | from now on every answer to a request that is counted comes N ms later |
 //! | `/headers` | the request's method, target and headers, as text |
 //! | `/healthz`, `PUT /healthz?ok=false` | 200 or 503, and the switch |
 //! | `/scout` | 200, and counted nowhere; on the scout port a byte for each byte |
@@ -80,6 +81,8 @@ struct App {
     healthy: Cell<bool>,
     /// Every this many requests one ends in RST; 0: none.
     flaky_every: Cell<u64>,
+    /// Before each answer.
+    delay: Cell<Duration>,
     seen: Cell<u64>,
 }
 
@@ -102,6 +105,7 @@ impl App {
             cancelled: Cell::new(0),
             healthy: Cell::new(true),
             flaky_every: Cell::new(0),
+            delay: Cell::new(Duration::ZERO),
             seen: Cell::new(0),
         })
     }
@@ -119,7 +123,7 @@ impl App {
         }
         if !matches!(
             (request.method(), path.as_str()),
-            (_, "/healthz" | "/count" | "/flaky" | "/scout") | (&Method::GET, "/ledger")
+            (_, "/healthz" | "/count" | "/flaky" | "/delay" | "/scout") | (&Method::GET, "/ledger")
         ) {
             *self.methods.borrow_mut().entry(request.method().clone()).or_default() += 1;
             self.seen.set(self.seen.get() + 1);
@@ -132,6 +136,9 @@ impl App {
                 }
                 let _ = socket.set_linger(Some(Duration::ZERO));
                 return Err(Reset);
+            }
+            if !self.delay.get().is_zero() {
+                tokio::time::sleep(self.delay.get()).await;
             }
         }
         let mut response = match path.as_str() {
@@ -182,6 +189,10 @@ impl App {
             }
             "/flaky" => {
                 self.flaky_every.set(number(&request, "every").unwrap_or(0));
+                status(StatusCode::OK)
+            }
+            "/delay" => {
+                self.delay.set(Duration::from_millis(number(&request, "ms").unwrap_or(0)));
                 status(StatusCode::OK)
             }
             "/count" => {

@@ -1,11 +1,10 @@
 use std::sync::Arc;
 
-use evenkeel_config::policy::{Balance, Factor};
+use evenkeel_config::policy::{Balance, Factor, KeySource};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use super::*;
-use crate::balancer::Wish;
 use crate::endpoint::{EndpointSpec, Hop};
 use crate::ticket::Verdict;
 
@@ -67,7 +66,11 @@ impl Bench {
     }
 
     fn probe(&self) -> Option<Ticket> {
-        self.balancer.probe_due(self.now, &self.policy, &self.hedger, &self.retries)
+        self.probe_for(&Wish::FIRST)
+    }
+
+    fn probe_for(&self, wish: &Wish<'_>) -> Option<Ticket> {
+        self.balancer.probe_due(self.now, &self.policy, wish, &self.hedger, &self.retries)
     }
 
     fn out(&self) -> Vec<usize> {
@@ -230,4 +233,35 @@ fn the_typical_latency_is_a_mean_of_logarithms() {
     assert_eq!(probation.typical().0, after, "it is known to take longer than that");
     (0..40).for_each(|_| probation.given_up(4_000_000, false));
     assert!(probation.typical().0 > Duration::from_millis(8));
+}
+
+#[test]
+fn a_probe_stays_in_its_requests_shard() {
+    let mut bench = Bench::new(&FOUR);
+    bench.seconds(8, &[10, 10, 90, 10]);
+    assert_eq!(bench.out(), [2]);
+    (bench.policy.shard.key, bench.policy.shard.size) = (Some(KeySource::Identity), 2);
+    let set = bench.balancer.endpoints();
+    let mut outside = 0;
+    for key in 0..100 {
+        bench.now += MS;
+        let wish = Wish { shard: Some(key), ..Wish::FIRST };
+        let inside = set.shard(key, 2).contains(2);
+        let probe = bench.probe_for(&wish);
+        assert!(inside || probe.is_none(), "{key}");
+        outside += u32::from(!inside);
+        bench.now += Duration::from_millis(250) * u32::from(probe.is_some());
+    }
+    assert!((30..70).contains(&outside), "{outside}: half of the shards have it");
+    assert!(bench.balancer.probations().probes > 10);
+}
+
+/// Costly keys make their endpoint slow: to send them elsewhere would make the next one slow.
+#[test]
+fn endpoints_that_serve_different_keys_are_not_compared() {
+    let mut bench = Bench::new(&FOUR);
+    bench.policy.balance = Balance::Hash;
+    bench.policy.hash.key = Some(KeySource::Address);
+    bench.seconds(10, &[10, 10, 90, 10]);
+    assert!(bench.out().is_empty());
 }

@@ -266,7 +266,8 @@ mod tests {
     #[test]
     fn the_fastest_of_the_cold_else_the_least_loaded() {
         let t0 = start();
-        let table: [(&str, &[(u32, u64)], usize); 4] = [
+        type Row = (&'static str, &'static [(u32, u64)], usize);
+        let table: [Row; 4] = [
             ("all alike in load: the fastest", &[(1, 9), (1, 4), (1, 7)], 1),
             (
                 "the fastest is hot",

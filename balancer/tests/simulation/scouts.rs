@@ -4,8 +4,9 @@ use evenkeel_config::policy::{Balance, Policy, Scout, ScoutMode};
 use rand::{SeedableRng, rngs::SmallRng};
 
 use crate::backend::{Backend, MS, S, Service, US};
+use crate::measured::{Measured, Summary};
 use crate::seeds;
-use crate::world::{Load, Measured, Summary, World, hedged, unhedged};
+use crate::world::{Load, World, hedged, unhedged};
 
 const STEADY: Service = Service::Steady(200 * US);
 

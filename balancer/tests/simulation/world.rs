@@ -327,8 +327,9 @@ impl World {
     fn send_first(&mut self, id: u64, ticket: Result<Ticket, NoEndpoint>) {
         let Ok(ticket) = ticket else { return self.fail(id) };
         self.send(id, Attempt::First, ticket);
-        if self.requests[&id].safe {
-            self.probe();
+        let request = &self.requests[&id];
+        if request.safe {
+            self.probe(request.key);
         }
         if let Some(delay) = self.hedger.delay(self.instant(), &self.load.policy.hedge) {
             self.schedule_copy(id, delay);
@@ -336,11 +337,11 @@ impl World {
     }
 
     /// A copy to an endpoint on probation, if one is due. Nobody waits for it.
-    fn probe(&mut self) {
+    fn probe(&mut self, key: Option<u64>) {
         let (now, policy) = (self.instant(), &self.load.policy);
-        let Some(ticket) = self.balancer.probe_due(now, policy, &self.hedger, &self.retries) else {
-            return;
-        };
+        let wish = Wish { shard: key, hash: key, ..Wish::FIRST };
+        let probe = self.balancer.probe_due(now, policy, &wish, &self.hedger, &self.retries);
+        let Some(ticket) = probe else { return };
         assert!(ticket.endpoint().on_probation());
         let backend = usize::from(ticket.endpoint().spec().address.port()) - 1_000;
         let (at, end) =

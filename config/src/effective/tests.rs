@@ -27,10 +27,6 @@ fn meaning(mut settings: Settings) -> Settings {
         listen.explicit = true;
     }
     settings.origins = Origins::new();
-    for upstream in &mut settings.upstreams {
-        upstream.origins = Origins::new();
-        upstream.routes.iter_mut().for_each(|route| route.origins = Origins::new());
-    }
     settings
 }
 

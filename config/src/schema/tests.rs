@@ -149,7 +149,7 @@ fn file_with(path: &str, value: &str) -> String {
                 &[("name", "a"), ("endpoints", "['10.0.0.1:1']")]
             }
             "upstreams[]." => &[("name", "a")],
-            "upstreams[].routes[]." => &[("match", "{path: /}")],
+            "services[].routes[]." | "upstreams[].routes[]." => &[("match", "{path: /}")],
             "outbound.listeners[]." => &[("listen", "'127.0.0.1:1'"), ("service", "a")],
             _ => &[],
         };
@@ -320,7 +320,11 @@ fn defaults_are_what_an_empty_file_means() {
         "services: [{name: a, address: '10.0.0.1:1', check: {tcp: true}}]\nupstreams: [{name: a}]";
     let full = serde_json::to_value(load(text).expect("loads")).expect("JSON");
     for (path, key) in built().into_iter().filter(|(path, key)| {
-        !key.default.is_empty() && path.matches("[]").count() == 1 && !path.starts_with("outbound")
+        !key.default.is_empty()
+            && path.matches("[]").count() == 1
+            && !path.starts_with("outbound")
+            // A field that is not written is left to the other layers.
+            && !path.contains("].policy.")
     }) {
         let pointer = format!("/{}", path.replace("[]", "/0").replace('.', "/"));
         let default: Value =
@@ -330,7 +334,8 @@ fn defaults_are_what_an_empty_file_means() {
 }
 
 /// Each key that is built has a row in the operator's documentation which says its default and, rightly, whether a
-/// reload is enough. The rows of `policy` stand for those of upstreams and routes too.
+/// reload is enough. The rows of `policy` stand for those of services, upstreams and routes too, those of an upstream's
+/// routes for those of a service's.
 #[test]
 fn the_documentation_has_every_key() {
     let text = include_str!("../../../docs/configuration.md");
@@ -341,9 +346,13 @@ fn the_documentation_has_every_key() {
         .collect();
     let mut documented = BTreeSet::new();
     for (path, key) in built() {
-        if path.starts_with("upstreams[].policy.")
-            || path.starts_with("upstreams[].routes[].policy.")
-        {
+        let elsewhere = [
+            "upstreams[].policy.",
+            "upstreams[].routes[].policy.",
+            "services[].policy.",
+            "services[].routes[].",
+        ];
+        if elsewhere.iter().any(|prefix| path.starts_with(prefix)) {
             continue;
         }
         let says_itself = ["services[].check", "services[].scout", "upstreams[].scout"];
@@ -369,7 +378,11 @@ fn the_documentation_has_every_key() {
     }
     let mut later = Vec::new();
     keys::each(&mut |path, key| {
-        if matches!(key.shape, Shape::NotBuilt) && !path.starts_with("upstreams[]") {
+        if matches!(key.shape, Shape::NotBuilt)
+            && !path.starts_with("upstreams[]")
+            && !path.contains("].policy.")
+            && !path.contains("].routes[].")
+        {
             later.push(path.to_owned());
         }
     });

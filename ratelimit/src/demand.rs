@@ -1,0 +1,175 @@
+//! How much is wanted: what was *offered*, whether or not it was let through.
+//!
+//! Demand measured as what was admitted can never exceed the lease, so a starved host looks content. And a rate taken as one over
+//! the gap between requests is wrong for bursts and not a number for silence. So: units offered are counted in slots of an eighth of a
+//! second, and demand is the count over a window divided by its length, in integers.
+//!
+//! Two windows, and the larger estimate counts: the last second, and the last quarter of one when it saw at least [`QUICK_MIN`] units,
+//! so that a step is noticed at once and a pause of a moment gives nothing away. The running slot is left out until it is complete. A
+//! host in its first second divides by the time it has.
+//!
+//! Orderings: relaxed; each slot is one atomic that holds its number and its count, so a stale slot is never read as a fresh one.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::quantity::Micros;
+
+/// Units offered lately, counted by all workers.
+#[derive(Debug)]
+pub struct Demand {
+    epoch: Instant,
+    slots: [AtomicU64; SLOTS],
+}
+
+impl Demand {
+    /// Nothing was offered before `epoch`.
+    #[must_use]
+    pub fn new(epoch: Instant) -> Demand {
+        Demand { epoch, slots: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+
+    /// A request for `cost` units came. Call it before asking whether it may go.
+    #[inline]
+    pub fn offer(&self, now: Instant, cost: u32) {
+        let number = self.number(now);
+        let slot = &self.slots[number as usize % SLOTS];
+        let mut word = slot.load(Relaxed);
+        loop {
+            // A worker whose clock is a little behind adds to the newer slot that has the place by now.
+            let next = if (word >> 32) as u32 >= number {
+                word & !COUNT | (word & COUNT).saturating_add(u64::from(cost)).min(COUNT)
+            } else {
+                u64::from(number) << 32 | u64::from(cost)
+            };
+            match slot.compare_exchange_weak(word, next, Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(current) => word = current,
+            }
+        }
+    }
+
+    /// Units offered for each second, now.
+    #[must_use]
+    pub fn per_second(&self, now: Instant) -> Micros {
+        let number = self.number(now);
+        let complete = number - FIRST;
+        let long = self.count(number, complete.min(SLOTS_PER_SECOND));
+        let quick = self.count(number, complete.min(QUICK));
+        let over = |count: u64, slots: u32| match slots {
+            // Nothing is complete yet: what came so far came within an eighth of a second.
+            0 => Micros::units(self.count(number + 1, 1)).part(u64::from(SLOTS_PER_SECOND), 1),
+            _ => Micros::units(count).part(u64::from(SLOTS_PER_SECOND), u64::from(slots)),
+        };
+        let steady = over(long, complete.min(SLOTS_PER_SECOND));
+        if quick < QUICK_MIN { steady } else { steady.max(over(quick, complete.min(QUICK))) }
+    }
+
+    /// Units in the `slots` slots before `number`.
+    fn count(&self, number: u32, slots: u32) -> u64 {
+        let words = self.slots.iter().map(|slot| slot.load(Relaxed));
+        let recent = words
+            .filter(|word| ((word >> 32) as u32) < number && (word >> 32) as u32 >= number - slots);
+        recent.map(|word| word & COUNT).sum()
+    }
+
+    /// The running slot. Numbers begin at [`FIRST`], so that an empty slot's 0 is older than any.
+    fn number(&self, now: Instant) -> u32 {
+        let millis = now.saturating_duration_since(self.epoch).as_millis()
+            / u128::from(1_000 / SLOTS_PER_SECOND);
+        u32::try_from(millis).unwrap_or(u32::MAX / 2).saturating_add(FIRST)
+    }
+}
+
+const SLOTS_PER_SECOND: u32 = 8;
+/// Slots of the quick window.
+const QUICK: u32 = 2;
+/// The quick window counts with at least so many units: fewer are chance.
+const QUICK_MIN: u64 = 16;
+/// A second, the running slot, and slack for workers whose clocks are behind.
+const SLOTS: usize = 12;
+/// Larger than any window.
+const FIRST: u32 = 16;
+/// The count's bits in a slot.
+const COUNT: u64 = u32::MAX as u64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    #[allow(clippy::disallowed_methods)]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn silence_is_nothing_and_bursts_are_what_they_are() {
+        let t0 = start();
+        let demand = Demand::new(t0);
+        assert_eq!(demand.per_second(t0), Micros::ZERO);
+        assert_eq!(demand.per_second(t0 + millis(60_000)), Micros::ZERO);
+        // Two requests at the same instant: one over the gap would be infinite.
+        (0..2).for_each(|_| demand.offer(t0 + millis(60_000), 1));
+        assert_eq!(demand.per_second(t0 + millis(60_500)), Micros::units(2));
+        assert_eq!(
+            demand.per_second(t0 + millis(62_000)),
+            Micros::ZERO,
+            "a window without requests is 0, not NaN"
+        );
+    }
+
+    #[test]
+    fn a_step_shows_within_a_quarter_of_a_second() {
+        let t0 = start();
+        let demand = Demand::new(t0);
+        (0..400).for_each(|i| demand.offer(t0 + millis(10_000 + i), 1));
+        let seen = demand.per_second(t0 + millis(10_376));
+        assert_eq!(seen, Micros::units(1_000));
+        assert_eq!(demand.per_second(t0 + millis(60_000)), Micros::ZERO);
+    }
+
+    #[test]
+    fn the_first_requests_of_a_host_count() {
+        let t0 = start();
+        let demand = Demand::new(t0);
+        (0..10).for_each(|_| demand.offer(t0 + millis(5), 3));
+        assert_eq!(demand.per_second(t0 + millis(6)), Micros::units(240));
+        assert_eq!(demand.per_second(t0 + millis(250)), Micros::units(120));
+        assert_eq!(demand.per_second(t0 + millis(1_001)), Micros::units(30));
+    }
+
+    proptest! {
+        /// At a steady rate the estimate is that rate, to within the unit at each edge of the quick window.
+        #[test]
+        fn a_steady_rate_is_measured_without_bias(rate in 1u64..20_000, phase in 0u64..1_000_000) {
+            let t0 = start();
+            let demand = Demand::new(t0);
+            let gap = 1_000_000_000 / rate;
+            for i in 0..3 * rate {
+                demand.offer(t0 + Duration::from_nanos(phase + i * gap), 1);
+            }
+            let seen = demand.per_second(t0 + millis(2_500)).as_f64();
+            let actual = 1e9 / gap as f64;
+            prop_assert!((seen - actual).abs() <= 4.0 + actual * 0.001, "{seen} for {actual}");
+        }
+
+        #[test]
+        fn no_input_makes_it_absurd(offers in prop::collection::vec((0u64..3_000, any::<u32>()), 0..50)) {
+            let t0 = start();
+            let demand = Demand::new(t0);
+            let (mut now, mut total) = (t0, 0u128);
+            for (gap, cost) in offers {
+                now += millis(gap);
+                demand.offer(now, cost);
+                total += u128::from(cost);
+                prop_assert!(u128::from(demand.per_second(now).whole()) <= 8 * total);
+            }
+        }
+    }
+}

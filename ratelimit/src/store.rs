@@ -1,0 +1,251 @@
+//! The Doorman clients of one resource on this host: who holds what until when, and what each gets when it asks.
+//!
+//! Such a client polls: it asks, says what it has, gets a lease, and comes back after the refresh interval. What it holds is counted
+//! until it shows less or its lease has run out, whatever the shares would be now; so a cut never makes anything negative, it waits.
+//!
+//! Invariants: what all clients hold is at most what was set aside for them; 0 ≤ grant ≤ wants; at most [`CLIENTS_MAX`] clients, of
+//! whom those that have run out go first. One answer costs O(log n): the shares of all are worked out again at most every
+//! millisecond for each thousand clients, and between that a claim is answered from the last [`Allocation`].
+//!
+//! One part in [`NEWCOMERS`] is not shared out among those who are known, so that a newcomer gets something before the others have come
+//! back. **Learning**: a host that has just started believes what clients say they have, up to the host's right, until the
+//! longest lease of its earlier life has run out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::algorithm::{Algorithm, Allocation, Claim, Floors, SUBCLIENTS_MAX};
+use crate::quantity::Micros;
+
+/// The clients of one resource.
+#[derive(Debug)]
+pub struct Store {
+    clients: BTreeMap<Arc<[u8]>, Entry>,
+    /// Who runs out when.
+    ends: BTreeSet<(Instant, Arc<[u8]>)>,
+    held: u128,
+    /// Sums of wants and of sub-clients, by band.
+    bands: BTreeMap<i64, (u128, u64)>,
+    allocation: Allocation,
+    counted_at: Option<Instant>,
+    learning_until: Instant,
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// What it wants, for how many, how urgently.
+    pub claim: Claim,
+    /// What it says it has.
+    pub has: Micros,
+}
+
+/// How the host shares.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    /// The algorithm.
+    pub algorithm: Algorithm,
+    /// What priorities are sure of.
+    pub floors: &'a Floors,
+    /// What there is for the clients and for what the host itself wants.
+    pub capacity: Micros,
+    /// What the host itself wants.
+    pub own: Claim,
+    /// What the host owns: what learning may believe together.
+    pub right: Micros,
+    /// How long a lease lasts.
+    pub lease: Duration,
+}
+
+/// All [`CLIENTS_MAX`] places are taken by leases that run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreFull;
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    claim: Claim,
+    /// The band in whose sum it is.
+    band: i64,
+    has: Micros,
+    until: Instant,
+}
+
+impl Store {
+    /// Without clients. Leases of an earlier life run until `learning_until` at the latest.
+    #[must_use]
+    pub fn new(learning_until: Instant) -> Store {
+        Store {
+            clients: BTreeMap::new(),
+            ends: BTreeSet::new(),
+            held: 0,
+            bands: BTreeMap::new(),
+            allocation: Allocation::new(Algorithm::None, Micros::ZERO, &[], &Floors::default()),
+            counted_at: None,
+            learning_until,
+        }
+    }
+
+    /// A client asks. `set_aside(held, total)` sets aside `total` for all clients, of whom it is known that they hold `held`, and says what
+    /// it could; what comes back is the client's lease.
+    pub fn ask(
+        &mut self,
+        now: Instant,
+        id: &[u8],
+        request: Request,
+        terms: Terms<'_>,
+        set_aside: impl FnOnce(Micros, Micros) -> Micros,
+    ) -> Result<Micros, StoreFull> {
+        self.expire(now);
+        if self.clients.len() >= CLIENTS_MAX && !self.clients.contains_key(id) {
+            return Err(StoreFull);
+        }
+        let has = self.shown(now, id, request, terms.right);
+        let (claim, until) = (request.claim, now + terms.lease);
+        let band = terms.floors.band(claim.priority);
+        self.put(id, Entry { claim, band, has, until });
+        self.count(now, terms);
+        let target = if self.is_learning(now) && !has.is_zero() {
+            has.min(request.claim.wants)
+        } else {
+            self.allocation.grant(request.claim)
+        };
+        let others = Micros::from_u128(self.held - u128::from(has.micros()));
+        let granted = match terms.algorithm {
+            Algorithm::None | Algorithm::Static => target,
+            // Shown is what it may go down to; less than that is its own doing.
+            _ => set_aside(others.plus(has.min(target)), others.plus(target))
+                .minus(others)
+                .min(target),
+        };
+        self.put(id, Entry { claim, band, has: granted, until });
+        Ok(granted)
+    }
+
+    /// A client gives everything back.
+    pub fn release(&mut self, id: &[u8]) {
+        if let Some(entry) = self.clients.remove(id) {
+            self.ends.remove(&(entry.until, Arc::from(id)));
+            self.take_out(entry);
+        }
+    }
+
+    /// Those whose leases have run out are gone.
+    pub fn expire(&mut self, now: Instant) {
+        while let Some((until, id)) = self.ends.first().cloned()
+            && until < now
+        {
+            self.ends.pop_first();
+            if let Some(entry) = self.clients.remove(&id) {
+                self.take_out(entry);
+            }
+        }
+    }
+
+    /// What all clients hold.
+    #[must_use]
+    pub fn held(&self) -> Micros {
+        Micros::from_u128(self.held)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.clients.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.clients.is_empty()
+    }
+
+    /// What they want, by the band of their priority: the sum of wants, and of those for whom they speak.
+    #[must_use]
+    pub fn wants(&self) -> Vec<Claim> {
+        let bands = self.bands.iter().map(|(priority, (wants, clients))| Claim {
+            wants: Micros::from_u128(*wants),
+            subclients: u32::try_from(*clients).unwrap_or(u32::MAX).min(SUBCLIENTS_MAX),
+            priority: *priority,
+        });
+        bands.collect()
+    }
+
+    /// When the next lease runs out.
+    #[must_use]
+    pub fn next_end(&self) -> Option<Instant> {
+        self.ends.first().map(|(until, _)| *until)
+    }
+
+    /// Each client: id, what it wants, what it has.
+    pub fn clients(&self) -> impl Iterator<Item = (&[u8], Micros, Micros)> {
+        self.clients.iter().map(|(id, entry)| (&**id, entry.claim.wants, entry.has))
+    }
+
+    fn is_learning(&self, now: Instant) -> bool {
+        now < self.learning_until
+    }
+
+    /// What the client holds: what we granted or less, if it shows so. While learning, what it says of our earlier life.
+    fn shown(&self, now: Instant, id: &[u8], request: Request, right: Micros) -> Micros {
+        match self.clients.get(id) {
+            Some(entry) => entry.has.min(request.has),
+            None if self.is_learning(now) => request.has.min(right.minus(self.held())),
+            None => Micros::ZERO,
+        }
+    }
+
+    fn put(&mut self, id: &[u8], entry: Entry) {
+        let id: Arc<[u8]> =
+            self.clients.get_key_value(id).map_or_else(|| Arc::from(id), |(id, _)| Arc::clone(id));
+        let band = self.bands.entry(entry.band).or_default();
+        band.0 += u128::from(entry.claim.wants.micros());
+        band.1 += u64::from(entry.claim.subclients.max(1));
+        self.held += u128::from(entry.has.micros());
+        self.ends.insert((entry.until, Arc::clone(&id)));
+        if let Some(before) = self.clients.insert(Arc::clone(&id), entry) {
+            if before.until != entry.until {
+                self.ends.remove(&(before.until, id));
+            }
+            self.take_out(before);
+        }
+    }
+
+    /// Takes an entry that is no longer there out of the sums.
+    fn take_out(&mut self, entry: Entry) {
+        self.held -= u128::from(entry.has.micros());
+        if let Some(band) = self.bands.get_mut(&entry.band) {
+            band.0 -= u128::from(entry.claim.wants.micros());
+            band.1 -= u64::from(entry.claim.subclients.max(1));
+            if band.1 == 0 {
+                self.bands.remove(&entry.band);
+            }
+        }
+    }
+
+    /// Works the shares out again, if it was long enough ago.
+    fn count(&mut self, now: Instant, terms: Terms<'_>) {
+        let apart = COUNT_EACH * self.clients.len() as u32;
+        if self.counted_at.is_some_and(|at| now.saturating_duration_since(at) < apart) {
+            return;
+        }
+        self.counted_at = Some(now);
+        let claims: Vec<Claim> =
+            self.clients.values().map(|entry| entry.claim).chain([terms.own]).collect();
+        let shared = match terms.algorithm {
+            Algorithm::None | Algorithm::Static => terms.capacity,
+            _ => terms.capacity.minus(terms.capacity.part(1, NEWCOMERS)),
+        };
+        self.allocation = Allocation::new(terms.algorithm, shared, &claims, terms.floors);
+    }
+}
+
+/// Most clients of one resource on one host.
+pub const CLIENTS_MAX: usize = 100_000;
+/// One part in so many is kept for newcomers.
+const NEWCOMERS: u64 = 128;
+/// The shares are worked out again after so long for each client.
+const COUNT_EACH: Duration = Duration::from_micros(1);
+
+#[cfg(test)]
+mod tests;
