@@ -1,6 +1,6 @@
 //! What a pick costs among 10, 100 and 1,000 endpoints: at most 150 ns, and about the same for all.
 //!
-//! Measured in CPU time of the thread, so that a busy machine does not blur it. `alone` is the choice, `to_its_end` the ticket's whole life with head and end. Every endpoint is warm (all have estimates). `pick_half_ejected` shows the price of drawing again.
+//! Measured in CPU time of the thread, so that a busy machine does not blur it. `alone` is the choice, `to_its_end` the ticket's whole life with head and end. Every endpoint is warm (all have estimates). `pick_half_ejected` shows the price of drawing again, `pick_by_…` that of keys and zones (a ticket's whole life).
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use evenkeel_balancer::{Attempt, Balancer, EndpointSpec, Hop, Verdict};
-use evenkeel_config::policy::{Balance, Mode, Policy, Share};
+use evenkeel_balancer::{Balancer, EndpointSpec, Hop, Verdict, Wish, key_hash};
+use evenkeel_config::policy::{Balance, KeySource, Mode, Policy, Share};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rustix::time::{ClockId, clock_gettime};
@@ -20,7 +20,8 @@ const HEAD: Duration = Duration::from_micros(500);
 /// Picks measured at once: the clock itself takes longer than a pick.
 const BATCH: u64 = 200;
 
-fn balancer(start: Instant, count: u16) -> Balancer {
+/// Endpoints in so many zones, of which the first is ours; 0: zones are not known.
+fn balancer(start: Instant, count: u16, zones: u16) -> Balancer {
     let balancer = Balancer::new(start);
     let spec = |index: u16| {
         let address = ([127, 0, 0, 1], 1_000 + index).into();
@@ -32,10 +33,11 @@ fn balancer(start: Instant, count: u16) -> Balancer {
             hop: Hop::Direct,
             protocol: None,
             weight: 1,
+            zone: (zones > 0).then(|| Arc::from(format!("z{}", index % zones))),
             serving: true,
         }
     };
-    balancer.update(start, (0..count).map(spec).collect());
+    balancer.update(start, (0..count).map(spec).collect(), Some("z0"));
     balancer
 }
 
@@ -47,7 +49,7 @@ fn succeed(
     policy: &Policy,
     latency: Duration,
 ) {
-    let ticket = balancer.pick(now, rng, policy, Attempt::First, &[]);
+    let ticket = balancer.pick(now, rng, policy, &Wish::FIRST);
     let mut ticket = ticket.expect("all endpoints serve");
     ticket.head(now + latency, Verdict::Success);
 }
@@ -60,7 +62,7 @@ fn picks(criterion: &mut Criterion<CpuTime>) {
         policy.hedge.mode = Mode::Off;
         let mut group = criterion.benchmark_group(format!("pick_{balance:?}").to_lowercase());
         for count in [10, 100, 1_000] {
-            let balancer = balancer(start, count);
+            let balancer = balancer(start, count, 0);
             let mut rng = SmallRng::seed_from_u64(1);
             let mut now = start;
             (0..20 * u32::from(count)).for_each(|_| {
@@ -78,13 +80,7 @@ fn picks(criterion: &mut Criterion<CpuTime>) {
                         for _ in 0..batch {
                             now += Duration::from_micros(50);
                             let now = black_box(now);
-                            tickets.push(balancer.pick(
-                                now,
-                                &mut rng,
-                                &policy,
-                                Attempt::First,
-                                &[],
-                            ));
+                            tickets.push(balancer.pick(now, &mut rng, &policy, &Wish::FIRST));
                         }
                         spent += CpuTime.end(started);
                         for ticket in tickets.drain(..) {
@@ -106,6 +102,41 @@ fn picks(criterion: &mut Criterion<CpuTime>) {
     }
 }
 
+/// With keys, and with zones: `one_key` is remembered, of `many_keys` each is looked up anew.
+fn picks_by_key(criterion: &mut Criterion<CpuTime>) {
+    #[allow(clippy::disallowed_methods)]
+    let start = Instant::now();
+    let plain = Policy::default();
+    let mut sharded = plain.clone();
+    sharded.shard.key = Some(KeySource::Address);
+    let mut hashed = Policy { balance: Balance::Hash, ..plain.clone() };
+    hashed.hash.key = Some(KeySource::Address);
+    for (name, policy, zones) in [("shard", &sharded, 0), ("hash", &hashed, 0), ("zone", &plain, 3)]
+    {
+        let mut group = criterion.benchmark_group(format!("pick_by_{name}"));
+        for count in [10, 100, 1_000] {
+            let balancer = balancer(start, count, zones);
+            let mut rng = SmallRng::seed_from_u64(1);
+            let (mut now, mut request) = (start, 0u64);
+            let keys: &[(&str, u64)] =
+                if zones > 0 { &[("alone", 1)] } else { &[("one_key", 1), ("many_keys", 1 << 40)] };
+            for &(keys, different) in keys {
+                group.bench_function(BenchmarkId::new(keys, count), |bencher| {
+                    bencher.iter(|| {
+                        now += Duration::from_micros(50);
+                        request += 1;
+                        let key = Some(key_hash(&(request % different).to_be_bytes()));
+                        let wish = Wish { shard: key, hash: key, ..Wish::FIRST };
+                        let ticket = balancer.pick(black_box(now), &mut rng, policy, &wish);
+                        ticket.expect("all endpoints serve").head(now + HEAD, Verdict::Success);
+                    });
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
 fn picks_half_ejected(criterion: &mut Criterion<CpuTime>) {
     #[allow(clippy::disallowed_methods)]
     let start = Instant::now();
@@ -114,7 +145,7 @@ fn picks_half_ejected(criterion: &mut Criterion<CpuTime>) {
     policy.eject.base = Duration::from_secs(300);
     let mut group = criterion.benchmark_group("pick_half_ejected");
     for count in [10, 100, 1_000] {
-        let balancer = balancer(start, count);
+        let balancer = balancer(start, count, 0);
         let mut rng = SmallRng::seed_from_u64(1);
         // Half of the endpoints fail until they are out.
         let endpoints = balancer.endpoints();
@@ -124,7 +155,7 @@ fn picks_half_ejected(criterion: &mut Criterion<CpuTime>) {
             .map(|endpoint| endpoint.serial())
             .collect();
         while endpoints.iter().filter(|endpoint| endpoint.ejected(start)).count() < bad.len() {
-            let ticket = balancer.pick(start, &mut rng, &policy, Attempt::First, &[]);
+            let ticket = balancer.pick(start, &mut rng, &policy, &Wish::FIRST);
             let mut ticket = ticket.expect("the other half serves");
             let fails = bad.contains(&ticket.endpoint().serial());
             ticket.head(start, if fails { Verdict::Failure } else { Verdict::Success });
@@ -178,6 +209,6 @@ impl Measurement for CpuTime {
 criterion_group! {
     name = benches;
     config = Criterion::default().with_measurement(CpuTime);
-    targets = picks, picks_half_ejected
+    targets = picks, picks_by_key, picks_half_ejected
 }
 criterion_main!(benches);

@@ -1,50 +1,45 @@
-//! Choosing an endpoint: filters, then the policy's way of choosing, then a ticket.
+//! The endpoints of one upstream: their set, what is learnt of them, and a pick. `choice` says how one is chosen.
 //!
-//! What may be chosen, best first (`Rank`):
-//!
-//! 1. *fresh*: serves, not ejected, not held (`Retry-After`, unreachable a moment ago), not tried by this request, and admitted by slow start;
-//! 2. *starting*: as fresh, but slow start has not admitted it this time, or its weight is 0;
-//! 3. *held*;
-//! 4. *tried* by this request before: for a retry, after everything untried;
-//! 5. *not serving* (draining, failing its check): only in panic.
-//!
-//! Among the fresh, an endpoint under suspicion (`stall`) is passed over a few times, whatever the policy's way of choosing.
-//!
-//! A copy goes only to 1 or 2, and always by [two choices](crate::p2c): it is sent because its twin may be stuck.
-//! Rank 2 to 5 are reached only when a bounded number of draws found nothing better, by one scan of the set; a scan takes two at
-//! random of the best rank there is. So a pick among healthy endpoints costs the same for ten as for a thousand.
-//!
-//! **Panic**: when fewer than `policy.panic` of the serving endpoints are not ejected, ejections are ignored, because the few that are left would
+//! **Panic**: when fewer than `policy.panic` of the serving endpoints are in rotation, ejections and probation are ignored, because the few that are left would
 //! drown; holds, bias and costs still steer away from what fails. When *no* endpoint serves, and `panic` is above 0, those that do not serve are used:
 //! a draining instance still answers, and a check may be wrong. With `panic: 0%` both are [`NoEndpoint::Unhealthy`].
+//!
+//! **Shards**: with a key and `policy.shard`, candidates are the members of the key's shard alone, for retries and copies too. When none of
+//! them is usable the request fails with [`NoEndpoint::Shard`], or goes to any endpoint, as `shard.fallback` says. Members that do not serve are
+//! the last resort when no member serves, as in panic, unless the shard may widen.
 //!
 //! Orderings: relaxed; the snapshot of the set is published by `arc-swap` (release/acquire).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use evenkeel_config::policy::{Balance, Policy};
+use evenkeel_config::policy::{Balance, Policy, ShardFallback, Zone};
 use rand::Rng;
 
+use crate::choice::{Pick, Rotations};
 use crate::circuit::Circuit;
 use crate::ejection::Ejections;
 use crate::endpoint::{Endpoint, EndpointSpec, State};
 use crate::epoch::Epoch;
-use crate::p2c::{Load, is_suspect};
-use crate::set::{ENDPOINTS_MAX, Look, Set};
+use crate::probation::{self, Probations};
+use crate::scout::Pool;
+use crate::set::{ENDPOINTS_MAX, Set};
 use crate::ticket::Ticket;
+use crate::zone::Spill;
 
 /// The endpoints of one upstream and what is known of them; shared by all workers.
 #[derive(Debug)]
 pub struct Balancer {
     epoch: Epoch,
     set: ArcSwap<Set>,
-    rotation: AtomicU64,
+    rotations: Rotations,
     circuit: Circuit,
     ejections: Arc<Ejections>,
+    spill: Arc<Spill>,
+    pub(crate) probations: Probations,
 }
 
 /// Which attempt of a request wants an endpoint.
@@ -58,6 +53,26 @@ pub enum Attempt {
     Hedge,
 }
 
+/// What a request wants of a choice.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Which attempt of it.
+    pub attempt: Attempt,
+    /// The serials of the endpoints that it was sent to before.
+    pub tried: &'a [u64],
+    /// The [hash](crate::key_hash) of its key for `policy.shard`. A request without the key has the hash of nothing, so that all such
+    /// requests share one shard and do not reach into everybody's. Looked at only when the policy has shards.
+    pub shard: Option<u64>,
+    /// The [hash](crate::key_hash) of its key for `balance: hash`; `None`, without the key: two choices.
+    pub hash: Option<u64>,
+}
+
+impl Wish<'static> {
+    /// A first attempt of a request without keys.
+    pub const FIRST: Wish<'static> =
+        Wish { attempt: Attempt::First, tried: &[], shard: None, hash: None };
+}
+
 /// Why there is no endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoEndpoint {
@@ -67,6 +82,8 @@ pub enum NoEndpoint {
     Unhealthy,
     /// For a copy: no usable endpoint is left that this request has not tried.
     AllTried,
+    /// No member of the key's shard is usable, and the policy does not let it widen.
+    Shard,
     /// As many attempts are in flight as `circuit.requests` allows, or for a copy: as many copies as `hedge.budget` allows at once.
     CircuitOpen,
 }
@@ -78,9 +95,11 @@ impl Balancer {
         Balancer {
             epoch: Epoch::new(epoch),
             set: ArcSwap::default(),
-            rotation: AtomicU64::new(0),
+            rotations: Rotations::default(),
             circuit: Circuit::default(),
             ejections: Arc::default(),
+            spill: Arc::default(),
+            probations: Probations::default(),
         }
     }
 
@@ -88,8 +107,13 @@ impl Balancer {
     ///
     /// What was learnt of an endpoint stays while its node, instance and address do. A new endpoint, and one that serves again,
     /// starts slowly if another that served before serves still. Of two with one identity the last counts; past
-    /// [`ENDPOINTS_MAX`] the rest is left out. Returns how many were left out.
-    pub fn update(&self, now: Instant, mut specs: Vec<EndpointSpec>) -> usize {
+    /// [`ENDPOINTS_MAX`] the rest is left out. Returns how many were left out. `own_zone`: where this host stands.
+    pub fn update(
+        &self,
+        now: Instant,
+        mut specs: Vec<EndpointSpec>,
+        own_zone: Option<&str>,
+    ) -> usize {
         let now = self.epoch.moment(now);
         let before = self.set.load();
         let known: BTreeMap<_, _> =
@@ -122,17 +146,18 @@ impl Balancer {
             None => {
                 let attempts = Arc::clone(self.circuit.attempts());
                 let ejections = Arc::clone(&self.ejections);
-                let state = Arc::new(State::new(self.epoch, ramp_from, attempts, ejections));
+                let spill = Arc::clone(&self.spill);
+                let state = Arc::new(State::new(self.epoch, ramp_from, attempts, ejections, spill));
                 Arc::new(Endpoint { spec, state })
             }
         });
-        let set = Arc::new(Set::new(endpoints.collect()));
+        let set = Arc::new(Set::new(endpoints.collect(), own_zone));
         self.recount(now, &set);
         self.set.store(set);
         left_out
     }
 
-    /// Chooses an endpoint for an attempt. `tried`: the serials of those that this request was sent to before.
+    /// Chooses an endpoint for an attempt.
     ///
     /// # Errors
     /// When there is none to choose, see [`NoEndpoint`]; nothing has changed then.
@@ -141,41 +166,138 @@ impl Balancer {
         now: Instant,
         rng: &mut impl Rng,
         policy: &Policy,
-        attempt: Attempt,
-        tried: &[u64],
+        wish: &Wish<'_>,
+    ) -> Result<Ticket, NoEndpoint> {
+        self.pick_among(now, rng, policy, wish, None)
+    }
+
+    /// As [`Balancer::pick`], for `balance: scout`: among the answers of a worker's scouts, if they give a choice.
+    ///
+    /// # Errors
+    /// As for [`Balancer::pick`].
+    pub fn pick_scouted(
+        &self,
+        now: Instant,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: &mut Pool,
+    ) -> Result<Ticket, NoEndpoint> {
+        self.pick_among(now, rng, policy, wish, Some(pool))
+    }
+
+    fn pick_among(
+        &self,
+        now: Instant,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: Option<&mut Pool>,
     ) -> Result<Ticket, NoEndpoint> {
         let set = self.set.load();
         if set.is_empty() {
             return Err(NoEndpoint::None);
         }
+        let mut pool = pool.map(|pool| (now, pool));
         let now = self.epoch.moment(now);
         if self.ejections.is_stale(now) {
             self.recount(now, &set);
         }
+        if self.probations.is_due(now) {
+            self.probations.judge(now, &set, policy, self.ejections.out());
+        }
+        let (index, random) = self.choose(&set, now, rng, policy, wish, &mut pool)?;
+        let attempts = self.circuit.attempts();
+        if !attempts.try_enter(wish.attempt, policy.circuit.requests, policy.hedge.budget) {
+            return Err(NoEndpoint::CircuitOpen);
+        }
+        let near = set.look(index).near;
+        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, wish.attempt, near))
+    }
+
+    /// The index of the endpoint, and the number by which chance was decided.
+    fn choose(
+        &self,
+        set: &Set,
+        now: u64,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: &mut Option<(Instant, &mut Pool)>,
+    ) -> Result<(usize, u64), NoEndpoint> {
         let random = rng.next_u64();
-        let pick = Pick {
-            set: &set,
+        let panic = self.panics(set, policy);
+        let mut pick = Pick {
+            set,
+            few: None,
             now,
-            attempt,
-            tried,
-            panic: self.panics(&set, policy),
+            attempt: wish.attempt,
+            tried: wish.tried,
+            panic,
+            desperate: panic && set.serving() == 0,
+            probation: probation::threshold(policy).is_some() && !panic,
             slow_start: policy.slow_start,
             nonce: random,
         };
-        let index = match policy.balance {
-            Balance::P2c => pick.cheapest_of_a_few(rng, Load::by_latency),
-            _ if attempt == Attempt::Hedge => pick.cheapest_of_a_few(rng, Load::by_latency),
-            Balance::LeastRequest => pick.cheapest_of_a_few(rng, Load::by_requests),
-            Balance::RoundRobin => {
-                pick.first_well(rng, |set, _| set.rotate(self.rotation.fetch_add(1, Relaxed)))
+        if let (Some(key), true) = (wish.shard, policy.shard.key.is_some()) {
+            let few = set.shard(key, policy.shard.size);
+            let widen = policy.shard.fallback == ShardFallback::Widen;
+            pick.few = Some(few);
+            pick.desperate = !widen
+                && policy.panic.as_fraction() > 0.0
+                && !few.iter().any(|index| set.look(index).serving);
+            match self.choose_among(&pick, rng, policy, wish, pool) {
+                Err(_) if widen && wish.attempt != Attempt::Hedge => {}
+                Err(NoEndpoint::Unhealthy) => return Err(NoEndpoint::Shard),
+                done => return done.map(|index| (index, random)),
             }
-            Balance::Random => pick.first_well(rng, Set::draw),
-        }?;
-        let attempts = self.circuit.attempts();
-        if !attempts.try_enter(attempt, policy.circuit.requests, policy.hedge.budget) {
-            return Err(NoEndpoint::CircuitOpen);
+            pick.few = None;
+            pick.desperate = panic && set.serving() == 0;
         }
-        Ok(Ticket::new(&set[index], now, &policy.eject, random as u32, attempt))
+        self.choose_among(&pick, rng, policy, wish, pool).map(|index| (index, random))
+    }
+
+    fn choose_among(
+        &self,
+        pick: &Pick<'_>,
+        rng: &mut impl Rng,
+        policy: &Policy,
+        wish: &Wish<'_>,
+        pool: &mut Option<(Instant, &mut Pool)>,
+    ) -> Result<usize, NoEndpoint> {
+        if wish.attempt == Attempt::First
+            && self.probations.out() > 0
+            && probation::threshold(policy).is_some()
+            && let Some(index) = self.probations.trial(
+                pick.now,
+                pick.set,
+                pick.few.as_ref(),
+                policy,
+                (pick.nonce >> 32) as u32,
+            )
+        {
+            return Ok(index);
+        }
+        if let (Some(key), Balance::Hash) = (wish.hash, policy.balance) {
+            let usable = pick.set.serving().saturating_sub(self.out(policy));
+            let (bound, in_flight) = (policy.hash.bound.times(), self.circuit.requests());
+            return match pick.by_key(key, bound, in_flight, usable) {
+                Some(index) => Ok(index),
+                None => pick.two_of_the_best_rank(rng).map(|(index, _)| index),
+            };
+        }
+        let stays = policy.zone == Zone::Prefer
+            && wish.attempt == Attempt::First
+            && pick.few.is_none()
+            && pick.set.near().is_some()
+            && !self.spill.spills(pick.now, pick.nonce as u32);
+        if let Some((now, pool)) = pool
+            && let Some(index) = pool.choose(*now, |index, serial| pick.takes(index, serial, stays))
+        {
+            return Ok(index);
+        }
+        let near = pick.set.near().filter(|_| stays);
+        pick.choose(rng, policy.balance, near, &self.rotations)
     }
 
     /// The endpoints as they are now.
@@ -204,9 +326,16 @@ impl Balancer {
         self.epoch.moment(now)
     }
 
+    /// The share of first attempts that may leave this host's zone, while it is preferred and there is a choice: 1 when all endpoints
+    /// are chosen among alike.
+    #[must_use]
+    pub fn spill(&self) -> f64 {
+        self.spill.share()
+    }
+
     /// Whether ejections are to be ignored.
     pub(crate) fn panics(&self, set: &Set, policy: &Policy) -> bool {
-        let (serving, out) = (set.serving(), self.ejections.out());
+        let (serving, out) = (set.serving(), self.out(policy));
         let usable = serving.saturating_sub(out);
         let panic = policy.panic.as_fraction();
         if serving == 0 {
@@ -216,181 +345,17 @@ impl Balancer {
         }
     }
 
+    /// How many that serve are kept out of rotation, by failures or slowness.
+    fn out(&self, policy: &Policy) -> u32 {
+        let probation = probation::threshold(policy).is_some();
+        self.ejections.out() + if probation { self.probations.out() } else { 0 }
+    }
+
     fn recount(&self, now: u64, set: &Set) {
         let serving = set.iter().filter(|endpoint| endpoint.spec.serving);
         self.ejections.recount(now, serving.map(|endpoint| &endpoint.state.ejection));
     }
 }
-
-/// One choice.
-struct Pick<'a> {
-    set: &'a Set,
-    now: u64,
-    attempt: Attempt,
-    tried: &'a [u64],
-    panic: bool,
-    slow_start: Duration,
-    /// Decides, the same for all draws of this choice, which starting endpoints are admitted.
-    nonce: u64,
-}
-
-/// How suitable an endpoint is; lower is better.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    Fresh,
-    Starting,
-    Held,
-    Tried,
-    TriedHeld,
-    NotServing,
-    Out,
-}
-
-impl Pick<'_> {
-    /// The cheaper of two fresh ones drawn at random; for a copy of four. Each suspect among them is one more draw.
-    fn cheapest_of_a_few(
-        &self,
-        rng: &mut impl Rng,
-        load: impl Fn(&State, u64, Attempt) -> Load,
-    ) -> Result<usize, NoEndpoint> {
-        let load = |index: usize| load(&self.set.look(index).state, self.now, self.attempt);
-        let mut wanted = if self.attempt == Attempt::Hedge { CHOICES_FOR_A_COPY } else { 2 };
-        let mut more = SUSPECTS_PASSED;
-        let mut best: Option<(usize, Load)> = None;
-        for _ in 0..DRAWS_MAX {
-            let index = self.set.draw(rng.next_u64());
-            if best.is_some_and(|(best, _)| best == index) || self.rank(index) != Rank::Fresh {
-                continue;
-            }
-            let drawn = load(index);
-            if best.is_none_or(|(_, best)| drawn.is_better_than(&best)) {
-                best = Some((index, drawn));
-            }
-            if drawn.suspect && more > 0 {
-                more -= 1;
-            } else {
-                wanted -= 1;
-            }
-            if wanted == 0 {
-                break;
-            }
-        }
-        if let Some((index, _)) = best {
-            return Ok(index);
-        }
-        let (first, second) = self.two_of_the_best_rank(rng)?;
-        let better = |second: &usize| load(*second).is_better_than(&load(first));
-        Ok(second.filter(better).unwrap_or(first))
-    }
-
-    /// The first fresh one of a sequence of draws; a few suspects are passed over.
-    fn first_well<R: Rng>(
-        &self,
-        rng: &mut R,
-        draw: impl Fn(&Set, u64) -> usize,
-    ) -> Result<usize, NoEndpoint> {
-        let mut more = SUSPECTS_PASSED;
-        for _ in 0..DRAWS_MAX {
-            let index = draw(self.set, rng.next_u64());
-            if self.rank(index) != Rank::Fresh {
-                continue;
-            }
-            if more == 0
-                || !is_suspect(self.set.look(index).state.stall.silence(self.now), self.attempt)
-            {
-                return Ok(index);
-            }
-            more -= 1;
-        }
-        self.two_of_the_best_rank(rng).map(|(first, _)| first)
-    }
-
-    /// Looks at all: two different ones at random of the best rank there is.
-    fn two_of_the_best_rank(
-        &self,
-        rng: &mut impl Rng,
-    ) -> Result<(usize, Option<usize>), NoEndpoint> {
-        let (mut best, mut found, mut chosen) = (Rank::Out, 0u64, [0usize; 2]);
-        for index in 0..self.set.len() {
-            let rank = self.rank(index);
-            if rank > best || rank == Rank::Out {
-                continue;
-            }
-            if rank < best {
-                (best, found) = (rank, 0);
-            }
-            // Reservoir sampling of two.
-            let place = if found < 2 { found } else { below(rng, found + 1) };
-            if let Some(slot) = chosen.get_mut(place as usize) {
-                *slot = index;
-            }
-            found += 1;
-        }
-        let last_resort =
-            if self.attempt == Attempt::Hedge { Rank::Starting } else { Rank::NotServing };
-        match found {
-            0 => Err(NoEndpoint::Unhealthy),
-            _ if best > last_resort => Err(NoEndpoint::AllTried),
-            1 => Ok((chosen[0], None)),
-            // The reservoir's places are in the order of the set until it overflows.
-            _ if below(rng, 2) == 0 => Ok((chosen[1], Some(chosen[0]))),
-            _ => Ok((chosen[0], Some(chosen[1]))),
-        }
-    }
-
-    fn rank(&self, index: usize) -> Rank {
-        let Look { state, serving, weighs } = self.set.look(index);
-        if !serving {
-            return if self.panic && self.set.serving() == 0 {
-                Rank::NotServing
-            } else {
-                Rank::Out
-            };
-        }
-        if state.ejection.is_out(self.now) && !self.panic {
-            return Rank::Out;
-        }
-        let held = state.held(self.now);
-        if self.tried.contains(&state.serial) {
-            return if held { Rank::TriedHeld } else { Rank::Tried };
-        }
-        if held {
-            return Rank::Held;
-        }
-        if !weighs || !self.admits(index, state) { Rank::Starting } else { Rank::Fresh }
-    }
-
-    /// Slow start: as many of the choices as the endpoint's share by now. One that is used although it is ejected has its full share.
-    fn admits(&self, index: usize, state: &State) -> bool {
-        if self.panic && state.ejection.is_out(self.now) {
-            return true;
-        }
-        let share = state.ramp(self.now, self.slow_start);
-        share >= 1.0
-            || ((scramble(self.nonce ^ index as u64) >> 11) as f64) < share * (1u64 << 53) as f64
-    }
-}
-
-/// Evenly below `bound`, which is small.
-fn below(rng: &mut impl Rng, bound: u64) -> u64 {
-    ((u128::from(rng.next_u64()) * u128::from(bound)) >> 64) as u64
-}
-
-/// The finaliser of SplitMix64: every bit of the input changes every bit of the output.
-fn scramble(mut bits: u64) -> u64 {
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    bits ^ (bits >> 31)
-}
-
-/// A copy is rare and must not land on another stuck endpoint: it looks at more of them.
-const CHOICES_FOR_A_COPY: usize = 4;
-/// So many suspects are passed over. Not all of them, whatever their number: when most endpoints are silent at once the cause is
-/// likely to be elsewhere, and the rest must not be buried.
-const SUSPECTS_PASSED: usize = 4;
-/// After so many draws without a fresh endpoints the whole set is looked at. With half of a large set out that happens to
-/// one pick in a thousand.
-const DRAWS_MAX: usize = 12;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use evenkeel_config::settings::Protocol;
@@ -17,7 +17,10 @@ use crate::circuit::Attempts;
 use crate::ejection::{Ejection, Ejections};
 use crate::epoch::Epoch;
 use crate::peak_ewma::PeakEwma;
+use crate::probation::Probation;
+use crate::scout::Scouted;
 use crate::stall::{Silence, Stall};
+use crate::zone::Spill;
 
 /// What is known of an endpoint from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct EndpointSpec {
     pub protocol: Option<Protocol>,
     /// Its share of draws, relative to the others'; 0: only when no other is usable.
     pub weight: u32,
+    /// Where its host stands; `None`: nobody said.
+    pub zone: Option<Arc<str>>,
     /// False while it drains or fails its check: then it is chosen only in panic, and after all others.
     pub serving: bool,
 }
@@ -114,6 +119,18 @@ impl Endpoint {
         (left > 0).then(|| Duration::from_nanos(left))
     }
 
+    /// Whether slowness keeps it out of rotation.
+    #[must_use]
+    pub fn on_probation(&self) -> bool {
+        self.state.on_probation.load(Relaxed)
+    }
+
+    /// How often it went on probation since it was first seen.
+    #[must_use]
+    pub fn probations(&self) -> u64 {
+        self.state.probation.total()
+    }
+
     /// How often it was ejected since it was first seen.
     #[must_use]
     pub fn ejections(&self) -> u64 {
@@ -138,13 +155,19 @@ pub(crate) struct State {
     pub(crate) estimate: PeakEwma,
     pub(crate) bias: FailureBias,
     pub(crate) in_flight: AtomicU32,
+    pub(crate) on_probation: AtomicBool,
     /// Attempts begun earlier give no samples: this process itself stood still.
     pub(crate) clean_since: AtomicU64,
+    /// What its host said of it.
+    pub(crate) scouted: Scouted,
+    pub(crate) probation: Probation,
     pub(crate) epoch: Epoch,
     /// Of the upstream: its attempts in flight.
     pub(crate) attempts: Arc<Attempts>,
     /// Of the upstream: how many of its endpoints are ejected.
     pub(crate) ejections: Arc<Ejections>,
+    /// Of the upstream: how much of its load leaves the zone.
+    pub(crate) spill: Arc<Spill>,
 }
 
 impl State {
@@ -153,11 +176,14 @@ impl State {
         ramp_from: u64,
         attempts: Arc<Attempts>,
         ejections: Arc<Ejections>,
+        spill: Arc<Spill>,
     ) -> State {
         State {
             serial: NEXT_SERIAL.fetch_add(1, Relaxed),
             epoch,
             in_flight: AtomicU32::new(0),
+            on_probation: AtomicBool::new(false),
+            probation: Probation::default(),
             bias: FailureBias::default(),
             estimate: PeakEwma::default(),
             stall: Stall::default(),
@@ -166,8 +192,10 @@ impl State {
             unreachable: AtomicU64::new(0),
             ramp_from: AtomicU64::new(ramp_from),
             clean_since: AtomicU64::new(0),
+            scouted: Scouted::default(),
             attempts,
             ejections,
+            spill,
         }
     }
 

@@ -2,13 +2,18 @@
 //!
 //! Reads the same atomics as `pick`, changes none.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use evenkeel_config::policy::Policy;
+use evenkeel_config::policy::{Balance, Policy, Zone};
 use serde::Serialize;
 
-use crate::balancer::Balancer;
-use crate::endpoint::{Endpoint, Hop};
+use crate::balancer::{Balancer, Wish};
+use crate::endpoint::Hop;
+use crate::probation::threshold;
+use crate::rendezvous::Few;
+use crate::scout;
+use crate::set::Set;
 use crate::stall::Silence;
 
 /// An endpoint as `pick` sees it.
@@ -50,13 +55,21 @@ pub struct FilterVerdict {
 }
 
 impl Balancer {
-    /// Each endpoint, what is known of it, and whether each filter lets it through under this policy.
+    /// Each endpoint, what is known of it, and whether each filter lets it through under this policy, for a request with these keys.
     #[must_use]
-    pub fn explain(&self, now: Instant, policy: &Policy) -> Vec<EndpointReport> {
+    pub fn explain(&self, now: Instant, policy: &Policy, wish: &Wish<'_>) -> Vec<EndpointReport> {
         let set = self.endpoints();
         let panic = self.panics(&set, policy);
+        let keys = Keys {
+            shard: policy.shard.key.is_some().then_some(wish.shard),
+            members: wish.shard.map(|key| set.shard(key, policy.shard.size)),
+            hash: (policy.balance == Balance::Hash).then_some(wish.hash),
+            order: wish.hash.map(|key| set.order(key)).unwrap_or_default(),
+        };
+        let spill = (policy.zone == Zone::Prefer).then(|| self.spill());
         set.iter()
-            .map(|endpoint| EndpointReport {
+            .enumerate()
+            .map(|(index, endpoint)| EndpointReport {
                 id: endpoint.spec.instance.to_string(),
                 node: if endpoint.spec.node == 0 {
                     String::new()
@@ -74,13 +87,60 @@ impl Balancer {
                 stall_ms: endpoint.stall_age(now).map(|age| age.as_secs_f64() * 1e3),
                 ejected_for_ms: endpoint.ejected_for(now).map(|left| left.as_secs_f64() * 1e3),
                 ejections: endpoint.ejections(),
-                verdicts: verdicts(endpoint, self.moment(now), policy, panic),
+                verdicts: keys
+                    .verdicts(index)
+                    .chain(verdicts(&set, index, self.moment(now), policy, panic, spill))
+                    .collect(),
             })
             .collect()
     }
 }
 
-fn verdicts(endpoint: &Endpoint, now: u64, policy: &Policy, panic: bool) -> Vec<FilterVerdict> {
+/// What a request's keys say of the endpoints; the outer `None`: the policy does not look at that key.
+struct Keys {
+    shard: Option<Option<u64>>,
+    members: Option<Few>,
+    hash: Option<Option<u64>>,
+    order: Vec<usize>,
+}
+
+impl Keys {
+    fn verdicts(&self, index: usize) -> impl Iterator<Item = FilterVerdict> {
+        let verdict = |filter, pass, why: String| FilterVerdict { filter, pass, why };
+        let shard = match (self.shard, &self.members) {
+            (None, _) => None,
+            (Some(Some(_)), Some(few)) if few.contains(index) => {
+                Some(verdict("shard", true, "in the shard of this key".into()))
+            }
+            (Some(Some(_)), Some(_)) => {
+                Some(verdict("shard", false, "not in the shard of this key".into()))
+            }
+            _ => Some(verdict("shard", true, "the key decides: none was asked about".into())),
+        };
+        let hash = self.hash.map(|key| match key {
+            None => verdict("hash", true, "the key decides: none was asked about".into()),
+            Some(_) => {
+                let place = self.order.iter().position(|&other| other == index).unwrap_or(0);
+                verdict(
+                    "hash",
+                    place == 0,
+                    format!("number {} in the order of this key", place + 1),
+                )
+            }
+        });
+        shard.into_iter().chain(hash)
+    }
+}
+
+fn verdicts(
+    set: &Set,
+    index: usize,
+    now: u64,
+    policy: &Policy,
+    panic: bool,
+    spill: Option<f64>,
+) -> Vec<FilterVerdict> {
+    let endpoint = &set[index];
     let state = &*endpoint.state;
     let left_ms = |until: u64| until.saturating_sub(now) as f64 / 1e6;
     let verdict = |filter, pass, why| FilterVerdict { filter, pass, why };
@@ -116,12 +176,29 @@ fn verdicts(endpoint: &Endpoint, now: u64, policy: &Policy, panic: bool) -> Vec<
         ),
     };
     let (retry_after, unreachable) = state.holds();
+    let (typical, answers) = state.probation.typical();
+    let shown = format!("typically {:.2} ms, of {answers} answers", typical.as_secs_f64() * 1e3);
+    let probation = match (threshold(policy), state.on_probation.load(Relaxed)) {
+        (None, _) => verdict("probation", true, "off".into()),
+        (Some(_), false) if answers < policy.probation.min_requests => {
+            verdict("probation", true, format!("too few answers to be judged; {shown}"))
+        }
+        (Some(_), false) => verdict("probation", true, shown),
+        (Some(_), true) if panic => {
+            verdict("probation", true, format!("slow, but too few are left (panic); {shown}"))
+        }
+        (Some(times), true) => verdict(
+            "probation",
+            false,
+            format!("was slower than {times} times its peers; probes find it {shown}"),
+        ),
+    };
     let hold = if retry_after > now {
         verdict(
             "hold",
             false,
             format!(
-                "asked by Retry-After to be left alone, for another {:.0} ms",
+                "asked to be left alone (Retry-After, or its host drains), for another {:.0} ms",
                 left_ms(retry_after)
             ),
         )
@@ -156,5 +233,18 @@ fn verdicts(endpoint: &Endpoint, now: u64, policy: &Policy, panic: bool) -> Vec<
             format!("silent for {:.1} ms; the next request is a trial", age_ns as f64 / 1e6),
         ),
     };
-    vec![serving, ejection, hold, slow_start, stall]
+    let zone = match (spill, set.look(index).near) {
+        (None, _) => "all zones alike".to_owned(),
+        (_, None) => "its zone or ours is not known".to_owned(),
+        (_, Some(true)) => "stands in our zone, which comes first".to_owned(),
+        (Some(share), Some(false)) => format!(
+            "stands in another zone: {:.0} % of the first attempts choose among all zones",
+            share * 100.0
+        ),
+    };
+    // A preference, not a filter.
+    let zone = verdict("zone", true, zone);
+    let mut verdicts = vec![serving, ejection, probation, hold, slow_start, stall, zone];
+    verdicts.extend(scout::verdict(state, now));
+    verdicts
 }

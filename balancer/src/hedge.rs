@@ -25,7 +25,7 @@ use evenkeel_config::policy::{After, Hedge, Mode, Retry};
 
 use crate::budget::{Budget, RETRY_FLOOR_PER_SEC};
 use crate::epoch::Epoch;
-use crate::latency::Latencies;
+use crate::latency::{Counts, Latencies};
 
 /// The copies of one route of an upstream; shared by all workers.
 #[derive(Debug)]
@@ -126,9 +126,32 @@ impl Hedger {
     /// A copy that [`Hedger::try_copy`] allowed was not sent after all (no endpoint was left for it, or too many are in flight): gives its
     /// budgets back. As after a refusal, ask again after another delay.
     pub fn not_sent(&self, now: Instant, retries: &Budget) {
+        self.refund(now, retries);
+        self.copies.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether a copy may go out that probes an endpoint on probation: it draws on the same budgets.
+    pub(crate) fn try_probe(
+        &self,
+        now: Instant,
+        hedge: &Hedge,
+        retry: &Retry,
+        retries: &Budget,
+    ) -> bool {
+        if !self.budget.withdraw(now, hedge.budget, 0) {
+            return false;
+        }
+        let paid = retries.withdraw(now, retry.budget, RETRY_FLOOR_PER_SEC);
+        if !paid {
+            self.budget.refund(now);
+        }
+        paid
+    }
+
+    /// A probe that [`Hedger::try_probe`] allowed was not sent after all.
+    pub(crate) fn refund(&self, now: Instant, retries: &Budget) {
         self.budget.refund(now);
         retries.refund(now);
-        self.copies.fetch_sub(1, Relaxed);
     }
 
     /// A copy's head won.
@@ -148,6 +171,11 @@ impl Hedger {
     #[must_use]
     pub fn quantile(&self, now: Instant, percent: f64) -> Option<Duration> {
         self.latencies.quantile(self.epoch.moment(now), percent)
+    }
+
+    /// The latencies of the last 20 to 30 s; `None` below 100 of them.
+    pub(crate) fn recent(&self, now: Instant) -> Option<Counts> {
+        self.latencies.counts(self.epoch.moment(now))
     }
 
     /// What was done, or would have been, since the start.

@@ -76,7 +76,8 @@ impl Latencies {
         late
     }
 
-    fn counts(&self, now: u64) -> Option<Counts> {
+    /// The recent ones; `None` below [`SAMPLES_MIN`].
+    pub(crate) fn counts(&self, now: u64) -> Option<Counts> {
         let turn = self.turn_to(now);
         let mut counts = [0u64; BUCKETS];
         for back in 0..READ.min(turn + 1) {
@@ -110,13 +111,19 @@ impl Latencies {
 }
 
 /// The recent windows together.
-struct Counts {
+pub(crate) struct Counts {
     counts: [u64; BUCKETS],
-    total: u64,
+    pub(crate) total: u64,
 }
 
 impl Counts {
-    fn quantile(&self, percent: f64) -> Duration {
+    /// The share of them that took longer, to the bucket's precision.
+    pub(crate) fn share_above(&self, latency: Duration) -> f64 {
+        let above: u64 = self.counts[bucket(latency).min(BUCKETS - 1) + 1..].iter().sum();
+        above as f64 / self.total as f64
+    }
+
+    pub(crate) fn quantile(&self, percent: f64) -> Duration {
         let wanted = ((self.total as f64 * percent.clamp(0.0, 100.0) / 100.0).ceil() as u64).max(1);
         let mut seen = 0;
         let reached = self.counts.iter().position(|count| {
@@ -137,7 +144,7 @@ fn bucket(latency: Duration) -> usize {
 }
 
 /// The longest latency that falls into the bucket.
-fn upper_bound(bucket: usize) -> Duration {
+pub(crate) fn upper_bound(bucket: usize) -> Duration {
     let bucket = bucket as u64;
     let steps = u64::from(STEPS);
     if bucket < steps {
@@ -161,7 +168,7 @@ const RING: usize = READ as usize + 1;
 const STEPS: u32 = 32;
 /// 2²⁶ − 1 µs, about 67 s; longer counts as that.
 const MICROS_MAX: u64 = (1 << 26) - 1;
-const BUCKETS: usize = (STEPS * (26 - STEPS.ilog2() + 1)) as usize;
+pub(crate) const BUCKETS: usize = (STEPS * (26 - STEPS.ilog2() + 1)) as usize;
 const REFRESH: u64 = 100_000_000;
 const MICROS_BITS: u32 = 48;
 const MICROS_MASK: u64 = (1 << MICROS_BITS) - 1;

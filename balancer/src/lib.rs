@@ -9,7 +9,7 @@
 //!
 //! ```
 //! use std::{sync::Arc, time::{Duration, Instant}};
-//! use evenkeel_balancer::{Attempt, Balancer, EndpointSpec, Hop, Verdict};
+//! use evenkeel_balancer::{Balancer, EndpointSpec, Hop, Verdict, Wish};
 //! use evenkeel_config::policy::Policy;
 //! use rand::{SeedableRng, rngs::SmallRng};
 //!
@@ -18,11 +18,11 @@
 //! let balancer = Balancer::new(start);
 //! let address = "127.0.0.1:9101".parse()?;
 //! balancer.update(start, vec![EndpointSpec {
-//!     node: 0, instance: Arc::from("catalog-1"), address, dial: address, hop: Hop::Direct, protocol: None, weight: 1, serving: true,
-//! }]);
+//!     node: 0, instance: Arc::from("catalog-1"), address, dial: address, hop: Hop::Direct, protocol: None, weight: 1, zone: None, serving: true,
+//! }], None);
 //! let mut rng = SmallRng::seed_from_u64(1);
 //! let policy = Policy::default();
-//! let mut ticket = balancer.pick(start, &mut rng, &policy, Attempt::First, &[]).expect("one endpoint serves");
+//! let mut ticket = balancer.pick(start, &mut rng, &policy, &Wish::FIRST).expect("one endpoint serves");
 //! assert_eq!(ticket.endpoint().in_flight(), 1);
 //! ticket.head(start + Duration::from_millis(2), Verdict::Success);
 //! drop(ticket);
@@ -33,27 +33,42 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod advice;
 mod balancer;
 mod budget;
+mod choice;
 mod circuit;
 mod ejection;
 mod endpoint;
 mod epoch;
 mod explain;
+mod hash;
 mod hedge;
+mod key;
 mod latency;
+mod logarithm;
 mod p2c;
 mod peak_ewma;
+mod probation;
+mod rendezvous;
 pub mod repeat;
+mod scout;
 mod set;
+mod shuffle_shard;
 mod stall;
 mod ticket;
+mod zone;
 
-pub use balancer::{Attempt, Balancer, NoEndpoint};
+pub use advice::Advice;
+pub use balancer::{Attempt, Balancer, NoEndpoint, Wish};
 pub use budget::{Budget, RETRY_FLOOR_PER_SEC};
 pub use circuit::{Circuit, Guard};
 pub use endpoint::{Endpoint, EndpointSpec, Hop};
 pub use explain::{EndpointReport, FilterVerdict};
 pub use hedge::{HedgeCounts, Hedger};
+pub use key::key_hash;
+pub use probation::ProbationCounts;
+pub use scout::{Pool, Report, Served, Visit};
 pub use set::{ENDPOINTS_MAX, Set};
+pub use shuffle_shard::{ShardMember, ShardReport};
 pub use ticket::{RETRY_AFTER_MAX, Ticket, Verdict};

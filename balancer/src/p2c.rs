@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::balancer::Attempt;
 use crate::endpoint::State;
 use crate::stall::Silence;
+use crate::zone::MUCH;
 
 /// What one endpoint would cost.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +55,11 @@ impl Load {
             return other.suspect;
         }
         self.cost(other) < other.cost(self)
+    }
+
+    /// Whether this one is not only better but not to be compared: the other one's zone does not make up for it.
+    pub(crate) fn is_much_better_than(&self, other: &Load) -> bool {
+        !self.suspect && self.cost(other) * MUCH < other.cost(self)
     }
 
     fn cost(&self, other: &Load) -> f32 {

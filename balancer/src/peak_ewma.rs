@@ -66,6 +66,11 @@ impl PeakEwma {
         }
     }
 
+    /// What was learnt no longer holds.
+    pub(crate) fn forget(&self) {
+        self.0.store(0, Relaxed);
+    }
+
     /// The estimate in ns, aged to the moment `now`; `None` before the first sample.
     pub(crate) fn read(&self, now: u64) -> Option<f32> {
         let (estimate, last) = unpack(self.0.load(Relaxed))?;

@@ -142,6 +142,24 @@ impl Stall {
         }
     }
 
+    /// A scout found no life, and none came since `since`: under suspicion until `until`. Unless a head proved it wrong.
+    pub(crate) fn found_silent(&self, since: u64, until: u64) {
+        if self.heard.load(Relaxed) <= since {
+            let _ = self.since.compare_exchange(0, since, Relaxed, Relaxed);
+            self.until.fetch_max(until, Relaxed);
+        }
+    }
+
+    /// A scout sent at `asked` found life: as a head does, this ends a silence that began before.
+    pub(crate) fn found_alive(&self, asked: u64) {
+        self.heard.fetch_max(asked, Relaxed);
+        let since = self.since.load(Relaxed);
+        if since != 0 && since <= asked {
+            self.since.store(0, Relaxed);
+            self.until.store(0, Relaxed);
+        }
+    }
+
     /// This process itself stood still: what looked like silence was ours. It counts anew.
     pub(crate) fn own_pause(&self, now: u64) {
         if self.since.load(Relaxed) != 0 {

@@ -26,9 +26,11 @@ pub struct Ticket {
     sample: bool,
     /// It tries an endpoint that had fallen silent.
     trial: bool,
-    /// Longer without a head than most.
-    late: bool,
+    /// For so long it was without a head when that was longer than most; 0: it was not.
+    late_ns: u64,
     attempt: Attempt,
+    /// To an endpoint of this host's zone; `None`: zones are not known.
+    near: Option<bool>,
 }
 
 /// How an attempt went, as far as its endpoint is concerned.
@@ -59,6 +61,7 @@ impl Ticket {
         eject: &Eject,
         jitter: u32,
         attempt: Attempt,
+        near: Option<bool>,
     ) -> Ticket {
         let state = &endpoint.state;
         state.in_flight.fetch_add(1, Relaxed);
@@ -71,8 +74,9 @@ impl Ticket {
             head_due: true,
             sample: true,
             trial,
-            late: false,
+            late_ns: 0,
             attempt,
+            near,
         }
     }
 
@@ -80,6 +84,14 @@ impl Ticket {
     #[must_use]
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// The attempt goes out only now: until now its endpoint was being asked how it is (`scout`).
+    pub fn sent(&mut self, now: Instant) {
+        let state = &self.endpoint.state;
+        self.started = state.epoch.moment(now);
+        // What the scout found may have ended the silence that this attempt began with.
+        self.trial |= state.stall.dispatched(self.started);
     }
 
     /// The response's head came, or the attempt failed. Only the first call has an effect.
@@ -93,7 +105,12 @@ impl Ticket {
             Verdict::Success => {
                 state.stall.answered(now, self.started, self.trial);
                 if self.sample && self.started >= state.clean_since.load(Relaxed) {
-                    state.estimate.observe(now, now.saturating_sub(self.started));
+                    let latency = now.saturating_sub(self.started);
+                    state.estimate.observe(now, latency);
+                    state.probation.answered(latency, state.on_probation.load(Relaxed));
+                    if let Some(near) = self.near {
+                        state.spill.answered(near, latency);
+                    }
                 }
                 state.ejection.succeeded();
                 state.bias.clear();
@@ -138,9 +155,9 @@ impl Ticket {
     /// is under suspicion, so that others go elsewhere. Worth calling for requests that must not be copied, too.
     pub fn late(&mut self, now: Instant) {
         if self.head_due && self.sample {
-            self.late = true;
             let state = &self.endpoint.state;
             let now = state.epoch.moment(now);
+            self.late_ns = now.saturating_sub(self.started).max(1);
             state.stall.late(self.started);
             if self.started >= state.clean_since.load(Relaxed) {
                 state.estimate.observe_at_least(now, now.saturating_sub(self.started));
@@ -158,7 +175,7 @@ impl Ticket {
     /// The caller went away before the head: unless the attempt was [late](Ticket::late), or had taken longer than the endpoint usually does,
     /// that says nothing about the endpoint. Not for attempts that lost against a copy: dropping them says what there is to say.
     pub fn caller_gone(&mut self, now: Instant) {
-        if !self.head_due || !self.sample || self.late {
+        if !self.head_due || !self.sample || self.late_ns > 0 {
             return;
         }
         let state = &self.endpoint.state;
@@ -189,6 +206,9 @@ impl Drop for Ticket {
         let state = &self.endpoint.state;
         if self.head_due && self.sample {
             state.stall.given_up(self.started, self.trial);
+            if self.late_ns > 0 && self.started >= state.clean_since.load(Relaxed) {
+                state.probation.given_up(self.late_ns, state.on_probation.load(Relaxed));
+            }
         }
         let before = state.in_flight.fetch_sub(1, Relaxed);
         debug_assert!(before > 0, "a ticket left twice");

@@ -99,7 +99,8 @@ pub(crate) fn is_live(path: &str) -> bool {
 }
 
 /// Keys, with all that is under them.
-const LIVE: [&str; 10] = [
+const LIVE: [&str; 11] = [
+    "mesh.bounds",
     "services",
     "policy",
     "upstreams",

@@ -13,9 +13,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
+use crate::bounds::Bounds;
+use crate::layer::PolicyLayer;
 use crate::notation::{AsText, Bytes};
-use crate::policy::Policy;
-use crate::settings::{CheckKind, DataDir, Service, Settings, Upstream};
+use crate::policy::{KeySource, Policy};
+use crate::published;
+use crate::settings::{CheckKind, DataDir, Match, Scout, Service, Settings, Upstream};
 use crate::yaml11::{Plain, classify};
 
 /// A part of the file.
@@ -24,6 +27,7 @@ pub(crate) enum Doc {
     /// Text, put in quotes where a YAML tool would take it for something else.
     Text(String),
     Number(u64),
+    Decimal(f64),
     Bool(bool),
     List(Vec<Doc>),
     Map(Vec<(String, Doc)>),
@@ -48,7 +52,7 @@ impl Doc {
         value.map_or(Doc::Unset(unset), |value| Doc::text(&value))
     }
 
-    fn map<const N: usize>(entries: [(&str, Doc); N]) -> Doc {
+    pub(crate) fn map<const N: usize>(entries: [(&str, Doc); N]) -> Doc {
         Doc::Map(entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
@@ -103,6 +107,7 @@ impl Doc {
         match self {
             Doc::Text(text) => scalar(text),
             Doc::Number(number) => number.to_string(),
+            Doc::Decimal(number) => number.to_string(),
             Doc::Bool(value) => value.to_string(),
             Doc::List(items) => {
                 format!("[{}]", items.iter().map(Doc::flow).collect::<Vec<_>>().join(", "))
@@ -118,6 +123,7 @@ impl Serialize for Doc {
         match self {
             Doc::Text(text) => serializer.serialize_str(text),
             Doc::Number(number) => serializer.serialize_u64(*number),
+            Doc::Decimal(number) => serializer.serialize_f64(*number),
             Doc::Bool(value) => serializer.serialize_bool(*value),
             Doc::List(items) => items.serialize(serializer),
             Doc::Map(entries) => {
@@ -166,8 +172,9 @@ pub(crate) enum Secrets {
 }
 
 impl Settings {
-    /// The effective configuration as YAML, every default filled in and each policy merged, with `<redacted>`
-    /// in the place of each key. Without keys it loads again, to the same behaviour.
+    /// The effective configuration as YAML, every default filled in, with `<redacted>` in the place of each key. Without
+    /// keys it loads again, to the same behaviour. Of what a service or an upstream says of its policy it has what is
+    /// written and no default, because a field that nobody wrote is left to those who say it elsewhere.
     #[must_use]
     pub fn to_effective_yaml(&self) -> String {
         let mut out = String::new();
@@ -261,6 +268,7 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
                 ),
                 ("data", Doc::map([("listen", Doc::text(&mesh.data.address))])),
                 ("insecure", Doc::Bool(mesh.insecure)),
+                ("bounds", bounds(&mesh.bounds)),
             ]),
         ),
         ("services", Doc::List(services.iter().map(service).collect())),
@@ -334,25 +342,81 @@ fn service(service: &Service) -> Doc {
         ("tags", Doc::texts(&service.tags)),
         ("meta", Doc::Map(meta.collect())),
         ("check", check.unwrap_or(Doc::Unset("always passing"))),
+        ("scout", scout(service.scout.as_ref(), "told from the progress of what is in flight")),
+        ("policy", service.policy.as_ref().map_or(nothing(), |said| published::said(&said.policy))),
+        ("routes", routes(service.policy.as_ref().map_or(&[], |said| &said.routes))),
     ])
 }
 
+fn nothing() -> Doc {
+    Doc::Map(Vec::new())
+}
+
+fn routes(routes: &[(Match, PolicyLayer)]) -> Doc {
+    let route = |(which, layer): &(Match, PolicyLayer)| {
+        Doc::map([("match", matches(which)), ("policy", published::said(layer))])
+    };
+    Doc::List(routes.iter().map(route).collect())
+}
+
+fn bounds(bounds: &Bounds) -> Doc {
+    let number = |value: u32| Doc::Number(value.into());
+    let hedge = Doc::map([
+        ("mode", Doc::text(bounds.hedge_mode.name())),
+        ("min", Doc::text(&AsText(bounds.hedge_min))),
+        ("budget", Doc::text(&bounds.hedge_budget)),
+        ("max", number(bounds.hedge_max)),
+    ]);
+    let circuit = Doc::map([
+        ("connections", number(bounds.circuit_connections)),
+        ("pending", number(bounds.circuit_pending)),
+        ("requests", number(bounds.circuit_requests)),
+    ]);
+    Doc::map([
+        ("timeout", Doc::text(&AsText(bounds.timeout))),
+        ("idle_timeout", Doc::text(&AsText(bounds.idle_timeout))),
+        ("repeat", Doc::map([("methods", Doc::texts(&bounds.repeat_methods))])),
+        (
+            "retry",
+            Doc::map([
+                ("max", number(bounds.retry_max)),
+                ("budget", Doc::text(&bounds.retry_budget)),
+            ]),
+        ),
+        ("hedge", hedge),
+        ("scout", Doc::map([("timeout", Doc::text(&AsText(bounds.scout_timeout)))])),
+        ("eject", Doc::map([("max", Doc::text(&bounds.eject_max))])),
+        ("circuit", circuit),
+        ("slow_start", Doc::text(&AsText(bounds.slow_start))),
+        ("max_body_buffer", Doc::text(&Bytes(bounds.max_body_buffer))),
+    ])
+}
+
+fn scout(scout: Option<&Scout>, unset: &'static str) -> Doc {
+    match scout {
+        Some(Scout::Http(path)) => Doc::map([("http", Doc::text(path))]),
+        Some(Scout::Tcp(port)) => Doc::map([("tcp", Doc::Number((*port).into()))]),
+        None => Doc::Unset(unset),
+    }
+}
+
 fn upstream(upstream: &Upstream) -> Doc {
-    let routes = upstream.routes.iter().map(|route| {
-        let matches = Doc::map([
-            ("path", Doc::set_or(route.matches.path.as_ref(), "any")),
-            ("method", Doc::set_or(route.matches.method.as_ref(), "any")),
-        ]);
-        Doc::map([("match", matches), ("policy", policy(&route.policy))])
-    });
     let protocol = upstream.protocol.map(crate::settings::Protocol::name);
     let unset = if upstream.endpoints.is_empty() { "what the service says" } else { "http" };
     Doc::map([
         ("name", Doc::text(&upstream.name)),
         ("endpoints", Doc::texts(&upstream.endpoints)),
         ("protocol", Doc::set_or(protocol, unset)),
-        ("policy", policy(&upstream.policy)),
-        ("routes", Doc::List(routes.collect())),
+        ("scout", scout(upstream.scout.as_ref(), "not scouted by themselves")),
+        ("policy", published::said(&upstream.said)),
+        ("routes", routes(&upstream.routes)),
+    ])
+}
+
+pub(crate) fn matches(matches: &Match) -> Doc {
+    Doc::map([
+        ("path", Doc::set_or(matches.path.as_ref(), "any")),
+        ("method", Doc::set_or(matches.method.as_ref(), "any")),
     ])
 }
 
@@ -361,19 +425,27 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         timeout,
         idle_timeout,
         balance,
+        hash,
         repeat,
         retry,
         hedge,
+        scout,
+        shard,
+        zone,
         eject,
+        probation,
         panic,
         circuit,
         slow_start,
         max_body_buffer,
     } = policy;
+    let key = |key: &Option<KeySource>| key.as_ref().map_or_else(|| Doc::text("none"), Doc::text);
+    let slower_than = probation.slower_than.map_or("off".to_owned(), |times| format!("{times}x"));
     Doc::map([
         ("timeout", Doc::text(&AsText(*timeout))),
         ("idle_timeout", Doc::text(&AsText(*idle_timeout))),
         ("balance", Doc::text(balance.name())),
+        ("hash", Doc::map([("key", key(&hash.key)), ("bound", Doc::Decimal(hash.bound.times()))])),
         (
             "repeat",
             Doc::map([
@@ -401,11 +473,34 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
             ]),
         ),
         (
+            "scout",
+            Doc::map([
+                ("mode", Doc::text(scout.mode.name())),
+                ("timeout", Doc::text(&AsText(scout.timeout))),
+            ]),
+        ),
+        (
+            "shard",
+            Doc::map([
+                ("key", key(&shard.key)),
+                ("size", Doc::Number(shard.size.into())),
+                ("fallback", Doc::text(shard.fallback.name())),
+            ]),
+        ),
+        ("zone", Doc::text(zone.name())),
+        (
             "eject",
             Doc::map([
                 ("consecutive", Doc::Number(eject.consecutive.into())),
                 ("base", Doc::text(&AsText(eject.base))),
                 ("max", Doc::text(&eject.max)),
+            ]),
+        ),
+        (
+            "probation",
+            Doc::map([
+                ("slower_than", Doc::text(&slower_than)),
+                ("min_requests", Doc::Number(probation.min_requests.into())),
             ]),
         ),
         ("panic", Doc::text(panic)),

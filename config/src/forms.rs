@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::policy::KeySource;
 use crate::settings::Key;
 
 /// `name` or `name.namespace` of a service: lower-case DNS labels.
@@ -196,6 +197,35 @@ pub(crate) fn header(text: &str) -> Result<String, String> {
 }
 pub(crate) const HEADER: &str = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 
+/// What of a request makes a key; `None` for `none`.
+pub(crate) fn key_source(text: &str) -> Result<Option<KeySource>, String> {
+    let what = || {
+        format!("`{text}` is none of header:NAME, cookie:NAME, path:N, address, identity and none")
+    };
+    let segment = |number: &str| {
+        let decimal = number.bytes().all(|byte| byte.is_ascii_digit()) && !number.starts_with('0');
+        number.parse().ok().filter(|number| decimal && (1..=SEGMENT_MAX).contains(number))
+    };
+    match text.split_once(':') {
+        Some(("header", name)) => Ok(Some(KeySource::Header(header(name)?))),
+        Some(("cookie", name)) => {
+            token(name, "a cookie's name such as session").map(KeySource::Cookie).map(Some)
+        }
+        Some(("path", number)) => match segment(number) {
+            Some(number) => Ok(Some(KeySource::Path(number))),
+            None => {
+                Err(format!("`{text}`: a path's segments count from path:1 to path:{SEGMENT_MAX}"))
+            }
+        },
+        None if text == "address" => Ok(Some(KeySource::Address)),
+        None if text == "identity" => Ok(Some(KeySource::Identity)),
+        None if text == "none" => Ok(None),
+        _ => Err(what()),
+    }
+}
+pub(crate) const KEY_SOURCE: &str =
+    r"^(none|address|identity|path:[1-9][0-9]?|(header|cookie):[!#$%&'*+.^_`|~0-9A-Za-z-]+)$";
+
 /// `package.Service/Method`, with `*` for any characters.
 pub(crate) fn grpc(text: &str) -> Result<String, String> {
     let part = |part: &str| {
@@ -225,6 +255,7 @@ pub(crate) const DURATION: &str = r"^[0-9]+(\.[0-9]+)?(us|ms|s|m|h)$";
 pub(crate) const SHARE: &str = r"^[0-9]+(\.[0-9]+)?%$";
 pub(crate) const SIZE: &str = r"^[0-9]+(\.[0-9]+)?(B|KB|MB|GB|KiB|MiB|GiB)$";
 pub(crate) const AFTER: &str = r"^(p[0-9]+(\.[0-9]+)?|[0-9]+(\.[0-9]+)?(us|ms|s|m|h))$";
+pub(crate) const FACTOR: &str = r"^([0-9]+(\.[0-9]+)?x|off)$";
 pub(crate) const RETRY_ON: &str = r"^(connect|refused|reset|[1-5][0-9][0-9])$";
 
 fn is_label(text: &str) -> bool {
@@ -250,6 +281,8 @@ const NODE_NAME_MAX: usize = 64;
 const ID_MAX: usize = 128;
 const FREE_MAX: usize = 255;
 const PATH_MAX: usize = 2048;
+/// Segments of a path that are counted.
+const SEGMENT_MAX: u32 = 32;
 
 #[cfg(test)]
 mod tests {
@@ -258,7 +291,7 @@ mod tests {
     #[test]
     fn takes_and_refuses() {
         type Check = fn(&str) -> Result<(), String>;
-        let table: [(&str, Check, &[&str], &[&str]); 12] = [
+        let table: [(&str, Check, &[&str], &[&str]); 13] = [
             (
                 "service",
                 |t| service(t).map(drop),
@@ -334,6 +367,26 @@ mod tests {
                 &["AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="],
                 &["", "AAAA", "?", "<redacted>"],
             ),
+            (
+                "key_source",
+                |t| key_source(t).map(drop),
+                &["header:X-User", "cookie:s", "path:1", "path:32", "address", "identity", "none"],
+                &[
+                    "",
+                    "header",
+                    "header:",
+                    "header:a b",
+                    "cookie:a=b",
+                    "path:0",
+                    "path:01",
+                    "path:33",
+                    "path:+1",
+                    "path:",
+                    "address:1",
+                    "Header:x",
+                    "user",
+                ],
+            ),
             ("id", |t| id(t).map(drop), &["payments-1", "a:1"], &["", "a b", "a/b"]),
         ];
         for (name, check, good, bad) in table {
@@ -345,6 +398,8 @@ mod tests {
             }
         }
         assert_eq!(header("X-Idempotency"), Ok("x-idempotency".to_owned()));
+        assert_eq!(key_source("header:X-A"), Ok(Some(KeySource::Header("x-a".to_owned()))));
+        assert_eq!(key_source("cookie:Ab"), Ok(Some(KeySource::Cookie("Ab".to_owned()))));
     }
 
     #[test]

@@ -31,10 +31,14 @@ pub(crate) enum Shape {
     Size,
     /// `p95` or `20ms`.
     After,
+    /// `3x`; or `off`.
+    Factor,
     /// `connect`, `"503"`.
     RetryOn,
     /// A whole number, both bounds included.
     Int { min: u64, max: u64 },
+    /// A number with at most three decimal places, both bounds included.
+    Decimal { min: u64, max: u64 },
     /// `true` or `false`.
     Bool,
     /// `true`, or the key left out.
@@ -43,6 +47,8 @@ pub(crate) enum Shape {
     Choice { built: &'static [&'static str], later: &'static [&'static str] },
     /// These keys.
     Map(&'static [Key]),
+    /// These keys, or the word that says that there is none of it.
+    MapOr { keys: &'static [Key], word: &'static str },
     /// Any keys, `Plain` values.
     Meta { max: usize },
     /// At most `max` of these.
@@ -80,6 +86,13 @@ pub(crate) static ROOT: &[Key] = &[
     key("log", Shape::Map(LOG), "", "What is written to the log."),
 ];
 
+/// What a host publishes of a service that it offers.
+#[rustfmt::skip]
+pub(crate) static PUBLISHED: &[Key] = &[
+    key("policy", Shape::Map(POLICY), "", ""),
+    key("routes", Shape::List { of: &Shape::Map(ROUTE), max: 1_000 }, "[]", ""),
+];
+
 #[rustfmt::skip]
 const NODE: &[Key] = &[
     key("name", Shape::Text { pattern: forms::NODE }, "", "This host's name. Default: the hostname."),
@@ -103,7 +116,55 @@ const MESH: &[Key] = &[
     later("tls"),
     key("insecure", Shape::Bool, "false",
         "Allows addresses other than loopback without keys: whoever reaches them can join."),
-    later("bounds"),
+    key("bounds", Shape::Map(BOUNDS), "", "The most that published policies and overrides may ask of this host's clients."),
+];
+
+#[rustfmt::skip]
+const BOUNDS: &[Key] = &[
+    key("timeout", Shape::Duration { zero: false }, "\"1h\"", "At most."),
+    key("idle_timeout", Shape::Duration { zero: false }, "\"24h\"", "At most."),
+    key("repeat", Shape::Map(BOUNDS_REPEAT), "", "Which requests may be sent twice."),
+    key("retry", Shape::Map(BOUNDS_RETRY), "", "Attempts in sequence."),
+    key("hedge", Shape::Map(BOUNDS_HEDGE), "", "Copies beside the first attempt."),
+    key("scout", Shape::Map(BOUNDS_SCOUT), "", "Asking endpoints before they are chosen."),
+    key("eject", Shape::Map(BOUNDS_EJECT), "", "Endpoints that are left out for a while."),
+    key("circuit", Shape::Map(BOUNDS_CIRCUIT), "", "What is open towards one upstream."),
+    key("slow_start", Shape::Duration { zero: true }, "\"10m\"", "At most."),
+    key("max_body_buffer", Shape::Size, "\"1MiB\"", "At most."),
+];
+
+#[rustfmt::skip]
+const BOUNDS_REPEAT: &[Key] = &[
+    key("methods", Shape::List { of: &Shape::Text { pattern: forms::METHOD }, max: 32 },
+        r#"["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]"#, "Only these."),
+];
+
+#[rustfmt::skip]
+const BOUNDS_RETRY: &[Key] = &[
+    key("max", Shape::Int { min: 0, max: 10 }, "5", "At most."),
+    key("budget", Shape::Share, "\"50%\"", "At most."),
+];
+
+#[rustfmt::skip]
+const BOUNDS_HEDGE: &[Key] = &[
+    key("mode", Shape::Choice { built: &["off", "observe", "enforce"], later: &[] }, "\"enforce\"",
+        "At most, in the order off, observe, enforce."),
+    key("min", Shape::Duration { zero: true }, "\"0s\"", "At least."),
+    key("budget", Shape::Share, "\"20%\"", "At most."),
+    key("max", Shape::Int { min: 1, max: 5 }, "3", "At most."),
+];
+
+#[rustfmt::skip]
+const BOUNDS_SCOUT: &[Key] = &[key("timeout", Shape::Duration { zero: false }, "\"10ms\"", "At most.")];
+
+#[rustfmt::skip]
+const BOUNDS_EJECT: &[Key] = &[key("max", Shape::Share, "\"100%\"", "At most.")];
+
+#[rustfmt::skip]
+const BOUNDS_CIRCUIT: &[Key] = &[
+    key("connections", Shape::Int { min: 1, max: 1_000_000 }, "16384", "At most."),
+    key("pending", Shape::Int { min: 0, max: 1_000_000 }, "16384", "At most."),
+    key("requests", Shape::Int { min: 1, max: 1_000_000 }, "65536", "At most."),
 ];
 
 #[rustfmt::skip]
@@ -139,11 +200,13 @@ const SERVICE: &[Key] = &[
     key("tags", Shape::List { of: &Shape::Plain { pattern: forms::FILLED }, max: 32 }, "[]", "Shown by look-ups."),
     key("meta", Shape::Meta { max: 64 }, "{}", "Shown by look-ups."),
     key("check", Shape::Map(CHECK), "", "How the application's health is known. Default: always passing."),
-    later("scout"),
+    key("scout", Shape::Map(SCOUT), "",
+        "How the application itself answers scouts: `http` or `tcp`. Default: its state is told from the progress of what is in flight."),
     later("admission"),
     later("allow"),
-    later("policy"),
-    later("routes"),
+    key("policy", Shape::Map(POLICY), "", "Published: what every client of this service does unless it says otherwise."),
+    key("routes", Shape::List { of: &Shape::Map(ROUTE), max: 1_000 }, "[]",
+        "Published: requests that have a policy of their own; the first match wins."),
 ];
 
 #[rustfmt::skip]
@@ -159,12 +222,19 @@ const CHECK: &[Key] = &[
 ];
 
 #[rustfmt::skip]
+const SCOUT: &[Key] = &[
+    key("http", Shape::Text { pattern: forms::PATH }, "", "It answers a GET of this path with 2xx."),
+    key("tcp", Shape::Int { min: 1, max: 65_535 }, "", "It answers each byte on this port with a byte."),
+];
+
+#[rustfmt::skip]
 const UPSTREAM: &[Key] = &[
     key("name", Shape::Text { pattern: forms::SERVICE }, "", "Required. The service's name."),
     key("endpoints", Shape::List { of: &Shape::Text { pattern: forms::SOCKET }, max: 10_000 }, "[]",
         "The address of each endpoint. Empty: the mesh's own instances."),
     key("protocol", Shape::Choice { built: &["http", "http2", "grpc"], later: &["tcp"] }, "",
         "What `endpoints` speak. Default: http."),
+    key("scout", Shape::Map(SCOUT), "", "How `endpoints` answer scouts: `http` or `tcp`. Default: they are not scouted."),
     key("policy", Shape::Map(POLICY), "", "For requests to this upstream."),
     key("routes", Shape::List { of: &Shape::Map(ROUTE), max: 1_000 }, "[]",
         "Requests that have a policy of their own; the first match wins."),
@@ -183,25 +253,53 @@ const MATCH: &[Key] = &[
 ];
 
 #[rustfmt::skip]
-const POLICY: &[Key] = &[
+pub(crate) const POLICY: &[Key] = &[
     key("timeout", Shape::Duration { zero: false }, "\"15s\"", "To the response's head, all attempts together."),
     key("idle_timeout", Shape::Duration { zero: false }, "\"5m\"",
         "Between bytes of a body, and of an upgraded connection."),
-    key("balance", Shape::Choice { built: &["p2c", "least_request", "round_robin", "random"], later: &["scout", "hash"] }, "\"p2c\"",
+    key("balance", Shape::Choice { built: &["p2c", "least_request", "round_robin", "random", "hash", "scout"], later: &[] }, "\"p2c\"",
         "How an endpoint is chosen."),
-    later("hash"),
+    key("hash", Shape::Map(HASH), "", "For balance: hash."),
     key("repeat", Shape::Map(REPEAT), "", "Which requests may be sent twice at all."),
     key("retry", Shape::Map(RETRY), "", "Attempts in sequence."),
     key("hedge", Shape::Map(HEDGE), "", "Copies beside the first attempt."),
     later("tie"),
-    later("scout"),
-    later("shard"),
+    key("scout", Shape::Map(POLICY_SCOUT), "", "Asking an endpoint's host how it is, before it gets a request."),
+    key("shard", Shape::MapOr { keys: SHARD, word: "none" }, "",
+        "Each key's requests go to a few endpoints only. none: to any."),
+    key("zone", Shape::Choice { built: &["prefer", "any"], later: &[] }, "\"prefer\"",
+        "prefer: endpoints of this host's zone first, as long as they have capacity."),
     key("eject", Shape::Map(EJECT), "", "When an endpoint that errs is left out for a while."),
-    later("probation"),
+    key("probation", Shape::MapOr { keys: PROBATION, word: "off" }, "",
+        "When an endpoint that is slower than its peers is left out until it is well again."),
     key("panic", Shape::Share, "\"50%\"", "Below this share of usable endpoints all of them are used again."),
     key("circuit", Shape::Map(CIRCUIT), "", "Limits on what is open towards one upstream."),
     key("slow_start", Shape::Duration { zero: true }, "\"10s\"", "A new endpoint's load grows over this time."),
     key("max_body_buffer", Shape::Size, "\"64KiB\"", "Kept of a request's body so that it can be sent again."),
+];
+
+#[rustfmt::skip]
+const HASH: &[Key] = &[
+    key("key", Shape::Text { pattern: forms::KEY_SOURCE }, "\"none\"",
+        "What of a request is hashed: header:NAME, cookie:NAME, path:N, address or identity."),
+    key("bound", Shape::Decimal { min: 1, max: 100 }, "1.25",
+        "An endpoint with more than so many times the mean of requests in flight gets no more."),
+];
+
+#[rustfmt::skip]
+const SHARD: &[Key] = &[
+    key("key", Shape::Text { pattern: forms::KEY_SOURCE }, "\"none\"",
+        "What of a request decides its shard: header:NAME, cookie:NAME, path:N, address or identity."),
+    key("size", Shape::Int { min: 1, max: 64 }, "4", "Endpoints in a shard."),
+    key("fallback", Shape::Choice { built: &["fail", "widen"], later: &[] }, "\"fail\"",
+        "What becomes of a request whose shard has no usable endpoint: it fails, or goes to any."),
+];
+
+#[rustfmt::skip]
+const PROBATION: &[Key] = &[
+    key("slower_than", Shape::Factor, "\"3x\"", "How many times as slow as its peers; off: no probation."),
+    key("min_requests", Shape::Int { min: 1, max: 1_000_000 }, "50",
+        "Recent answers without which an endpoint is not judged."),
 ];
 
 #[rustfmt::skip]
@@ -231,6 +329,13 @@ const HEDGE: &[Key] = &[
     key("min", Shape::Duration { zero: true }, "\"1ms\"", "Never a copy sooner than this."),
     key("budget", Shape::Share, "\"5%\"", "Copies as a share of requests."),
     key("max", Shape::Int { min: 1, max: 5 }, "2", "Copies beside the first attempt."),
+];
+
+#[rustfmt::skip]
+const POLICY_SCOUT: &[Key] = &[
+    key("mode", Shape::Choice { built: &["off", "pool", "before_each"], later: &[] }, "\"off\"",
+        "pool: ask a few beside each request. before_each: ask the chosen one first and wait for its answer."),
+    key("timeout", Shape::Duration { zero: false }, "\"1ms\"", "An endpoint that has not answered by then is avoided."),
 ];
 
 #[rustfmt::skip]
@@ -314,7 +419,9 @@ fn each_of(keys: &'static [Key], parent: &str, visit: &mut impl FnMut(&str, &'st
             if parent.is_empty() { key.name.to_owned() } else { format!("{parent}.{}", key.name) };
         visit(&path, key);
         match key.shape {
-            Shape::Map(inner) | Shape::ListOrMap { keys: inner, .. } => {
+            Shape::Map(inner)
+            | Shape::ListOrMap { keys: inner, .. }
+            | Shape::MapOr { keys: inner, .. } => {
                 each_of(inner, &path, visit);
             }
             Shape::List { of: Shape::Map(inner), .. } => {

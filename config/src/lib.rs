@@ -5,7 +5,8 @@
 //! nothing else of this one; only the program itself loads, compares ([`diff()`]) and shows them.
 //!
 //! From the file inwards: `tree` (YAML with positions) → `section` and `read` (each value through its row of the
-//! table in `keys`) → `model` (the file as written) → `validate` and `layer` (settings). The same table makes
+//! table in `keys`) → `model` (the file as written) → `validate` and `layer` (settings). What services publish and
+//! operators order comes in through [`Published`], and `merge` lays it on what this host's file says. The same table makes
 //! [`schema()`]; `effective` writes settings back in the notation of the file. No state, no tasks, no network; the
 //! system is asked in [`Environment::from_os`], files are read in `load` and `key_file`.
 //!
@@ -44,9 +45,12 @@ mod notation;
 mod report;
 mod section;
 
+mod bounds;
 mod key_file;
 mod layer;
+mod merge;
 mod model;
+mod published;
 mod read;
 mod validate;
 
@@ -54,8 +58,12 @@ mod diff;
 mod effective;
 mod schema;
 
+pub use bounds::Bounds;
 pub use diff::{Change, diff};
 pub use environment::Environment;
 pub use load::{Loaded, load, parse};
+pub use merge::{Effective, Merged, ROUTES_MAX};
+pub use notation::duration;
 pub use problem::{Problem, Problems};
+pub use published::{PUBLISHED_MAX, Published};
 pub use schema::schema;

@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::bounds::Bounds;
 use crate::layer::PolicyLayer;
 use crate::report::At;
-use crate::settings::{Access, CheckKind, Key, Match, Protocol};
+use crate::settings::{Access, CheckKind, Key, Match, Protocol, Scout};
 
 pub(crate) struct File {
     pub node: NodeKeys,
@@ -45,6 +46,7 @@ pub(crate) struct MeshKeys {
     pub keys: Keys,
     pub data: Option<At<SocketAddr>>,
     pub insecure: Option<At<bool>>,
+    pub bounds: Bounds,
 }
 
 /// `mesh.gossip.keys`.
@@ -68,6 +70,10 @@ pub(crate) struct ServiceKeys {
     pub tags: Vec<String>,
     pub meta: BTreeMap<String, String>,
     pub check: Option<CheckKeys>,
+    /// With its place; `None`: neither a policy nor routes are written.
+    pub policy: Option<At<PolicyLayer>>,
+    pub routes: Vec<RouteKeys>,
+    pub scout: Option<Scout>,
 }
 
 pub(crate) struct CheckKeys {
@@ -85,6 +91,7 @@ pub(crate) struct UpstreamKeys {
     /// Some are written, usable or not.
     pub has_endpoints: bool,
     pub protocol: Option<At<Protocol>>,
+    pub scout: Option<At<Scout>>,
     pub policy: PolicyLayer,
     pub routes: Vec<RouteKeys>,
 }

@@ -7,10 +7,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::policy::{After, RetryOn, Share};
+use crate::policy::{After, Factor, KeySource, RetryOn, Share};
 
 /// `250ms`, `2s`, `1.5s`, `5m`, `1h`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a duration such as 250ms, 2s, 5m or 1h");
     let (number, unit) = split(text).ok_or_else(wrong)?;
     let micros_each = match unit {
@@ -99,6 +99,34 @@ pub(crate) fn after(text: &str) -> Result<After, String> {
         Duration::ZERO => Err(format!("`{text}`: must be above zero")),
         fixed => Ok(After::Fixed(fixed)),
     }
+}
+
+/// `3x`, `1.5x`; `None` for `off`.
+pub(crate) fn factor(text: &str) -> Result<Option<Factor>, String> {
+    let wrong = || format!("`{text}` is neither a factor such as 3x nor off");
+    if text == "off" {
+        return Ok(None);
+    }
+    let (number, unit) = split(text).ok_or_else(wrong)?;
+    match unit {
+        "x" => {}
+        "" => return Err(format!("`{text}` has no unit: write {text}x")),
+        _ => return Err(wrong()),
+    }
+    let factor = decimal(number).ok_or_else(wrong)?;
+    let (least, most) = (Factor::thousandths(FACTOR_MIN), Factor::thousandths(FACTOR_MAX));
+    if !(least..=most).contains(&factor) {
+        return Err(format!("`{text}` is not from {least}x to {most}x"));
+    }
+    Ok(Some(factor))
+}
+
+/// A number with at most three decimal places and no sign, at least 1.
+pub(crate) fn decimal(number: &str) -> Option<Factor> {
+    let thousandths = scaled(number, 1_000).ok()?;
+    let thousandths =
+        u32::try_from(thousandths).ok().filter(|thousandths| *thousandths >= 1_000)?;
+    Some(Factor::thousandths(thousandths))
 }
 
 /// `connect`, `refused`, `reset`, or a status.
@@ -206,6 +234,24 @@ impl fmt::Display for After {
     }
 }
 
+impl fmt::Display for Factor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", (self.times() * 1e3).round() / 1e3)
+    }
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeySource::Header(name) => write!(f, "header:{name}"),
+            KeySource::Cookie(name) => write!(f, "cookie:{name}"),
+            KeySource::Path(segment) => write!(f, "path:{segment}"),
+            KeySource::Address => f.write_str("address"),
+            KeySource::Identity => f.write_str("identity"),
+        }
+    }
+}
+
 impl fmt::Display for RetryOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -225,6 +271,10 @@ const SIZE_MAX: usize = 1 << 40;
 
 /// Steps of 0.001 % in a whole.
 const SHARE_STEPS: u32 = 100_000;
+
+/// In thousandths; less than that much slower is noise.
+const FACTOR_MIN: u32 = 1_500;
+const FACTOR_MAX: u32 = 1_000_000;
 
 /// Decimal places that are read.
 const PLACES_MAX: usize = 9;
@@ -310,6 +360,28 @@ mod tests {
     }
 
     #[test]
+    fn reads_factors_and_decimals() {
+        assert_eq!(factor("3x"), Ok(Some(Factor::thousandths(3_000))));
+        assert_eq!(factor("1.5x").map(|factor| factor.map(Factor::times)), Ok(Some(1.5)));
+        assert_eq!(factor("off"), Ok(None));
+        for (text, why) in [
+            ("3", "`3` has no unit: write 3x"),
+            ("1.4x", "`1.4x` is not from 1.5x to 1000x"),
+            ("0x", "`0x` is neither a factor such as 3x nor off"),
+            ("1001x", "`1001x` is not from 1.5x to 1000x"),
+            ("x", "`x` is neither a factor such as 3x nor off"),
+            ("3%", "`3%` is neither a factor such as 3x nor off"),
+            ("2.0001x", "`2.0001x` is neither a factor such as 3x nor off"),
+        ] {
+            assert_eq!(factor(text), Err(why.to_owned()), "{text}");
+        }
+        assert_eq!(decimal("1.25").map(Factor::times), Some(1.25));
+        for text in ["0.9", "1.2505", "1e3", "", "-1", "1.", "99999999999"] {
+            assert_eq!(decimal(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn reads_what_to_retry_on() {
         assert_eq!(retry_on("503"), Ok(RetryOn::Status(503)));
         for text in ["5xx", "99", "600", "0503", "+50", "timeout", ""] {
@@ -325,6 +397,8 @@ mod tests {
             prop_assert_eq!(size(&Bytes(bytes).to_string()), Ok(bytes));
             let whole = Share::fraction(f64::from(steps) / 1e5).expect("within 0 to 1");
             prop_assert_eq!(share(&whole.to_string()), Ok(whole));
+            let times = Factor::thousandths(steps.max(1_000));
+            prop_assert_eq!(decimal(&times.to_string()), Some(times));
             if steps > 0 && steps < SHARE_STEPS {
                 let percentile = After::Percentile(f64::from(steps) / 1e3);
                 prop_assert_eq!(after(&percentile.to_string()), Ok(percentile));

@@ -18,10 +18,16 @@ pub enum Origin {
     BuiltIn,
     /// `policy:` of this host's file.
     Host,
+    /// `services[].policy` of the hosts that offer the service.
+    Published,
+    /// `services[].routes[].policy` of these hosts.
+    PublishedRoute,
     /// `upstreams[].policy`.
     Upstream,
     /// `upstreams[].routes[].policy`.
     Route,
+    /// An operator's `evenkeel override`.
+    Override,
 }
 
 /// The origins of [`Policy::default`].
@@ -30,10 +36,12 @@ pub(crate) fn built_in_origins() -> Origins {
 }
 
 /// Every field of a policy that a layer can set.
-pub(crate) const FIELDS: [&str; 23] = [
+pub(crate) const FIELDS: [&str; 33] = [
     "timeout",
     "idle_timeout",
     "balance",
+    "hash.key",
+    "hash.bound",
     "repeat.methods",
     "repeat.grpc",
     "repeat.key_header",
@@ -45,9 +53,17 @@ pub(crate) const FIELDS: [&str; 23] = [
     "hedge.min",
     "hedge.budget",
     "hedge.max",
+    "scout.mode",
+    "scout.timeout",
+    "shard.key",
+    "shard.size",
+    "shard.fallback",
+    "zone",
     "eject.consecutive",
     "eject.base",
     "eject.max",
+    "probation.slower_than",
+    "probation.min_requests",
     "panic",
     "circuit.connections",
     "circuit.pending",
@@ -65,14 +81,24 @@ pub struct Policy {
     pub idle_timeout: Duration,
     /// How an endpoint is chosen.
     pub balance: Balance,
+    /// For [`Balance::Hash`].
+    pub hash: Hash,
     /// Which requests may be sent twice at all.
     pub repeat: Repeat,
     /// Attempts in sequence.
     pub retry: Retry,
     /// Copies beside the first attempt.
     pub hedge: Hedge,
+    /// Whether endpoints are asked how they are, before they get a request.
+    pub scout: Scout,
+    /// Which few of the endpoints a request may go to at all.
+    pub shard: Shard,
+    /// Whether endpoints of this host's zone come first.
+    pub zone: Zone,
     /// When an endpoint that errs is left out for a while.
     pub eject: Eject,
+    /// When an endpoint that is slower than its peers is left out until it is well again.
+    pub probation: Probation,
     /// Below this share of usable endpoints all of them are used again.
     pub panic: Share,
     /// Limits on what is open towards one upstream.
@@ -89,10 +115,15 @@ impl Default for Policy {
             timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(300),
             balance: Balance::P2c,
+            hash: Hash::default(),
             repeat: Repeat::default(),
             retry: Retry::default(),
             hedge: Hedge::default(),
+            scout: Scout::default(),
+            shard: Shard::default(),
+            zone: Zone::Prefer,
             eject: Eject::default(),
+            probation: Probation::default(),
             panic: Share::percent(50),
             circuit: Circuit::default(),
             slow_start: Duration::from_secs(10),
@@ -112,11 +143,21 @@ pub enum Balance {
     RoundRobin,
     /// Any, evenly.
     Random,
+    /// The same one for the same key, as long as its load allows it.
+    Hash,
+    /// The best of those that scouts have asked lately.
+    Scout,
 }
 
 impl Balance {
-    pub(crate) const ALL: [Balance; 4] =
-        [Balance::P2c, Balance::LeastRequest, Balance::RoundRobin, Balance::Random];
+    pub(crate) const ALL: [Balance; 6] = [
+        Balance::P2c,
+        Balance::LeastRequest,
+        Balance::RoundRobin,
+        Balance::Random,
+        Balance::Hash,
+        Balance::Scout,
+    ];
 
     /// As the file writes it.
     #[must_use]
@@ -126,6 +167,150 @@ impl Balance {
             Balance::LeastRequest => "least_request",
             Balance::RoundRobin => "round_robin",
             Balance::Random => "random",
+            Balance::Hash => "hash",
+            Balance::Scout => "scout",
+        }
+    }
+}
+
+/// What tells requests apart that are to go to the same endpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// The value of this request header, lower case.
+    Header(String),
+    /// The value of this cookie.
+    Cookie(String),
+    /// The n-th segment of the path, from 1.
+    Path(u32),
+    /// The address that the caller's connection comes from.
+    Address,
+    /// Who calls: the calling host, by its name.
+    Identity,
+}
+
+/// Consistent hashing, when `balance` is [`Balance::Hash`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hash {
+    /// What of a request is hashed. Never `None` while `balance` is `hash`.
+    pub key: Option<KeySource>,
+    /// An endpoint with more than this many times the mean of requests in flight gets no more: the next in the key's order does.
+    pub bound: Factor,
+}
+
+impl Default for Hash {
+    fn default() -> Self {
+        Hash { key: None, bound: Factor(1.25) }
+    }
+}
+
+/// Asking endpoints how they are, before they get a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scout {
+    /// Whether, and when. What counts is [`Policy::scouting`].
+    pub mode: ScoutMode,
+    /// An endpoint that has not answered by then is avoided.
+    pub timeout: Duration,
+}
+
+impl Default for Scout {
+    fn default() -> Self {
+        Scout { mode: ScoutMode::Off, timeout: Duration::from_millis(1) }
+    }
+}
+
+/// When scouts are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScoutMode {
+    /// Never.
+    Off,
+    /// A few beside each request, which does not wait for their answers.
+    Pool,
+    /// To the endpoint that was chosen, and its answer is waited for.
+    BeforeEach,
+}
+
+impl ScoutMode {
+    pub(crate) const ALL: [ScoutMode; 3] = [ScoutMode::Off, ScoutMode::Pool, ScoutMode::BeforeEach];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ScoutMode::Off => "off",
+            ScoutMode::Pool => "pool",
+            ScoutMode::BeforeEach => "before_each",
+        }
+    }
+}
+
+impl Policy {
+    /// When scouts are sent: `balance: scout` cannot do without any.
+    #[must_use]
+    pub fn scouting(&self) -> ScoutMode {
+        match (self.scout.mode, self.balance) {
+            (ScoutMode::Off, Balance::Scout) => ScoutMode::Pool,
+            (mode, _) => mode,
+        }
+    }
+}
+
+/// Shuffle sharding: the requests of one key go to a few endpoints only, so that what one key breaks does not break all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// What of a request decides its shard; `None`: no shards.
+    pub key: Option<KeySource>,
+    /// Endpoints in a shard.
+    pub size: u32,
+    /// What becomes of a request whose shard has no usable endpoint.
+    pub fallback: ShardFallback,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Shard { key: None, size: 4, fallback: ShardFallback::Fail }
+    }
+}
+
+/// What becomes of a request whose shard has no usable endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardFallback {
+    /// It fails: what broke the shard goes no further.
+    Fail,
+    /// It goes to any endpoint.
+    Widen,
+}
+
+impl ShardFallback {
+    pub(crate) const ALL: [ShardFallback; 2] = [ShardFallback::Fail, ShardFallback::Widen];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ShardFallback::Fail => "fail",
+            ShardFallback::Widen => "widen",
+        }
+    }
+}
+
+/// Whether endpoints of this host's zone come first; without a zone of this host or of the endpoints it says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zone {
+    /// As long as they have capacity.
+    Prefer,
+    /// All alike.
+    Any,
+}
+
+impl Zone {
+    pub(crate) const ALL: [Zone; 2] = [Zone::Prefer, Zone::Any];
+
+    /// As the file writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Zone::Prefer => "prefer",
+            Zone::Any => "any",
         }
     }
 }
@@ -221,8 +406,8 @@ pub enum After {
     Fixed(Duration),
 }
 
-/// Whether a mechanism acts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Whether a mechanism acts; in the order of how much it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// Neither acts nor counts.
     Off,
@@ -263,6 +448,21 @@ impl Default for Eject {
     }
 }
 
+/// When an endpoint that is slower than its peers is left out until it is well again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probation {
+    /// How many times as slow as its peers; `None` switches probation off.
+    pub slower_than: Option<Factor>,
+    /// Recent answers without which an endpoint is not judged.
+    pub min_requests: u32,
+}
+
+impl Default for Probation {
+    fn default() -> Self {
+        Probation { slower_than: Some(Factor(3.0)), min_requests: 50 }
+    }
+}
+
 /// Limits on what is open towards one upstream, over all workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Circuit {
@@ -300,6 +500,24 @@ impl Share {
     /// The share as a fraction, 0 to 1.
     #[must_use]
     pub fn as_fraction(self) -> f64 {
+        self.0
+    }
+}
+
+/// How many times something, in steps of a thousandth: at least 1.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Factor(f64);
+
+impl Factor {
+    /// A factor from thousandths; below 1 is 1.
+    #[must_use]
+    pub fn thousandths(thousandths: u32) -> Factor {
+        Factor(f64::from(thousandths.max(1_000)) / 1e3)
+    }
+
+    /// The factor, at least 1.
+    #[must_use]
+    pub fn times(self) -> f64 {
         self.0
     }
 }

@@ -3,16 +3,17 @@
 //! Reports what can be seen at one place: unknown keys, wrong notations, what is missing inside one mapping.
 //! What takes two places to see is `validate.rs`'s.
 
+use crate::bounds::Bounds;
 use crate::forms;
 use crate::layer::PolicyLayer;
 use crate::model::{
     CheckKeys, File, Keys, LimitKeys, ListenerKeys, LogKeys, MeshKeys, NodeKeys, OutboundKeys,
     RouteKeys, ServiceKeys, UpstreamKeys,
 };
-use crate::policy::{Balance, Mode};
+use crate::policy::{Balance, KeySource, Mode, ScoutMode, ShardFallback, Zone};
 use crate::report::{At, Report};
 use crate::section::Section;
-use crate::settings::{Access, CheckKind, Match, Protocol};
+use crate::settings::{Access, CheckKind, Match, Protocol, Scout};
 use crate::tree::Node;
 
 pub(crate) fn file(node: Option<&Node>, report: &Report) -> File {
@@ -63,6 +64,35 @@ fn mesh(mesh: &Section<'_>, report: &Report) -> MeshKeys {
         keys: keys(&gossip, report),
         data: mesh.section("data").text("listen", forms::listen),
         insecure: mesh.flag("insecure"),
+        bounds: bounds(&mesh.section("bounds")),
+    }
+}
+
+fn bounds(bounds: &Section<'_>) -> Bounds {
+    let retry = bounds.section("retry");
+    let hedge = bounds.section("hedge");
+    let circuit = bounds.section("circuit");
+    let methods = values(bounds.section("repeat").texts("methods", forms::method));
+    let mode = hedge.choice("mode", &Mode::ALL, Mode::name).map(|mode| mode.value);
+    let body = bounds.size("max_body_buffer").map(|size| size.value);
+    let default = Bounds::default();
+    Bounds {
+        timeout: bounds.duration("timeout").unwrap_or(default.timeout),
+        idle_timeout: bounds.duration("idle_timeout").unwrap_or(default.idle_timeout),
+        repeat_methods: methods.unwrap_or(default.repeat_methods),
+        retry_max: retry.int("max").unwrap_or(default.retry_max),
+        retry_budget: retry.share("budget").unwrap_or(default.retry_budget),
+        hedge_mode: mode.unwrap_or(default.hedge_mode),
+        hedge_min: hedge.duration("min").unwrap_or(default.hedge_min),
+        hedge_budget: hedge.share("budget").unwrap_or(default.hedge_budget),
+        hedge_max: hedge.int("max").unwrap_or(default.hedge_max),
+        scout_timeout: bounds.section("scout").duration("timeout").unwrap_or(default.scout_timeout),
+        eject_max: bounds.section("eject").share("max").unwrap_or(default.eject_max),
+        circuit_connections: circuit.int("connections").unwrap_or(default.circuit_connections),
+        circuit_pending: circuit.int("pending").unwrap_or(default.circuit_pending),
+        circuit_requests: circuit.int("requests").unwrap_or(default.circuit_requests),
+        slow_start: bounds.duration("slow_start").unwrap_or(default.slow_start),
+        max_body_buffer: body.unwrap_or(default.max_body_buffer),
     }
 }
 
@@ -104,7 +134,17 @@ fn service(service: &Section<'_>, report: &Report) -> ServiceKeys {
         tags: values(service.texts("tags", forms::filled)).unwrap_or_default(),
         meta: service.meta("meta", forms::free).into_iter().collect(),
         check: service.given("check").map(|check| self::check(&check, report)),
+        scout: scout(service, report).map(|scout| scout.value),
+        policy: published(service),
+        routes: routes(service, report),
     }
+}
+
+/// What a service says of its policy; nothing unless it says something.
+fn published(service: &Section<'_>) -> Option<At<PolicyLayer>> {
+    let key = ["policy", "routes"].into_iter().find(|key| service.has(key))?;
+    let value = policy(&service.section("policy"));
+    Some(At { value, at: service.key_at(key), path: format!("{}.{key}", service.path) })
 }
 
 fn check(check: &Section<'_>, report: &Report) -> CheckKeys {
@@ -128,6 +168,23 @@ fn check(check: &Section<'_>, report: &Report) -> CheckKeys {
     }
 }
 
+/// The scout port or path of an application.
+fn scout(of: &Section<'_>, report: &Report) -> Option<At<Scout>> {
+    let scout = of.given("scout")?;
+    let http = scout.text("http", forms::path).map(|path| Scout::Http(path.value));
+    let tcp = scout.int("tcp").and_then(|port| u16::try_from(port).ok()).map(Scout::Tcp);
+    if scout.has("http") && scout.has("tcp") {
+        report.problem(scout.key_at("tcp"), &format!("{}: `http` or `tcp`, not both", scout.path));
+    } else if !scout.has("http") && !scout.has("tcp") {
+        report.missing(
+            scout.at,
+            &format!("{}: whom to ask is missing: `http: /scout` or `tcp: 9999`", scout.path),
+        );
+    }
+    let value = http.or(tcp)?;
+    Some(At { value, at: of.key_at("scout"), path: scout.path.clone() })
+}
+
 fn upstream(upstream: &Section<'_>, report: &Report) -> UpstreamKeys {
     upstream.require("name");
     let endpoints = upstream.items("endpoints").unwrap_or_default();
@@ -136,9 +193,14 @@ fn upstream(upstream: &Section<'_>, report: &Report) -> UpstreamKeys {
         endpoints: endpoints.iter().filter_map(|item| item.text(forms::dial)).collect(),
         has_endpoints: !endpoints.is_empty(),
         protocol: upstream.choice("protocol", &Protocol::ALL, Protocol::name),
+        scout: scout(upstream, report),
         policy: policy(&upstream.section("policy")),
-        routes: sections(upstream, "routes", |route| self::route(route, report)),
+        routes: routes(upstream, report),
     }
+}
+
+pub(crate) fn routes(parent: &Section<'_>, report: &Report) -> Vec<RouteKeys> {
+    sections(parent, "routes", |route| self::route(route, report))
 }
 
 fn route(route: &Section<'_>, report: &Report) -> RouteKeys {
@@ -150,26 +212,32 @@ fn route(route: &Section<'_>, report: &Report) -> RouteKeys {
     if route.has("match") && !said {
         report.missing(which.at, &format!("{}: `path` or `method` is missing", which.path));
     }
-    let usable =
-        path.is_some() == which.has("path") && method.is_some() == which.has("method") && said;
+    let usable = path.is_some() == which.has("path")
+        && method.is_some() == which.has("method")
+        && which.is_understood()
+        && said;
     let found =
         At { value: Match { path, method }, at: route.key_at("match"), path: which.path.clone() };
     RouteKeys { matches: usable.then_some(found), policy: policy(&route.section("policy")) }
 }
 
-fn policy(policy: &Section<'_>) -> PolicyLayer {
+pub(crate) fn policy(policy: &Section<'_>) -> PolicyLayer {
     let repeat = policy.section("repeat");
     let retry = policy.section("retry");
     let hedge = policy.section("hedge");
+    let hash = policy.section("hash");
+    let scout = policy.section("scout");
+    let (shard, no_shard) = policy.section_or_word("shard");
     let eject = policy.section("eject");
+    let (probation, no_probation) = policy.section_or_word("probation");
     let circuit = policy.section("circuit");
     let key_header = repeat.text("key_header", forms::header).map(|header| header.value);
     PolicyLayer {
         timeout: policy.duration("timeout"),
         idle_timeout: policy.duration("idle_timeout"),
-        balance: policy
-            .choice("balance", &Balance::ALL, Balance::name)
-            .map(|balance| balance.value),
+        balance: policy.choice("balance", &Balance::ALL, Balance::name),
+        hash_key: key_source(&hash),
+        hash_bound: hash.decimal("bound"),
         repeat_methods: values(repeat.texts("methods", forms::method)),
         repeat_grpc: values(repeat.texts("grpc", forms::grpc)),
         repeat_key_header: key_header.map(|header| (header != "none").then_some(header)),
@@ -181,9 +249,22 @@ fn policy(policy: &Section<'_>) -> PolicyLayer {
         hedge_min: hedge.duration("min"),
         hedge_budget: hedge.share("budget"),
         hedge_max: hedge.int("max"),
+        scout_mode: scout.choice("mode", &ScoutMode::ALL, ScoutMode::name).map(|mode| mode.value),
+        scout_timeout: scout.duration("timeout"),
+        shard_key: shard
+            .text("key", forms::key_source)
+            .map(|key| key.value)
+            .or(no_shard.then_some(None)),
+        shard_size: shard.int("size"),
+        shard_fallback: shard
+            .choice("fallback", &ShardFallback::ALL, ShardFallback::name)
+            .map(|fallback| fallback.value),
+        zone: policy.choice("zone", &Zone::ALL, Zone::name).map(|zone| zone.value),
         eject_consecutive: eject.int("consecutive"),
         eject_base: eject.duration("base"),
         eject_max: eject.share("max"),
+        probation_slower_than: probation.factor("slower_than").or(no_probation.then_some(None)),
+        probation_min_requests: probation.int("min_requests"),
         panic: policy.share("panic"),
         circuit_connections: circuit.int("connections"),
         circuit_pending: circuit.int("pending"),
@@ -191,6 +272,13 @@ fn policy(policy: &Section<'_>) -> PolicyLayer {
         slow_start: policy.duration("slow_start"),
         max_body_buffer: policy.size("max_body_buffer"),
     }
+}
+
+/// A key that was refused counts as one: that it is missing would be a second message about the same mistake.
+fn key_source(of: &Section<'_>) -> Option<At<Option<KeySource>>> {
+    let refused =
+        || At { value: Some(KeySource::Address), at: of.key_at("key"), path: String::new() };
+    of.text("key", forms::key_source).or_else(|| of.has("key").then(refused))
 }
 
 fn outbound(outbound: &Section<'_>) -> OutboundKeys {

@@ -80,6 +80,13 @@ pub(crate) struct At<T> {
     pub path: String,
 }
 
+/// The same value is the same wherever it stands.
+impl<T: PartialEq> PartialEq for At<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
 impl<T> At<T> {
     pub(crate) fn problem(&self, report: &Report, why: &str) {
         report.problem(self.at, &format!("{}: {why}", self.path));

@@ -56,6 +56,12 @@ fn shape(shape: &'static Shape) -> Map<String, Value> {
         Shape::Share => text(forms::SHARE),
         Shape::Size => text(forms::SIZE),
         Shape::After => text(forms::AFTER),
+        Shape::Factor => object(&json!({
+            "anyOf": [Value::Object(text(forms::FACTOR)), {"const": false}]
+        })),
+        Shape::Decimal { min, max } => {
+            object(&json!({"type": "number", "minimum": min, "maximum": max}))
+        }
         Shape::RetryOn => object(&json!({
             "type": ["string", "integer"], "pattern": forms::RETRY_ON, "minimum": 100, "maximum": 599
         })),
@@ -72,6 +78,13 @@ fn shape(shape: &'static Shape) -> Map<String, Value> {
             object(&json!({"enum": values}))
         }
         Shape::Map(keys) => mapping(keys),
+        Shape::MapOr { keys, word } => {
+            let mut words = vec![json!(word)];
+            if *word == "off" {
+                words.push(json!(false));
+            }
+            object(&json!({"anyOf": [Value::Object(mapping(keys)), {"enum": words}]}))
+        }
         Shape::Meta { max } => object(&json!({
             "type": ["object", "null"],
             "maxProperties": max,

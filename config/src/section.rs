@@ -6,7 +6,7 @@
 use crate::keys::{self, Key, Shape};
 use crate::nearest::nearest;
 use crate::notation;
-use crate::policy::{After, RetryOn, Share};
+use crate::policy::{After, Factor, RetryOn, Share};
 use crate::problem::Position;
 use crate::report::{At, Report};
 use crate::tree::{Entry, Kind, Node, is_null};
@@ -27,6 +27,11 @@ impl<'a> Section<'a> {
     pub(crate) fn root(node: Option<&'a Node>, report: &'a Report) -> Section<'a> {
         let at = node.map_or(Position::START, |node| node.at);
         Section::new(node, keys::ROOT, at, String::new(), report)
+    }
+
+    /// A mapping that is not part of the file.
+    pub(crate) fn of(node: &'a Node, keys: &'static [Key], report: &'a Report) -> Section<'a> {
+        Section::new(Some(node), keys, node.at, String::new(), report)
     }
 
     fn new(
@@ -72,9 +77,11 @@ impl<'a> Section<'a> {
         if let Some(near) = nearest(unknown, built()) {
             return format!("did you mean `{near}`?");
         }
-        let mut elsewhere = None;
+        // Policy keys stand in many places: the shortest is the one that the documentation has.
+        let mut elsewhere: Option<String> = None;
         keys::each(&mut |path, key| {
-            if key.name == unknown && !matches!(key.shape, Shape::NotBuilt) && elsewhere.is_none() {
+            let is_it = key.name == unknown && !matches!(key.shape, Shape::NotBuilt);
+            if is_it && elsewhere.as_ref().is_none_or(|known| path.len() < known.len()) {
                 elsewhere = Some(path.to_owned());
             }
         });
@@ -91,7 +98,11 @@ impl<'a> Section<'a> {
         let entry = self.entries.iter().find(|entry| entry.key == name)?;
         let holds_more = matches!(
             key.shape,
-            Shape::Map(_) | Shape::Meta { .. } | Shape::List { .. } | Shape::ListOrMap { .. }
+            Shape::Map(_)
+                | Shape::MapOr { .. }
+                | Shape::Meta { .. }
+                | Shape::List { .. }
+                | Shape::ListOrMap { .. }
         );
         if holds_more && entry.value.is_null() {
             return None;
@@ -103,6 +114,14 @@ impl<'a> Section<'a> {
     /// Whether anything stands at this key, usable or not.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.entries.iter().any(|entry| entry.key == name)
+    }
+
+    /// Whether every key is one of the table and means something.
+    pub(crate) fn is_understood(&self) -> bool {
+        self.entries.iter().all(|entry| {
+            let key = self.keys.iter().find(|key| key.name == entry.key);
+            key.is_some_and(|key| !matches!(key.shape, Shape::NotBuilt))
+        })
     }
 
     /// A value that may be written in more than one way.
@@ -139,6 +158,26 @@ impl<'a> Section<'a> {
                 Section::new(None, keys, self.at, join(&self.path, name), self.report)
             }
         }
+    }
+
+    /// A mapping, and whether in its place stands the word that says that there is none of it.
+    pub(crate) fn section_or_word(&self, name: &str) -> (Section<'a>, bool) {
+        let Some(Key { shape: Shape::MapOr { keys, word }, .. }) =
+            self.keys.iter().find(|key| key.name == name)
+        else {
+            unreachable!("`{name}` is read as a mapping or a word and is neither in the table");
+        };
+        let nothing = || Section::new(None, keys, self.at, join(&self.path, name), self.report);
+        let Some(value) = self.get(name) else { return (nothing(), false) };
+        let Kind::Scalar { text, plain } = &value.node.kind else {
+            return (value.section(), false);
+        };
+        // YAML 1.1 tools write `off` back as `false`.
+        let said = text == word || (*plain && *word == "off" && text == "false");
+        if !said {
+            value.problem(&format!("`{text}` is neither keys nor `{word}`"));
+        }
+        (nothing(), said)
     }
 
     /// The items of a list; `None` when the key is not there.
@@ -186,6 +225,38 @@ impl<'a> Section<'a> {
         let value = self.get(name)?;
         let Shape::After = value.shape else { value.wrong_shape() };
         value.notation(notation::after)
+    }
+
+    /// A factor; `Some(None)` when it is off.
+    pub(crate) fn factor(&self, name: &str) -> Option<Option<Factor>> {
+        let value = self.get(name)?;
+        let Shape::Factor = value.shape else { value.wrong_shape() };
+        let (text, plain) = value.scalar()?;
+        if plain && text == "false" {
+            return Some(None);
+        }
+        value.notation(notation::factor)
+    }
+
+    /// A number with decimal places within its row's bounds.
+    pub(crate) fn decimal(&self, name: &str) -> Option<Factor> {
+        let value = self.get(name)?;
+        let Shape::Decimal { min, max } = value.shape else { value.wrong_shape() };
+        let (text, plain) = value.scalar()?;
+        let within = |decimal: &Factor| (*min as f64..=*max as f64).contains(&decimal.times());
+        match notation::decimal(text).filter(within) {
+            Some(decimal) if plain => Some(decimal),
+            Some(decimal) => {
+                value.problem(&format!("is a number: write {decimal} without quotes"));
+                None
+            }
+            None => {
+                value.problem(&format!(
+                    "`{text}` is not a number from {min} to {max} with at most three decimal places"
+                ));
+                None
+            }
+        }
     }
 
     pub(crate) fn retry_on(&self, name: &str) -> Option<Vec<RetryOn>> {
@@ -309,7 +380,9 @@ impl<'a> Value<'a> {
     }
 
     pub(crate) fn section(&self) -> Section<'a> {
-        let (Shape::Map(keys) | Shape::ListOrMap { keys, .. }) = self.shape else {
+        let (Shape::Map(keys) | Shape::ListOrMap { keys, .. } | Shape::MapOr { keys, .. }) =
+            self.shape
+        else {
             self.wrong_shape()
         };
         Section::new(Some(self.node), keys, self.node.at, self.path.clone(), self.report)

@@ -8,7 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::bounds::Bounds;
+use crate::layer::PolicyLayer;
 use crate::policy::{Origins, Policy};
+use crate::published::Published;
 
 /// The whole configuration of one host.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +69,7 @@ pub enum DataDir {
 }
 
 /// The mesh a host belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mesh {
     /// Hosts of different meshes ignore each other; also Consul's datacenter.
     pub name: String,
@@ -82,6 +85,8 @@ pub struct Mesh {
     pub data: Listen,
     /// Allows other addresses than loopback without keys.
     pub insecure: bool,
+    /// The most that others may ask of this host's clients.
+    pub bounds: Bounds,
 }
 
 /// A gossip key; `Debug` never shows it.
@@ -122,6 +127,10 @@ pub struct Service {
     pub meta: std::collections::BTreeMap<String, String>,
     /// How its health is known; `None`: always passing.
     pub check: Option<Check>,
+    /// What every client of the service is to do; `None`: nothing is said.
+    pub policy: Option<Published>,
+    /// How it answers scouts itself; `None`: it does not.
+    pub scout: Option<Scout>,
 }
 
 /// What an application speaks.
@@ -173,6 +182,15 @@ pub enum CheckKind {
     Tcp,
 }
 
+/// How an application answers scouts itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Scout {
+    /// GET this path of its own address: 2xx.
+    Http(String),
+    /// On this port of its own address a byte for each byte.
+    Tcp(u16),
+}
+
 /// Services found otherwise, or this client's own policy for a mesh service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
@@ -182,23 +200,12 @@ pub struct Upstream {
     pub endpoints: Vec<SocketAddr>,
     /// What the endpoints speak; `None`: HTTP/1.1.
     pub protocol: Option<Protocol>,
-    /// Merged: built-in < host < upstream.
-    pub policy: Policy,
-    /// Where each field of `policy` came from.
-    pub origins: Origins,
-    /// First match wins; none: `policy`.
-    pub routes: Vec<Route>,
-}
-
-/// Requests of an upstream that have a policy of their own.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Route {
-    /// What it matches.
-    pub matches: Match,
-    /// Merged: built-in < host < upstream < route.
-    pub policy: Policy,
-    /// Where each field of `policy` came from.
-    pub origins: Origins,
+    /// How the endpoints answer scouts; `None`: they do not.
+    pub scout: Option<Scout>,
+    /// What it says; what holds is [`Settings::effective`].
+    pub(crate) said: PolicyLayer,
+    /// First match wins.
+    pub(crate) routes: Vec<(Match, PolicyLayer)>,
 }
 
 /// Which requests a route is for.
@@ -319,6 +326,7 @@ impl Settings {
                 keys: Vec::new(),
                 data: listen(7110),
                 insecure: false,
+                bounds: Bounds::default(),
             },
             services: Vec::new(),
             policy: Policy::default(),

@@ -12,13 +12,14 @@ use crate::environment::{Environment, node_address};
 use crate::forms;
 use crate::key_file;
 use crate::layer::PolicyLayer;
-use crate::model::{CheckKeys, File, Keys, OutboundKeys, ServiceKeys, UpstreamKeys};
-use crate::policy::{Origin, Origins, Policy};
+use crate::model::{CheckKeys, File, Keys, OutboundKeys, RouteKeys, ServiceKeys, UpstreamKeys};
+use crate::policy::{Balance, Origin, Origins, Policy, built_in_origins};
 use crate::problem::Position;
+use crate::published::{PUBLISHED_MAX, Published};
 use crate::report::{At, Report};
 use crate::settings::{
-    Check, DataDir, Discovery, Key, Limits, Listen, Log, Match, Mesh, Node, Outbound, Route,
-    Service, ServiceListener, Settings, Shutdown, Upstream,
+    Check, DataDir, Discovery, Key, Limits, Listen, Log, Match, Mesh, Node, Outbound, Service,
+    ServiceListener, Settings, Shutdown, Upstream,
 };
 
 /// The settings that a file means; usable only if nothing was reported. `base`: the file's directory.
@@ -38,12 +39,12 @@ pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Repo
     let layers = Layers { report, buffers: limits.buffers };
     let (policy, origins) =
         layers.lay(&file.policy, &default.policy, &default.origins, Origin::Host);
-    let upstreams = upstreams(&file.upstreams, &policy, &origins, &layers, &listeners, report);
 
     let written = file.node.address.as_ref().map(|address| address.value);
     check_node_address(&file, &listeners, report);
+    let upstreams = upstreams(file.upstreams, &policy, &layers, &listeners, report);
     let dialled = node_address(written, listeners.data.address.ip(), env);
-    let services = services(file.services, dialled, &listeners, report);
+    let services = services(file.services, dialled, &layers, &listeners, report);
 
     Settings {
         node: Node {
@@ -61,6 +62,7 @@ pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Repo
             keys: keys.unwrap_or_default(),
             data: listeners.data,
             insecure: file.mesh.insecure.is_some_and(|insecure| insecure.value),
+            bounds: file.mesh.bounds,
         },
         services,
         policy,
@@ -274,9 +276,11 @@ fn data_dir(written: Option<String>, base: &Path, env: &Environment, report: &Re
 fn services(
     written: Vec<ServiceKeys>,
     dialled: IpAddr,
+    layers: &Layers<'_>,
     listeners: &Listeners,
     report: &Report,
 ) -> Vec<Service> {
+    let mut policies: BTreeMap<String, (Published, usize)> = BTreeMap::new();
     let mut ids: BTreeMap<String, usize> = BTreeMap::new();
     let mut services = Vec::new();
     for service in written {
@@ -314,7 +318,11 @@ fn services(
             }
             None => Some(address.value),
         };
+        let policy = service.policy.and_then(|policy| {
+            published(&name.value, &policy, service.routes, layers, &mut policies)
+        });
         services.push(Service {
+            policy,
             id: id.value.clone(),
             name: name.value,
             address: address.value,
@@ -323,9 +331,45 @@ fn services(
             tags: service.tags,
             meta: service.meta,
             check: service.check.and_then(check),
+            scout: service.scout,
         });
     }
     services
+}
+
+/// What a service publishes. One host says one thing of a service, however many instances of it there are.
+fn published(
+    service: &str,
+    said: &At<PolicyLayer>,
+    routes: Vec<RouteKeys>,
+    layers: &Layers<'_>,
+    policies: &mut BTreeMap<String, (Published, usize)>,
+) -> Option<Published> {
+    let (below, origins) = (Policy::default(), built_in_origins());
+    let (policy, _) = layers.lay(&said.value, &below, &origins, Origin::Published);
+    let routes = layers.routes(routes, &policy);
+    // To say nothing is not to have a vote.
+    if said.value == PolicyLayer::default() && routes.is_empty() {
+        return None;
+    }
+    let published = match Published::write(&said.value, &routes) {
+        Ok(published) => published,
+        Err(length) => {
+            let why = format!(
+                "with its routes {length} bytes are published, at most {PUBLISHED_MAX} are allowed"
+            );
+            said.problem(layers.report, &why);
+            return None;
+        }
+    };
+    match policies.get(service) {
+        Some((earlier, line)) if *earlier != published => {
+            let why = format!("another policy is said of `{service}` in line {line}");
+            said.problem(layers.report, &why);
+        }
+        _ => _ = policies.insert(service.to_owned(), (published.clone(), said.at.line)),
+    }
+    Some(published)
 }
 
 fn check(written: CheckKeys) -> Option<Check> {
@@ -356,54 +400,71 @@ impl Layers<'_> {
         {
             size.problem(self.report, "is more than limits.buffers, which all requests share");
         }
-        layer.over(below, origins, origin)
+        let (policy, origins) = layer.over(below, origins, origin);
+        if policy.balance == Balance::Hash && policy.hash.key.is_none() {
+            // Shown in the layer that made it so; those above repeat the mistake and not the message.
+            const WHY: &str = "`balance: hash` takes a key: write hash: {key: \"header:x-user\"}";
+            match (&layer.balance, &layer.hash_key) {
+                (Some(balance), _) => balance.problem(self.report, WHY),
+                (None, Some(key)) => key.problem(self.report, WHY),
+                (None, None) => {}
+            }
+        }
+        (policy, origins)
+    }
+}
+
+impl Layers<'_> {
+    /// The routes of a list that are usable, checked on what lies below them.
+    fn routes(&self, written: Vec<RouteKeys>, below: &Policy) -> Vec<(Match, PolicyLayer)> {
+        let mut routes: Vec<(Match, PolicyLayer)> = Vec::new();
+        for route in written {
+            self.lay(&route.policy, below, &Origins::new(), Origin::Route);
+            let Some(matches) = route.matches else {
+                continue;
+            };
+            for (index, (earlier, _)) in routes.iter().enumerate() {
+                if *earlier == matches.value {
+                    matches.problem(
+                        self.report,
+                        "an earlier route matches the same, so this one never would",
+                    );
+                } else if covers(earlier, &matches.value) {
+                    let why = format!(
+                        "routes[{index}] takes all of these requests, so this one never would"
+                    );
+                    matches.warning(self.report, &why);
+                }
+            }
+            routes.push((matches.value, route.policy));
+        }
+        routes
     }
 }
 
 fn upstreams(
-    written: &[UpstreamKeys],
+    written: Vec<UpstreamKeys>,
     host: &Policy,
-    host_origins: &Origins,
     layers: &Layers<'_>,
     listeners: &Listeners,
     report: &Report,
 ) -> Vec<Upstream> {
-    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut names: BTreeMap<String, usize> = BTreeMap::new();
     let mut upstreams = Vec::new();
     for upstream in written {
-        check_endpoints(upstream, listeners, report);
-        let (policy, origins) = layers.lay(&upstream.policy, host, host_origins, Origin::Upstream);
-        let mut routes: Vec<Route> = Vec::new();
-        for route in &upstream.routes {
-            let (policy, origins) = layers.lay(&route.policy, &policy, &origins, Origin::Route);
-            let Some(matches) = &route.matches else {
-                continue;
-            };
-            for (index, earlier) in routes.iter().enumerate() {
-                if earlier.matches == matches.value {
-                    matches.problem(
-                        report,
-                        "an earlier route matches the same, so this one never would",
-                    );
-                } else if covers(&earlier.matches, &matches.value) {
-                    let why = format!(
-                        "routes[{index}] takes all of these requests, so this one never would"
-                    );
-                    matches.warning(report, &why);
-                }
-            }
-            routes.push(Route { matches: matches.value.clone(), policy, origins });
-        }
-        let Some(name) = &upstream.name else { continue };
-        if let Some(line) = names.insert(&name.value, name.at.line) {
+        check_endpoints(&upstream, listeners, report);
+        let (policy, _) = layers.lay(&upstream.policy, host, &Origins::new(), Origin::Upstream);
+        let routes = layers.routes(upstream.routes, &policy);
+        let Some(name) = upstream.name else { continue };
+        if let Some(line) = names.insert(name.value.clone(), name.at.line) {
             name.problem(report, &format!("`{}` is the upstream in line {line} too", name.value));
         }
         upstreams.push(Upstream {
-            name: name.value.clone(),
+            name: name.value,
             endpoints: upstream.endpoints.iter().map(|endpoint| endpoint.value).collect(),
             protocol: upstream.protocol.as_ref().map(|protocol| protocol.value),
-            policy,
-            origins,
+            scout: upstream.scout.as_ref().map(|scout| scout.value.clone()),
+            said: upstream.policy,
             routes,
         });
     }
@@ -442,6 +503,11 @@ fn check_endpoints(upstream: &UpstreamKeys, listeners: &Listeners, report: &Repo
         && !upstream.has_endpoints
     {
         protocol.problem(report, "is for `endpoints`: a service of the mesh says its own");
+    }
+    if let Some(scout) = &upstream.scout
+        && !upstream.has_endpoints
+    {
+        scout.problem(report, "is for `endpoints`: a service of the mesh is scouted at its host");
     }
 }
 

@@ -9,9 +9,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use evenkeel_config::Published;
 use evenkeel_config::settings::Protocol;
 
 use crate::health::Status;
+use crate::index::PolicyHash;
+use crate::order::{Order, Subject};
 use crate::registration::Weights;
 
 /// Everything that look-ups can answer, at one moment.
@@ -27,6 +30,8 @@ pub struct Catalog {
     pub nodes: BTreeMap<u64, Arc<Node>>,
     /// Services by name; only those with at least one instance on a host that is up.
     pub services: BTreeMap<String, Arc<ServiceView>>,
+    /// The orders that count, the newest on each subject.
+    pub orders: BTreeMap<Subject, Arc<Order>>,
     /// Rises with every published change.
     pub index: u64,
     /// Rises when a host comes, goes or changes.
@@ -52,7 +57,7 @@ pub struct Node {
     pub generation: u64,
     /// Whether it can be reached.
     pub status: NodeStatus,
-    /// It asked not to be chosen: it is about to leave.
+    /// It is not to be chosen: it is about to leave and says so, or an order says so ([`Catalog::orders`]).
     pub draining: bool,
     /// When it last changed.
     pub index: u64,
@@ -78,7 +83,34 @@ pub struct ServiceView {
     pub index: u64,
     /// Ordered by node id, then instance id.
     pub instances: Vec<Arc<Instance>>,
+    /// What the hosts of these instances say that clients should do.
+    pub policies: Policies,
 }
+
+/// What the hosts of a service publish of its policy. Instances whose host says nothing have no vote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policies {
+    /// Each different one. The first counts: that of most instances, then the one of the lowest hash.
+    pub published: Vec<PolicyVote>,
+    /// Instances whose policy cannot be had or read: they have no vote either.
+    pub unusable: usize,
+}
+
+/// One published policy and who publishes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyVote {
+    /// Its name.
+    pub hash: PolicyHash,
+    /// What it says.
+    pub policy: Arc<Published>,
+    /// How many instances it is for.
+    pub instances: usize,
+    /// Names of their hosts, at most [`HOSTS_NAMED_MAX`].
+    pub hosts: Vec<String>,
+}
+
+/// Hosts named for each published policy.
+pub const HOSTS_NAMED_MAX: usize = 8;
 
 /// One application process that offers a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +182,14 @@ impl Catalog {
     #[must_use]
     pub fn is_member_address(&self, address: IpAddr) -> bool {
         self.alive().any(|node| node.address.ip() == address || node.mesh.ip() == address)
+    }
+}
+
+impl Policies {
+    /// The one that counts.
+    #[must_use]
+    pub fn winner(&self) -> Option<&Arc<Published>> {
+        self.published.first().map(|vote| &vote.policy)
     }
 }
 

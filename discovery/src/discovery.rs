@@ -22,7 +22,10 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use evenkeel_config::Published;
+
 use crate::catalog::Catalog;
+use crate::index::PolicyHash;
 use crate::membership::{Membership, Note, Packet};
 use crate::publish::Publisher;
 use crate::record::{NODE_KEY, NodeBody};
@@ -38,6 +41,7 @@ mod datagrams;
 mod exchanges;
 mod interface;
 mod offers;
+mod orders;
 mod peers;
 
 pub use interface::*;
@@ -93,6 +97,8 @@ pub struct Discovery {
     /// Who asked us to dial a suspect.
     askers: BTreeMap<u64, BTreeSet<u64>>,
     offers: BTreeMap<String, Offer>,
+    /// What this host publishes of each service's policy, if it offers the service.
+    policies: BTreeMap<String, (PolicyHash, Arc<Published>)>,
     draining: bool,
     dials: BTreeMap<DialId, Outgoing>,
     dial_seq: u64,
@@ -119,6 +125,8 @@ struct Timers {
     anti_entropy: Instant,
     expire: Instant,
     fetch: Option<Instant>,
+    /// The next order ends.
+    orders: Option<Instant>,
     /// Saved members may differ from what was last saved.
     save_members: Option<Instant>,
 }
@@ -157,6 +165,7 @@ impl Discovery {
             recheck: Vec::new(),
             askers: BTreeMap::new(),
             offers: BTreeMap::new(),
+            policies: BTreeMap::new(),
             draining: false,
             dials: BTreeMap::new(),
             dial_seq: 0,
@@ -167,6 +176,7 @@ impl Discovery {
                 anti_entropy: now + ANTI_ENTROPY,
                 expire: now + EXPIRE,
                 fetch: None,
+                orders: None,
                 save_members: None,
             },
             join_attempts: 0,
@@ -188,8 +198,9 @@ impl Discovery {
                 // What was acceptable once may not be to a later version; what is left out here was logged then.
                 let _ = discovery.register(now, wall_ms, registration.into());
             }
+            discovery.restore_orders(now, wall_ms, saved.orders);
         }
-        discovery.publish(wall_ms);
+        discovery.publish(now, wall_ms);
         discovery
     }
 
@@ -231,7 +242,11 @@ impl Discovery {
         }
         if self.timers.expire <= now {
             self.timers.expire = now + EXPIRE;
-            self.expire(now);
+            self.expire(now, wall_ms);
+        }
+        if self.timers.orders.is_some_and(|at| at <= now) {
+            self.timers.orders = None;
+            self.expire_orders(now, wall_ms);
         }
         if self.timers.save_members.is_some_and(|at| at <= now) {
             self.timers.save_members = None;
@@ -241,7 +256,7 @@ impl Discovery {
             self.spread_news(now);
         }
         if self.publisher.due().is_some_and(|at| at <= now) {
-            self.publish(wall_ms);
+            self.publish(now, wall_ms);
         }
     }
 
@@ -257,6 +272,7 @@ impl Discovery {
             self.spread.due(),
             self.publisher.due(),
             self.timers.fetch,
+            self.timers.orders,
             self.timers.save_members,
             self.recheck.iter().map(|(at, ..)| *at).min(),
         ];
@@ -284,7 +300,7 @@ impl Discovery {
     }
 
     /// Says goodbye to all: afterwards drain [`Discovery::poll_transmit`] once and stop. Nothing else is sent after that.
-    pub fn leave(&mut self, _now: Instant, wall_ms: u64) {
+    pub fn leave(&mut self, now: Instant, wall_ms: u64) {
         if self.left {
             return;
         }
@@ -302,7 +318,7 @@ impl Discovery {
         self.dial_queue.clear();
         self.dials.clear();
         // No timer will do it any more.
-        self.publish(wall_ms);
+        self.publish(now, wall_ms);
         self.left = true;
     }
 
@@ -321,6 +337,7 @@ impl Discovery {
             epoch: self.membership.epoch(),
             members: self.members_to_save(),
             registrations: self.registrations_to_save(),
+            orders: self.orders_to_save(),
         }
     }
 
@@ -430,12 +447,15 @@ impl Discovery {
         }
     }
 
-    fn publish(&mut self, wall_ms: u64) {
+    fn publish(&mut self, now: Instant, wall_ms: u64) {
         let own = self.config.node.id;
         let visible = |node| self.peers.visible(node, own, &self.membership);
         if self.publisher.publish(own, wall_ms, &self.registry, visible) {
             self.tell(Event::SnapshotChanged);
         }
+        let left_us = |end: u64| end.saturating_sub(wall_ms.saturating_mul(1000));
+        self.timers.orders =
+            self.publisher.orders_end().map(|end| now + Duration::from_micros(left_us(end)));
     }
 
     fn try_to_join(&mut self, now: Instant) {
@@ -458,8 +478,9 @@ impl Discovery {
         }
     }
 
-    fn expire(&mut self, now: Instant) {
-        let changes = self.registry.expire(now);
+    fn expire(&mut self, now: Instant, wall_ms: u64) {
+        self.expire_orders(now, wall_ms);
+        let changes = self.registry.expire(now, wall_ms.saturating_mul(1000));
         self.publisher.touch_services(now, changes.services);
         for node in self.peers.expire(now, &self.membership, &self.registry) {
             self.publisher.touch_node(now, node, &self.registry);

@@ -68,6 +68,7 @@ mod seal;
 mod session;
 mod wire;
 
+mod index;
 mod membership;
 mod publish;
 mod record;
@@ -76,7 +77,9 @@ mod registry;
 mod spread;
 
 pub mod discovery;
+pub mod order;
 pub mod registration;
+pub mod scout;
 
 pub mod catalog;
 pub mod health;
@@ -88,10 +91,12 @@ pub mod consul;
 #[cfg(test)]
 mod sample;
 
-pub use catalog::{Catalog, Instance, Node, NodeStatus, ServiceView};
+pub use catalog::{Catalog, Instance, Node, NodeStatus, Policies, PolicyVote, ServiceView};
 pub use discovery::{
     Config, Counters, Dial, DialError, DialId, Discovery, Event, Limits, NodeInfo, Profile, Saved,
     SavedMember, Transmit,
 };
 pub use health::{Health, Status};
+pub use index::PolicyHash;
+pub use order::{Instruction, Order, OrderError, Subject};
 pub use registration::{Check, CheckKind, Origin, RegisterError, Registration, Weights};

@@ -8,7 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::catalog::{Catalog, Instance, Node, NodeStatus, ServiceView};
+use crate::catalog::{
+    Catalog, HOSTS_NAMED_MAX, Instance, Node, NodeStatus, Policies, PolicyVote, ServiceView,
+};
+use crate::index::PolicyHash;
+use crate::order::{Order, Subject};
+use crate::record::InstanceBody;
 use crate::registry::Registry;
 
 /// A change is published at most this late.
@@ -35,6 +40,9 @@ pub(crate) struct Publisher {
     catalog: Arc<Catalog>,
     services: BTreeSet<String>,
     nodes: BTreeSet<u64>,
+    orders: bool,
+    /// When the next order ends, in unix microseconds.
+    orders_end: Option<u64>,
     due: Option<Instant>,
 }
 
@@ -50,6 +58,8 @@ impl Publisher {
             catalog: Arc::new(catalog),
             services: BTreeSet::new(),
             nodes: BTreeSet::new(),
+            orders: false,
+            orders_end: None,
             due: None,
         }
     }
@@ -78,6 +88,17 @@ impl Publisher {
         self.touch_services(now, registry.services_of(node));
     }
 
+    /// Orders may have been issued, or have ended.
+    pub fn touch_orders(&mut self, now: Instant) {
+        self.orders = true;
+        self.due.get_or_insert(now + COALESCE);
+    }
+
+    /// When the next order ends, in unix microseconds, as of the last snapshot.
+    pub fn orders_end(&self) -> Option<u64> {
+        self.orders_end
+    }
+
     /// Makes a new snapshot if anything changed; returns whether it did.
     pub fn publish(
         &mut self,
@@ -87,12 +108,19 @@ impl Publisher {
         visible: impl Fn(u64) -> Visible,
     ) -> bool {
         self.due = None;
+        let wall_us = wall_ms.saturating_mul(1000);
+        let orders = std::mem::take(&mut self.orders).then(|| self.take_orders(wall_us, registry));
         let last = &self.catalog;
-        let index = (last.index + 1).max(wall_ms.saturating_mul(1000));
+        let index = (last.index + 1).max(wall_us);
         let mut next = Catalog { own, ..Catalog::clone(last) };
         let mut changed = own != last.own;
+        if let Some(orders) = orders.filter(|orders| *orders != last.orders) {
+            changed = true;
+            next.orders = orders;
+        }
         for id in std::mem::take(&mut self.nodes) {
-            let node = node(id, index, registry, &visible, last.nodes.get(&id));
+            let ordered_away = next.orders.contains_key(&Subject::Drain(id));
+            let node = node(id, index, registry, &visible, ordered_away, last.nodes.get(&id));
             if node.as_ref() != last.nodes.get(&id) {
                 changed = true;
                 next.nodes_index = index;
@@ -125,12 +153,31 @@ impl Publisher {
     }
 }
 
+impl Publisher {
+    /// The orders that count now. Hosts on which that differs from the last snapshot are made anew, with all they offer.
+    fn take_orders(&mut self, wall_us: u64, registry: &Registry) -> BTreeMap<Subject, Arc<Order>> {
+        let (orders, end) = registry.standing(wall_us);
+        self.orders_end = end;
+        let before = &self.catalog.orders;
+        let comes_or_goes =
+            |subject: &&Subject| orders.contains_key(*subject) != before.contains_key(*subject);
+        for subject in orders.keys().chain(before.keys()).filter(comes_or_goes) {
+            if let Subject::Drain(node) = subject {
+                self.nodes.insert(*node);
+                self.services.extend(registry.services_of(*node));
+            }
+        }
+        orders
+    }
+}
+
 /// The host as readers see it; the known one if nothing changed.
 fn node(
     id: u64,
     index: u64,
     registry: &Registry,
     visible: &impl Fn(u64) -> Visible,
+    ordered_away: bool,
     known: Option<&Arc<Node>>,
 ) -> Option<Arc<Node>> {
     let status = match visible(id) {
@@ -151,7 +198,7 @@ fn node(
             zone: body.zone.clone(),
             generation,
             status,
-            draining: body.draining,
+            draining: body.draining || ordered_away,
             index,
         },
         // Its record is gone; who it was is still of interest for a while.
@@ -180,6 +227,7 @@ fn view(
         .map(|view| view.instances.iter().map(|i| ((i.node.id, &*i.id), i)).collect())
         .unwrap_or_default();
     let mut instances = Vec::new();
+    let mut votes = Votes::default();
     for (host, id, body) in registry.instances_of(name) {
         let preserved = match visible(host) {
             Visible::Up => false,
@@ -189,6 +237,7 @@ fn view(
         let Some(node) = nodes.get(&host) else {
             continue;
         };
+        votes.count(registry, node, body);
         let known = before.get(&(host, &**id));
         let mut instance = Instance {
             node: Arc::clone(node),
@@ -217,9 +266,46 @@ fn view(
     if instances.is_empty() {
         return None;
     }
+    let policies = votes.counted();
     match known {
-        Some(known) if known.instances == instances => Some(Arc::clone(known)),
-        _ => Some(Arc::new(ServiceView { name: name.to_owned(), index, instances })),
+        Some(known) if known.instances == instances && known.policies == policies => {
+            Some(Arc::clone(known))
+        }
+        _ => Some(Arc::new(ServiceView { name: name.to_owned(), index, instances, policies })),
+    }
+}
+
+/// Which policies the instances of a service vote for.
+#[derive(Default)]
+struct Votes {
+    policies: BTreeMap<PolicyHash, PolicyVote>,
+    unusable: usize,
+}
+
+impl Votes {
+    fn count(&mut self, registry: &Registry, node: &Node, instance: &InstanceBody) {
+        let Some(hash) = instance.policy else { return };
+        let Some(policy) = registry.policy_of(node.id, &hash) else {
+            self.unusable += 1;
+            return;
+        };
+        let vote = self.policies.entry(hash).or_insert_with(|| PolicyVote {
+            hash,
+            policy: Arc::clone(policy),
+            instances: 0,
+            hosts: Vec::new(),
+        });
+        vote.instances += 1;
+        if vote.hosts.len() < HOSTS_NAMED_MAX && !vote.hosts.contains(&node.name) {
+            vote.hosts.push(node.name.clone());
+        }
+    }
+
+    /// The same on every host that sees the same instances: no clock and no order of arrival decides.
+    fn counted(self) -> Policies {
+        let mut published: Vec<PolicyVote> = self.policies.into_values().collect();
+        published.sort_by_key(|vote| (std::cmp::Reverse(vote.instances), vote.hash));
+        Policies { published, unusable: self.unusable }
     }
 }
 
@@ -229,4 +315,101 @@ fn tags(view: Option<&Arc<ServiceView>>) -> BTreeSet<&str> {
         .flat_map(|i| &i.tags)
         .map(String::as_str)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::index::{policy_hash, policy_key};
+    use crate::record::{NODE_KEY, NodeBody};
+    use crate::registration::Weights;
+    use crate::wire::{Delta, Extent};
+
+    #[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
+    fn t0() -> Instant {
+        Instant::now()
+    }
+
+    fn policy(which: u8) -> Vec<u8> {
+        format!(r#"{{"policy":{{"timeout":"{}s"}}}}"#, which + 1).into_bytes()
+    }
+
+    /// The record of a host whose instances of `web` name these policies; `None`: no policy.
+    fn record(host: u64, policies: &[Option<u8>]) -> Delta {
+        let mut owner = Registry::new(host, 1, 10, 1000);
+        let address = ([127, 0, 0, 1], 80).into();
+        let node = NodeBody {
+            name: format!("host-{host}"),
+            address,
+            mesh: address,
+            zone: None,
+            draining: false,
+        };
+        owner.write(t0(), NODE_KEY, Some(node.encode()));
+        for (i, which) in (0..).zip(policies) {
+            // Policy 3 is named and never sent.
+            if let Some(text) = which.filter(|which| *which < 3).map(policy) {
+                owner.write(t0(), &policy_key(&policy_hash(&text)), Some(text));
+            }
+            let body = InstanceBody {
+                service: "web".into(),
+                address,
+                advertise: None,
+                protocol: None,
+                tags: Vec::new(),
+                meta: BTreeMap::new(),
+                weights: Weights::default(),
+                checks: Vec::new(),
+                policy: which.map(|which| policy_hash(&policy(which))),
+            };
+            owner.write(t0(), &format!("web-{i}"), Some(body.encode()));
+        }
+        owner.delta_for(Extent { node: host, generation: 0, upto: 0 }).expect("it is not empty")
+    }
+
+    fn policies(records: &[Delta], one_by_one: bool) -> Policies {
+        let mut registry = Registry::new(99, 1, 10, 1000);
+        let mut publisher = Publisher::new("m", "mesh", 99);
+        for record in records {
+            registry.apply(record.clone());
+            publisher.touch_node(t0(), record.node, &registry);
+            if one_by_one {
+                publisher.publish(99, 1, &registry, |_| Visible::Up);
+            }
+        }
+        publisher.publish(99, 1, &registry, |_| Visible::Up);
+        publisher.catalog().service("web").map(|view| view.policies.clone()).unwrap_or_default()
+    }
+
+    proptest! {
+        /// Whoever hears of the same instances, in whatever order, takes the same policy: that of most, then of the lowest hash.
+        #[test]
+        fn hosts_agree_on_the_policy_that_counts(
+            hosts in prop::collection::vec(prop::collection::vec(prop::option::of(0..4u8), 0..5), 1..6),
+            turn in any::<prop::sample::Index>(),
+        ) {
+            let mut records: Vec<Delta> =
+                (1..).zip(&hosts).map(|(host, policies)| record(host, policies)).collect();
+            let seen = policies(&records, false);
+            let turn = turn.index(records.len());
+            records.rotate_left(turn);
+            prop_assert_eq!(&policies(&records, true), &seen);
+            records.reverse();
+            prop_assert_eq!(&policies(&records, true), &seen);
+
+            let said: Vec<u8> = hosts.iter().flatten().flatten().copied().collect();
+            let votes = |which: u8| said.iter().filter(|said| **said == which).count();
+            let winner = (0..3u8)
+                .filter(|which| votes(*which) > 0)
+                .max_by_key(|which| (votes(*which), std::cmp::Reverse(policy_hash(&policy(*which)))));
+            let text = |which: u8| String::from_utf8(policy(which)).expect("text");
+            prop_assert_eq!(
+                seen.winner().map(|policy| policy.text().to_string()),
+                winner.map(text)
+            );
+            prop_assert_eq!(seen.unusable, votes(3));
+        }
+    }
 }

@@ -11,8 +11,11 @@ use evenkeel_config::settings::Protocol;
 
 use crate::catalog::CheckState;
 use crate::health::{Health, OUTPUT_MAX, Status};
+use crate::index::PolicyHash;
 use crate::registration::{CheckKind, Registration, Weights};
-use crate::wire::{Malformed, Reader, frame, put_address, put_bytes, put_varint};
+use crate::wire::{
+    Malformed, Reader, fields, frame, put_address, put_bytes, put_varint, whole_text,
+};
 
 /// The key of what a host says of itself; instances are under their ids, which are not empty.
 pub(crate) const NODE_KEY: &str = "";
@@ -40,6 +43,8 @@ pub(crate) struct InstanceBody {
     pub meta: BTreeMap<String, String>,
     pub weights: Weights,
     pub checks: Vec<CheckState>,
+    /// The policy that its host publishes for the service.
+    pub policy: Option<PolicyHash>,
 }
 
 const NODE_NAME: u8 = 1;
@@ -57,6 +62,7 @@ const TAG: u8 = 5;
 const META: u8 = 6;
 const WEIGHTS: u8 = 7;
 const CHECK: u8 = 8;
+const POLICY: u8 = 9;
 
 /// Longest text that is read from another host.
 const TEXT_MAX: usize = 1024;
@@ -89,10 +95,10 @@ impl NodeBody {
             (None, None, None, None, false);
         fields(body, |field, r| {
             match field {
-                NODE_NAME => name = Some(whole_text(r)?),
+                NODE_NAME => name = Some(whole_text(r, TEXT_MAX)?),
                 NODE_ADDRESS => address = Some(r.address()?),
                 NODE_MESH => mesh = Some(r.address()?),
-                NODE_ZONE => zone = Some(whole_text(r)?),
+                NODE_ZONE => zone = Some(whole_text(r, TEXT_MAX)?),
                 NODE_DRAINING => draining = true,
                 _ => {}
             }
@@ -109,8 +115,13 @@ impl NodeBody {
 }
 
 impl InstanceBody {
-    /// What is said of an instance registered here, with the health of its checks, in their order.
-    pub fn of(registration: &Registration, health: &[Health]) -> InstanceBody {
+    /// What is said of an instance registered here, with the health of its checks, in their order, and the name of its
+    /// service's policy.
+    pub fn of(
+        registration: &Registration,
+        health: &[Health],
+        policy: Option<PolicyHash>,
+    ) -> InstanceBody {
         let checks = registration
             .checks
             .iter()
@@ -135,6 +146,7 @@ impl InstanceBody {
             meta: registration.meta.clone(),
             weights: registration.weights,
             checks,
+            policy,
         }
     }
 
@@ -176,6 +188,9 @@ impl InstanceBody {
                 put_bytes(out, check.output.as_bytes());
             });
         }
+        if let Some(policy) = &self.policy {
+            frame(&mut out, POLICY, |out| out.extend_from_slice(policy));
+        }
         out
     }
 
@@ -190,15 +205,16 @@ impl InstanceBody {
             meta: BTreeMap::new(),
             weights: Weights::default(),
             checks: Vec::new(),
+            policy: None,
         };
         fields(body, |field, r| {
             match field {
-                SERVICE => service = Some(whole_text(r)?),
+                SERVICE => service = Some(whole_text(r, TEXT_MAX)?),
                 ADDRESS => address = Some(r.address()?),
                 ADVERTISE => instance.advertise = Some(r.address()?),
                 // One that we do not know: told from the first bytes, as if it were not given.
                 PROTOCOL => instance.protocol = protocol_of(r.u8()?),
-                TAG => instance.tags.push(whole_text(r)?),
+                TAG => instance.tags.push(whole_text(r, TEXT_MAX)?),
                 META => {
                     let key = r.text(TEXT_MAX)?.to_owned();
                     instance.meta.insert(key, r.text(TEXT_MAX)?.to_owned());
@@ -208,6 +224,7 @@ impl InstanceBody {
                     instance.weights = Weights { passing: weight()?, warning: weight()? };
                 }
                 CHECK => instance.checks.push(decode_check(r)?),
+                POLICY => instance.policy = Some(r.array()?),
                 _ => {}
             }
             Ok(())
@@ -258,26 +275,6 @@ fn protocol_of(number: u8) -> Option<Protocol> {
     })
 }
 
-fn fields(
-    body: &[u8],
-    mut each: impl FnMut(u8, &mut Reader<'_>) -> Result<(), Malformed>,
-) -> Result<(), Malformed> {
-    let mut r = Reader(body);
-    while !r.is_empty() {
-        let field = r.u8()?;
-        each(field, &mut Reader(r.counted()?))?;
-    }
-    Ok(())
-}
-
-fn whole_text(r: &mut Reader<'_>) -> Result<String, Malformed> {
-    let bytes = std::mem::take(&mut r.0);
-    if bytes.len() > TEXT_MAX {
-        return Err(Malformed);
-    }
-    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed)
-}
-
 /// At most `max` bytes of a text, cut at a character.
 fn cut(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);
@@ -309,6 +306,7 @@ mod tests {
                 status: Status::Warning,
                 output: "429".into(),
             }],
+            policy: Some([7; 16]),
         }
     }
 

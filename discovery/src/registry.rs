@@ -16,7 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use evenkeel_config::Published;
+
 use crate::discovery::DOWN_KEPT;
+use crate::index::{Content, Index, PolicyHash, policy_hash, policy_key};
+use crate::order::{Order, OrderBody, Subject};
 use crate::record::{InstanceBody, NODE_KEY, NodeBody};
 use crate::wire::{Delta, DeltaEntry, Extent};
 
@@ -35,7 +39,7 @@ pub(crate) struct Registry {
     own: u64,
     records: BTreeMap<u64, Record>,
     tombstones: BTreeMap<u64, Tombstone>,
-    by_service: BTreeMap<String, BTreeSet<(u64, Arc<str>)>>,
+    index: Index,
     /// Withdrawn entries of our own, by sequence.
     withdrawn: BTreeMap<u64, Instant>,
     entries: usize,
@@ -59,7 +63,7 @@ pub(crate) struct Record {
 struct Entry {
     seq: u64,
     body: Option<Arc<[u8]>>,
-    instance: Option<Arc<InstanceBody>>,
+    content: Content,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +93,9 @@ pub(crate) struct Changes {
     pub base: u64,
     pub services: BTreeSet<String>,
     pub node: bool,
+    /// Published policies came or went: so did what the host's instances say of theirs.
+    pub policies: bool,
+    pub orders: bool,
 }
 
 impl Registry {
@@ -97,7 +104,7 @@ impl Registry {
             own,
             records: BTreeMap::from([(own, Record::new(generation))]),
             tombstones: BTreeMap::new(),
-            by_service: BTreeMap::new(),
+            index: Index::default(),
             withdrawn: BTreeMap::new(),
             entries: 0,
             entries_max,
@@ -119,10 +126,42 @@ impl Registry {
         &self,
         service: &str,
     ) -> impl Iterator<Item = (u64, &Arc<str>, &Arc<InstanceBody>)> {
-        self.by_service.get(service).into_iter().flatten().filter_map(|(node, id)| {
+        self.index.by_service.get(service).into_iter().flatten().filter_map(|(node, id)| {
             let entry = self.records.get(node)?.entries.get(id)?;
-            Some((*node, id, entry.instance.as_ref()?))
+            Some((*node, id, entry.instance()?))
         })
+    }
+
+    /// The policy of this name that a host publishes, if it does so readably.
+    pub fn policy_of(&self, node: u64, hash: &PolicyHash) -> Option<&Arc<Published>> {
+        match &self.records.get(&node)?.entries.get(policy_key(hash).as_str())?.content {
+            Content::Policy(policy) => Some(policy),
+            _ => None,
+        }
+    }
+
+    /// The orders that count at this time, and when the next of all ends.
+    pub fn standing(&self, wall_us: u64) -> (BTreeMap<Subject, Arc<Order>>, Option<u64>) {
+        self.index.standing(wall_us)
+    }
+
+    /// When the newest order on a subject was issued, and when the last of all ends, whatever became of them.
+    pub fn latest_on(&self, subject: &Subject) -> Option<(u64, u64)> {
+        self.index.latest_on(subject)
+    }
+
+    /// The policies in our own record.
+    pub fn own_policies(&self) -> impl Iterator<Item = PolicyHash> {
+        let entries = self.records[&self.own].entries.values();
+        entries.filter_map(|entry| match &entry.content {
+            Content::Policy(policy) => Some(policy_hash(policy.text().as_bytes())),
+            _ => None,
+        })
+    }
+
+    /// The orders issued at this host.
+    pub fn own_orders(&self) -> impl Iterator<Item = (&Subject, &Arc<OrderBody>)> {
+        self.records[&self.own].orders()
     }
 
     /// The services that a host offers.
@@ -178,18 +217,14 @@ impl Registry {
     /// Moves our own record to another host id: this host continues under a new one.
     pub fn rename_own(&mut self, own: u64) -> BTreeSet<String> {
         let record = self.records.remove(&self.own).expect("our own record is never removed");
-        let services = record.services();
         let old = std::mem::replace(&mut self.own, own);
-        for service in &services {
-            let set = self.by_service.entry(service.clone()).or_default();
-            let moved: Vec<_> = set.iter().filter(|(node, _)| *node == old).cloned().collect();
-            for (node, id) in moved {
-                set.remove(&(node, Arc::clone(&id)));
-                set.insert((own, id));
-            }
+        let mut changes = Changes::default();
+        for (key, entry) in &record.entries {
+            self.index.unlist(old, key, &entry.content, &mut changes);
+            self.index.list(own, key, &entry.content, &mut changes);
         }
         self.records.insert(own, record);
-        services
+        changes.services
     }
 
     /// Takes what others say happened to a record.
@@ -251,7 +286,7 @@ impl Registry {
     }
 
     /// Forgets what was kept long enough. Returns what that changed.
-    pub fn expire(&mut self, now: Instant) -> Changes {
+    pub fn expire(&mut self, now: Instant, wall_us: u64) -> Changes {
         let mut changes = Changes::default();
         let over = |since: Instant, kept: Duration| now.saturating_duration_since(since) >= kept;
         self.tombstones.retain(|_, tombstone| !over(tombstone.since, TOMBSTONE_KEPT));
@@ -259,12 +294,15 @@ impl Registry {
             .records
             .iter()
             .filter(|(_, record)| record.down_since.is_some_and(|since| over(since, DOWN_KEPT)))
+            // What was ordered there goes on counting.
+            .filter(|(_, record)| !record.orders().any(|(_, order)| order.stands(wall_us)))
             .map(|(node, record)| (*node, record.generation))
             .collect();
         for (node, generation) in gone {
             if let Applied::Changed(buried) = self.bury(now, node, generation) {
                 changes.services.extend(buried.services);
                 changes.node |= buried.node;
+                changes.orders |= buried.orders;
             }
         }
         let record = self.records.get_mut(&self.own).expect("our own record is never removed");
@@ -399,7 +437,7 @@ impl Registry {
         for key in dropped {
             if let Some(entry) = record.entries.remove(&key) {
                 self.entries -= 1;
-                unlist(&mut self.by_service, node, &key, entry.instance.as_deref(), changes);
+                self.index.unlist(node, &key, &entry.content, changes);
             }
         }
         // The sequence starts over with a new generation: let every entry of the delta win.
@@ -432,42 +470,22 @@ impl Registry {
                 }
                 continue;
             }
-            let instance = body
-                .as_deref()
-                .filter(|_| &*key != NODE_KEY)
-                .and_then(|body| InstanceBody::decode(body).ok())
-                .map(Arc::new);
+            let mut body = body;
+            let content = self.index.read(&key, &mut body);
             if &*key == NODE_KEY {
                 record.node =
                     body.as_deref().and_then(|body| NodeBody::decode(body).ok()).map(Arc::new);
                 changes.node = true;
             }
-            if let Some(instance) = &instance {
-                changes.services.insert(instance.service.clone());
-                self.by_service
-                    .entry(instance.service.clone())
-                    .or_default()
-                    .insert((delta.node, Arc::clone(&key)));
-            }
-            let moved_from = record
-                .entries
-                .insert(Arc::clone(&key), Entry { seq, body, instance: instance.clone() });
-            match moved_from {
+            match known {
+                Some(known) => self.index.unlist(delta.node, &key, &known.content, changes),
                 None => self.entries += 1,
-                Some(old) => {
-                    let stays = old.instance.as_ref().map(|i| &i.service)
-                        == instance.as_ref().map(|i| &i.service);
-                    if !stays {
-                        unlist(
-                            &mut self.by_service,
-                            delta.node,
-                            &key,
-                            old.instance.as_deref(),
-                            changes,
-                        );
-                    }
-                }
             }
+            self.index.list(delta.node, &key, &content, changes);
+            record.entries.insert(key, Entry { seq, body, content });
+        }
+        if changes.policies {
+            changes.services.extend(record.services());
         }
         self.entries -= record.forget_withdrawn();
     }
@@ -479,24 +497,16 @@ impl Registry {
         self.entries -= record.entries.len();
         changes.node = true;
         for (key, entry) in &record.entries {
-            unlist(&mut self.by_service, node, key, entry.instance.as_deref(), changes);
+            self.index.unlist(node, key, &entry.content, changes);
         }
     }
 }
 
-fn unlist(
-    by_service: &mut BTreeMap<String, BTreeSet<(u64, Arc<str>)>>,
-    node: u64,
-    key: &Arc<str>,
-    instance: Option<&InstanceBody>,
-    changes: &mut Changes,
-) {
-    let Some(instance) = instance else { return };
-    changes.services.insert(instance.service.clone());
-    if let Some(set) = by_service.get_mut(&instance.service) {
-        set.remove(&(node, Arc::clone(key)));
-        if set.is_empty() {
-            by_service.remove(&instance.service);
+impl Entry {
+    fn instance(&self) -> Option<&Arc<InstanceBody>> {
+        match &self.content {
+            Content::Instance(instance) => Some(instance),
+            _ => None,
         }
     }
 }
@@ -525,10 +535,14 @@ impl Record {
     }
 
     fn services(&self) -> BTreeSet<String> {
-        self.entries
-            .values()
-            .filter_map(|entry| Some(entry.instance.as_ref()?.service.clone()))
-            .collect()
+        self.entries.values().filter_map(|entry| Some(entry.instance()?.service.clone())).collect()
+    }
+
+    fn orders(&self) -> impl Iterator<Item = (&Subject, &Arc<OrderBody>)> {
+        self.entries.values().filter_map(|entry| match &entry.content {
+            Content::Order(subject, order) => Some((subject, order)),
+            _ => None,
+        })
     }
 
     fn delta(&self, node: u64, since: u64) -> Delta {

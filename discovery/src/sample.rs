@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use evenkeel_config::settings::Protocol;
 
-use crate::catalog::{Catalog, CheckState, Instance, Node, NodeStatus, ServiceView};
+use crate::catalog::{Catalog, CheckState, Instance, Node, NodeStatus, Policies, ServiceView};
 use crate::health::Status;
 use crate::registration::Weights;
 
@@ -65,7 +65,10 @@ pub(crate) fn catalog() -> Catalog {
         services.entry(instance.service.clone()).or_default().push(Arc::new(instance));
     }
     let view = |(name, instances): (String, Vec<Arc<Instance>>)| {
-        (name.clone(), Arc::new(ServiceView { name, index: 200, instances }))
+        (
+            name.clone(),
+            Arc::new(ServiceView { name, index: 200, instances, policies: Policies::default() }),
+        )
     };
     Catalog {
         mesh: "prod".into(),
@@ -73,6 +76,7 @@ pub(crate) fn catalog() -> Catalog {
         own: 1,
         nodes,
         services: services.into_iter().map(view).collect(),
+        orders: BTreeMap::new(),
         index: 300_000_000,
         nodes_index: 50,
         services_index: 60,

@@ -38,6 +38,8 @@ pub(crate) enum Channel {
     Datagram = 0,
     Request = 1,
     Response = 2,
+    ScoutQuestion = 3,
+    ScoutAnswer = 4,
 }
 
 /// Why an envelope was refused. The peer's or the network's fault; no state changed.
@@ -192,6 +194,8 @@ impl Sealer {
                 0 => Channel::Datagram,
                 1 => Channel::Request,
                 2 => Channel::Response,
+                3 => Channel::ScoutQuestion,
+                4 => Channel::ScoutAnswer,
                 _ => return Err(Refused::Version),
             };
             let mesh: [u8; 4] = r.array().map_err(length)?;

@@ -518,6 +518,28 @@ pub(crate) fn frame(out: &mut Vec<u8>, kind: u8, content: impl FnOnce(&mut Vec<u
     put_bytes(out, &inner);
 }
 
+/// Reads a body: fields of (number, length, content).
+pub(crate) fn fields(
+    body: &[u8],
+    mut each: impl FnMut(u8, &mut Reader<'_>) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    let mut r = Reader(body);
+    while !r.is_empty() {
+        let field = r.u8()?;
+        each(field, &mut Reader(r.counted()?))?;
+    }
+    Ok(())
+}
+
+/// All that is left of a field, as text of at most `max` bytes.
+pub(crate) fn whole_text(r: &mut Reader<'_>, max: usize) -> Result<String, Malformed> {
+    let bytes = std::mem::take(&mut r.0);
+    if bytes.len() > max {
+        return Err(Malformed);
+    }
+    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed)
+}
+
 fn put_identity(out: &mut Vec<u8>, node: u64, epoch: u32) {
     out.extend_from_slice(&node.to_be_bytes());
     out.extend_from_slice(&epoch.to_be_bytes());

@@ -497,6 +497,82 @@ fn a_draining_host_says_so_and_a_departed_one_is_listed_as_left() {
     }
 }
 
+fn all_are_asked(world: &World, service: &str, expected: (Option<&str>, Option<&str>)) -> bool {
+    let text = |seconds: &str| format!(r#"{{"policy":{{"timeout":"{seconds}"}}}}"#);
+    let expected = (expected.0.map(text), expected.1.map(text));
+    world.running().into_iter().all(|host| world.asked(host, service) == expected)
+}
+
+#[test]
+fn a_policy_change_and_an_order_reach_all_within_a_second() {
+    let mut times = Vec::new();
+    for seed in seeds(2) {
+        let mut world = World::with_mesh(seed, 20);
+        let host = seed as usize % 20;
+        let mut reach = |world: &mut World, expected: (Option<&str>, Option<&str>)| {
+            let service = format!("own-{host}");
+            let took =
+                world.wait(Duration::from_secs(30), |w| all_are_asked(w, &service, expected));
+            times.push(took.unwrap_or_else(|| panic!("seed {seed}: {expected:?} is not known")));
+        };
+        let service = format!("own-{host}");
+        world.publish(host, &service, 7);
+        reach(&mut world, (Some("7s"), None));
+        world.publish(host, &service, 8);
+        reach(&mut world, (Some("8s"), None));
+        world.order(19 - host, &service, 3, Duration::from_secs(20));
+        reach(&mut world, (Some("8s"), Some("3s")));
+        world.run(Duration::from_secs(15));
+        assert!(all_are_asked(&world, &service, (Some("8s"), Some("3s"))));
+        // The end comes everywhere at its time, and not before.
+        world.run(Duration::from_secs(5));
+        assert!(all_are_asked(&world, &service, (Some("8s"), None)), "seed {seed}");
+        world.converge(Duration::from_secs(1));
+    }
+    let worst = report("policies and orders, 20 hosts", times);
+    assert!(worst <= Duration::from_secs(1), "{worst:?}");
+}
+
+#[test]
+fn what_a_crashed_host_ordered_counts_until_its_end_and_for_newcomers_too() {
+    for seed in seeds(2) {
+        let mut world = World::with_mesh(seed, 5);
+        let two_hours = Duration::from_secs(2 * 3600);
+        world.order(2, "shared", 3, two_hours);
+        world.order(3, "own-0", 4, two_hours);
+        world
+            .wait(Duration::from_secs(5), |w| {
+                all_are_asked(w, "shared", (None, Some("3s")))
+                    && all_are_asked(w, "own-0", (None, Some("4s")))
+            })
+            .unwrap_or_else(|| panic!("seed {seed}: the orders are not known"));
+        world.kill(2);
+        world.leave(3);
+        // Longer than the record of a host that is down is kept otherwise.
+        world.run(Duration::from_secs(3600 + 60));
+        assert!(all_are_asked(&world, "shared", (None, Some("3s"))), "seed {seed}");
+        assert!(all_are_asked(&world, "own-0", (None, None)), "seed {seed}: one that left");
+        let newcomer = world.add_host();
+        world.start(newcomer);
+        let told = |world: &World| all_are_asked(world, "shared", (None, Some("3s")));
+        world.wait(Duration::from_secs(15), told).expect("a newcomer is told");
+        world.run(Duration::from_secs(3600));
+        assert!(all_are_asked(&world, "shared", (None, None)), "seed {seed}: it has ended");
+    }
+}
+
+#[test]
+fn an_issuer_that_restarts_goes_on_ordering() {
+    let mut world = World::with_mesh(1, 4);
+    world.order(2, "shared", 3, Duration::from_secs(600));
+    let told = |world: &World| all_are_asked(world, "shared", (None, Some("3s")));
+    world.wait(Duration::from_secs(5), told).expect("known to all");
+    world.leave(2);
+    world.wait(Duration::from_secs(5), |w| all_are_asked(w, "shared", (None, None))).expect("gone");
+    world.start(2);
+    world.wait(Duration::from_secs(15), told).expect("known again");
+}
+
 /// Everything at once, and then nothing: what a mesh must survive.
 #[test]
 fn faults_of_all_kinds_then_convergence() {
@@ -513,7 +589,7 @@ fn faults_of_all_kinds_then_convergence() {
             let host = world.rng.random_range(0..size);
             let other = world.rng.random_range(0..size);
             let runs = world.hosts[host].process.is_some();
-            match world.rng.random_range(0..10) {
+            match world.rng.random_range(0..12) {
                 0 if runs => world.kill(host),
                 1 if runs => {
                     world.leave(host);
@@ -538,6 +614,14 @@ fn faults_of_all_kinds_then_convergence() {
                     if let Some(id) = world.hosts[host].offers.keys().next().cloned() {
                         world.deregister(host, &id);
                     }
+                }
+                10 if runs && world.hosts[host].paused_until.is_none() => {
+                    let service = format!("s{}", round % 3);
+                    world.publish(host, &service, 1 + round % 4);
+                }
+                11 if runs && world.hosts[host].paused_until.is_none() => {
+                    let ttl = Duration::from_secs(1 + world.rng.random_range(0..200));
+                    world.order(host, &format!("s{}", round % 3), 1 + round, ttl);
                 }
                 _ => {}
             }

@@ -5,6 +5,7 @@
 //! | `worker-N` | requests: [`crate::data_plane`] |
 //! | `ek-gossip` | membership and registry: [`crate::gossip`] |
 //! | `ek-dns` | look-ups by DNS: [`crate::dns`] |
+//! | `ek-scout` | answers scouts: [`crate::scout`] |
 //! | `ek-control` | catalogue, admin, checks: [`crate::control`] |
 //! | `access-log` | the access log's writer: [`crate::access`] |
 //! | main | signals, reloads, and the router's next snapshot: this file |
@@ -15,7 +16,7 @@
 //! others stop choosing this host, end inbound connections gracefully, then the applications' own, then leave.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,11 +24,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use evenkeel_config::settings::{Limits, Log, Outbound, Settings};
+use evenkeel_config::settings::{Limits, Log, Mesh, Outbound, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
+use crate::balancer_metrics::BalancerMetrics;
 use crate::control::{self, Surface};
 use crate::data_plane::{self, DataPlane, Sockets};
 use crate::events::Events;
@@ -35,6 +37,7 @@ use crate::gossip::{self, Gossip, GossipArgs, GossipHandle};
 use crate::listener::Role;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
+use crate::scout::{self, Identity};
 use crate::state::State;
 use crate::upstreams::Upstreams;
 use crate::{admin, catalog_http, checks, dns, views};
@@ -102,6 +105,7 @@ struct App {
     draining: Arc<AtomicBool>,
     env: Environment,
     // Ended in this order when dropped: what answers first, gossip last.
+    _scouts: scout::Receiver,
     _dns: Option<dns::Dns>,
     _control: control::Control,
     gossip: Gossip,
@@ -115,7 +119,7 @@ impl App {
         let registry = metrics.registry.clone();
         let events = Arc::new(Events::default());
 
-        let mesh = Sockets::open("mesh.data.listen", settings.mesh.data.address, workers)?;
+        let (mesh, scouts) = open_mesh(settings.mesh.data.address, workers)?;
         let outbound = Sockets::open("outbound.listen", settings.outbound.listen.address, workers)?;
         let gossip_sockets = gossip::Sockets::bind(settings.mesh.gossip.address)
             .map_err(|error| taken("mesh.gossip.listen", settings.mesh.gossip.address, &error))?;
@@ -144,7 +148,16 @@ impl App {
             metrics: &registry,
         })?;
         let handle = gossip.handle().clone();
-        let mut plane = DataPlane::start(&settings, metrics.clone(), handle.node().address.ip())?;
+        let own = handle.node();
+        let identity = Identity {
+            mesh: settings.mesh.name.clone(),
+            keys: settings.mesh.keys.clone(),
+            node: own.id,
+            own: SocketAddr::new(own.address.ip(), own.mesh_port),
+        };
+        let mut plane = DataPlane::start(&settings, metrics.clone(), own.address.ip(), identity)?;
+        registry.register(Box::new(BalancerMetrics::new(Arc::clone(&plane.shared().router))?))?;
+        let settings = Arc::new(settings);
         let mut upstreams = Upstreams::new(Arc::clone(plane.shared()));
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;
@@ -175,8 +188,9 @@ impl App {
             info!(name, %address, "listening");
         }
 
-        let settings = Arc::new(ArcSwap::from_pointee(settings));
+        let settings = Arc::new(ArcSwap::new(settings));
         let draining = Arc::new(AtomicBool::new(false));
+        let scouts = scout::spawn(scouts, Arc::clone(plane.shared()), Arc::clone(&draining))?;
         let admin = admin::Admin {
             gossip: handle.clone(),
             events: Arc::clone(&events),
@@ -205,6 +219,7 @@ impl App {
             handle,
             draining,
             env,
+            _scouts: scouts,
             _dns: dns,
             _control: control,
             gossip,
@@ -223,7 +238,8 @@ impl App {
                 changed = changes.changed() => changed.context("gossip stopped: restart this host")?,
                 _ = sweep.tick() => {}
             }
-            self.upstreams.publish(Instant::now(), &self.settings.load(), &self.handle.catalog());
+            let settings = self.settings.load_full();
+            self.upstreams.publish(Instant::now(), &settings, &self.handle.catalog());
         }
         self.shut_down(signals).await;
         Ok(())
@@ -275,18 +291,26 @@ impl App {
         self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
         self.metrics.reload_successful.set(1);
         self.metrics.reload_time.set(unix_seconds());
-        let keys: Vec<&str> = changes.iter().map(|c| c.key.as_str()).collect();
-        info!(changed = keys.join(", "), "configuration reloaded");
-        self.events.info("reloaded", file.display().to_string(), keys.join(", "));
+        let taken: Vec<&str> = changes.iter().filter(|c| c.live).map(|c| c.key.as_str()).collect();
+        let mut said =
+            if taken.is_empty() { "nothing changed".to_owned() } else { taken.join(", ") };
+        if !restart.is_empty() {
+            said = format!("{said}; after a restart: {}", restart.join(", "));
+        }
+        info!(changed = said, "configuration reloaded");
+        self.events.info("reloaded", file.display().to_string(), said);
     }
 
     async fn shut_down(self, mut signals: Signals) {
         let shutdown = self.settings.load().shutdown.clone();
         self.draining.store(true, Ordering::Relaxed);
-        info!(settle = ?shutdown.settle, "going away: others are asked to stop choosing this host");
+        // Nobody has to hear of it on a mesh of one.
+        let alone = self.handle.catalog().alive().count() <= 1;
+        let settle = if alone { Duration::ZERO } else { shutdown.settle };
+        info!(?settle, "going away: others are asked to stop choosing this host");
         self.handle.set_draining(true).await;
         let orderly = async {
-            tokio::time::sleep(shutdown.settle).await;
+            tokio::time::sleep(settle).await;
             let end = Instant::now() + shutdown.timeout;
             self.plane.drain_inbound(shutdown.timeout).await;
             self.plane
@@ -310,7 +334,7 @@ fn in_effect(old: &Settings, new: Settings) -> Settings {
     Settings {
         node: old.node.clone(),
         workers: old.workers,
-        mesh: old.mesh.clone(),
+        mesh: Mesh { bounds: new.mesh.bounds, ..old.mesh.clone() },
         outbound: Outbound { listen: old.outbound.listen, ..new.outbound },
         discovery: old.discovery.clone(),
         admin: old.admin,
@@ -321,6 +345,22 @@ fn in_effect(old: &Settings, new: Settings) -> Settings {
         },
         log: Log { json: old.log.json, ..new.log },
         ..new
+    }
+}
+
+/// The listeners for other hosts: requests over TCP, scouts over UDP, on one port.
+fn open_mesh(address: SocketAddr, workers: usize) -> anyhow::Result<(Sockets, UdpSocket)> {
+    let mut tries = if address.port() == 0 { PORT_TRIES_MAX } else { 1 };
+    loop {
+        tries -= 1;
+        let mesh = Sockets::open("mesh.data.listen", address, workers)?;
+        match scout::bind(mesh.address) {
+            Ok(scouts) => return Ok((mesh, scouts)),
+            Err(error) if tries == 0 => {
+                return Err(taken("mesh.data.listen, UDP", mesh.address, &error));
+            }
+            Err(_) => {}
+        }
     }
 }
 
@@ -335,6 +375,8 @@ fn unix_seconds() -> i64 {
         .map_or(0, |d| d.as_secs().try_into().unwrap_or(i64::MAX))
 }
 
+/// Times that port 0 is tried, until one is free for both TCP and UDP.
+const PORT_TRIES_MAX: u32 = 50;
 /// Names of services that are gone are forgotten some time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Applications are served at least this long after the last inbound request.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
-use evenkeel_config::policy::{Mode, Policy};
+use evenkeel_config::policy::{Mode, Policy, ScoutMode};
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
@@ -31,10 +31,12 @@ use smallvec::SmallVec;
 use crate::alarm::Alarm;
 use crate::body::{Body, Replay};
 use crate::error::{Error, GRPC_STATUS};
-use crate::headers;
+use crate::headers::{self, Found};
 use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
+use crate::probe;
 use crate::route::{Route, Upstream};
+use crate::scout;
 use crate::template::Template;
 use crate::worker::Worker;
 
@@ -53,8 +55,8 @@ pub struct Deadline {
 /// What the caller is told when there is no response of an application to pass on.
 pub async fn send(
     worker: &Rc<Worker>,
-    upstream: &Upstream,
-    route: &Route,
+    upstream: &Arc<Upstream>,
+    route: &Arc<Route>,
     template: &Template,
     body: Option<Replay>,
     start: Instant,
@@ -78,10 +80,16 @@ pub async fn send(
         retry_of_retry: false,
         retries,
     };
+    // A body that is still coming may be complete when a copy is due: that is looked at then.
+    let may_copy = repeat::may_copy(
+        &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
+        &policy.hedge,
+    );
     upstream.retries.request(start);
     route.hedger.request(start);
     let pick = |now, kind, tried: &[u64]| {
-        upstream.balancer.pick(now, &mut *worker.rng.borrow_mut(), policy, kind, tried)
+        let wish = template.keys.wish(kind, tried);
+        upstream.balancer.pick(now, &mut *worker.rng.borrow_mut(), policy, &wish)
     };
 
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
@@ -92,20 +100,36 @@ pub async fn send(
         let request = template.request(upstream, endpoint, again(body.as_ref()), left);
         attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
     };
-    let ticket = pick(start, Attempt::First, &tried).map_err(|why| no_endpoint(upstream, why))?;
+    let (ticket, start) = match policy.scouting() {
+        ScoutMode::Off => (pick(start, Attempt::First, &tried), start),
+        // Seldom, and large: kept out of every other request.
+        _ => {
+            let wish = template.keys.wish(Attempt::First, &[]);
+            (Box::pin(scout::first(worker, upstream, policy, wish)).await, Instant::now())
+        }
+    };
+    let ticket = ticket.map_err(|why| no_endpoint(upstream, why))?;
     metrics.attempts[Attempt::First as usize].inc();
     tried.push(ticket.endpoint().serial());
     let mut first = pin!(Some(begin(ticket.endpoint(), deadline, Duration::ZERO, false)));
     let mut ticket = Waiting::new(ticket, start);
+    if body.is_none()
+        && may_copy
+        && let Some(ticket) = upstream.balancer.probe_due(
+            start,
+            policy,
+            &template.keys.wish(Attempt::First, &[]),
+            &route.hedger,
+            &upstream.retries,
+        )
+    {
+        let request = template.request(upstream, ticket.endpoint(), Body::Empty, None);
+        probe::spawn(worker, upstream, route, ticket, request);
+    }
     let mut copies: Vec<Copied<_>> = Vec::new();
-    let (mut copies_sent, mut retries) = (0, 0);
+    let mut story = Story::default();
     let mut failed: Option<Failed> = None;
 
-    // A body that is still coming may be complete when a copy is due: that is looked at then.
-    let may_copy = repeat::may_copy(
-        &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
-        &policy.hedge,
-    );
     let delay = route.hedger.delay(start, &policy.hedge);
     let mut copy_at = delay.map(|delay| start + delay);
     let mut dispatched = start;
@@ -139,7 +163,7 @@ pub async fn send(
                     .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
                 waiting.filter_map(|w| w.ticket.as_mut()).for_each(|ticket| ticket.late(now));
                 let again = delay.map(|delay| now + delay);
-                copy_at = if !may_copy || copies_sent >= policy.hedge.max {
+                copy_at = if !may_copy || story.copies >= policy.hedge.max {
                     None
                 } else if body.as_ref().is_some_and(|body| !body.complete()) {
                     again
@@ -154,7 +178,7 @@ pub async fn send(
                     metrics.hedges[what as usize].inc();
                     again.filter(|_| !observed)
                 } else if let Ok(ticket) = pick(now, Attempt::Hedge, &tried) {
-                    copies_sent += 1;
+                    story.copies += 1;
                     metrics.attempts[Attempt::Hedge as usize].inc();
                     tried.push(ticket.endpoint().serial());
                     let future =
@@ -180,7 +204,7 @@ pub async fn send(
                             route.hedger.observe(now, delay, latency);
                         }
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
-                        return Ok(won);
+                        return Ok(Won { story, ..won });
                     }
                     Err(why) => failed = Some(Failed::worse(failed, why)),
                 }
@@ -193,7 +217,8 @@ pub async fn send(
                         route.hedger.record(now, now.saturating_duration_since(dispatched));
                         metrics.hedges[Hedges::Won as usize].inc();
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
-                        return Ok(won);
+                        story.copy_won = true;
+                        return Ok(Won { story, ..won });
                     }
                     Err(why) => {
                         metrics.hedges[Hedges::Lost as usize].inc();
@@ -207,25 +232,25 @@ pub async fn send(
             && let Some(why) = failed.take()
         {
             // Also while a copy is out: it may have gone to somebody who is silent.
-            let may = repeat::may_retry(&facts(retries), &why.outcome, &policy.retry)
+            let may = repeat::may_retry(&facts(story.retries), &why.outcome, &policy.retry)
                 && upstream.retries.withdraw(now, policy.retry.budget, RETRY_FLOOR_PER_SEC);
             let next = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten();
             let same = next.as_ref().is_some_and(|next| tried.contains(&next.endpoint().serial()));
             let wait = match why.outcome {
                 Outcome::Response { pushback: Some(Pushback::After(wait)), .. } => wait,
-                _ if same => backoff(&mut *worker.rng.borrow_mut(), retries + 1),
+                _ if same => backoff(&mut *worker.rng.borrow_mut(), story.retries + 1),
                 _ => Duration::ZERO,
             };
             match next.filter(|_| now + wait < deadline.at) {
                 Some(next) => {
-                    retries += 1;
+                    story.retries += 1;
                     metrics.attempts[Attempt::Retry as usize].inc();
                     tried.push(next.endpoint().serial());
                     dispatched = now + wait;
                     first.set(Some(begin(next.endpoint(), deadline, wait, same)));
                     ticket = Waiting::new(next, dispatched);
                 }
-                None if copies.is_empty() => return why.give_up(body.as_ref()),
+                None if copies.is_empty() => return why.give_up(body.as_ref(), story),
                 None => failed = Some(why),
             }
         }
@@ -240,6 +265,19 @@ pub struct Won {
     pub head: Box<Head>,
     /// The load on its endpoint.
     pub ticket: Ticket,
+    /// How it came about.
+    pub story: Story,
+}
+
+/// What became of a request before its response, for who asks (`evenkeel-debug`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Story {
+    /// A copy won.
+    pub copy_won: bool,
+    /// Copies sent.
+    pub copies: u32,
+    /// Attempts after failures.
+    pub retries: u32,
 }
 
 /// The connection that a response is coming from.
@@ -256,8 +294,16 @@ pub enum Connection {
 pub struct Head {
     /// The response.
     pub response: Response<Incoming>,
+    /// What its headers hold.
+    pub found: Found,
     /// What its body comes on.
     pub connection: Connection,
+}
+
+impl Head {
+    fn new(response: Response<Incoming>, connection: Connection) -> Box<Head> {
+        Box::new(Head { found: headers::find(response.headers()), response, connection })
+    }
 }
 
 /// Why an attempt came to nothing.
@@ -277,9 +323,9 @@ impl Failed {
         }
     }
 
-    fn give_up(self, body: Option<&Replay>) -> Result<Won, Error> {
+    fn give_up(self, body: Option<&Replay>, story: Story) -> Result<Won, Error> {
         match self.response {
-            Some(won) => Ok(*won),
+            Some(won) => Ok(Won { story, ..*won }),
             None if body.is_some_and(Replay::broken) => Err(Error::CallerGone),
             None => Err(self.error),
         }
@@ -379,8 +425,12 @@ async fn attempt(
     }
     let spec = endpoint.spec();
     let charge = Charge { balancer: &upstream.balancer, limits: &policy.circuit };
-    let from = (spec.hop == Hop::Mesh).then_some(worker.shared.node_address);
-    once(worker, spec.dial, from, Some(charge), request, fresh).await
+    once(worker, spec.dial, dial_from(worker, spec.hop), Some(charge), request, fresh).await
+}
+
+/// Peers know this host by its address.
+pub fn dial_from(worker: &Worker, hop: Hop) -> Option<IpAddr> {
+    (hop == Hop::Mesh).then_some(worker.shared.node_address)
 }
 
 /// Sends a request on a pooled connection; one that turns out dead before anything was sent is replaced once.
@@ -397,9 +447,7 @@ pub async fn once(
     loop {
         let sent = if request.version() == Version::HTTP_2 {
             let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
-            h2.send(request)
-                .await
-                .map(|response| Box::new(Head { response, connection: Connection::H2(h2) }))
+            h2.send(request).await.map(|response| Head::new(response, Connection::H2(h2)))
         } else {
             let h1 = if fresh {
                 worker.pool.dial_h1(address, charge).await
@@ -407,9 +455,7 @@ pub async fn once(
                 worker.pool.h1(address, charge).await
             };
             let mut h1 = h1.map_err(Unsent::Dial)?;
-            h1.send(request)
-                .await
-                .map(|response| Box::new(Head { response, connection: Connection::H1(h1) }))
+            h1.send(request).await.map(|response| Head::new(response, Connection::H1(h1)))
         };
         match sent {
             Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
@@ -464,8 +510,7 @@ fn judge(
             return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
         }
     };
-    let found = headers::find(head.response.headers());
-    if found.peers_failure
+    if head.found.peers_failure
         && ticket.endpoint().spec().hop == Hop::Mesh
         && let Some((outcome, verdict, error)) = peers_failure(head.response.headers())
     {
@@ -473,9 +518,9 @@ fn judge(
         return Err(failed(outcome, error));
     }
     let status = head.response.status().as_u16();
-    if status < 400 && !found.verdict {
+    if status < 400 && !head.found.verdict {
         ticket.head(now, Verdict::Success);
-        return Ok(Won { head, ticket });
+        return Ok(Won { head, ticket, story: Story::default() });
     }
     let grpc = head.response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
     let verdict = match (status, grpc) {
@@ -487,7 +532,7 @@ fn judge(
     };
     ticket.head(now, verdict);
     if verdict == Verdict::Success {
-        return Ok(Won { head, ticket });
+        return Ok(Won { head, ticket, story: Story::default() });
     }
     let pushback =
         head.response.headers().get(RETRY_PUSHBACK).map(|value| Pushback::parse(value.as_bytes()));
@@ -497,7 +542,7 @@ fn judge(
     Err(Failed {
         outcome: Outcome::Response { status, pushback },
         error,
-        response: Some(Box::new(Won { head, ticket })),
+        response: Some(Box::new(Won { head, ticket, story: Story::default() })),
     })
 }
 
@@ -545,6 +590,9 @@ fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {
         NoEndpoint::CircuitOpen => Error::CircuitOpen(service),
         NoEndpoint::None => Error::NoEndpoint { service, why: "it has none" },
         NoEndpoint::Unhealthy => Error::NoEndpoint { service, why: "none is healthy" },
+        NoEndpoint::Shard => {
+            Error::NoEndpoint { service, why: "none in the shard of this key is healthy" }
+        }
         NoEndpoint::AllTried => Error::NoEndpoint { service, why: "all were tried" },
     }
 }

@@ -244,7 +244,7 @@ impl From<ChangeError> for Refusal {
             ChangeError::Refused(RegisterError::Leaving) | ChangeError::Stopped => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            ChangeError::Refused(_) => StatusCode::BAD_REQUEST,
+            ChangeError::Refused(_) | ChangeError::NotOrdered(_) => StatusCode::BAD_REQUEST,
             ChangeError::Configured(_) => StatusCode::CONFLICT,
             ChangeError::NotKept(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

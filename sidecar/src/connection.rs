@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
-use std::future::Future as _;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -190,9 +190,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     let io = TokioIo::new(Watched { stream: Socket(stream), link: Rc::clone(&link) });
     let service = service_fn({
         let (worker, link) = (Rc::clone(&worker), Rc::clone(&link));
-        move |request| {
-            Box::pin(answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request))
-        }
+        move |request| answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request)
     });
     if version == Version::HTTP_2 {
         let mut connection = pin!(
@@ -236,16 +234,24 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     }
 }
 
-async fn answer(
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Reply>, Infallible>>>>;
+
+/// Boxed, each side at its own size: hyper moves the future about.
+fn answer(
     worker: Rc<Worker>,
     link: Rc<Link>,
     role: Rc<Role>,
     request: Request<Incoming>,
-) -> Result<Response<Reply>, Infallible> {
-    Ok(match &*role {
-        Role::Outbound => crate::outbound::handle(&worker, &link, None, request).await,
-        Role::Service(name) => crate::outbound::handle(&worker, &link, Some(name), request).await,
-        Role::Inbound => crate::inbound::handle(&worker, &link, request).await,
+) -> Answering {
+    if matches!(*role, Role::Inbound) {
+        return Box::pin(async move { Ok(crate::inbound::handle(&worker, &link, request).await) });
+    }
+    Box::pin(async move {
+        let fixed = match &*role {
+            Role::Service(name) => Some(&**name),
+            _ => None,
+        };
+        Ok(crate::outbound::handle(&worker, &link, fixed, request).await)
     })
 }
 

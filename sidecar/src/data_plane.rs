@@ -19,6 +19,7 @@ use crate::access::AccessLog;
 use crate::body::Buffers;
 use crate::listener::{self, Role};
 use crate::metrics::Metrics;
+use crate::scout::Identity;
 use crate::worker::{self, INBOUND, INBOX_MAX, Inboxes, OUTBOUND, Order, Shared};
 
 /// One listener's sockets, a socket for each worker.
@@ -82,6 +83,7 @@ impl DataPlane {
         settings: &Settings,
         metrics: Metrics,
         node_address: IpAddr,
+        identity: Identity,
     ) -> io::Result<DataPlane> {
         let count = workers(settings);
         let shared = Arc::new(Shared {
@@ -97,6 +99,8 @@ impl DataPlane {
             inbound: metrics.upstream(Arc::from(""), "inbound"),
             access: AccessLog::start(settings.log.access, metrics.access_dropped.clone())?,
             node_address,
+            node_name: settings.node.name.clone(),
+            identity,
             own: ArcSwap::default(),
             metrics,
         });

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::Ticket;
+use evenkeel_balancer::{Ticket, Visit};
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -47,10 +47,14 @@ pub struct Exchange {
     status: u16,
     connection: Option<Connection>,
     ticket: Option<Ticket>,
+    /// An application of this host that others' scouts ask for has it in hand.
+    pub visit: Option<Visit>,
     idle_timeout: Duration,
     idle: Option<Pin<Box<Sleep>>>,
     moved: bool,
     ended: bool,
+    /// How it went, for a caller who asked.
+    pub debug: Option<HeaderValue>,
 }
 
 /// Whom a request is for, as far as it is known.
@@ -62,7 +66,7 @@ pub enum Target {
     Upstream(Arc<Upstream>),
     /// A service of this host.
     Local(Arc<str>),
-    /// A host outside the mesh.
+    /// A name that is no upstream's: of a host outside the mesh, or one that nobody offers.
     Foreign(Box<str>),
 }
 
@@ -116,21 +120,25 @@ impl Exchange {
             status: 0,
             connection: None,
             ticket: None,
+            visit: None,
             idle_timeout: Duration::MAX,
             idle: None,
             moved: false,
             ended: false,
+            debug: None,
         })
     }
 
     /// The response that the caller gets; its body ends the exchange.
     pub fn respond(mut self: Box<Self>, answer: Answer) -> Response<Reply> {
-        let Head { response, connection } = *answer.head;
+        let Head { response, found, connection } = *answer.head;
         let (mut parts, incoming) = response.into_parts();
         // An application of HTTP/1.0 is no reason to speak it to the caller.
         parts.version = Version::HTTP_11;
-        let found = headers::find(&parts.headers);
         headers::strip(&mut parts.headers, found);
+        if let Some(debug) = self.debug.take() {
+            parts.headers.insert(headers::DEBUG, debug);
+        }
         self.status = parts.status.as_u16();
         self.connection = Some(connection);
         self.ticket = answer.ticket;
@@ -190,6 +198,7 @@ impl Exchange {
             return;
         }
         self.ticket = None;
+        self.visit = None;
         let now = Instant::now();
         let took = now.saturating_duration_since(self.start);
         self.link.request_ends(now);

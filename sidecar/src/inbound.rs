@@ -11,7 +11,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::{HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
@@ -24,6 +24,7 @@ use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
+use crate::key::Keys;
 use crate::pool::{DialError, SendError};
 use crate::route::Local;
 use crate::template::{self, Template};
@@ -100,11 +101,14 @@ async fn forward(
         authority,
         headers: parts.headers,
         grpc: found.grpc,
+        keys: Keys::default(),
     };
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
 
+    let now = Instant::now();
+    exchange.visit = local.watched.visit(now);
     let sending = send(worker, local, &template, body);
-    match left {
+    let sent = match left {
         None => sending.await,
         Some(left) => tokio::time::timeout_at((exchange.start + left).into(), sending)
             .await
@@ -114,7 +118,11 @@ async fn forward(
                     Told::Failed("timeout"),
                 ))
             }),
+    };
+    if let (Ok(_), Some(visit)) = (&sent, &mut exchange.visit) {
+        visit.head(Instant::now());
     }
+    sent
 }
 
 async fn send(

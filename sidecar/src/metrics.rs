@@ -23,6 +23,8 @@ pub struct Metrics {
     pub own_pauses: IntCounter,
     /// Access log lines that were lost.
     pub access_dropped: IntCounter,
+    /// Datagrams that came as answers to scouts and were none of ours.
+    pub scout_answers_refused: IntCounter,
     /// Whether the last reload was taken: 1 or 0.
     pub reload_successful: IntGauge,
     /// When a configuration was last taken, seconds since the epoch.
@@ -47,6 +49,10 @@ pub struct Cells {
     pub attempts: [Count; 3],
     /// By `Hedges as usize`.
     pub hedges: [Count; 4],
+    scouts: [Count; SCOUTS.len()],
+    chosen: [Count; CHOSEN.len()],
+    scout_ns: Count,
+    age_ns: Count,
     responses: [Count; 5],
     failures: [Count; REASONS.len()],
     buckets: [Count; BUCKETS.len() + 1],
@@ -64,6 +70,36 @@ pub enum Hedges {
     Refused,
     /// `mode: observe`: a copy would have been due.
     Observed,
+}
+
+/// What became of scouts.
+#[derive(Debug, Clone, Copy)]
+pub enum Scouts {
+    /// It was sent.
+    Asked,
+    /// It was answered in time.
+    Answered,
+    /// It was not.
+    Lost,
+    /// It was, after its time.
+    Late,
+    /// It could not be sent.
+    Unsent,
+}
+
+/// Why a request went where it went, when scouts were asked for.
+#[derive(Debug, Clone, Copy)]
+pub enum Chosen {
+    /// Its scout answered.
+    Answered,
+    /// A scout had answered a moment before.
+    Known,
+    /// It was the best of the pool.
+    Pool,
+    /// The others' scouts had not answered, or had spoken against them.
+    Last,
+    /// There was nothing to go by.
+    Unscouted,
 }
 
 /// A counter with one writer.
@@ -99,6 +135,24 @@ impl Cells {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.buckets[BUCKETS.partition_point(|bound| *bound < ns)].inc();
         self.seconds_ns.add(ns);
+    }
+}
+
+impl Cells {
+    /// One more scout came to this.
+    pub fn scouts(&self, what: Scouts) {
+        self.scouts[what as usize].inc();
+    }
+
+    /// A scout was answered after so long.
+    pub fn scout_seconds(&self, took: Duration) {
+        self.scout_ns.add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// A first attempt was sent for this reason; the answer that it went by was so old.
+    pub fn chosen(&self, why: Chosen, age: Duration) {
+        self.chosen[why as usize].inc();
+        self.age_ns.add(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
     }
 }
 
@@ -138,6 +192,10 @@ impl Metrics {
             access_dropped: counter(
                 "evenkeel_access_log_dropped_total",
                 "Access log lines lost to a slow reader.",
+            )?,
+            scout_answers_refused: counter(
+                "evenkeel_scout_answers_refused_total",
+                "Datagrams that came as answers to scouts and were none of ours.",
             )?,
             reload_successful: gauge(
                 "evenkeel_config_last_reload_successful",
@@ -220,13 +278,14 @@ impl Collector for Upstreams {
                     &[base[0], base[1], label]
                 };
                 if value > 0 || at < 2 {
-                    families[at].mut_metric().push(counter(labels, value));
+                    families[at].mut_metric().push(counter(labels, value as f64));
                 }
             };
             for (at, class) in ["1xx", "2xx", "3xx", "4xx", "5xx"].iter().enumerate() {
                 push(0, ("code", class), sum(&|c| c.responses[at].value()));
             }
-            if upstream.direction == "outbound" {
+            // What has no name has no attempts: it passes through.
+            if upstream.direction == "outbound" && !upstream.name.is_empty() {
                 for (at, kind) in ["first", "retry", "hedge"].iter().enumerate() {
                     push(1, ("kind", kind), sum(&|c| c.attempts[at].value()));
                 }
@@ -237,6 +296,12 @@ impl Collector for Upstreams {
             for (at, result) in ["won", "lost", "refused", "observed"].iter().enumerate() {
                 push(3, ("result", result), sum(&|c| c.hedges[at].value()));
             }
+            for (at, event) in SCOUTS.iter().enumerate() {
+                push(5, ("event", event), sum(&|c| c.scouts[at].value()));
+            }
+            for (at, by) in CHOSEN.iter().enumerate() {
+                push(6, ("by", by), sum(&|c| c.chosen[at].value()));
+            }
             let counts: Vec<u64> =
                 (0..=BUCKETS.len()).map(|at| sum(&|c| c.buckets[at].value())).collect();
             families[4].mut_metric().push(histogram(
@@ -244,6 +309,14 @@ impl Collector for Upstreams {
                 &counts,
                 sum(&|c| c.seconds_ns.value()),
             ));
+            for (of, ns) in
+                [("round_trip", sum(&|c| c.scout_ns.value())), ("age", sum(&|c| c.age_ns.value()))]
+            {
+                if ns > 0 {
+                    let seconds = ns as f64 / 1e9;
+                    families[7].mut_metric().push(counter(&[base[1], ("of", of)], seconds));
+                }
+            }
         }
         families.retain(|family| !family.get_metric().is_empty());
         families
@@ -276,10 +349,10 @@ fn labels(pairs: &[(&str, &str)]) -> prometheus::proto::Metric {
     prometheus::proto::Metric::from_label(pairs)
 }
 
-fn counter(pairs: &[(&str, &str)], value: u64) -> prometheus::proto::Metric {
+fn counter(pairs: &[(&str, &str)], value: f64) -> prometheus::proto::Metric {
     let mut metric = labels(pairs);
     let mut counter = prometheus::proto::Counter::default();
-    counter.set_value(value as f64);
+    counter.set_value(value);
     metric.set_counter(counter);
     metric
 }
@@ -306,7 +379,7 @@ fn histogram(pairs: &[(&str, &str)], counts: &[u64], sum_ns: u64) -> prometheus:
     metric
 }
 
-const FAMILIES: [(&str, &str, &[&str]); 5] = [
+const FAMILIES: [(&str, &str, &[&str]); 8] = [
     (
         "evenkeel_responses_total",
         "Responses passed on, by status class.",
@@ -324,10 +397,27 @@ const FAMILIES: [(&str, &str, &[&str]); 5] = [
         "From a request's head to the end of its response.",
         &["direction", "upstream"],
     ),
+    ("evenkeel_scouts_total", "What became of scouts.", &["upstream", "event"]),
+    (
+        "evenkeel_scout_choices_total",
+        "First attempts under a policy with scouts, by what they went by.",
+        &["upstream", "by"],
+    ),
+    (
+        "evenkeel_scout_time_seconds_total",
+        "Round trips of answered scouts, and ages of the answers that requests went by.",
+        &["upstream", "of"],
+    ),
 ];
 
-/// Families that have no direction: attempts and hedges.
-const OUTBOUND_ONLY: [usize; 2] = [1, 3];
+/// Families that have no direction: attempts, hedges and scouts.
+const OUTBOUND_ONLY: [usize; 4] = [1, 3, 5, 6];
+
+/// By `Scouts as usize`.
+const SCOUTS: [&str; 5] = ["asked", "answered", "lost", "late", "unsent"];
+
+/// By `Chosen as usize`.
+const CHOSEN: [&str; 5] = ["answered", "known", "pool", "last", "unscouted"];
 
 /// Upper bounds, nanoseconds.
 const BUCKETS: [u64; 14] = [
@@ -348,7 +438,7 @@ const BUCKETS: [u64; 14] = [
 ];
 
 /// Every reason of [`crate::error::Error`], and of a response that broke.
-const REASONS: [&str; 18] = [
+const REASONS: [&str; 17] = [
     "unknown_service",
     "no_endpoint",
     "circuit_open",
@@ -365,6 +455,5 @@ const REASONS: [&str; 18] = [
     "not_member",
     "reset_after_head",
     "cancelled",
-    "draining",
     "other",
 ];

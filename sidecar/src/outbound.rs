@@ -7,18 +7,20 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use evenkeel_balancer::Hop;
 use http::header::{CONNECTION, HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, Version};
 use hyper::body::{Body as _, Incoming};
 
-use crate::attempt::{self, Deadline};
+use crate::attempt::{self, Deadline, Story, Won};
 use crate::body::{Replay, Reply};
 use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
+use crate::key::{self, Keys};
 use crate::passthrough;
 use crate::route::Destination;
 use crate::template::Template;
@@ -71,7 +73,10 @@ async fn forward(
         }
         None => match router.resolve(authority.as_str()) {
             Destination::Upstream(upstream) => upstream,
-            Destination::Unknown(name) => return Err(Error::UnknownService(name)),
+            Destination::Unknown(name) => {
+                exchange.target = Target::Foreign(name.as_str().into());
+                return Err(Error::UnknownService(name));
+            }
             Destination::Foreign => {
                 exchange.target = Target::Foreign(authority.as_str().into());
                 if !router.passthrough {
@@ -89,6 +94,15 @@ async fn forward(
     let asked = if found.timeout { headers::callers_timeout(&parts.headers) } else { None };
     let timeout = asked.map_or(route.policy.timeout, |asked| asked.min(route.policy.timeout));
     let deadline = Deadline { at: exchange.start + timeout, hard: asked.is_some() };
+    let keys = Keys::of(
+        &route.policy,
+        key::Source {
+            headers: &parts.headers,
+            path: path.path(),
+            caller: link.peer.ip(),
+            host: &worker.shared.node_name,
+        },
+    );
     headers::strip(&mut parts.headers, found);
     let body = (!body.is_end_stream()).then(|| {
         let (max, buffers) = (route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers));
@@ -100,10 +114,35 @@ async fn forward(
         authority,
         headers: parts.headers,
         grpc: found.grpc,
+        keys,
     };
     let won =
         attempt::send(worker, upstream, route, &template, body, exchange.start, deadline).await?;
+    if found.debug {
+        exchange.debug = Some(debug(&won));
+    }
     Ok(Answer { head: won.head, ticket: Some(won.ticket), idle_timeout: route.policy.idle_timeout })
+}
+
+/// How a request went, for who asked: a list of parameters (RFC 8941 §3.1.2 writes them so).
+fn debug(won: &Won) -> HeaderValue {
+    let (spec, Story { copy_won, copies, retries }) = (won.ticket.endpoint().spec(), won.story);
+    let hop = match spec.hop {
+        Hop::Direct => "direct",
+        Hop::Mesh => "mesh",
+    };
+    let by = match (copy_won, retries) {
+        (true, _) => "copy",
+        (false, 0) => "first",
+        (false, _) => "retry",
+    };
+    let text = format!(
+        "instance={}; address={}; hop={hop}; zone={}; answered_by={by}; copies={copies}; retries={retries}",
+        spec.instance,
+        spec.address,
+        spec.zone.as_deref().unwrap_or("none"),
+    );
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
 }
 
 /// The authority that a request is for; on a service's own listener HTTP/1.0 may leave it out.

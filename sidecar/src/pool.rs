@@ -12,13 +12,13 @@
 //! A pool belongs to one worker and is never shared: hyper-util's pool takes one lock for all hosts.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Balancer, Guard};
+use foldhash::HashMap;
 use http::Request;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};

@@ -41,7 +41,11 @@ impl PortPair {
     }
 }
 
-fn datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
+/// A socket for datagrams with room for a burst, bound and not blocking.
+///
+/// # Errors
+/// The port is taken, or the address is not this host's.
+pub fn datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     // What arrives while this process is paused should be there when it wakes. Best effort: the kernel has a maximum.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);

@@ -8,18 +8,20 @@
 //! `payments.service.mesh`, each with a port) are resolved by one hash look-up of the host without its port;
 //! only what misses is parsed.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use evenkeel_balancer::{Balancer, Budget, Hedger};
-use evenkeel_config::policy::Policy;
-use evenkeel_config::settings::{Match, Protocol};
+use evenkeel_balancer::{Balancer, Budget, Endpoint, Hedger};
+use evenkeel_config::policy::{Origins, Policy};
+use evenkeel_config::settings::{Match, Protocol, Scout};
 use evenkeel_discovery::names::{self, HostName};
+use foldhash::HashMap;
 use http::Method;
 
 use crate::metrics::UpstreamMetrics;
+use crate::scout::Watched;
 
 /// Everything that decides where a request goes.
 #[derive(Debug, Default)]
@@ -39,7 +41,7 @@ pub struct Router {
 }
 
 /// An instance on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Local {
     /// Its service.
     pub service: Arc<str>,
@@ -47,6 +49,14 @@ pub struct Local {
     pub address: SocketAddr,
     /// What it speaks, if known.
     pub protocol: Option<Protocol>,
+    /// How it answers scouts itself, if it does.
+    pub scout: Option<Scout>,
+    /// It takes requests: neither draining nor failing its check.
+    pub serving: bool,
+    /// What other hosts send it, for their scouts.
+    pub watched: Arc<Watched>,
+    /// The same instance as this host's own clients see it.
+    pub direct: Option<Arc<Endpoint>>,
 }
 
 /// A service as this host's clients see it.
@@ -56,6 +66,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Which endpoint.
     pub balancer: Arc<Balancer>,
+    /// How its static endpoints answer scouts, if they do.
+    pub scout: Option<Scout>,
     /// Attempts beyond the first, over all routes.
     pub retries: Arc<Budget>,
     /// Its counters.
@@ -64,6 +76,8 @@ pub struct Upstream {
     pub default: Arc<Route>,
     /// First match wins.
     pub routes: Vec<(Match, Arc<Route>)>,
+    /// Published routes that are too many to count.
+    pub routes_left_out: usize,
 }
 
 /// A policy and what was learnt under it.
@@ -71,6 +85,10 @@ pub struct Upstream {
 pub struct Route {
     /// What to do.
     pub policy: Policy,
+    /// Who said so, field by field.
+    pub origins: Origins,
+    /// Fields that `mesh.bounds` cut.
+    pub bounded: BTreeSet<&'static str>,
     /// When a copy pays.
     pub hedger: Arc<Hedger>,
 }
@@ -89,7 +107,7 @@ pub enum Destination<'a> {
 impl Router {
     /// The destination of a request whose authority is `host`, with or without a port.
     pub fn resolve(&self, host: &str) -> Destination<'_> {
-        let name = without_port(host);
+        let name = names::without_port(host);
         if let Some(upstream) = self.hosts.get(name) {
             return Destination::Upstream(upstream);
         }
@@ -110,6 +128,7 @@ impl Router {
         for upstream in self.hosts.values() {
             upstream.balancer.own_pause(now);
         }
+        self.local.values().for_each(|local| local.watched.own_pause(now));
     }
 }
 
@@ -132,26 +151,9 @@ fn matched(matches: &Match, method: &Method, path: &str) -> bool {
     method_fits && path_fits
 }
 
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
-            name
-        }
-        _ => host,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_are_not_part_of_a_name() {
-        assert_eq!(without_port("payments:8080"), "payments");
-        assert_eq!(without_port("payments"), "payments");
-        assert_eq!(without_port("[::1]:80"), "[::1]:80");
-        assert_eq!(without_port("a:b"), "a:b");
-    }
 
     #[test]
     fn a_route_matches_exact_paths_prefixes_and_methods() {

@@ -10,6 +10,7 @@ use http::{Method, Request, Uri, Version};
 
 use crate::body::Body;
 use crate::headers;
+use crate::key::Keys;
 use crate::route::Upstream;
 
 /// A request as every attempt sends it.
@@ -25,6 +26,8 @@ pub struct Template {
     pub headers: HeaderMap,
     /// Whether it is gRPC's.
     pub grpc: bool,
+    /// What decides where it may go.
+    pub keys: Keys,
 }
 
 impl Template {

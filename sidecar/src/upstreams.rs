@@ -4,18 +4,24 @@
 //! learnt (estimates, budgets, histograms, counters) belongs to the name and outlives snapshots; a
 //! service whose last instance went away stays known for [`GONE_KEPT`], so that its callers hear "no instance"
 //! and not "no such service".
+//!
+//! What holds for an upstream is put together when something is said anew (by the file, by the hosts that offer the
+//! service, by an operator's order) and shared by all snapshots until then.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Balancer, Budget, EndpointSpec, Hedger, Hop};
 use evenkeel_config::settings::{self, Match, Settings};
+use evenkeel_config::{Merged, Published};
 use evenkeel_discovery::catalog::Catalog;
+use evenkeel_discovery::{Instruction, Order, Subject};
 
 use crate::metrics::UpstreamMetrics;
 use crate::route::{Local, Route, Router, Upstream};
+use crate::scout::Watched;
 use crate::worker::Shared;
 
 /// The owner of what is learnt of every upstream; publishes the router.
@@ -23,6 +29,10 @@ use crate::worker::Shared;
 pub struct Upstreams {
     shared: Arc<Shared>,
     known: BTreeMap<String, Known>,
+    /// Of the last router.
+    settings: Option<Arc<Settings>>,
+    /// This host's instances as others' scouts see them, by id and address.
+    watched: BTreeMap<(String, SocketAddr), Arc<Watched>>,
 }
 
 #[derive(Debug)]
@@ -35,16 +45,25 @@ struct Known {
     default_hedger: Arc<Hedger>,
     specs: Vec<EndpointSpec>,
     seen: Instant,
+    built: Option<Built>,
+}
+
+/// An upstream for the router, and what it was made of.
+#[derive(Debug)]
+struct Built {
+    published: Option<Arc<Published>>,
+    order: Option<Arc<Order>>,
+    upstream: Arc<Upstream>,
 }
 
 impl Upstreams {
     /// Nothing is known yet.
     pub fn new(shared: Arc<Shared>) -> Upstreams {
-        Upstreams { shared, known: BTreeMap::new() }
+        Upstreams { shared, known: BTreeMap::new(), settings: None, watched: BTreeMap::new() }
     }
 
     /// Publishes the router for this configuration and catalogue.
-    pub fn publish(&mut self, now: Instant, settings: &Settings, catalog: &Catalog) {
+    pub fn publish(&mut self, now: Instant, settings: &Arc<Settings>, catalog: &Catalog) {
         let configured: BTreeMap<&str, &settings::Upstream> =
             settings.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream)).collect();
         let mut wanted: BTreeMap<&str, Vec<EndpointSpec>> = BTreeMap::new();
@@ -67,20 +86,26 @@ impl Upstreams {
                 .entry(name.to_owned())
                 .or_insert_with(|| Known::new(&self.shared, name, now));
             known.seen = now;
-            known.update(now, specs);
+            known.update(now, specs, settings.node.zone.as_deref());
         }
         self.known.retain(|_, known| now.saturating_duration_since(known.seen) < GONE_KEPT);
         for known in self.known.values_mut().filter(|known| known.seen != now) {
-            known.update(now, Vec::new());
+            known.update(now, Vec::new(), settings.node.zone.as_deref());
         }
 
-        let mut hosts = HashMap::new();
+        let is_same = self.settings.as_ref().is_some_and(|last| Arc::ptr_eq(last, settings));
+        self.settings = Some(Arc::clone(settings));
+        let mut hosts = foldhash::HashMap::default();
         for (name, known) in &mut self.known {
-            let upstream = Arc::new(known.upstream(
-                settings,
-                configured.get(name.as_str()).copied(),
-                self.shared.epoch,
-            ));
+            if !is_same {
+                known.built = None;
+            }
+            // Endpoints of this file's own are not the mesh's service of that name.
+            let is_static = configured.get(name.as_str()).is_some_and(|u| !u.endpoints.is_empty());
+            let published = catalog.service(name).filter(|_| !is_static);
+            let published = published.and_then(|view| view.policies.winner());
+            let order = catalog.orders.get(&Subject::Override(name.clone()));
+            let upstream = known.upstream(settings, published, order, self.shared.epoch);
             let (domain, mesh) = (&settings.mesh.domain, &settings.mesh.name);
             for host in [
                 name.clone(),
@@ -96,20 +121,7 @@ impl Upstreams {
             .flat_map(|node| [node.address.ip(), node.mesh.ip()])
             .map(|ip| ip.to_canonical())
             .collect();
-        let local = catalog
-            .services
-            .values()
-            .flat_map(|view| &view.instances)
-            .filter(|instance| instance.node.id == catalog.own)
-            .map(|instance| {
-                let local = Local {
-                    service: Arc::from(instance.service.as_str()),
-                    address: instance.address,
-                    protocol: instance.protocol,
-                };
-                (instance.id.clone().into_boxed_str(), local)
-            })
-            .collect();
+        let local = self.local(settings, catalog);
         self.shared.router.store(Arc::new(Router {
             hosts,
             domain: settings.mesh.domain.clone(),
@@ -118,6 +130,50 @@ impl Upstreams {
             local,
             members,
         }));
+    }
+
+    /// This host's own instances, as other hosts ask for them.
+    fn local(
+        &mut self,
+        settings: &Settings,
+        catalog: &Catalog,
+    ) -> foldhash::HashMap<Box<str>, Local> {
+        let own = catalog
+            .services
+            .values()
+            .flat_map(|view| &view.instances)
+            .filter(|instance| instance.node.id == catalog.own);
+        let mut watched = BTreeMap::new();
+        let mut local = foldhash::HashMap::default();
+        for instance in own {
+            let key = (instance.id.clone(), instance.address);
+            let known = self.watched.remove(&key);
+            let known = known.unwrap_or_else(|| Arc::new(Watched::new(self.shared.epoch)));
+            watched.insert(key, Arc::clone(&known));
+            let configured = settings.services.iter().find(|service| service.id == instance.id);
+            let clients = self.known.get(&instance.service);
+            let direct = clients.and_then(|known| {
+                let endpoints = known.balancer.endpoints();
+                let is_this = |spec: &EndpointSpec| {
+                    spec.node == catalog.own
+                        && *spec.instance == *instance.id
+                        && spec.address == instance.address
+                };
+                endpoints.iter().find(|endpoint| is_this(endpoint.spec())).map(Arc::clone)
+            });
+            let instance_local = Local {
+                service: Arc::from(instance.service.as_str()),
+                address: instance.address,
+                protocol: instance.protocol,
+                scout: configured.and_then(|service| service.scout.clone()),
+                serving: instance.takes_requests(),
+                watched: known,
+                direct,
+            };
+            local.insert(instance.id.clone().into_boxed_str(), instance_local);
+        }
+        self.watched = watched;
+        local
     }
 }
 
@@ -132,13 +188,14 @@ impl Known {
             default_hedger: Arc::new(Hedger::new(shared.epoch)),
             specs: Vec::new(),
             seen: now,
+            built: None,
             name,
         }
     }
 
-    fn update(&mut self, now: Instant, specs: Vec<EndpointSpec>) {
+    fn update(&mut self, now: Instant, specs: Vec<EndpointSpec>, own_zone: Option<&str>) {
         if self.specs != specs {
-            let left_out = self.balancer.update(now, specs.clone());
+            let left_out = self.balancer.update(now, specs.clone(), own_zone);
             if left_out > 0 {
                 tracing::warn!(upstream = %self.name, left_out, "more instances than one upstream can have");
             }
@@ -146,38 +203,61 @@ impl Known {
         }
     }
 
+    /// The upstream as the router has it; a new one only if something is said anew.
     fn upstream(
         &mut self,
         settings: &Settings,
-        configured: Option<&settings::Upstream>,
+        published: Option<&Arc<Published>>,
+        order: Option<&Arc<Order>>,
         epoch: Instant,
-    ) -> Upstream {
-        let policy = configured.map_or(&settings.policy, |upstream| &upstream.policy);
-        let mut hedgers = Vec::new();
-        let routes = configured.map_or(&[][..], |upstream| &upstream.routes);
-        let routes = routes
-            .iter()
-            .map(|route| {
-                let learnt = self.hedgers.iter().find(|(matches, _)| *matches == route.matches);
-                let hedger = learnt
-                    .map_or_else(|| Arc::new(Hedger::new(epoch)), |(_, hedger)| Arc::clone(hedger));
-                hedgers.push((route.matches.clone(), Arc::clone(&hedger)));
-                (route.matches.clone(), Arc::new(Route { policy: route.policy.clone(), hedger }))
-            })
-            .collect();
-        self.hedgers = hedgers;
-        Upstream {
+    ) -> Arc<Upstream> {
+        if let Some(built) = &self.built
+            && built.published.as_ref() == published
+            && built.order.as_ref() == order
+        {
+            return Arc::clone(&built.upstream);
+        }
+        let overrides = order.and_then(|order| match &order.instruction {
+            Instruction::Override(policy) => Some(&**policy),
+            Instruction::Drain | Instruction::Undo => None,
+        });
+        let effective = settings.effective(&self.name, published.map(|p| &**p), overrides);
+        let learnt = std::mem::take(&mut self.hedgers);
+        let mut routes = Vec::new();
+        for (matches, merged) in effective.routes {
+            // What was learnt of these requests is theirs whatever the policy says now.
+            let known = self.hedgers.iter().chain(&learnt).find(|(known, _)| *known == matches);
+            let hedger = known
+                .map_or_else(|| Arc::new(Hedger::new(epoch)), |(_, hedger)| Arc::clone(hedger));
+            self.hedgers.push((matches.clone(), Arc::clone(&hedger)));
+            routes.push((matches, Arc::new(route(merged, hedger))));
+        }
+        let upstream = Arc::new(Upstream {
             name: Arc::clone(&self.name),
             balancer: Arc::clone(&self.balancer),
             retries: Arc::clone(&self.retries),
             metrics: Arc::clone(&self.metrics),
-            default: Arc::new(Route {
-                policy: policy.clone(),
-                hedger: Arc::clone(&self.default_hedger),
-            }),
+            scout: settings
+                .upstreams
+                .iter()
+                .find(|u| *u.name == *self.name)
+                .and_then(|u| u.scout.clone()),
+            default: Arc::new(route(effective.default, Arc::clone(&self.default_hedger))),
             routes,
-        }
+            routes_left_out: effective.left_out,
+        });
+        self.built = Some(Built {
+            published: published.cloned(),
+            order: order.cloned(),
+            upstream: Arc::clone(&upstream),
+        });
+        upstream
     }
+}
+
+fn route(merged: Merged, hedger: Arc<Hedger>) -> Route {
+    let Merged { policy, origins, bounded } = merged;
+    Route { policy, origins, bounded, hedger }
 }
 
 fn spec_of(instance: &evenkeel_discovery::catalog::Instance, own: u64) -> EndpointSpec {
@@ -191,6 +271,7 @@ fn spec_of(instance: &evenkeel_discovery::catalog::Instance, own: u64) -> Endpoi
         hop: if here { Hop::Direct } else { Hop::Mesh },
         protocol: instance.protocol,
         weight: instance.weights.passing.into(),
+        zone: instance.node.zone.as_deref().map(Arc::from),
         serving: instance.takes_requests(),
     }
 }
@@ -204,6 +285,7 @@ fn static_specs(upstream: &settings::Upstream) -> Vec<EndpointSpec> {
         hop: Hop::Direct,
         protocol: upstream.protocol,
         weight: 1,
+        zone: None,
         serving: true,
     };
     upstream.endpoints.iter().map(spec).collect()

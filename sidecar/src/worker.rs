@@ -7,7 +7,7 @@
 //! its own lag: after a pause of this process (not scheduled, stopped) every endpoint would look
 //! stalled, so the balancers are told to forget what they saw meanwhile.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -28,6 +28,7 @@ use crate::listener::Role;
 use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::pool::Pool;
 use crate::route::Router;
+use crate::scout::{self, Asker};
 
 /// What the workers and the control side share.
 #[derive(Debug)]
@@ -58,6 +59,10 @@ pub struct Shared {
     pub access: AccessLog,
     /// The address by which other hosts know us; the mesh hop is dialled from it.
     pub node_address: IpAddr,
+    /// `node.name`: who calls, as long as there are no certificates.
+    pub node_name: String,
+    /// As whom this host asks and answers scouts.
+    pub identity: scout::Identity,
     /// Our own listeners, so that a request to ourselves is told apart from one that passes through.
     pub own: ArcSwap<Vec<SocketAddr>>,
 }
@@ -73,6 +78,8 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// When requests are due.
     pub alarms: Rc<Alarms>,
+    /// Its scouts, from the first request that sends any; `None`: they cannot be sent.
+    asker: OnceCell<Option<Rc<Asker>>>,
     /// Decides among endpoints.
     pub rng: RefCell<SmallRng>,
     /// Accepted connections: outbound, inbound.
@@ -131,6 +138,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
         router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
         pool: Rc::default(),
         alarms: Rc::new(Alarms::new(shared.epoch)),
+        asker: OnceCell::new(),
         rng: RefCell::new(rand::make_rng()),
         links: Default::default(),
         busy: Cell::new(0),
@@ -279,6 +287,19 @@ impl Worker {
     /// The current router.
     pub fn router(&self) -> Arc<Router> {
         Arc::clone(self.router.borrow_mut().load())
+    }
+
+    /// Its scouts. Started with the first request whose policy asks for them: until then they cost nothing.
+    pub fn asker(self: &Rc<Self>) -> Option<&Rc<Asker>> {
+        let start = || {
+            let started = Asker::start(self, self.shared.node_address, &self.shared.identity);
+            started
+                .inspect_err(|cause| {
+                    tracing::error!(%cause, "no scouts can be sent, so requests go out without them; raise the limit on open files");
+                })
+                .ok()
+        };
+        self.asker.get_or_init(start).as_ref()
     }
 
     /// A request is being served: watch our own lag.

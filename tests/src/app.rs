@@ -16,8 +16,10 @@
 //! | `/hang` | never answers |
 //! | `/reset?at=head`, `/reset?at=body` | closes the socket with RST before or after the response's head |
 //! | `PUT /flaky?every=N` | from now on every Nth other request ends in RST; a POST to the ledger is executed first |
+//! | `PUT /delay?ms=N` | from now on every answer to a request that is counted comes N ms later |
 //! | `/headers` | the request's method, target and headers, as text |
 //! | `/healthz`, `PUT /healthz?ok=false` | 200 or 503, and the switch |
+//! | `/scout` | 200, and counted nowhere; on the scout port a byte for each byte |
 //! | `/count` | `{"requests", "cancelled", "methods"}`: without itself, the ledger's list and the health check |
 
 use std::cell::{Cell, RefCell};
@@ -38,6 +40,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -46,11 +49,19 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 ///
 /// # Errors
 /// When the address cannot be listened on or the ledger's file cannot be opened.
-pub fn run(address: SocketAddr, id: String, ledger: Option<PathBuf>) -> io::Result<()> {
+pub fn run(
+    address: SocketAddr,
+    id: String,
+    ledger: Option<PathBuf>,
+    scout: Option<SocketAddr>,
+) -> io::Result<()> {
     let app = Rc::new(App::new(id, ledger)?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async move {
         let listener = TcpListener::bind(address).await?;
+        if let Some(scout) = scout {
+            tokio::task::spawn_local(answer_scouts(TcpListener::bind(scout).await?));
+        }
         println!("listening on {}", listener.local_addr()?);
         loop {
             // Running out of descriptors must not end the application: the connection is dropped instead.
@@ -70,6 +81,8 @@ struct App {
     healthy: Cell<bool>,
     /// Every this many requests one ends in RST; 0: none.
     flaky_every: Cell<u64>,
+    /// Before each answer.
+    delay: Cell<Duration>,
     seen: Cell<u64>,
 }
 
@@ -92,6 +105,7 @@ impl App {
             cancelled: Cell::new(0),
             healthy: Cell::new(true),
             flaky_every: Cell::new(0),
+            delay: Cell::new(Duration::ZERO),
             seen: Cell::new(0),
         })
     }
@@ -109,7 +123,7 @@ impl App {
         }
         if !matches!(
             (request.method(), path.as_str()),
-            (_, "/healthz" | "/count" | "/flaky") | (&Method::GET, "/ledger")
+            (_, "/healthz" | "/count" | "/flaky" | "/delay" | "/scout") | (&Method::GET, "/ledger")
         ) {
             *self.methods.borrow_mut().entry(request.method().clone()).or_default() += 1;
             self.seen.set(self.seen.get() + 1);
@@ -122,6 +136,9 @@ impl App {
                 }
                 let _ = socket.set_linger(Some(Duration::ZERO));
                 return Err(Reset);
+            }
+            if !self.delay.get().is_zero() {
+                tokio::time::sleep(self.delay.get()).await;
             }
         }
         let mut response = match path.as_str() {
@@ -174,6 +191,10 @@ impl App {
                 self.flaky_every.set(number(&request, "every").unwrap_or(0));
                 status(StatusCode::OK)
             }
+            "/delay" => {
+                self.delay.set(Duration::from_millis(number(&request, "ms").unwrap_or(0)));
+                status(StatusCode::OK)
+            }
             "/count" => {
                 let methods = self.methods.borrow();
                 let by_method: BTreeMap<_, _> =
@@ -214,6 +235,15 @@ impl App {
         }
         *self.executed.borrow_mut().entry(id.to_owned()).or_default() += 1;
         Ok(())
+    }
+}
+
+/// A byte for each byte, on the same thread as all else: while that stands still, no byte comes back.
+async fn answer_scouts(listener: TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::task::spawn_local(async move {
+            while stream.read_u8().await.is_ok() && stream.write_all(b"!").await.is_ok() {}
+        });
     }
 }
 

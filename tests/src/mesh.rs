@@ -38,8 +38,12 @@ pub struct Setup {
     pub mesh: String,
     /// Gossip keys, base64.
     pub keys: Vec<String>,
+    /// Where it stands; empty: it does not say.
+    pub zone: String,
     /// Numbers of the hosts it joins.
     pub join: Vec<u8>,
+    /// YAML, in one line, of `mesh.bounds`; empty leaves it out.
+    pub bounds: String,
     /// YAML, in one line, of the key with the same name; empty leaves it out.
     pub services: String,
     /// As `services`.
@@ -59,7 +63,9 @@ impl Default for Setup {
         Setup {
             mesh: "test".into(),
             keys: Vec::new(),
+            zone: String::new(),
             join: vec![1, 2, 3],
+            bounds: String::new(),
             services: String::new(),
             policy: String::new(),
             upstreams: String::new(),
@@ -411,6 +417,20 @@ impl App {
             .expect("the application answers");
     }
 
+    /// From now on each answer comes this much later.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn set_delay(&self, delay: Duration) {
+        let path = format!("/delay?ms={}", delay.as_millis());
+        client::send(
+            self.address.into(),
+            Version::Http1,
+            client::request(Method::PUT, "app", &path),
+        )
+        .expect("the application answers");
+    }
+
     /// Starts it again after its end, with the ledger it left.
     pub fn start_again(&mut self) {
         self.process = start_app(&self.id, self.address, &self.ledger, &self.log);
@@ -426,7 +446,9 @@ impl App {
 
 fn start_app(id: &str, address: SocketAddrV4, ledger: &Path, log: &Path) -> Process {
     let mut command = Command::new(process::program("testapp"));
-    Process::start(id, command.arg(address.to_string()).arg(id).arg(ledger), log)
+    let scout = SocketAddrV4::new(*address.ip(), SCOUT_PORT);
+    command.arg(address.to_string()).arg(id).arg(ledger).arg(scout.to_string());
+    Process::start(id, &mut command, log)
 }
 
 fn start_host(folder: &Path, number: u8) -> Process {
@@ -442,11 +464,17 @@ fn write_config(folder: &Path, ip: Ipv4Addr, number: u8, workers: usize, setup: 
     let keys: Vec<String> = setup.keys.iter().map(|key| format!("\"{key}\"")).collect();
     let keys =
         if keys.is_empty() { String::new() } else { format!(", keys: [{}]", keys.join(", ")) };
+    let bounds = match setup.bounds.as_str() {
+        "" => String::new(),
+        bounds => format!("  bounds: {bounds}\n"),
+    };
     let data_dir = folder.join("data");
+    let zone =
+        if setup.zone.is_empty() { String::new() } else { format!(", zone: {}", setup.zone) };
     let mut text = format!(
-        "node: {{name: host-{number}, address: {ip}, data_dir: \"{}\"}}\n\
+        "node: {{name: host-{number}, address: {ip}, data_dir: \"{}\"{zone}}}\n\
          workers: {workers}\n\
-         mesh:\n  name: {}\n  join: [{}]\n  gossip: {{listen: \"{ip}:7111\"{keys}}}\n  data: {{listen: \"{ip}:7110\"}}\n\
+         mesh:\n  name: {}\n  join: [{}]\n  gossip: {{listen: \"{ip}:7111\"{keys}}}\n  data: {{listen: \"{ip}:7110\"}}\n{bounds}\
          discovery: {{http: \"{ip}:8500\", dns: \"{ip}:8600\"}}\n\
          admin: {{listen: \"{ip}:7119\"}}\n\
          outbound:\n  listen: \"{ip}:7080\"\n",
@@ -471,6 +499,9 @@ fn write_config(folder: &Path, ip: Ipv4Addr, number: u8, workers: usize, setup: 
         .and_then(|()| std::fs::rename(&new, &path))
         .expect("the host's folder is writable");
 }
+
+/// Where each application answers scouts: a byte for a byte.
+pub const SCOUT_PORT: u16 = 9999;
 
 /// Networks 127.0.1.0/24 to 127.0.253.0/24.
 const NETS: u32 = 253;

@@ -33,4 +33,7 @@ mod e2e {
     pub mod change;
     pub mod demo;
     pub mod faults;
+    pub mod policies;
+    pub mod scouts;
+    pub mod tail;
 }

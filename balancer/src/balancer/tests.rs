@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use evenkeel_config::policy::{Hedge, Mode, Share};
 use proptest::prelude::*;
@@ -31,6 +32,7 @@ fn spec(index: u16) -> EndpointSpec {
         hop: Hop::Direct,
         protocol: None,
         weight: 1,
+        zone: None,
         serving: true,
     }
 }
@@ -43,12 +45,13 @@ impl Bench {
         let policy = Policy { balance, hedge, ..Policy::default() };
         let bench =
             Bench { balancer: Balancer::new(now), now, rng: SmallRng::seed_from_u64(7), policy };
-        bench.balancer.update(now, (0..count).map(spec).collect());
+        bench.balancer.update(now, (0..count).map(spec).collect(), None);
         bench
     }
 
     fn pick(&mut self, attempt: Attempt, tried: &[u64]) -> Result<Ticket, NoEndpoint> {
-        self.balancer.pick(self.now, &mut self.rng, &self.policy, attempt, tried)
+        let wish = Wish { attempt, tried, ..Wish::FIRST };
+        self.balancer.pick(self.now, &mut self.rng, &self.policy, &wish)
     }
 
     fn first(&mut self) -> Ticket {
@@ -56,7 +59,7 @@ impl Bench {
     }
 
     fn update(&self, specs: Vec<EndpointSpec>) {
-        self.balancer.update(self.now, specs);
+        self.balancer.update(self.now, specs, None);
     }
 
     fn serial(&self, index: usize) -> u64 {
@@ -330,7 +333,7 @@ fn duplicates_and_too_many_endpoints_are_left_out() {
     let set = bench.balancer.endpoints();
     assert_eq!((set.len(), set[0].spec().weight), (1, 9), "the last counts");
     let many = (0..ENDPOINTS_MAX as u64 + 3).map(|node| EndpointSpec { node, ..spec(1) }).collect();
-    assert_eq!(bench.balancer.update(bench.now, many), 3);
+    assert_eq!(bench.balancer.update(bench.now, many, None), 3);
     assert_eq!(bench.balancer.endpoints().len(), ENDPOINTS_MAX);
 }
 
@@ -384,7 +387,7 @@ fn explain_names_every_filter() {
     let mut bench = Bench::new(3, Balance::P2c);
     (0..5).for_each(|_| bench.end_at(0, Verdict::Failure));
     bench.end_at(1, Verdict::Overloaded { retry_after: Some(S) });
-    let reports = bench.balancer.explain(bench.now, &bench.policy);
+    let reports = bench.balancer.explain(bench.now, &bench.policy, &Wish::FIRST);
     let failing = |index: usize| -> Vec<&str> {
         reports[index]
             .verdicts
@@ -412,11 +415,12 @@ fn workers_share_it_without_losing_count() {
             scope.spawn(move || {
                 let mut rng = SmallRng::seed_from_u64(worker);
                 let mut held = Vec::new();
+                let hedge = Wish { attempt: Attempt::Hedge, ..Wish::FIRST };
                 for step in 0..5_000u32 {
                     let now = start + step * MS / 10;
-                    held.extend(balancer.pick(now, &mut rng, policy, Attempt::First, &[]));
+                    held.extend(balancer.pick(now, &mut rng, policy, &Wish::FIRST));
                     if step % 3 == 0 {
-                        held.extend(balancer.pick(now, &mut rng, policy, Attempt::Hedge, &[]));
+                        held.extend(balancer.pick(now, &mut rng, policy, &hedge));
                     }
                     if held.len() > 20 {
                         let mut ticket = held.swap_remove(step as usize % held.len());
@@ -427,8 +431,11 @@ fn workers_share_it_without_losing_count() {
             });
         }
         for step in 0..200u16 {
-            balancer
-                .update(start, (0..6).filter(|index| index % 5 != step % 5).map(spec).collect());
+            balancer.update(
+                start,
+                (0..6).filter(|index| index % 5 != step % 5).map(spec).collect(),
+                None,
+            );
         }
     });
     assert_eq!((balancer.circuit().requests(), balancer.circuit().copies()), (0, 0));
@@ -483,3 +490,5 @@ proptest! {
         prop_assert_eq!((bench.balancer.circuit().requests(), bench.balancer.circuit().copies()), (0, 0));
     }
 }
+
+mod keys;

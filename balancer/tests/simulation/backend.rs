@@ -82,6 +82,12 @@ impl Backend {
         self.pauses.last().is_none_or(|&(_, end)| end <= at)
     }
 
+    /// When a byte that arrives at `at` is answered by the process itself, or that nobody is there.
+    pub fn answers(&self, at: u64) -> Option<u64> {
+        let pause = self.pauses.iter().find(|(from, to)| (*from..*to).contains(&at));
+        (!self.is_down(at)).then(|| pause.map_or(at, |(_, to)| *to))
+    }
+
     pub fn is_down(&self, at: u64) -> bool {
         self.down.iter().any(|&(from, to)| (from..to).contains(&at))
     }

@@ -3,7 +3,7 @@
 //! During the faults the invariants hold (the world asserts them with every step: no copy where the request was already, copies within
 //! their budget over any ten seconds); afterwards nothing is in flight and the load evens out within a bounded time.
 
-use evenkeel_config::policy::{Balance, Policy};
+use evenkeel_config::policy::{Balance, KeySource, Policy};
 use rand::RngExt;
 
 use crate::backend::{Backend, MS, S, Service, US};
@@ -16,13 +16,18 @@ const PEACE: u64 = 30 * S;
 const HEALED: u64 = 105 * S;
 const END: u64 = 135 * S;
 
-fn storm(seed: u64, balance: Balance) {
+fn storm(seed: u64, balance: Balance, keyed: bool) {
     let mut policy = Policy { balance, ..hedged() };
+    policy.hash.key = Some(KeySource::Address);
+    if keyed {
+        (policy.shard.key, policy.shard.size) = (Some(KeySource::Identity), 3);
+    }
     policy.eject.base = std::time::Duration::from_millis(100);
     let load = Load {
         unsafe_share: 0.2,
         impatient_share: 0.05,
         long_poll_share: 0.01,
+        tenants: 200,
         warm_up: 0,
         end: END,
         ..Load::new(policy, 200, Service::Exponential(500 * US), 0)
@@ -80,8 +85,14 @@ fn fault(world: &mut World) {
 #[test]
 fn faults_end() {
     for seed in seeds(4) {
-        for balance in [Balance::P2c, Balance::LeastRequest, Balance::RoundRobin, Balance::Random] {
-            storm(seed, balance);
+        for balance in [
+            Balance::P2c,
+            Balance::LeastRequest,
+            Balance::RoundRobin,
+            Balance::Random,
+            Balance::Hash,
+        ] {
+            storm(seed, balance, seed % 2 == 0);
         }
     }
 }

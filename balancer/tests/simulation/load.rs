@@ -5,8 +5,9 @@ use std::time::Duration;
 use evenkeel_config::policy::{Balance, Policy};
 
 use crate::backend::{Backend, MS, S, Service};
+use crate::measured::{Measured, Summary};
 use crate::seeds;
-use crate::world::{Load, Measured, Summary, World, hedged, unhedged};
+use crate::world::{Load, World, hedged, unhedged};
 
 fn all(count: u64, run: impl Fn(u64) -> Measured) -> Vec<Measured> {
     seeds(count).map(run).collect()
@@ -14,25 +15,6 @@ fn all(count: u64, run: impl Fn(u64) -> Measured) -> Vec<Measured> {
 
 fn share_of(run: &Measured, backend: usize) -> f64 {
     run.firsts.get(&backend).copied().unwrap_or_default() as f64 / run.requests as f64
-}
-
-#[test]
-fn two_slow_ones_of_sixteen_do_not_show() {
-    for (name, policy) in [("p2c", unhedged(Balance::P2c)), ("hedged", hedged())] {
-        let load = Load::new(policy, 500, Service::Steady(2 * MS), 20);
-        let fast =
-            all(3, |seed| World::new(seed, load.clone(), vec![Backend::new(4); 14]).finish());
-        let mixed = all(3, |seed| {
-            let mut backends = vec![Backend::new(4); 16];
-            backends[..2].iter_mut().for_each(|backend| backend.slow = vec![(0, u64::MAX, 16.0)]);
-            World::new(seed, load.clone(), backends).finish()
-        });
-        let (fast, mixed) = (
-            Summary::of(&format!("{name}, 14 fast"), &fast),
-            Summary::of(&format!("{name}, and 2 slow"), &mixed),
-        );
-        assert!(mixed.p99.0 <= 1.1 * fast.p99.0, "{mixed:?} against {fast:?}");
-    }
 }
 
 /// Alike endpoints at half and at four fifths of their capacity: what the estimate's noise costs.

@@ -5,8 +5,12 @@
 mod backend;
 mod faults;
 mod load;
+mod measured;
 mod pauses;
+mod scouts;
+mod slow;
 mod world;
+mod zones;
 
 /// The seeds to run: 1 to `count`, or to `EVENKEEL_SEEDS`.
 pub fn seeds(count: u64) -> std::ops::RangeInclusive<u64> {

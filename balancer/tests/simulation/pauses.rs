@@ -6,8 +6,9 @@ use evenkeel_config::policy::{Balance, Policy};
 use rand::{SeedableRng, rngs::SmallRng};
 
 use crate::backend::{Backend, MS, S, Service, US};
+use crate::measured::{Measured, Summary};
 use crate::seeds;
-use crate::world::{Load, Measured, Summary, World, hedged, unhedged};
+use crate::world::{Load, World, hedged, unhedged};
 
 const STEADY: Service = Service::Steady(200 * US);
 const SECONDS: u64 = 30;
@@ -155,4 +156,23 @@ fn when_all_stop_together_copies_do_no_harm() {
         assert!(with.extra.1 <= 5.0, "{with:?}");
         assert!(with.p99.0 <= 1.02 * without.p99.0, "{with:?} against {without:?}");
     }
+}
+
+/// Half of the replicas stop together: there is somewhere to go, and the budget is enough for what was caught.
+#[test]
+fn when_half_stop_together_the_others_answer() {
+    let run = |seed: u64, policy: Policy| {
+        let load = Load::new(policy, 200, STEADY, SECONDS);
+        let mut backends = vec![Backend::new(4); 6];
+        for second in 1..35 {
+            let at = second * S + (seed * 77 % 500) * MS;
+            backends[..3].iter_mut().for_each(|backend| backend.pause(at, at + 100 * MS));
+        }
+        World::new(seed, load, backends).finish()
+    };
+    let all = |policy: Policy| seeds(5).map(|seed| run(seed, policy.clone())).collect::<Vec<_>>();
+    let with = Summary::of("half stop together, copies", &all(hedged()));
+    let without = Summary::of("half stop together, none", &all(unhedged(Balance::P2c)));
+    assert!(without.p99.0 > 20.0, "the pauses must hurt, or nothing is shown: {without:?}");
+    assert!(with.p99.1 <= 3.0 && with.extra.1 <= 3.0, "{with:?}");
 }

@@ -3,6 +3,8 @@
 //! The client does what the proxy does with a request: picks, waits for the head, sends a copy when one is due and allowed, retries what
 //! may be retried, cancels the losers. Arrivals are open loop: a slow answer delays no other request.
 
+mod scouting;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -11,13 +13,15 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::repeat::{self, Body, Outcome};
 use evenkeel_balancer::{
     Attempt, Balancer, Budget, EndpointSpec, Hedger, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket,
-    Verdict,
+    Verdict, Visit, Wish, key_hash,
 };
-use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, Share};
+use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, ScoutMode, Share};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use self::scouting::{Scouting, Step};
 use crate::backend::{Backend, MS, S, Served, Service, US, exponential};
+use crate::measured::Measured;
 
 /// Two choices, copies sent.
 pub fn hedged() -> Policy {
@@ -51,6 +55,10 @@ pub struct Load {
     pub impatient_share: f64,
     /// Share of long polls: their head takes 2 s.
     pub long_poll_share: f64,
+    /// Other clients' requests a second, to each of these backends.
+    pub others: Vec<(usize, u64)>,
+    /// Requests have keys: so many tenants, all alike.
+    pub tenants: u64,
     /// A hedge's timer fires up to this much late.
     pub timer_slack: u64,
 }
@@ -66,6 +74,8 @@ impl Load {
             unsafe_share: 0.0,
             impatient_share: 0.0,
             long_poll_share: 0.0,
+            others: Vec::new(),
+            tenants: 0,
             timer_slack: 100 * US,
         }
     }
@@ -81,26 +91,17 @@ pub struct World {
     pub hedger: Hedger,
     pub backends: Vec<Backend>,
     pub known: BTreeSet<usize>,
+    /// The zone of each backend; the client stands in `a`.
+    pub zones: Vec<&'static str>,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     order: u64,
     requests: BTreeMap<u64, Request>,
+    probes: BTreeMap<u64, Ticket>,
+    scouting: Scouting,
     next_request: u64,
     recent_requests: VecDeque<u64>,
     recent_copies: VecDeque<u64>,
     pub result: Measured,
-}
-
-/// What came out.
-#[derive(Debug, Clone, Default)]
-pub struct Measured {
-    pub latencies: Vec<u64>,
-    pub requests: u64,
-    pub failed: u64,
-    pub attempts: u64,
-    pub copies: u64,
-    pub copies_due: u64,
-    /// First attempts by backend.
-    pub firsts: BTreeMap<usize, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,6 +111,9 @@ enum Event {
     Ended(u64, usize, End),
     BodyEnded(u64),
     CallerGone(u64),
+    Other(usize, u64),
+    ProbeEnded(u64, End),
+    Scout(u64, Step),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,6 +127,10 @@ enum End {
 struct Request {
     arrived: u64,
     safe: bool,
+    /// Its first attempt's head takes its time.
+    long_poll: bool,
+    /// The hash of its tenant.
+    key: Option<u64>,
     attempts: Vec<Try>,
     tried: Vec<u64>,
     retries: u32,
@@ -132,9 +140,15 @@ struct Request {
 
 struct Try {
     backend: usize,
-    ticket: Option<Ticket>,
+    ticket: Option<Sent>,
     started: u64,
     copy: bool,
+}
+
+/// An attempt in flight, as its client and its host count it.
+struct Sent {
+    ticket: Ticket,
+    visit: Visit,
 }
 
 impl World {
@@ -149,10 +163,13 @@ impl World {
             retries: Budget::new(start),
             hedger: Hedger::new(start),
             known: (0..backends.len()).collect(),
+            zones: Vec::new(),
+            scouting: Scouting::new(start, backends.len()),
             backends,
             events: BinaryHeap::new(),
             order: 0,
             requests: BTreeMap::new(),
+            probes: BTreeMap::new(),
             next_request: 0,
             recent_requests: VecDeque::new(),
             recent_copies: VecDeque::new(),
@@ -161,6 +178,9 @@ impl World {
         };
         world.update();
         world.schedule(1, Event::Arrive);
+        for (backend, rate) in world.load.others.clone() {
+            world.schedule(1, Event::Other(backend, rate));
+        }
         world
     }
 
@@ -180,11 +200,12 @@ impl World {
                 hop: Hop::Direct,
                 protocol: None,
                 weight: 1,
+                zone: self.zones.get(backend).map(|zone| Arc::from(*zone)),
                 serving: true,
             }
         };
         let specs = self.known.iter().map(spec).collect();
-        self.balancer.update(self.instant(), specs);
+        self.balancer.update(self.instant(), specs, Some("a"));
     }
 
     /// Runs up to the moment `until`.
@@ -194,12 +215,19 @@ impl World {
             self.now = at;
             match event {
                 Event::Arrive => self.arrive(),
+                Event::Scout(scout, step) => self.scout(scout, step),
                 Event::CopyDue(request) => self.copy_due(request),
                 Event::Ended(request, attempt, end) => self.ended(request, attempt, end),
                 Event::BodyEnded(request) => {
                     self.requests.remove(&request);
                 }
                 Event::CallerGone(request) => self.caller_gone(request),
+                Event::Other(backend, rate) => self.other(backend, rate),
+                Event::ProbeEnded(probe, end) => {
+                    if let Some(mut ticket) = self.probes.remove(&probe) {
+                        ticket.head(self.instant(), verdict(end));
+                    }
+                }
             }
         }
         self.now = until;
@@ -258,12 +286,16 @@ impl World {
         let (now, id) = (self.instant(), self.next_request);
         self.next_request += 1;
         self.retries.request(now);
+        let key = (self.load.tenants > 0)
+            .then(|| key_hash(&self.rng.random_range(0..self.load.tenants).to_be_bytes()));
         let safe = !self.rng.random_bool(self.load.unsafe_share);
         self.requests.insert(
             id,
             Request {
                 arrived: self.now,
                 safe,
+                long_poll: false,
+                key,
                 attempts: Vec::new(),
                 tried: Vec::new(),
                 retries: 0,
@@ -282,12 +314,57 @@ impl World {
             let patience = self.rng.random_range(0..2 * MS);
             self.schedule(self.now + patience, Event::CallerGone(id));
         }
-        if self.attempt(id, Attempt::First).is_err() {
-            self.fail(id);
-            return;
+        let long_poll = self.rng.random_bool(self.load.long_poll_share);
+        self.requests.get_mut(&id).expect("it was just made").long_poll = long_poll;
+        if self.load.policy.scouting() == ScoutMode::Off {
+            let first = self.pick(id, Attempt::First);
+            self.send_first(id, first);
+        } else {
+            self.scout_first(id);
         }
-        if let Some(delay) = self.hedger.delay(now, &self.load.policy.hedge) {
+    }
+
+    fn send_first(&mut self, id: u64, ticket: Result<Ticket, NoEndpoint>) {
+        let Ok(ticket) = ticket else { return self.fail(id) };
+        self.send(id, Attempt::First, ticket);
+        let request = &self.requests[&id];
+        if request.safe {
+            self.probe(request.key);
+        }
+        if let Some(delay) = self.hedger.delay(self.instant(), &self.load.policy.hedge) {
             self.schedule_copy(id, delay);
+        }
+    }
+
+    /// A copy to an endpoint on probation, if one is due. Nobody waits for it.
+    fn probe(&mut self, key: Option<u64>) {
+        let (now, policy) = (self.instant(), &self.load.policy);
+        let wish = Wish { shard: key, hash: key, ..Wish::FIRST };
+        let probe = self.balancer.probe_due(now, policy, &wish, &self.hedger, &self.retries);
+        let Some(ticket) = probe else { return };
+        assert!(ticket.endpoint().on_probation());
+        let backend = usize::from(ticket.endpoint().spec().address.port()) - 1_000;
+        let (at, end) =
+            match self.backends[backend].serve(&mut self.rng, self.now + HOP, self.load.service) {
+                Served::Head(at) => (at, End::Head),
+                Served::Error(at) => (at, End::Error),
+                Served::Refused => (self.now + HOP, End::Unreachable),
+            };
+        self.count_copy();
+        self.result.attempts += u64::from(self.measures());
+        self.order += 1;
+        self.probes.insert(self.order, ticket);
+        self.schedule(at + HOP, Event::ProbeEnded(self.order, end));
+    }
+
+    fn other(&mut self, backend: usize, rate: u64) {
+        if self.now < self.load.end {
+            let served = self.backends[backend].serve(&mut self.rng, self.now, self.load.service);
+            if let Served::Head(ends) = served {
+                self.count_other(backend, ends);
+            }
+            let gap = exponential(&mut self.rng, S / rate);
+            self.schedule(self.now + gap, Event::Other(backend, rate));
         }
     }
 
@@ -297,11 +374,21 @@ impl World {
     }
 
     fn attempt(&mut self, id: u64, kind: Attempt) -> Result<(), NoEndpoint> {
-        let now = self.instant();
+        let ticket = self.pick(id, kind)?;
+        self.send(id, kind, ticket);
+        Ok(())
+    }
+
+    fn pick(&mut self, id: u64, kind: Attempt) -> Result<Ticket, NoEndpoint> {
+        let (now, request) = (self.instant(), &self.requests[&id]);
+        let wish =
+            Wish { attempt: kind, tried: &request.tried, shard: request.key, hash: request.key };
+        self.balancer.pick(now, &mut self.rng, &self.load.policy, &wish)
+    }
+
+    fn send(&mut self, id: u64, kind: Attempt, ticket: Ticket) {
         let request = &self.requests[&id];
-        let long_poll = kind == Attempt::First && self.rng.random_bool(self.load.long_poll_share);
-        let ticket =
-            self.balancer.pick(now, &mut self.rng, &self.load.policy, kind, &request.tried)?;
+        let long_poll = kind == Attempt::First && request.long_poll;
         let serial = ticket.endpoint().serial();
         assert!(
             kind != Attempt::Hedge || !request.tried.contains(&serial),
@@ -316,11 +403,12 @@ impl World {
                 Served::Refused => (self.now + HOP, End::Unreachable),
             };
         let measures = self.measures();
+        let visit = self.scouting.visit(backend, self.start + Duration::from_nanos(self.now + HOP));
         let request = self.requests.get_mut(&id).expect("the request is there");
         request.tried.push(serial);
         request.attempts.push(Try {
             backend,
-            ticket: Some(ticket),
+            ticket: Some(Sent { ticket, visit }),
             started: self.now,
             copy: kind == Attempt::Hedge,
         });
@@ -332,7 +420,6 @@ impl World {
             }
         }
         self.schedule(at + HOP, Event::Ended(id, index, end));
-        Ok(())
     }
 
     fn copy_due(&mut self, id: u64) {
@@ -343,7 +430,7 @@ impl World {
             .attempts
             .iter_mut()
             .filter_map(|attempt| attempt.ticket.as_mut())
-            .for_each(|ticket| ticket.late(now));
+            .for_each(|sent| sent.ticket.late(now));
         if request.head
             || !waits
             || request.copies >= policy.hedge.max
@@ -399,17 +486,14 @@ impl World {
         let now = self.instant();
         let Some(request) = self.requests.get_mut(&id) else { return };
         let attempt = &mut request.attempts[index];
-        let Some(ticket) = attempt.ticket.as_mut() else { return };
+        let Some(sent) = attempt.ticket.as_mut() else { return };
         if request.head {
             return;
         }
-        let verdict = match end {
-            End::Head => Verdict::Success,
-            End::Error => Verdict::Failure,
-            End::Unreachable => Verdict::Unreachable,
-            End::Reset => Verdict::Reset,
-        };
-        ticket.head(now, verdict);
+        sent.ticket.head(now, verdict(end));
+        if !matches!(end, End::Unreachable | End::Reset) {
+            sent.visit.head(now - Duration::from_nanos(HOP));
+        }
         if end == End::Head {
             self.won(id, index);
             return;
@@ -472,12 +556,21 @@ impl World {
                 .attempts
                 .iter_mut()
                 .filter_map(|attempt| attempt.ticket.as_mut())
-                .for_each(|ticket| ticket.caller_gone(now));
+                .for_each(|sent| sent.ticket.caller_gone(now));
         }
     }
 
     fn measures(&self) -> bool {
         self.now >= self.load.warm_up
+    }
+}
+
+fn verdict(end: End) -> Verdict {
+    match end {
+        End::Head => Verdict::Success,
+        End::Error => Verdict::Failure,
+        End::Unreachable => Verdict::Unreachable,
+        End::Reset => Verdict::Reset,
     }
 }
 
@@ -489,58 +582,6 @@ fn describe(request: &Request) -> repeat::Request {
         streaming: false,
         retry_of_retry: false,
         retries: request.retries,
-    }
-}
-
-impl Measured {
-    pub fn quantile_ms(&self, share: f64) -> f64 {
-        let index = ((self.latencies.len() as f64 * share).ceil() as usize)
-            .clamp(1, self.latencies.len())
-            - 1;
-        self.latencies[index] as f64 / 1e6
-    }
-
-    pub fn mean_ms(&self) -> f64 {
-        self.latencies.iter().sum::<u64>() as f64 / self.latencies.len() as f64 / 1e6
-    }
-
-    /// Attempts beyond one for each request.
-    pub fn extra(&self) -> f64 {
-        self.attempts as f64 / self.requests as f64 - 1.0
-    }
-}
-
-/// Median and worst of several runs: p50, p99, p99.9 in ms, extra attempts in percent of the requests.
-#[derive(Debug)]
-pub struct Summary {
-    pub p50: (f64, f64),
-    pub p99: (f64, f64),
-    pub p999: (f64, f64),
-    pub extra: (f64, f64),
-    pub failed: u64,
-}
-
-impl Summary {
-    /// Of the runs, and a line that shows it.
-    pub fn of(name: &str, runs: &[Measured]) -> Summary {
-        let figure = |of: &dyn Fn(&Measured) -> f64| {
-            let mut figures: Vec<f64> = runs.iter().map(of).collect();
-            figures.sort_by(f64::total_cmp);
-            (figures[figures.len() / 2], figures[figures.len() - 1])
-        };
-        let summary = Summary {
-            p50: figure(&|run| run.quantile_ms(0.5)),
-            p99: figure(&|run| run.quantile_ms(0.99)),
-            p999: figure(&|run| run.quantile_ms(0.999)),
-            extra: figure(&|run| 100.0 * run.extra()),
-            failed: runs.iter().map(|run| run.failed).sum(),
-        };
-        let Summary { p50, p99, p999, extra, failed } = &summary;
-        println!(
-            "{name:<42} p50 {:6.2} ms  p99 {:6.2} ({:6.2})  p99.9 {:6.2} ({:6.2})  extra {:5.2} % ({:5.2})  failed {failed}",
-            p50.0, p99.0, p99.1, p999.0, p999.1, extra.0, extra.1
-        );
-        summary
     }
 }
 

@@ -27,10 +27,6 @@ fn meaning(mut settings: Settings) -> Settings {
         listen.explicit = true;
     }
     settings.origins = Origins::new();
-    for upstream in &mut settings.upstreams {
-        upstream.origins = Origins::new();
-        upstream.routes.iter_mut().for_each(|route| route.origins = Origins::new());
-    }
     settings
 }
 
@@ -113,6 +109,18 @@ fn layer() -> impl Strategy<Value = String> {
                 p / 10,
                 p % 10
             )),
+        prop::sample::select(vec![
+            "shard: none",
+            "shard: {key: \"header:x-tenant\", size: 2}",
+            "shard: {fallback: widen}",
+            "probation: off",
+            "probation: false",
+            "probation: {slower_than: 2.5x, min_requests: 9}",
+            "zone: any",
+            "balance: hash, hash: {key: \"path:1\", bound: 1.125}",
+            "hash: {key: identity, bound: 2}",
+        ])
+        .prop_map(str::to_owned),
         (0_usize..1 << 28).prop_map(|bytes| format!("max_body_buffer: {bytes}B")),
         "[A-Z]{1,8}".prop_map(|method| format!("repeat: {{methods: [\"{method}\"]}}")),
     ];

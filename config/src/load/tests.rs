@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{After, Balance, Mode, Origin};
+use crate::policy::{
+    After, Balance, Factor, KeySource, Mode, Origin, Probation, Shard, ShardFallback, Zone,
+};
 use crate::settings::{Access, DataDir, Protocol};
 
 const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -159,8 +161,9 @@ fn policies_merge_field_by_field_and_know_where_from() {
                 upstreams:\n  - name: catalog\n    policy: {balance: random, hedge: {max: 1}, repeat: {methods: [GET]}}\n    \
                 routes: [{match: {path: '/a/*', method: GET}, policy: {hedge: {after: 20ms, budget: 1%}}}]\n  - name: other\n";
     let settings = good(text).settings;
-    let [catalog, other] = &settings.upstreams[..] else { panic!("two upstreams") };
-    let route = &catalog.routes[0];
+    let catalog = settings.effective("catalog", None, None);
+    let other = settings.effective("other", None, None).default;
+    let (route, catalog) = (&catalog.routes[0].1, &catalog.default);
 
     assert_eq!(settings.policy.timeout.as_secs(), 5);
     assert_eq!(other.policy, settings.policy);
@@ -193,6 +196,33 @@ fn policies_merge_field_by_field_and_know_where_from() {
 }
 
 #[test]
+fn a_word_takes_away_what_a_lower_layer_gave() {
+    let text = "policy: {shard: {key: \"header:X-Tenant\", size: 2}, probation: {min_requests: 9}}\n\
+                upstreams: [{name: a, policy: {shard: none, probation: off, balance: hash, hash: {key: path:1}},\n\
+                routes: [{match: {path: /}, policy: {shard: {key: address}, zone: any, probation: {slower_than: 5x}}}]}]";
+    let settings = good(text).settings;
+    let effective = settings.effective("a", None, None);
+    let (host, upstream) = (&settings.policy, &effective.default);
+    assert_eq!(host.shard.key, Some(KeySource::Header("x-tenant".to_owned())));
+    assert_eq!((upstream.policy.shard.key.as_ref(), upstream.policy.shard.size), (None, 2));
+    assert_eq!(upstream.policy.probation.slower_than, None);
+    assert_eq!(upstream.origins["shard.key"], Origin::Upstream);
+    assert_eq!(upstream.origins["shard.size"], Origin::Host);
+    assert_eq!(upstream.origins["probation.slower_than"], Origin::Upstream);
+    let route = &effective.routes[0].1.policy;
+    assert_eq!(
+        route.shard,
+        Shard { key: Some(KeySource::Address), size: 2, fallback: ShardFallback::Fail }
+    );
+    assert_eq!((route.zone, route.balance), (Zone::Any, Balance::Hash));
+    assert_eq!(route.hash.key, Some(KeySource::Path(1)));
+    assert_eq!(
+        route.probation,
+        Probation { slower_than: Some(Factor::thousandths(5_000)), min_requests: 9 }
+    );
+}
+
+#[test]
 fn reads_what_a_full_file_says() {
     let settings = good(include_str!("../../tests/data/full.yaml")).settings;
     assert_eq!(settings.workers, Some(10));
@@ -203,7 +233,11 @@ fn reads_what_a_full_file_says() {
     assert_eq!(settings.services[2].check, None);
     assert_eq!(settings.policy.hedge.mode, Mode::Off);
     assert_eq!(settings.policy.repeat.key_header.as_deref(), Some("idempotency-key"));
-    assert_eq!(settings.upstreams[0].routes[0].policy.repeat.key_header, None);
+    let catalog = settings.effective("catalog", None, None);
+    assert_eq!(catalog.routes[0].1.policy.repeat.key_header, None);
+    let published = settings.services[0].policy.as_ref().expect("payments publishes a policy");
+    assert!(published.text().starts_with(r#"{"policy":{"timeout":"2s","#), "{published:?}");
+    assert_eq!((settings.services[1].policy.as_ref(), settings.mesh.bounds.retry_max), (None, 3));
     assert_eq!((settings.log.access, settings.log.json), (Access::Off, true));
     assert_eq!(settings.node.data_dir, DataDir::Path("/var/lib/evenkeel".into()));
 }

@@ -50,6 +50,14 @@ const SAMPLES: &[&str] = &[
     "10us",
     "p95",
     "p99.9",
+    "3x",
+    "1.0001",
+    "header:X-User",
+    "cookie:s",
+    "path:2",
+    "address",
+    "widen",
+    "any",
     "p0",
     "p100",
     "5%",
@@ -79,6 +87,7 @@ const SAMPLES: &[&str] = &[
     "p2c",
     "round_robin",
     "scout",
+    "before_each",
     "observe",
     "enforce",
     "http",
@@ -136,11 +145,11 @@ fn file_with(path: &str, value: &str) -> String {
         let needed: &[(&str, &str)] = match done {
             "services[]." => &[("name", "a"), ("address", "'10.0.0.1:1'")],
             "services[].check." if !matches!(key, "http" | "tcp") => &[("tcp", "true")],
-            "upstreams[]." if key == "protocol" => {
+            "upstreams[]." if matches!(key, "protocol" | "scout") => {
                 &[("name", "a"), ("endpoints", "['10.0.0.1:1']")]
             }
             "upstreams[]." => &[("name", "a")],
-            "upstreams[].routes[]." => &[("match", "{path: /}")],
+            "services[].routes[]." | "upstreams[].routes[]." => &[("match", "{path: /}")],
             "outbound.listeners[]." => &[("listen", "'127.0.0.1:1'"), ("service", "a")],
             _ => &[],
         };
@@ -181,7 +190,11 @@ fn the_schema_names_the_keys_of_the_table_and_no_other() {
 fn the_loader_reads_every_key_of_the_schema() {
     let env = Environment::named("host-a");
     for (path, key) in built() {
-        let wrong = if matches!(key.shape, Shape::Map(_)) { "[x]" } else { "{surprise: [x]}" };
+        let wrong = if matches!(key.shape, Shape::Map(_) | Shape::MapOr { .. }) {
+            "[x]"
+        } else {
+            "{surprise: [x]}"
+        };
         let Err(problems) = parse(&file_with(&path, wrong), "t.yaml", &env) else {
             panic!("{path}: {wrong} is taken");
         };
@@ -198,7 +211,7 @@ fn the_loader_reads_every_key_of_the_schema() {
 fn every_key_changes_the_settings() {
     for (path, key) in built() {
         let samples: Vec<String> = match &key.shape {
-            Shape::Map(_) => continue,
+            Shape::Map(_) | Shape::MapOr { .. } => continue,
             Shape::List { of: Shape::Map(_), .. } => continue,
             Shape::List { .. } | Shape::ListOrMap { .. } => {
                 SAMPLES.iter().map(|one| format!("[{one}]")).collect()
@@ -262,7 +275,9 @@ fn the_schema_refuses_what_can_be_seen_at_one_place() {
         "servces: []",
         "policy: {timeout: 10}",
         "policy: {tie: off}",
-        "policy: {balance: hash}",
+        "policy: {shard: off}",
+        "policy: {probation: {slower_than: 3}}",
+        "policy: {hash: {bound: 0}}",
         "policy: {hedge: {max: 6}}",
         "policy: {hedge: {mode: true}}",
         "policy: {retry: {when: [5xx]}}",
@@ -305,7 +320,11 @@ fn defaults_are_what_an_empty_file_means() {
         "services: [{name: a, address: '10.0.0.1:1', check: {tcp: true}}]\nupstreams: [{name: a}]";
     let full = serde_json::to_value(load(text).expect("loads")).expect("JSON");
     for (path, key) in built().into_iter().filter(|(path, key)| {
-        !key.default.is_empty() && path.matches("[]").count() == 1 && !path.starts_with("outbound")
+        !key.default.is_empty()
+            && path.matches("[]").count() == 1
+            && !path.starts_with("outbound")
+            // A field that is not written is left to the other layers.
+            && !path.contains("].policy.")
     }) {
         let pointer = format!("/{}", path.replace("[]", "/0").replace('.', "/"));
         let default: Value =
@@ -315,7 +334,8 @@ fn defaults_are_what_an_empty_file_means() {
 }
 
 /// Each key that is built has a row in the operator's documentation which says its default and, rightly, whether a
-/// reload is enough. The rows of `policy` stand for those of upstreams and routes too.
+/// reload is enough. The rows of `policy` stand for those of services, upstreams and routes too, those of an upstream's
+/// routes for those of a service's.
 #[test]
 fn the_documentation_has_every_key() {
     let text = include_str!("../../../docs/configuration.md");
@@ -326,12 +346,17 @@ fn the_documentation_has_every_key() {
         .collect();
     let mut documented = BTreeSet::new();
     for (path, key) in built() {
-        if path.starts_with("upstreams[].policy.")
-            || path.starts_with("upstreams[].routes[].policy.")
-        {
+        let elsewhere = [
+            "upstreams[].policy.",
+            "upstreams[].routes[].policy.",
+            "services[].policy.",
+            "services[].routes[].",
+        ];
+        if elsewhere.iter().any(|prefix| path.starts_with(prefix)) {
             continue;
         }
-        if matches!(key.shape, Shape::Map(_)) && path != "services[].check" {
+        let says_itself = ["services[].check", "services[].scout", "upstreams[].scout"];
+        if matches!(key.shape, Shape::Map(_)) && !says_itself.contains(&path.as_str()) {
             continue;
         }
         let name = format!("`{path}`");
@@ -353,7 +378,11 @@ fn the_documentation_has_every_key() {
     }
     let mut later = Vec::new();
     keys::each(&mut |path, key| {
-        if matches!(key.shape, Shape::NotBuilt) && !path.starts_with("upstreams[]") {
+        if matches!(key.shape, Shape::NotBuilt)
+            && !path.starts_with("upstreams[]")
+            && !path.contains("].policy.")
+            && !path.contains("].routes[].")
+        {
             later.push(path.to_owned());
         }
     });
@@ -380,6 +409,9 @@ fn to_json(text: &str) -> Value {
                     if text.replace('_', "").parse::<u64>().is_ok() =>
                 {
                     json!(text.replace('_', "").parse::<u64>().expect("a number"))
+                }
+                (_, Plain::Rewritten("a number")) if text.parse::<f64>().is_ok() => {
+                    json!(text.parse::<f64>().expect("a number"))
                 }
                 _ => json!(text),
             },

@@ -4,7 +4,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::catalog::ServiceView;
+use crate::catalog::{Policies, ServiceView};
 use crate::sample::catalog;
 
 fn rng() -> ChaCha8Rng {
@@ -110,7 +110,12 @@ fn what_may_have_vanished_is_named_only_alone() {
     instances[0].preserved = true;
     let publish = |catalog: &mut Catalog, instances: &[Instance]| {
         let instances = instances.iter().cloned().map(Arc::new).collect();
-        let view = ServiceView { name: "payments".into(), index: 1, instances };
+        let view = ServiceView {
+            name: "payments".into(),
+            index: 1,
+            instances,
+            policies: Policies::default(),
+        };
         catalog.services.insert("payments".into(), Arc::new(view));
     };
     publish(&mut catalog, &instances);
@@ -131,7 +136,8 @@ fn crowd(size: usize) -> Catalog {
         })
         .map(Arc::new)
         .collect();
-    let view = ServiceView { name: "payments".into(), index: 1, instances };
+    let view =
+        ServiceView { name: "payments".into(), index: 1, instances, policies: Policies::default() };
     catalog.services.insert("payments".into(), Arc::new(view));
     catalog
 }

@@ -227,6 +227,9 @@ impl Discovery {
                     self.spread.push(now, extent.node, extent.generation, changes.base, size);
                 }
                 self.publisher.touch_services(now, changes.services);
+                if changes.orders {
+                    self.publisher.touch_orders(now);
+                }
                 if changes.node {
                     self.publisher.touch_node(now, extent.node, &self.registry);
                     self.learn_from_record(now, extent.node);
@@ -252,6 +255,9 @@ impl Discovery {
                 Applied::OwnIsBehind(generation) => self.jump_above(now, wall_ms, generation),
                 Applied::Changed(changes) => {
                     self.publisher.touch_services(now, changes.services);
+                    if changes.orders {
+                        self.publisher.touch_orders(now);
+                    }
                     self.publisher.touch_node(now, extent.node, &self.registry);
                     self.peer_was_gone(now, extent.node, true);
                     if changes.node {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::order::SavedOrder;
 pub use crate::registration::SavedRegistration;
 
 /// Hosts that went away are still listed (as failed or left, without instances) for this long.
@@ -74,7 +75,7 @@ impl Profile {
 pub struct Limits {
     /// Hosts of the mesh.
     pub members: usize,
-    /// Service instances of the mesh.
+    /// Service instances of the mesh, with each host's published policies and orders.
     pub records: usize,
 }
 
@@ -91,6 +92,9 @@ pub struct Saved {
     pub members: Vec<SavedMember>,
     /// Instances registered through the HTTP API.
     pub registrations: Vec<SavedRegistration>,
+    /// Orders issued at this host that have not ended.
+    #[serde(default)]
+    pub orders: Vec<SavedOrder>,
 }
 
 /// A host to try at the next start.

@@ -1,13 +1,17 @@
 //! This host's own record: what it offers, and how it stays ahead of all that others have heard of it.
 //! Its own changes are published at once, so that a client that registered finds itself in its next look-up.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
+use evenkeel_config::Published;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Discovery, Event, GENERATION_MAX, JUMP_WINDOW, JUMPS_MAX, SavedRegistration};
 use crate::health::Health;
+use crate::index::{PolicyHash, policy_hash, policy_key};
 use crate::membership::Membership;
 use crate::record::InstanceBody;
 use crate::registration::{BODY_MAX, INSTANCES_MAX, Origin, RegisterError, Registration};
@@ -21,8 +25,8 @@ pub(super) struct Offer {
 }
 
 impl Offer {
-    fn encode(&self) -> Vec<u8> {
-        InstanceBody::of(&self.registration, &self.health).encode()
+    fn encode(&self, policy: Option<PolicyHash>) -> Vec<u8> {
+        InstanceBody::of(&self.registration, &self.health, policy).encode()
     }
 }
 
@@ -56,14 +60,19 @@ impl Discovery {
         let is_saved = registration.origin == Origin::Api
             || known.is_some_and(|known| known.registration.origin == Origin::Api);
         let offer = Offer { registration, health };
-        let body = offer.encode();
+        let policy = self.policies.get(&offer.registration.service);
+        let body = offer.encode(policy.map(|(hash, _)| *hash));
         if body.len() > BODY_MAX {
             return Err(RegisterError::TooLarge("bytes of the registration", BODY_MAX));
         }
         let id = offer.registration.id.clone();
+        if let Some((hash, policy)) = policy.cloned() {
+            self.write_policy(now, &hash, &policy);
+        }
         self.write_own(now, &id, Some(body));
         self.offers.insert(id, offer);
-        self.publish(wall_ms);
+        self.withdraw_unused_policies(now);
+        self.publish(now, wall_ms);
         if is_saved {
             self.tell(Event::SaveDue);
         }
@@ -82,7 +91,8 @@ impl Discovery {
     ) -> Result<(), RegisterError> {
         let offer = self.offers.remove(id).ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
         self.write_own(now, id, None);
-        self.publish(wall_ms);
+        self.withdraw_unused_policies(now);
+        self.publish(now, wall_ms);
         if offer.registration.origin == Origin::Api {
             self.tell(Event::SaveDue);
         }
@@ -109,9 +119,10 @@ impl Discovery {
             .ok_or_else(|| RegisterError::NoSuchId(format!("{id}, check {check}")))?;
         if known.status != health.status {
             *known = health;
-            let body = offer.encode();
+            let policy = self.policies.get(&offer.registration.service);
+            let body = offer.encode(policy.map(|(hash, _)| *hash));
             self.write_own(now, id, Some(body));
-            self.publish(wall_ms);
+            self.publish(now, wall_ms);
         }
         Ok(())
     }
@@ -121,7 +132,54 @@ impl Discovery {
         if self.draining != draining {
             self.draining = draining;
             self.write_node(now);
-            self.publish(wall_ms);
+            self.publish(now, wall_ms);
+        }
+    }
+
+    /// What this host says of the policy of each service, as long as it offers the service. Replaces all it said before.
+    ///
+    /// A policy goes out before the instances that name it, and is withdrawn after the last of them, so that no host
+    /// ever sees a name without what it stands for.
+    pub fn set_policies(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        policies: BTreeMap<String, Arc<Published>>,
+    ) {
+        let named = |(service, policy): (String, Arc<Published>)| {
+            (service, (policy_hash(policy.text().as_bytes()), policy))
+        };
+        self.policies = policies.into_iter().map(named).collect();
+        let of = |offer: &Offer| self.policies.get(&offer.registration.service).cloned();
+        let said: Vec<(PolicyHash, Arc<Published>)> = self.offers.values().filter_map(of).collect();
+        let named = |(id, offer): (&String, &Offer)| {
+            (id.clone(), offer.encode(of(offer).map(|(hash, _)| hash)))
+        };
+        let bodies: Vec<(String, Vec<u8>)> = self.offers.iter().map(named).collect();
+        for (hash, policy) in said {
+            self.write_policy(now, &hash, &policy);
+        }
+        for (id, body) in bodies {
+            self.write_own(now, &id, Some(body));
+        }
+        self.withdraw_unused_policies(now);
+        self.publish(now, wall_ms);
+    }
+
+    fn write_policy(&mut self, now: Instant, hash: &PolicyHash, policy: &Published) {
+        self.write_own(now, &policy_key(hash), Some(policy.text().as_bytes().to_vec()));
+    }
+
+    fn withdraw_unused_policies(&mut self, now: Instant) {
+        let used: BTreeSet<PolicyHash> = self
+            .offers
+            .values()
+            .filter_map(|offer| Some(self.policies.get(&offer.registration.service)?.0))
+            .collect();
+        let unused: Vec<PolicyHash> =
+            self.registry.own_policies().filter(|hash| !used.contains(hash)).collect();
+        for hash in unused {
+            self.write_own(now, &policy_key(&hash), None);
         }
     }
 
@@ -139,6 +197,9 @@ impl Discovery {
         self.publisher.touch_services(now, changes.services);
         if changes.node {
             self.publisher.touch_node(now, own, &self.registry);
+        }
+        if changes.orders {
+            self.publisher.touch_orders(now);
         }
     }
 

@@ -3,7 +3,9 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
+use crate::catalog::Policies;
 use crate::health::{Health, Status};
+use crate::order::{Instruction, OrderError, Subject};
 use crate::registration::{Check, CheckKind, Origin, RegisterError, Registration, Weights};
 
 const WALL: u64 = 1_800_000_000_000;
@@ -317,6 +319,185 @@ fn a_repeated_request_is_not_acted_on() {
     assert!(first.handle_request(now, WALL, address(2), &dial.request).is_some());
     assert_eq!(first.handle_request(now, WALL, address(2), &dial.request), None);
     assert_eq!(first.counters().refused_replay, 1);
+}
+
+fn policy(text: &str) -> Arc<Published> {
+    Arc::new(Published::read(text).unwrap())
+}
+
+const SLOW: &str = r#"{"policy":{"timeout":"9s"}}"#;
+const FAST: &str = r#"{"policy":{"timeout":"1s"}}"#;
+
+fn says(service: &str, text: &str) -> BTreeMap<String, Arc<Published>> {
+    [(service.to_owned(), policy(text))].into()
+}
+
+/// What a host takes for the policy of a service, after everybody has talked.
+fn policies(now: Instant, hosts: &mut [Discovery], service: &str) -> Vec<Policies> {
+    for _ in 0..3 {
+        let later = now + Duration::from_secs(1);
+        hosts.iter_mut().for_each(|host| host.handle_timeout(later, WALL));
+        talk(later, hosts);
+    }
+    let view = |host: &mut Discovery| {
+        host.handle_timeout(now + Duration::from_secs(2), WALL);
+        host.snapshot().service(service).map(|view| view.policies.clone()).unwrap_or_default()
+    };
+    hosts.iter_mut().map(view).collect()
+}
+
+#[test]
+fn a_policy_travels_with_the_instances_of_its_service() {
+    let now = t0();
+    let mut hosts = pair(now);
+    hosts[1].set_policies(now, WALL, says("web", SLOW));
+    assert!(!hosts[1].registry.own_policies().any(|_| true), "it does not offer the service");
+    hosts[1].register(now, WALL, registration("a", "web")).unwrap();
+    hosts[1].register(now, WALL, registration("b", "other")).unwrap();
+    for seen in policies(now, &mut hosts, "web") {
+        let [vote] = &seen.published[..] else { panic!("{seen:?}") };
+        assert_eq!((&**vote.policy.text(), vote.instances), (SLOW, 1));
+        assert_eq!(vote.hosts, ["host-2"]);
+    }
+    assert_eq!(policies(now, &mut hosts, "other"), [Policies::default(), Policies::default()]);
+    // Another one; an instance that comes later has it too.
+    hosts[1].set_policies(now, WALL, says("web", FAST));
+    hosts[1].register(now, WALL, registration("c", "web")).unwrap();
+    for seen in policies(now, &mut hosts, "web") {
+        assert_eq!((seen.winner(), seen.published[0].instances), (Some(&policy(FAST)), 2));
+        assert_eq!(seen.published.len(), 1);
+    }
+    assert_eq!(hosts[1].registry.own_policies().count(), 1, "the old one is withdrawn");
+    hosts[1].set_policies(now, WALL, BTreeMap::new());
+    assert_eq!(policies(now, &mut hosts, "web"), [Policies::default(), Policies::default()]);
+    assert_eq!(hosts[1].registry.own_policies().count(), 0);
+}
+
+#[test]
+fn the_policy_of_most_instances_counts_and_equal_ones_are_kept_once() {
+    let now = t0();
+    let mut hosts: Vec<Discovery> = (1..=4).map(|number| host(number, now)).collect();
+    for (at, text, instances) in [(0, SLOW, 1), (1, FAST, 2), (2, FAST, 1)] {
+        hosts[at].set_policies(now, WALL, says("web", text));
+        for i in 0..instances {
+            hosts[at].register(now, WALL, registration(&format!("i{i}"), "web")).unwrap();
+        }
+    }
+    // One that publishes none has no vote.
+    for i in 0..9 {
+        hosts[3].register(now, WALL, registration(&format!("i{i}"), "web")).unwrap();
+    }
+    for at in 1..4 {
+        hosts[at].join(now, address(1));
+        talk(now, &mut hosts);
+    }
+    for seen in policies(now, &mut hosts, "web") {
+        let votes: Vec<_> =
+            seen.published.iter().map(|vote| (&**vote.policy.text(), vote.instances)).collect();
+        assert_eq!(votes, [(FAST, 3), (SLOW, 1)]);
+        assert_eq!(seen.published[0].hosts, ["host-2", "host-3"]);
+    }
+    let hash = crate::index::policy_hash(FAST.as_bytes());
+    let kept = |node| hosts[0].registry.policy_of(node, &hash).unwrap();
+    assert!(Arc::ptr_eq(kept(2), kept(3)));
+}
+
+#[test]
+fn an_order_counts_everywhere_until_its_end() {
+    let now = t0();
+    let mut hosts = pair(now);
+    hosts[0].register(now, WALL, registration("a", "web")).unwrap();
+    let minute = Duration::from_secs(60);
+    hosts[0].override_policy(now, WALL, "web", policy(FAST), minute).unwrap();
+    hosts[1].drain(now, WALL, 1, minute).unwrap();
+    assert_eq!(hosts[1].drain(now, WALL, 77, minute), Err(OrderError::NoSuchHost));
+    talk(now, &mut hosts);
+    let later = now + Duration::from_secs(1);
+    for host in &mut hosts {
+        host.handle_timeout(later, WALL + 1000);
+    }
+    talk(later, &mut hosts);
+    for host in &mut hosts {
+        host.handle_timeout(later + Duration::from_secs(1), WALL + 2000);
+        let catalog = host.snapshot();
+        let order = &catalog.orders[&Subject::Override("web".into())];
+        assert_eq!(order.instruction, Instruction::Override(policy(FAST)));
+        assert_eq!((order.until_us, &*order.by), ((WALL + 60_000) * 1000, "host-1"));
+        assert_eq!(catalog.orders[&Subject::Drain(1)].by, "host-2");
+        assert!(catalog.nodes[&1].draining && !catalog.nodes[&2].draining);
+        assert!(!catalog.service("web").unwrap().instances[0].takes_requests());
+    }
+    // Each lets go of it by itself.
+    for host in &mut hosts {
+        let end = host.timers.orders.expect("the end is awaited");
+        assert!(end <= now + minute + Duration::from_millis(1), "{:?}", end - now);
+        host.handle_timeout(end, WALL + 60_000);
+        host.handle_timeout(end + Duration::from_millis(20), WALL + 60_020);
+        let catalog = host.snapshot();
+        assert!(catalog.orders.is_empty() && !catalog.nodes[&1].draining);
+        assert_eq!(host.timers.orders, None);
+        assert_eq!(host.registry.own_orders().count(), 0, "and its issuer withdraws it");
+    }
+}
+
+#[test]
+fn the_newest_order_counts_wherever_it_was_issued() {
+    let now = t0();
+    let mut hosts = pair(now);
+    let hour = Duration::from_secs(3600);
+    // The clock of the first is ten minutes ahead.
+    hosts[0].override_policy(now, WALL + 600_000, "web", policy(SLOW), hour).unwrap();
+    talk(now, &mut hosts);
+    hosts[0].handle_timeout(now + Duration::from_secs(1), WALL);
+    talk(now, &mut hosts);
+    hosts[1].handle_timeout(now + Duration::from_secs(1), WALL);
+    let subject = Subject::Override("web".into());
+    assert!(hosts[1].snapshot().orders.contains_key(&subject));
+    hosts[1].override_policy(now, WALL, "web", policy(FAST), hour).unwrap();
+    let order = Arc::clone(&hosts[1].snapshot().orders[&subject]);
+    assert_eq!(order.instruction, Instruction::Override(policy(FAST)));
+    hosts[1].undo(now, WALL, &subject).unwrap();
+    assert!(hosts[1].snapshot().orders.is_empty(), "also those of other hosts are taken back");
+    assert_eq!(hosts[1].undo(now, WALL, &subject), Err(OrderError::Nothing));
+}
+
+#[test]
+fn orders_are_limited() {
+    let now = t0();
+    let mut host = host(1, now);
+    let day = Duration::from_secs(24 * 3600);
+    let order = |host: &mut Discovery, service: &str, ttl| {
+        host.override_policy(now, WALL, service, policy(FAST), ttl)
+    };
+    assert_eq!(order(&mut host, "web", Duration::ZERO), Err(OrderError::Ttl));
+    assert_eq!(order(&mut host, "web", day + Duration::from_secs(1)), Err(OrderError::Ttl));
+    for i in 0..crate::order::ORDERS_MAX {
+        order(&mut host, &format!("web-{i}"), day).unwrap();
+    }
+    assert_eq!(order(&mut host, "one-more", day), Err(OrderError::TooMany));
+    order(&mut host, "web-0", day).expect("one may be replaced");
+    host.leave(now, WALL);
+    assert_eq!(order(&mut host, "web-0", day), Err(OrderError::Leaving));
+}
+
+#[test]
+fn a_host_keeps_its_own_orders_over_a_restart_and_lets_go_of_ended_ones() {
+    let now = t0();
+    let mut first = host(1, now);
+    let minute = Duration::from_secs(60);
+    first.override_policy(now, WALL, "web", policy(FAST), minute).unwrap();
+    first.drain(now, WALL, 1, 2 * minute).unwrap();
+    assert!(events(&mut first).contains(&Event::SaveDue));
+    let json = serde_json::to_string(&first.saved()).unwrap();
+    let saved = || serde_json::from_str::<Saved>(&json).unwrap();
+    let again = |wall| Discovery::new(config(1), Some(saved()), now, wall, [9; 32], [9; 16]);
+    assert_eq!(again(WALL + 1000).snapshot().orders, first.snapshot().orders);
+    let late = again(WALL + 90_000);
+    assert_eq!(late.snapshot().orders.keys().collect::<Vec<_>>(), [&Subject::Drain(1)]);
+    assert!(late.snapshot().nodes[&1].draining);
+    // What an earlier version saved has none.
+    let old = json.replace("\"orders\"", "\"unknown\"");
+    assert_eq!(serde_json::from_str::<Saved>(&old).unwrap().orders, []);
 }
 
 proptest! {

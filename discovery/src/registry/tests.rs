@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::health::Health;
+use crate::order::Instruction;
 use crate::registration::{Origin, Registration, Weights};
 
 #[expect(clippy::disallowed_methods, reason = "a test may start its clock anywhere")]
@@ -23,7 +24,25 @@ fn instance(service: &str, port: u16) -> Vec<u8> {
         checks: vec![],
         origin: Origin::Configuration,
     };
-    InstanceBody::of(&registration, &[] as &[Health]).encode()
+    InstanceBody::of(&registration, &[] as &[Health], None).encode()
+}
+
+fn policy(timeout_s: u64) -> (String, Vec<u8>) {
+    let text = format!(r#"{{"policy":{{"timeout":"{}s"}}}}"#, timeout_s + 1).into_bytes();
+    (policy_key(&policy_hash(&text)), text)
+}
+
+fn instance_with(service: &str, policy: &[u8]) -> Vec<u8> {
+    let plain = InstanceBody::decode(&instance(service, 1)).unwrap();
+    InstanceBody { policy: Some(policy_hash(policy)), ..plain }.encode()
+}
+
+fn override_of(service: &str, issued_us: u64, until_us: u64) -> (String, Vec<u8>) {
+    let subject = Subject::Override(service.into());
+    let text = String::from_utf8(policy(issued_us).1).unwrap();
+    let instruction = Instruction::Override(Arc::new(Published::read(&text).unwrap()));
+    let order = OrderBody { instruction, issued_us, until_us, by: "host-a".into() };
+    (subject.key(), order.encode())
 }
 
 fn registry(own: u64) -> Registry {
@@ -46,12 +65,19 @@ fn assert_consistent(registry: &Registry) {
     for (node, record) in registry.nodes() {
         count += record.entries.len();
         for (key, entry) in &record.entries {
-            if let Some(instance) = &entry.instance {
+            if let Some(instance) = entry.instance() {
                 listed.entry(instance.service.clone()).or_default().insert((node, Arc::clone(key)));
             }
         }
     }
-    assert_eq!(registry.by_service, listed);
+    assert_eq!(registry.index.by_service, listed);
+    let mut orders = BTreeMap::<Subject, BTreeMap<u64, Arc<OrderBody>>>::new();
+    for (node, record) in registry.nodes() {
+        for (subject, order) in record.orders() {
+            orders.entry(subject.clone()).or_default().insert(node, Arc::clone(order));
+        }
+    }
+    assert_eq!(registry.index.orders, orders);
     assert_eq!(registry.entries, count);
 }
 
@@ -120,7 +146,7 @@ fn the_buried_do_not_rise() {
     assert_eq!(other.apply(delta.clone()), Applied::Unchanged);
     assert!(other.wants(&[extent(1, 1, 5)]).is_empty());
     assert_eq!(other.wants(&[extent(1, 2, 5)]), [extent(1, 2, 0)]);
-    other.expire(t0 + TOMBSTONE_KEPT);
+    other.expire(t0 + TOMBSTONE_KEPT, 0);
     assert!(
         matches!(other.apply(delta), Applied::Changed(_)),
         "after a day nobody has it any more"
@@ -136,11 +162,11 @@ fn a_host_that_stays_down_is_buried_after_an_hour() {
     let mut other = registry(2);
     other.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
     other.set_down(1, Some(t0));
-    assert_eq!(other.expire(t0 + DOWN_KEPT - Duration::from_secs(1)), Changes::default());
+    assert_eq!(other.expire(t0 + DOWN_KEPT - Duration::from_secs(1), 0), Changes::default());
     other.set_down(1, None);
-    assert_eq!(other.expire(t0 + 2 * DOWN_KEPT), Changes::default());
+    assert_eq!(other.expire(t0 + 2 * DOWN_KEPT, 0), Changes::default());
     other.set_down(1, Some(t0));
-    assert!(other.expire(t0 + DOWN_KEPT).services.contains("a"));
+    assert!(other.expire(t0 + DOWN_KEPT, 0).services.contains("a"));
     assert!(other.record(1).is_none());
     assert!(other.digest().contains(&extent(1, 1, Extent::TOMBSTONE)));
 }
@@ -155,7 +181,7 @@ fn who_missed_a_forgotten_withdrawal_gets_the_whole_record() {
     other.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
     owner.write(t0, "a", None);
     owner.write(t0, "c", Some(instance("c", 1)));
-    owner.expire(t0 + WITHDRAWN_KEPT);
+    owner.expire(t0 + WITHDRAWN_KEPT, 0);
     let delta = owner.delta_for(extent(1, 1, 2)).unwrap();
     assert_eq!(delta.base, 0);
     assert!(matches!(other.apply(delta), Applied::Changed(_)));
@@ -163,6 +189,73 @@ fn who_missed_a_forgotten_withdrawal_gets_the_whole_record() {
     assert!(other.instances_of("a").next().is_none());
     assert_consistent(&other);
     assert_consistent(&owner);
+}
+
+#[test]
+fn a_policy_is_believed_only_under_its_own_name_and_in_the_record_that_names_it() {
+    let mut owner = registry(1);
+    let (key, text) = policy(1);
+    let hash = policy_hash(&text);
+    owner.write(t0(), "i", Some(instance_with("web", &text)));
+    let believed = |registry: &Registry| registry.policy_of(1, &hash).is_some();
+    assert!(!believed(&owner), "nobody has it");
+    // Another host has it; that says nothing about this one.
+    let mut third = registry(3);
+    third.write(t0(), &key, Some(text.clone()));
+    let mut other = registry(2);
+    other.apply(third.delta_for(extent(3, 0, 0)).unwrap());
+    other.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
+    assert!(!believed(&other));
+    owner.write(t0(), &key, Some(policy(2).1));
+    assert!(!believed(&owner), "the text is not what the name says");
+    let noise = b"not a policy".to_vec();
+    owner.write(t0(), &policy_key(&policy_hash(&noise)), Some(noise.clone()));
+    assert!(owner.policy_of(1, &policy_hash(&noise)).is_none());
+    let changes = owner.write(t0(), &key, Some(text));
+    assert!(believed(&owner));
+    assert!(changes.services.contains("web"), "its instances are others now");
+    let Applied::Changed(changes) = other.apply(owner.delta_for(extent(1, 1, 1)).unwrap()) else {
+        panic!("not taken")
+    };
+    assert!(changes.services.contains("web"));
+    assert!(believed(&other));
+    assert!(owner.write(t0(), &key, None).services.contains("web"));
+    assert_consistent(&owner);
+    assert_consistent(&other);
+}
+
+#[test]
+fn a_host_that_stays_down_is_kept_until_what_it_ordered_has_ended() {
+    let t0 = t0();
+    let mut owner = registry(1);
+    let (key, body) = override_of("web", 1, 9_000_000);
+    owner.write(t0, &key, Some(body));
+    let mut other = registry(2);
+    other.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
+    other.set_down(1, Some(t0));
+    assert_eq!(other.expire(t0 + DOWN_KEPT, 8_999_999), Changes::default());
+    assert_eq!(other.standing(8_999_999).0.len(), 1);
+    let changes = other.expire(t0 + DOWN_KEPT, 9_000_000);
+    assert!(changes.orders);
+    assert!(other.record(1).is_none());
+    assert!(other.standing(0).0.is_empty());
+    // One that leaves takes its orders along.
+    other.apply(Delta { generation: 2, ..owner.delta_for(extent(1, 0, 0)).unwrap() });
+    assert_eq!(other.standing(1).0.len(), 1);
+    assert!(matches!(other.bury(t0, 1, 2), Applied::Changed(changes) if changes.orders));
+    assert!(other.standing(1).0.is_empty());
+}
+
+#[test]
+fn keys_of_kinds_that_we_do_not_know_are_passed_on_and_show_nowhere() {
+    let mut owner = registry(1);
+    for key in ["\u{3}new", "\u{1}short", "\u{2}teleport x"] {
+        owner.write(t0(), key, Some(instance("web", 1)));
+    }
+    assert_eq!(owner.instances_of("web").count(), 0);
+    let mut other = registry(2);
+    other.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
+    assert_eq!(bodies(&other, 1), bodies(&owner, 1));
 }
 
 #[test]
@@ -186,6 +279,8 @@ fn limits_hold() {
 enum Step {
     Write { key: u8, service: u8 },
     Withdraw { key: u8 },
+    Publish { policy: u8, is_there: bool },
+    Order { service: u8, is_there: bool },
     Jump,
     Forget,
 }
@@ -194,6 +289,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => (0..6u8, 0..4u8).prop_map(|(key, service)| Step::Write { key, service }),
         3 => (0..6u8).prop_map(|key| Step::Withdraw { key }),
+        2 => (0..3u8, any::<bool>()).prop_map(|(policy, is_there)| Step::Publish { policy, is_there }),
+        2 => (0..3u8, any::<bool>()).prop_map(|(service, is_there)| Step::Order { service, is_there }),
         1 => Just(Step::Jump),
         1 => Just(Step::Forget),
     ]
@@ -214,8 +311,16 @@ proptest! {
             match step {
                 Step::Write { key, service } => _ = owner.write(t0, &format!("k{key}"), Some(instance(&format!("s{service}"), i as u16))),
                 Step::Withdraw { key } => _ = owner.write(t0, &format!("k{key}"), None),
+                Step::Publish { policy: which, is_there } => {
+                    let (key, text) = policy(which.into());
+                    owner.write(t0, &key, is_there.then_some(text));
+                }
+                Step::Order { service, is_there } => {
+                    let (key, body) = override_of(&format!("s{service}"), i as u64, 1000);
+                    owner.write(t0, &key, is_there.then_some(body));
+                }
                 Step::Jump => { let next = owner.record(1).unwrap().generation + 1; owner.jump(next); }
-                Step::Forget => _ = owner.expire(t0 + WITHDRAWN_KEPT),
+                Step::Forget => _ = owner.expire(t0 + WITHDRAWN_KEPT, 0),
             }
             states.push(owner.record(1).unwrap().clone());
         }
@@ -243,7 +348,45 @@ proptest! {
             prop_assert!(matches!(other.apply(delta), Applied::Changed(_)));
         }
         prop_assert_eq!(bodies(&other, 1), bodies(&owner, 1));
+        prop_assert_eq!(other.standing(1), owner.standing(1));
         assert_consistent(&other);
+    }
+
+    /// Orders of several hosts, heard in any order: the same one counts everywhere, and only while it stands.
+    #[test]
+    fn hosts_agree_on_the_order_that_counts(
+        orders in vec((1..5u64, 0..3u8, 0..4u64, 1..10u64), 1..12),
+        turn in any::<prop::sample::Index>(),
+        wall in 0..12u64,
+    ) {
+        let mut owners: Vec<Registry> = (1..5).map(registry).collect();
+        for (node, service, issued, until) in &orders {
+            let (key, body) = override_of(&format!("s{service}"), *issued, *until);
+            owners[*node as usize - 1].write(t0(), &key, Some(body));
+        }
+        let mut deltas: Vec<Delta> =
+            (1..5).filter_map(|node| owners[node as usize - 1].delta_for(extent(node, 0, 0))).collect();
+        let heard = |deltas: &[Delta]| {
+            let mut other = registry(9);
+            for delta in deltas {
+                other.apply(delta.clone());
+            }
+            assert_consistent(&other);
+            other.standing(wall)
+        };
+        let standing = heard(&deltas);
+        let turn = turn.index(deltas.len());
+        deltas.rotate_left(turn);
+        prop_assert_eq!(&heard(&deltas), &standing);
+        deltas.reverse();
+        prop_assert_eq!(&heard(&deltas), &standing);
+        for (subject, order) in &standing.0 {
+            prop_assert!(order.until_us > wall);
+            let newer = owners.iter().flat_map(Registry::own_orders).any(|(other, body)| {
+                other == subject && body.stands(wall) && body.issued_us > order.issued_us
+            });
+            prop_assert!(!newer, "{:?} is not the newest", order);
+        }
     }
 
     /// Two hosts that exchange digests end up with the same.

@@ -7,11 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use evenkeel_config::Published;
 use evenkeel_discovery::{
-    Config, Dial, DialError, DialId, Discovery, Event, Limits, NodeInfo, Origin, Profile,
-    Registration, Saved, Weights,
+    Config, Dial, DialError, DialId, Discovery, Event, Instruction, Limits, NodeInfo, Origin,
+    Profile, Registration, Saved, Subject, Weights,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -82,6 +84,11 @@ impl Network {
             datagrams_cut: BTreeSet::new(),
         }
     }
+}
+
+fn timeout(seconds: u64) -> Arc<Published> {
+    let text = format!(r#"{{"policy":{{"timeout":"{seconds}s"}}}}"#);
+    Arc::new(Published::read(&text).unwrap())
 }
 
 enum Delivery {
@@ -239,6 +246,36 @@ impl World {
         self.hosts[host].process.as_mut().unwrap().deregister(now, wall, id).unwrap();
         self.hosts[host].offers.remove(id);
         self.drain(host);
+    }
+
+    /// Has a host publish this timeout for a service.
+    pub fn publish(&mut self, host: usize, service: &str, timeout_s: u64) {
+        let (now, wall) = (self.now, self.wall_ms());
+        let policies = [(service.to_owned(), timeout(timeout_s))].into();
+        self.hosts[host].process.as_mut().unwrap().set_policies(now, wall, policies);
+        self.drain(host);
+    }
+
+    /// Issues an override at a host: this timeout for a service.
+    pub fn order(&mut self, host: usize, service: &str, timeout_s: u64, ttl: Duration) {
+        let (now, wall) = (self.now, self.wall_ms());
+        let process = self.hosts[host].process.as_mut().unwrap();
+        process.override_policy(now, wall, service, timeout(timeout_s), ttl).unwrap();
+        self.drain(host);
+    }
+
+    /// The timeout, as text, that all clients beside this host are asked to keep for a service: published, and by override.
+    pub fn asked(&self, host: usize, service: &str) -> (Option<String>, Option<String>) {
+        let catalog = self.hosts[host].process.as_ref().unwrap().snapshot();
+        let text = |policy: &Published| policy.text().to_string();
+        let published = catalog.service(service).and_then(|view| view.policies.winner().cloned());
+        let order = catalog.orders.get(&Subject::Override(service.to_owned()));
+        let instruction = order.map(|order| order.instruction.clone());
+        let ordered = instruction.and_then(|instruction| match instruction {
+            Instruction::Override(policy) => Some(text(&policy)),
+            _ => None,
+        });
+        (published.map(|policy| text(&policy)), ordered)
     }
 
     /// Cuts a host off, both ways, as if its cable were pulled.
@@ -565,8 +602,13 @@ impl World {
             }
         }
         let alive: BTreeSet<u64> = running.iter().map(|host| self.hosts[*host].id).collect();
+        let snapshot = |host: usize| self.hosts[host].process.as_ref().unwrap().snapshot();
+        let policies = |host: usize| -> Vec<_> {
+            let catalog = snapshot(host);
+            catalog.services.values().map(|view| view.policies.clone()).collect()
+        };
         running.iter().all(|host| {
-            let catalog = self.hosts[*host].process.as_ref().unwrap().snapshot();
+            let catalog = snapshot(*host);
             let shown: BTreeSet<_> = catalog
                 .services
                 .iter()
@@ -576,6 +618,8 @@ impl World {
                 .collect();
             shown == expected
                 && catalog.alive().map(|node| node.id).collect::<BTreeSet<_>>() == alive
+                && catalog.orders == snapshot(running[0]).orders
+                && policies(*host) == policies(running[0])
         })
     }
 

@@ -4,8 +4,11 @@
 //! different versions during an upgrade.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, UNIX_EPOCH};
 
+use evenkeel_discovery::{Instruction, Subject};
 use serde::{Deserialize, Serialize};
 
 /// `/v1/self`: this host.
@@ -59,6 +62,8 @@ pub struct Member {
     pub zone: String,
     /// `alive | draining | failed | left`.
     pub state: String,
+    /// The order to drain it, if there is one: by whom, until when.
+    pub drained_by: String,
     /// For how long.
     pub for_ms: u64,
     /// Instances it offers.
@@ -183,6 +188,48 @@ pub struct Verdict {
     pub reason: String,
 }
 
+/// `/v1/shards/S`: the shard of a key.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shards {
+    /// The service.
+    pub service: String,
+    /// `policy.shard.key`.
+    pub source: String,
+    /// The key's value.
+    pub key: String,
+    /// `policy.shard.size`.
+    pub size: u32,
+    /// `policy.shard.fallback`.
+    pub fallback: String,
+    /// Its members, best first.
+    pub members: Vec<ShardMember>,
+    /// Endpoints of the service.
+    pub endpoints: usize,
+    /// Different shards there can be; none where weights or zones make some more likely than others.
+    pub shards: Option<f64>,
+    /// The share of other keys whose shard has 0, 1, … members in common with this one.
+    pub overlap: Vec<f64>,
+    /// Whether `overlap` was calculated; else it was counted over a sample of keys.
+    pub exact: bool,
+}
+
+/// A member of a shard.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShardMember {
+    /// The instance's id.
+    pub instance: String,
+    /// The host it runs on.
+    pub host: String,
+    /// The application's own address.
+    pub address: String,
+    /// Where its host stands.
+    pub zone: String,
+    /// Neither draining nor failing its check.
+    pub serving: bool,
+}
+
 /// One field of the effective policy.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -191,8 +238,66 @@ pub struct PolicyField {
     pub field: String,
     /// Its value, as written in the file.
     pub value: String,
-    /// Who said so: `built-in`, `host`, `upstream`, `route`.
+    /// Who said so: `built-in`, `host`, `published`, `published-route`, `upstream`, `route`, `override`; with
+    /// `, bounded` behind it where `mesh.bounds` has made less of it.
     pub origin: String,
+}
+
+/// `/v1/orders`, and the answer to each order: those that count.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Orders {
+    /// Overrides, then drained hosts.
+    pub orders: Vec<Order>,
+}
+
+/// One order to the whole mesh.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Order {
+    /// `override | drain`.
+    pub kind: String,
+    /// The service or the host.
+    pub subject: String,
+    /// What an override says, as JSON.
+    pub policy: String,
+    /// The name of the host that it was issued at.
+    pub by: String,
+    /// When, UTC.
+    pub issued: String,
+    /// When it ends, UTC.
+    pub until: String,
+}
+
+impl Order {
+    /// The order as it is shown.
+    pub fn of(subject: &Subject, order: &evenkeel_discovery::Order) -> Order {
+        let at = |us: u64| crate::events::rfc3339(UNIX_EPOCH + Duration::from_micros(us));
+        let (kind, subject) = match subject {
+            Subject::Override(service) => ("override", service.clone()),
+            Subject::Drain(node) => ("drain", format!("{node:016x}")),
+        };
+        let policy = match &order.instruction {
+            Instruction::Override(policy) => policy.text().to_string(),
+            Instruction::Drain | Instruction::Undo => String::new(),
+        };
+        Order {
+            kind: kind.to_owned(),
+            subject,
+            policy,
+            by: order.by.clone(),
+            issued: at(order.issued_us),
+            until: at(order.until_us),
+        }
+    }
+}
+
+/// Who, until when, and what.
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} until {}", self.by, self.until)?;
+        if self.policy.is_empty() { Ok(()) } else { write!(f, ": {}", self.policy) }
+    }
 }
 
 /// `/v1/events`.

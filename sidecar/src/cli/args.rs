@@ -47,8 +47,17 @@ pub enum Command {
     /// Explain what would happen to a request: each endpoint, each filter's verdict, and where each field of the
     /// policy comes from.
     Explain(ExplainArgs),
+    /// Show the few endpoints that a key's requests may go to, and how much that shard shares with others.
+    Shards(ShardsArgs),
     /// Show what happened lately: hosts that came and went, health that changed, joins that failed.
     Events(AskArgs),
+    /// Change a service's policy on every host of the mesh, for a while; without a service: show what is overridden.
+    ///
+    /// Fields are written as in the configuration, with points: `hedge.mode=off timeout=300ms`; `hedge=off` is short
+    /// for `hedge.mode=off`. A new override of a service replaces the one before. It ends by itself after --ttl.
+    Override(OverrideArgs),
+    /// Ask every host of the mesh to stop choosing a host, for a while. What is in flight there finishes.
+    Drain(DrainArgs),
     /// Print a new random gossip key for mesh.gossip.keys.
     Keygen,
     /// Print a completion script for a shell.
@@ -106,6 +115,59 @@ pub struct ExplainArgs {
     /// The request's method.
     #[arg(long, default_value = "GET")]
     pub method: String,
+    /// The value of the key that decides its shard, or its endpoint under `balance: hash`.
+    #[arg(long)]
+    pub key: Option<String>,
+}
+
+/// A question about one key.
+#[derive(Debug, Args)]
+pub struct ShardsArgs {
+    #[command(flatten)]
+    pub about: ServiceArgs,
+    /// The key's value, as requests carry it.
+    #[arg(long)]
+    pub key: String,
+    /// The request's path, where routes have shards of their own.
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    /// The request's method.
+    #[arg(long, default_value = "GET")]
+    pub method: String,
+}
+
+/// An order about a service.
+#[derive(Debug, Args)]
+pub struct OverrideArgs {
+    /// The service.
+    #[arg(requires = "what")]
+    pub service: Option<String>,
+    /// Fields of the policy, each with its value.
+    #[arg(value_name = "FIELD=VALUE", group = "what")]
+    pub fields: Vec<String>,
+    /// When it ends; at most 24h.
+    #[arg(long, default_value = "1h")]
+    pub ttl: String,
+    /// Take back what was ordered for the service, at whichever host.
+    #[arg(long, group = "what", conflicts_with = "fields")]
+    pub undo: bool,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+/// An order about a host.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The host's name, or its id.
+    pub host: String,
+    /// When it ends; at most 24h.
+    #[arg(long, default_value = "24h")]
+    pub ttl: String,
+    /// Let it be chosen again.
+    #[arg(long)]
+    pub undo: bool,
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Asks a running host's admin listener: one GET, one bounded answer.
+//! Asks a running host's admin listener: one request, one bounded answer.
 //!
 //! On a runtime of its own, because nothing else runs in these modes. Errors are for the person at the terminal.
 
@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http::header::{ACCEPT, HOST};
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -21,13 +21,26 @@ use crate::admin::report::ErrorReport;
 /// # Errors
 /// Says what to do when nobody answers, and the host's own words when it refuses.
 pub fn get(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
+    send(admin, Method::GET, path_and_query, Bytes::new())
+}
+
+/// As [`get`], with a method and a body.
+///
+/// # Errors
+/// As [`get`].
+pub fn send(
+    admin: &str,
+    method: Method,
+    path_and_query: &str,
+    body: Bytes,
+) -> anyhow::Result<Bytes> {
     let admin = admin.strip_prefix("http://").unwrap_or(admin).trim_end_matches('/');
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start")?;
     let asked = runtime.block_on(async {
-        tokio::time::timeout(ANSWER_TIMEOUT, ask(admin, path_and_query))
+        tokio::time::timeout(ANSWER_TIMEOUT, ask(admin, method, path_and_query, body))
             .await
             .map_err(|_| anyhow!("{admin} did not answer within {ANSWER_TIMEOUT:?}: is the process stopped or overloaded?"))?
     });
@@ -36,7 +49,12 @@ pub fn get(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
     asked
 }
 
-async fn ask(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
+async fn ask(
+    admin: &str,
+    method: Method,
+    path_and_query: &str,
+    body: Bytes,
+) -> anyhow::Result<Bytes> {
     let unreadable = |cause| {
         anyhow!("--admin {admin}: {cause}. Write it as HOST:PORT, for example 127.0.0.1:7119")
     };
@@ -53,10 +71,12 @@ async fn ask(admin: &str, path_and_query: &str) -> anyhow::Result<Bytes> {
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.with_context(not_ours)?;
     let driver = tokio::spawn(connection);
-    let request = Request::get(path_and_query)
+    let request = Request::builder()
+        .method(method)
+        .uri(path_and_query)
         .header(HOST, admin)
         .header(ACCEPT, "application/json")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .with_context(|| format!("cannot ask for {path_and_query}"))?;
     let response = sender.send_request(request).await.with_context(not_ours)?;
     let status = response.status();

@@ -6,6 +6,7 @@
 mod args;
 mod client;
 mod keygen;
+mod orders;
 mod show;
 mod table;
 
@@ -59,7 +60,10 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Services(ask) => print(&show::services(&ask, colour)?),
         Command::Endpoints(args) => print(&show::endpoints(&args, colour)?),
         Command::Explain(args) => print(&show::explain(&args, colour)?),
+        Command::Shards(args) => print(&show::shards(&args, colour)?),
         Command::Events(ask) => print(&show::events(&ask, colour)?),
+        Command::Override(args) => print(&orders::override_policy(&args, colour)?),
+        Command::Drain(args) => print(&orders::drain(&args, colour)?),
         Command::Keygen => print(&keygen::key()?),
         Command::Completions { shell } => {
             let mut script = Vec::new();

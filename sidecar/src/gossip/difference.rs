@@ -1,8 +1,9 @@
 //! What changed between two snapshots, as events for people.
 
-use evenkeel_discovery::{Catalog, Instance, ServiceView, Status};
+use evenkeel_discovery::{Catalog, Instance, ServiceView, Status, Subject};
 use std::sync::Arc;
 
+use crate::admin::report;
 use crate::events::Events;
 
 /// Notes instances that came, went or changed their health. At most [`NOTED_MAX`] for one snapshot: at a join to
@@ -18,12 +19,40 @@ pub fn note(old: &Catalog, new: &Catalog, events: &Events) {
     for (_, before) in old.services.iter().filter(|(name, _)| !new.services.contains_key(*name)) {
         compare(Some(before), None, &mut noted);
     }
+    note_orders(old, new, events);
     if noted.suppressed > 0 {
         events.info(
             "instances_changed",
             "mesh",
             format!("and {} more instances changed", noted.suppressed),
         );
+    }
+}
+
+/// Orders that came, were replaced, or ended.
+fn note_orders(old: &Catalog, new: &Catalog, events: &Events) {
+    let name = |catalog: &Catalog, subject: &Subject| match subject {
+        Subject::Override(service) => service.clone(),
+        Subject::Drain(node) => {
+            catalog.nodes.get(node).map_or_else(|| format!("{node:016x}"), |node| node.name.clone())
+        }
+    };
+    for (subject, order) in &new.orders {
+        if old.orders.get(subject) != Some(order) {
+            let kind = match subject {
+                Subject::Override(_) => "override_issued",
+                Subject::Drain(_) => "drain_issued",
+            };
+            let said = report::Order::of(subject, order);
+            events.warn(kind, name(new, subject), format!("by {said}"));
+        }
+    }
+    for (subject, order) in old.orders.iter().filter(|(gone, _)| !new.orders.contains_key(gone)) {
+        let kind = match subject {
+            Subject::Override(_) => "override_ended",
+            Subject::Drain(_) => "drain_ended",
+        };
+        events.info(kind, name(new, subject), format!("was issued at {}", order.by));
     }
 }
 
@@ -62,6 +91,7 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
             view.map(|view| view.instances.iter().map(|one| (key(one), Arc::clone(one))).collect())
                 .unwrap_or_default()
         };
+    let policies = (old, new);
     let (old, new) = (instances(old), instances(new));
     for (key, instance) in &new {
         let on = format!(
@@ -89,6 +119,7 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
             Some(_) => {}
         }
     }
+    note_policy(&policies, noted);
     for (_, instance) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
         noted.note(
             false,
@@ -99,13 +130,25 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
     }
 }
 
+/// What holds for a service that was there before is another now.
+fn note_policy((old, new): &(Option<&ServiceView>, Option<&ServiceView>), noted: &Noted<'_>) {
+    let (Some(old), Some(new)) = (old, new) else { return };
+    if old.policies.winner() != new.policies.winner() {
+        let said = match new.policies.winner() {
+            Some(policy) => format!("published now: {}", policy.text()),
+            None => "none is published any more".to_owned(),
+        };
+        noted.events.info("policy_changed", new.name.clone(), said);
+    }
+}
+
 /// Events for one snapshot.
 const NOTED_MAX: usize = 50;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use evenkeel_discovery::{Node, NodeStatus, Weights};
+    use evenkeel_discovery::{Instruction, Node, NodeStatus, Order, PolicyVote, Weights};
 
     fn instance(host: u64, id: &str, status: Status) -> Arc<Instance> {
         let address = "10.0.0.1:80".parse().unwrap();
@@ -141,7 +184,8 @@ mod tests {
     fn catalog(instances: Vec<Arc<Instance>>) -> Catalog {
         let mut catalog = Catalog::default();
         if !instances.is_empty() {
-            let view = ServiceView { name: "web".to_owned(), index: 1, instances };
+            let policies = evenkeel_discovery::Policies::default();
+            let view = ServiceView { name: "web".to_owned(), index: 1, instances, policies };
             catalog.services.insert("web".to_owned(), Arc::new(view));
         }
         catalog
@@ -169,6 +213,38 @@ mod tests {
             noted(&passing, &elsewhere),
             [one("instance_registered"), one("instance_gone")].concat()
         );
+    }
+
+    #[test]
+    fn orders_and_policies_that_came_changed_and_ended() {
+        let policy = |text: &str| Arc::new(evenkeel_config::Published::read(text).unwrap());
+        let ordered = |text: &str| {
+            let mut catalog = catalog(Vec::new());
+            let instruction = Instruction::Override(policy(text));
+            let order = Order { instruction, issued_us: 1, until_us: 2, by: "host-a".to_owned() };
+            catalog.orders.insert(Subject::Override("web".to_owned()), Arc::new(order));
+            catalog
+        };
+        let one = |kind: &str, subject: &str| vec![(kind.to_owned(), subject.to_owned())];
+        let (none, first) = (catalog(Vec::new()), ordered("{}"));
+        assert_eq!(noted(&none, &first), one("override_issued", "web"));
+        assert_eq!(noted(&first, &ordered("{\"policy\":{}}")), one("override_issued", "web"));
+        assert_eq!(noted(&first, &first), []);
+        assert_eq!(noted(&first, &none), one("override_ended", "web"));
+
+        let publishing = |text: &str| {
+            let mut catalog = catalog(vec![instance(1, "a", Status::Passing)]);
+            let mut view = ServiceView::clone(&catalog.services["web"]);
+            let vote =
+                PolicyVote { hash: [0; 16], policy: policy(text), instances: 1, hosts: Vec::new() };
+            view.policies.published.push(vote);
+            catalog.services.insert("web".to_owned(), Arc::new(view));
+            catalog
+        };
+        let plain = catalog(vec![instance(1, "a", Status::Passing)]);
+        assert_eq!(noted(&plain, &publishing("{}")), one("policy_changed", "web"));
+        assert_eq!(noted(&publishing("{}"), &plain), one("policy_changed", "web"));
+        assert_eq!(noted(&publishing("{}"), &publishing("{}")), []);
     }
 
     #[test]

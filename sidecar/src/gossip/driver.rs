@@ -20,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::metrics::Published;
 use super::stream::{self, Arrival};
-use super::{ChangeError, Command, SAVED_FILE, difference};
+use super::{ChangeError, Command, Offers, OrderRequest, SAVED_FILE, difference};
 use crate::checks::Verdict;
 use crate::events::Events;
 use crate::state::State;
@@ -31,7 +31,7 @@ pub(super) struct Driver {
     /// `mesh.join`.
     pub join: Vec<String>,
     /// Of the configuration.
-    pub services: Vec<Registration>,
+    pub offers: Offers,
     pub state: Arc<State>,
     pub events: Arc<Events>,
     pub published: Arc<Published>,
@@ -89,8 +89,10 @@ impl Driver {
             kept: Arc::new(AtomicBool::new(true)),
             alone_at: (!self.join.is_empty()).then(|| Instant::now() + ALONE_AFTER),
         };
-        let services = std::mem::take(&mut self.services);
-        self.reconcile(services);
+        let Offers { services, policies } = &mut self.offers;
+        let offers =
+            Offers { services: std::mem::take(services), policies: std::mem::take(policies) };
+        self.reconcile(offers);
         self.save();
         let mut commands_open = true;
         loop {
@@ -288,9 +290,20 @@ impl Driver {
                 };
                 self.events.info("draining", "this host", detail);
             }
-            Command::Reconcile(services, done) => {
-                self.reconcile(services);
+            Command::Reconcile(offers, done) => {
+                self.reconcile(*offers);
                 let _ = done.send(());
+            }
+            Command::Order(request, done) => {
+                let result = match *request {
+                    OrderRequest::Override(service, policy, ttl) => {
+                        self.discovery.override_policy(now, wall, &service, policy, ttl)
+                    }
+                    OrderRequest::Drain(node, ttl) => self.discovery.drain(now, wall, node, ttl),
+                    OrderRequest::Undo(subject) => self.discovery.undo(now, wall, &subject),
+                };
+                // What it did shows in the next snapshot, and there it is noted.
+                self.finish(result.map_err(ChangeError::NotOrdered), done, round, |_| {});
             }
             Command::Leave(done) => {
                 self.discovery.leave(now, wall);
@@ -354,9 +367,11 @@ impl Driver {
         }
     }
 
-    /// Makes the instances of the configuration exactly these.
-    fn reconcile(&mut self, services: Vec<Registration>) {
+    /// Makes the instances of the configuration exactly these, and what is published of their services.
+    fn reconcile(&mut self, offers: Offers) {
         let (now, wall) = (Instant::now(), wall_ms());
+        let Offers { services, policies } = offers;
+        self.discovery.set_policies(now, wall, policies);
         let wanted: BTreeSet<&str> = services.iter().map(|service| service.id.as_str()).collect();
         let current: BTreeMap<String, Registration> =
             self.discovery.registrations().map(|one| (one.id.clone(), one.clone())).collect();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use evenkeel_discovery::{Catalog, Counters, NodeStatus, Status};
+use evenkeel_discovery::{Catalog, Counters, NodeStatus, Status, Subject};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
@@ -28,6 +28,10 @@ pub struct GossipMetrics {
     members: IntGaugeVec,
     instances: IntGaugeVec,
     services: IntGauge,
+    orders: IntGaugeVec,
+    conflicts: IntGaugeVec,
+    unusable: IntGaugeVec,
+    skipped: IntGaugeVec,
 }
 
 impl GossipMetrics {
@@ -78,6 +82,25 @@ impl GossipMetrics {
                 "evenkeel_services",
                 "Services with an instance on a host that is up.",
             )?,
+            orders: IntGaugeVec::new(
+                Opts::new(
+                    "evenkeel_orders",
+                    "Orders of an operator that count: overrides, and hosts to be drained.",
+                ),
+                &["kind"],
+            )?,
+            conflicts: of_upstream(
+                "evenkeel_policy_conflicts",
+                "Different policies that the hosts of a service publish, where they differ; 0 where they agree.",
+            )?,
+            unusable: of_upstream(
+                "evenkeel_policy_unusable_instances",
+                "Instances whose published policy is missing or unreadable.",
+            )?,
+            skipped: of_upstream(
+                "evenkeel_policy_skipped",
+                "Keys, values and routes of a published policy that this host does not understand.",
+            )?,
         })
     }
 
@@ -115,9 +138,32 @@ impl GossipMetrics {
             self.instances.with_label_values(&[status.as_str()]).set(gauge(count));
         }
         self.services.set(gauge(catalog.services.len()));
+        let drains = catalog.orders.keys().filter(|subject| matches!(subject, Subject::Drain(_)));
+        let drains = drains.count();
+        self.orders.with_label_values(&["drain"]).set(gauge(drains));
+        self.orders.with_label_values(&["override"]).set(gauge(catalog.orders.len() - drains));
+        self.read_policies(&catalog);
     }
 
-    fn families(&self) -> [&dyn Collector; 9] {
+    /// Only of services whose hosts publish something.
+    fn read_policies(&self, catalog: &Catalog) {
+        for family in [&self.conflicts, &self.unusable, &self.skipped] {
+            family.reset();
+        }
+        for (name, view) in &catalog.services {
+            let policies = &view.policies;
+            if policies.published.is_empty() && policies.unusable == 0 {
+                continue;
+            }
+            let different = Some(policies.published.len()).filter(|different| *different > 1);
+            let skipped = policies.winner().map_or(0, |policy| policy.skipped().len());
+            self.conflicts.with_label_values(&[name]).set(gauge(different.unwrap_or(0)));
+            self.unusable.with_label_values(&[name]).set(gauge(policies.unusable));
+            self.skipped.with_label_values(&[name]).set(gauge(skipped));
+        }
+    }
+
+    fn families(&self) -> [&dyn Collector; 13] {
         [
             &self.datagrams,
             &self.bytes,
@@ -128,6 +174,10 @@ impl GossipMetrics {
             &self.members,
             &self.instances,
             &self.services,
+            &self.orders,
+            &self.conflicts,
+            &self.unusable,
+            &self.skipped,
         ]
     }
 }
@@ -141,6 +191,10 @@ impl Collector for GossipMetrics {
         self.read();
         self.families().into_iter().flat_map(Collector::collect).collect()
     }
+}
+
+fn of_upstream(name: &str, help: &str) -> prometheus::Result<IntGaugeVec> {
+    IntGaugeVec::new(Opts::new(name, help), &["upstream"])
 }
 
 fn gauge(count: usize) -> i64 {

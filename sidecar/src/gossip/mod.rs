@@ -11,21 +11,24 @@ mod driver;
 mod metrics;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use evenkeel_config::Environment;
 use evenkeel_config::settings::{self, Settings};
+use evenkeel_config::{Environment, Published};
 use evenkeel_discovery::registration::{
     Check, CheckKind, Origin, RegisterError, Registration, Weights,
 };
 use evenkeel_discovery::{
-    Catalog, Config, Counters, Discovery, Limits, NodeInfo, Profile, Saved, Status,
+    Catalog, Config, Counters, Discovery, Limits, NodeInfo, OrderError, Profile, Saved, Status,
+    Subject,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -87,16 +90,39 @@ pub enum Command {
     /// Ask all hosts to stop choosing this one, or to start again.
     Draining(bool),
     /// Offer exactly these of the configuration, besides what the HTTP API registered.
-    Reconcile(Vec<Registration>, oneshot::Sender<()>),
+    Reconcile(Box<Offers>, oneshot::Sender<()>),
+    /// Issue an order to the mesh, or take one back.
+    Order(Box<OrderRequest>, oneshot::Sender<Result<(), ChangeError>>),
     /// Say goodbye; the answer comes when it is said.
     Leave(oneshot::Sender<()>),
 }
 
-/// Why an instance was not registered or deregistered.
+/// What the configuration offers.
+#[derive(Debug)]
+pub struct Offers {
+    services: Vec<Registration>,
+    /// What is said of each service's policy, by its name.
+    policies: BTreeMap<String, Arc<Published>>,
+}
+
+/// An order of this host's operator.
+#[derive(Debug)]
+pub enum OrderRequest {
+    /// Lay this over the policy of a service, for so long.
+    Override(String, Arc<Published>, Duration),
+    /// Do not choose this host, for so long.
+    Drain(u64, Duration),
+    /// Take back what was ordered on this.
+    Undo(Subject),
+}
+
+/// Why an instance was not registered or deregistered, or an order not issued.
 #[derive(Debug)]
 pub enum ChangeError {
     /// The request is not acceptable. Nothing changed.
     Refused(RegisterError),
+    /// The order is not acceptable. Nothing changed.
+    NotOrdered(OrderError),
     /// The instance belongs to the configuration file. Nothing changed.
     Configured(String),
     /// Done, but not written to the data directory: a restart will not know it.
@@ -109,6 +135,7 @@ impl fmt::Display for ChangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ChangeError::Refused(cause) => cause.fmt(f),
+            ChangeError::NotOrdered(cause) => cause.fmt(f),
             ChangeError::Configured(id) => write!(
                 f,
                 "instance {id:?} is named in this host's configuration file: change it there and reload, or use another ID"
@@ -172,7 +199,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
     let driver = driver::Driver {
         discovery,
         join: settings.mesh.join.clone(),
-        services: registrations(settings, node.address.ip()),
+        offers: offers(settings, node.address.ip()),
         state,
         events,
         published,
@@ -281,8 +308,19 @@ impl GossipHandle {
     /// Offers exactly the services of a reloaded configuration, besides what the HTTP API registered.
     pub async fn reconcile(&self, settings: &Settings) {
         let (done, answer) = oneshot::channel();
-        self.ask(Command::Reconcile(registrations(settings, self.node.address.ip()), done)).await;
+        let offers = Box::new(offers(settings, self.node.address.ip()));
+        self.ask(Command::Reconcile(offers, done)).await;
         let _ = answer.await;
+    }
+
+    /// Issues an order to the mesh, or takes one back; returns when it is kept.
+    ///
+    /// # Errors
+    /// See [`ChangeError`].
+    pub async fn order(&self, request: OrderRequest) -> Result<(), ChangeError> {
+        let (done, answer) = oneshot::channel();
+        self.ask(Command::Order(Box::new(request), done)).await;
+        answer.await.unwrap_or(Err(ChangeError::Stopped))
     }
 
     /// Asks all hosts to stop choosing this one, or to start again.
@@ -301,6 +339,14 @@ impl GossipHandle {
         // A closed queue drops the command, and with it the channel of its answer.
         let _ = self.commands.send(command).await;
     }
+}
+
+fn offers(settings: &Settings, own: IpAddr) -> Offers {
+    let policies = settings
+        .services
+        .iter()
+        .filter_map(|service| Some((service.name.clone(), Arc::new(service.policy.clone()?))));
+    Offers { services: registrations(settings, own), policies: policies.collect() }
 }
 
 /// What the configuration offers, as registrations. A loopback application without `advertise` is announced as it

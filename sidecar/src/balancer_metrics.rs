@@ -1,0 +1,156 @@
+//! What balancers decided, as metrics: read from their own counters at a scrape, so that it costs requests nothing.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use evenkeel_balancer::Endpoint;
+use prometheus::core::{Collector, Desc, Opts};
+use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
+
+use crate::route::{Router, Upstream};
+
+/// Reads the balancers of the current router.
+pub struct BalancerMetrics {
+    router: Arc<ArcSwap<Router>>,
+    families: Vec<(Desc, Family)>,
+}
+
+/// The `kind` label of each series, if it has one, and its value.
+type Series = Vec<(Option<&'static str>, f64)>;
+
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    /// An upstream's series.
+    read: fn(&Upstream, Instant) -> Series,
+}
+
+impl BalancerMetrics {
+    /// Of all upstreams that the router knows at a scrape.
+    ///
+    /// # Errors
+    /// A name that Prometheus does not take.
+    pub fn new(router: Arc<ArcSwap<Router>>) -> prometheus::Result<BalancerMetrics> {
+        let described = families().into_iter().map(|family| {
+            let opts =
+                Opts::new(family.name, family.help).variable_label("upstream").variable_labels(
+                    if family.name == PROBES { vec!["kind".into()] } else { Vec::new() },
+                );
+            Ok((prometheus::core::Describer::describe(&opts)?, family))
+        });
+        Ok(BalancerMetrics { router, families: described.collect::<prometheus::Result<_>>()? })
+    }
+}
+
+impl Collector for BalancerMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.families.iter().map(|(desc, _)| desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let (router, now) = (self.router.load(), Instant::now());
+        // Each upstream stands there under several names.
+        let mut upstreams: Vec<&Arc<Upstream>> = router
+            .hosts
+            .iter()
+            .filter(|(host, upstream)| ***host == *upstream.name)
+            .map(|(_, upstream)| upstream)
+            .collect();
+        upstreams.sort_by(|one, other| one.name.cmp(&other.name));
+        let mut collected: Vec<MetricFamily> = self
+            .families
+            .iter()
+            .map(|(_, family)| {
+                let mut out = MetricFamily::default();
+                out.set_name(family.name.into());
+                out.set_help(family.help.into());
+                out.set_field_type(family.kind);
+                for upstream in &upstreams {
+                    for (kind, value) in (family.read)(upstream, now) {
+                        out.mut_metric().push(metric(&upstream.name, kind, family.kind, value));
+                    }
+                }
+                out
+            })
+            .collect();
+        collected.retain(|family| !family.get_metric().is_empty());
+        collected
+    }
+}
+
+fn metric(upstream: &str, kind: Option<&str>, of: MetricType, value: f64) -> Metric {
+    let mut labels: Vec<LabelPair> = Vec::new();
+    for (name, value) in kind.map(|kind| ("kind", kind)).into_iter().chain([("upstream", upstream)])
+    {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.into());
+        pair.set_value(value.into());
+        labels.push(pair);
+    }
+    let mut metric = Metric::from_label(labels);
+    if of == MetricType::COUNTER {
+        let mut counter = prometheus::proto::Counter::default();
+        counter.set_value(value);
+        metric.set_counter(counter);
+    } else {
+        let mut gauge = prometheus::proto::Gauge::default();
+        gauge.set_value(value);
+        metric.set_gauge(gauge);
+    }
+    metric
+}
+
+fn families() -> [Family; 7] {
+    let gauge = |name, help, read| Family { name, help, kind: MetricType::GAUGE, read };
+    let counter = |name, help, read| Family { name, help, kind: MetricType::COUNTER, read };
+    [
+        gauge("evenkeel_endpoints", "Endpoints, usable or not.", |upstream, _| {
+            one(upstream.balancer.endpoints().len() as f64)
+        }),
+        gauge(
+            "evenkeel_endpoints_ejected",
+            "Endpoints left out for failures now.",
+            |upstream, now| count(upstream, |endpoint| u64::from(endpoint.ejected(now))),
+        ),
+        counter(
+            "evenkeel_ejections_total",
+            "Times an endpoint was left out for failures.",
+            |upstream, _| count(upstream, Endpoint::ejections),
+        ),
+        gauge(
+            "evenkeel_endpoints_on_probation",
+            "Endpoints left out for being slow now.",
+            |upstream, _| one(f64::from(upstream.balancer.probations().out)),
+        ),
+        counter(
+            "evenkeel_probations_total",
+            "Times an endpoint was left out for being slow.",
+            |upstream, _| one(upstream.balancer.probations().entered as f64),
+        ),
+        counter(
+            PROBES,
+            "Requests that found out about endpoints on probation: copies nobody waited for, and real ones.",
+            |upstream, _| {
+                let counts = upstream.balancer.probations();
+                vec![(Some("copy"), counts.probes as f64), (Some("trial"), counts.trials as f64)]
+            },
+        ),
+        gauge(
+            "evenkeel_zone_spill_ratio",
+            "The share of first attempts that may leave this host's zone.",
+            |upstream, _| one(upstream.balancer.spill()),
+        ),
+    ]
+}
+
+fn one(value: f64) -> Series {
+    vec![(None, value)]
+}
+
+fn count(upstream: &Upstream, of: impl Fn(&Endpoint) -> u64) -> Series {
+    one(upstream.balancer.endpoints().iter().map(|endpoint| of(endpoint)).sum::<u64>() as f64)
+}
+
+const PROBES: &str = "evenkeel_probes_total";

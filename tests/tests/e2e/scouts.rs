@@ -1,0 +1,173 @@
+//! Scouts between real processes: a stopped application is known before a request meets it.
+//!
+//! Endpoints are chosen at random and there are no copies, so that every request that goes to a stopped application shows.
+//! Scouts have 20 ms here: a test machine that does much else is late for a millisecond without any pause.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use evenkeel_tests::load::{Load, Report};
+use evenkeel_tests::mesh::{App, Host, Lab, SCOUT_PORT, Setup};
+use evenkeel_tests::wait;
+use rustix::process::Signal;
+
+use super::faults::{after, finish, start_loads};
+use super::trio::{Trio, payments};
+
+/// A caller that has nothing but its scouts.
+fn setup(mode: &str, keys: &[String]) -> Setup {
+    let policy = format!(
+        "{{balance: random, hedge: {{mode: off}}, scout: {{mode: {mode}, timeout: 20ms}}}}"
+    );
+    Setup { policy, keys: keys.to_vec(), ..Setup::default() }
+}
+
+/// Stops the application for about 0.6 s under load, and says how many requests waited for it.
+fn stop_under_load(caller: &Host, app: &mut App) -> (usize, Report) {
+    let loads: [Load; 2] = start_loads(caller);
+    after(&loads, 150);
+    app.process.signal(Signal::STOP);
+    after(&loads, 80);
+    app.process.signal(Signal::CONT);
+    after(&loads, 50);
+    let report = finish(loads);
+    report.assert_no_failed_get();
+    report.assert_no_failed_post();
+    let waited = report.samples.iter().filter(|one| one.latency > WAITED).count();
+    eprintln!("{waited} of {} waited", report.samples.len());
+    (waited, report)
+}
+
+fn with_a_scout_port(app: &App) -> String {
+    payments(app, &format!(", scout: {{tcp: {SCOUT_PORT}}}"))
+}
+
+fn without_scouts_half_of_the_requests_wait(workers: usize) {
+    let mut trio = Trio::start_with(Lab::new(workers), &setup("off", &[]), with_a_scout_port);
+    let (waited, _) = stop_under_load(&trio.caller, &mut trio.apps[0]);
+    assert!(waited > 20, "{waited} waited: else the other tests show nothing");
+    let metrics = trio.caller.metrics();
+    assert!(!metrics.has("evenkeel_scouts_total", &[]), "off is off");
+}
+
+fn before_each_nothing_is_sent_to_a_stopped_application(workers: usize) {
+    let setup = setup("before_each", &[]);
+    let mut trio = Trio::start_with(Lab::new(workers), &setup, with_a_scout_port);
+    let (waited, report) = stop_under_load(&trio.caller, &mut trio.apps[0]);
+    assert!(waited <= IN_FLIGHT_MAX, "{waited} of {} waited", report.samples.len());
+    let metrics = trio.caller.metrics();
+    let of = |event| metrics.sum("evenkeel_scouts_total", &[("event", event)]);
+    assert!(of("lost") > 0.0 && of("answered") > 100.0, "{} {}", of("lost"), of("answered"));
+    let chosen = |by| metrics.sum("evenkeel_scout_choices_total", &[("by", by)]);
+    assert!(chosen("answered") + chosen("known") > 100.0);
+    assert!(metrics.sum("evenkeel_scout_time_seconds_total", &[("of", "round_trip")]) > 0.0);
+    let answered = trio.hosts[0].metrics();
+    assert!(answered.sum("evenkeel_scout_questions_total", &[("result", "answered")]) > 50.0);
+
+    let explain = trio.caller.ask_admin("/v1/explain/payments").expect("the admin answers").text();
+    assert!(explain.contains("\"scout\""), "the last report is shown: {explain}");
+}
+
+fn a_pool_of_answers_knows_too_with_keys(workers: usize) {
+    let key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned();
+    let mut trio = Trio::start_with(Lab::new(workers), &setup("pool", &[key]), with_a_scout_port);
+    let (waited, report) = stop_under_load(&trio.caller, &mut trio.apps[0]);
+    // Nobody waits for an answer here: what goes out before the first scout is lost waits, and with two endpoints a suspect is
+    // passed over in all but one choice of thirty.
+    assert!(waited <= 25, "{waited} of {} waited", report.samples.len());
+}
+
+fn without_a_scout_port_the_host_judges_by_progress(workers: usize) {
+    let setup = setup("before_each", &[]);
+    let mut trio = Trio::start_with(Lab::new(workers), &setup, |app| payments(app, ""));
+    let (waited, report) = stop_under_load(&trio.caller, &mut trio.apps[0]);
+    // Some have to go there before it owes an answer, and one at each trial.
+    assert!(waited <= 3 * IN_FLIGHT_MAX, "{waited} of {} waited", report.samples.len());
+}
+
+fn requests_follow_the_best_answers(workers: usize) {
+    let policy = "{balance: scout, scout: {timeout: 20ms}}".into();
+    let trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
+    let loads = start_loads(&trio.caller);
+    after(&loads, 200);
+    let report = finish(loads);
+    report.assert_no_failed_get();
+    let metrics = trio.caller.metrics();
+    let pool = metrics.sum("evenkeel_scout_choices_total", &[("by", "pool")]);
+    assert!(pool > 50.0, "{pool} requests chose among answers");
+    assert!(trio.apps.iter().all(|app| app.count().0 > 20), "both are used");
+}
+
+fn the_last_is_tried_whatever_its_scout_says(workers: usize) {
+    let setup = setup("before_each", &[]);
+    let mut trio = Trio::start_with(Lab::new(workers), &setup, with_a_scout_port);
+    wait::for_true("both hosts have answered a scout", Duration::from_secs(10), || {
+        assert_eq!(trio.caller.get("payments.mesh", "/").status, 200);
+        let explain = trio.caller.ask_admin("/v1/explain/payments").expect("it answers").json();
+        let endpoints = explain["endpoints"].as_array().expect("a list").clone();
+        endpoints.iter().all(|endpoint| endpoint["verdicts"].to_string().contains("scout"))
+    });
+    trio.apps.iter_mut().for_each(|app| app.process.signal(Signal::STOP));
+    let caller = &trio.caller;
+    let answer = std::thread::scope(|scope| {
+        let request = scope.spawn(|| caller.get("payments.mesh", "/"));
+        wait::for_true("it goes to the last", Duration::from_secs(10), || {
+            caller.metrics().sum("evenkeel_scout_choices_total", &[("by", "last")]) > 0.0
+        });
+        trio.apps.iter_mut().for_each(|app| app.process.signal(Signal::CONT));
+        request.join().expect("the request ends")
+    });
+    assert_eq!(answer.status, 200);
+}
+
+fn static_endpoints_answer_on_their_scout_port(workers: usize) {
+    let lab = Lab::new(workers);
+    let mut apps: Vec<App> = [2, 3].map(|number| lab.app(number)).into();
+    let endpoints: Vec<String> = apps.iter().map(|app| format!("\"{}\"", app.address)).collect();
+    let upstreams = format!(
+        "[{{name: payments, endpoints: [{}], scout: {{tcp: {SCOUT_PORT}}}}}]",
+        endpoints.join(", ")
+    );
+    let setup = Setup { upstreams, join: vec![1], ..setup("before_each", &[]) };
+    let caller = lab.mesh(&[setup]).remove(0);
+    let (waited, report) = stop_under_load(&caller, &mut apps[0]);
+    assert!(waited <= IN_FLIGHT_MAX, "{waited} of {} waited", report.samples.len());
+    assert!(caller.metrics().sum("evenkeel_scouts_total", &[("event", "lost")]) > 0.0);
+}
+
+fn what_is_no_scout_is_counted_and_not_answered(workers: usize) {
+    let lab = Lab::new(workers);
+    let host = lab.mesh(&[Setup { join: vec![1], ..Setup::default() }]).remove(0);
+    let counted =
+        |result: &str| host.metrics().sum("evenkeel_scout_questions_total", &[("result", result)]);
+    let member = UdpSocket::bind((host.ip, 0)).unwrap();
+    let stranger = UdpSocket::bind((lab.ip(99), 0)).unwrap();
+    for bytes in [&b""[..], b"hello", &[0; 1400], b"EVKL\x01\x03", &[255; 64]] {
+        member.send_to(bytes, host.data()).unwrap();
+        stranger.send_to(bytes, host.data()).unwrap();
+    }
+    wait::for_true("all are counted", Duration::from_secs(10), || {
+        counted("malformed") == 5.0 && counted("stranger") == 5.0
+    });
+    for socket in [member, stranger] {
+        socket.set_nonblocking(true).unwrap();
+        assert!(socket.recv(&mut [0; 64]).is_err(), "nothing is answered");
+    }
+}
+
+/// Longer than any request here takes at an application that runs, shorter than the stop.
+const WAITED: Duration = Duration::from_millis(250);
+
+/// What can be on its way to an application when it stops, at 130 requests a second.
+const IN_FLIGHT_MAX: usize = 4;
+
+each_workers!(
+    without_scouts_half_of_the_requests_wait,
+    before_each_nothing_is_sent_to_a_stopped_application,
+    a_pool_of_answers_knows_too_with_keys,
+    without_a_scout_port_the_host_judges_by_progress,
+    requests_follow_the_best_answers,
+    the_last_is_tried_whatever_its_scout_says,
+    static_endpoints_answer_on_their_scout_port,
+    what_is_no_scout_is_counted_and_not_answered,
+);

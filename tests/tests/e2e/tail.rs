@@ -1,0 +1,183 @@
+//! Where requests go and where not: shards, hashing, zones, probation, and what a caller hears of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use evenkeel_tests::client::{self, Answer, Version};
+use evenkeel_tests::load::Load;
+use evenkeel_tests::mesh::{App, Host, Lab, Setup};
+use evenkeel_tests::wait;
+use http::{HeaderValue, Method};
+
+/// An upstream `catalog` of these applications, without hosts beside them.
+fn catalog(apps: &[App], policy: &str) -> Setup {
+    let endpoints: Vec<String> = apps.iter().map(|app| format!("\"{}\"", app.address)).collect();
+    let endpoints = endpoints.join(", ");
+    Setup {
+        upstreams: format!("[{{name: catalog, endpoints: [{endpoints}], policy: {policy}}}]"),
+        ..Setup::default()
+    }
+}
+
+fn ask(host: &Host, name: &'static str, value: &str) -> Answer {
+    let mut request = client::request(Method::GET, "catalog.mesh", "/");
+    request.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
+    client::send(host.outbound().into(), Version::Http1, request).unwrap()
+}
+
+/// The applications that answered requests with this header.
+fn answered_by(host: &Host, name: &'static str, value: &str) -> BTreeSet<String> {
+    let answers = (0..ASKED).map(|_| ask(host, name, value));
+    answers
+        .map(|answer| {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.header("x-app").to_owned()
+        })
+        .collect()
+}
+
+fn a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it(workers: usize) {
+    let lab = Lab::new(workers);
+    let mut apps: Vec<App> = (1..=6).map(|number| lab.app(number)).collect();
+    let policy = "{shard: {key: \"header:x-tenant\", size: 2}, hedge: {mode: off}}";
+    let hosts = lab.mesh(&[catalog(&apps, policy), catalog(&apps, policy)]);
+    let tenants: Vec<String> = (0..TENANTS).map(|tenant| format!("tenant-{tenant}")).collect();
+    let shards: BTreeMap<&str, BTreeSet<String>> = tenants
+        .iter()
+        .map(|tenant| (&**tenant, answered_by(&hosts[0], "x-tenant", tenant)))
+        .collect();
+    for (tenant, shard) in &shards {
+        assert!(shard.len() <= 2, "{tenant} reached {shard:?}");
+        let elsewhere = answered_by(&hosts[1], "x-tenant", tenant);
+        assert!(shard.union(&elsewhere).count() <= 2, "both hosts: {shard:?} {elsewhere:?}");
+    }
+    for (tenant, shard) in &shards {
+        let asked = hosts[0].cli(&["shards", "catalog", "--key", tenant, "--output", "json"]);
+        let report: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
+        let members = report["members"].as_array().unwrap().iter();
+        let members: BTreeSet<String> = members
+            .map(|member| {
+                let address: std::net::SocketAddrV4 =
+                    member["address"].as_str().unwrap().parse().unwrap();
+                format!("app-{}", address.ip().octets()[3] - 100)
+            })
+            .collect();
+        assert!(members.len() == 2 && members.is_superset(shard), "{tenant}: {report}");
+        assert_eq!(report["shards"], 15.0, "6 over 2");
+    }
+    let used: BTreeSet<&String> = shards.values().flatten().collect();
+    assert_eq!(used.len(), 6, "all applications are in some shard");
+
+    // What tenant 0 sends kills its servers.
+    let poisoned = shards[&*tenants[0]].clone();
+    assert_eq!(poisoned.len(), 2);
+    for app in &mut apps {
+        if poisoned.contains(&format!("app-{}", app.address.ip().octets()[3] - 100)) {
+            app.process.kill();
+        }
+    }
+    let answer = ask(&hosts[0], "x-tenant", &tenants[0]);
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    for (tenant, shard) in shards.iter().filter(|(_, shard)| **shard != poisoned) {
+        for _ in 0..ASKED {
+            let answer = ask(&hosts[0], "x-tenant", tenant);
+            assert_eq!(answer.status, 200, "{tenant} in {shard:?}: {}", answer.text());
+        }
+    }
+}
+
+fn a_key_keeps_its_endpoint(workers: usize) {
+    let lab = Lab::new(workers);
+    let apps: Vec<App> = (1..=4).map(|number| lab.app(number)).collect();
+    let policy = "{balance: hash, hash: {key: \"header:x-user\"}, hedge: {mode: off}}";
+    let hosts = lab.mesh(&[catalog(&apps, policy)]);
+    let mut used = BTreeSet::new();
+    for user in 0..TENANTS {
+        let apps = answered_by(&hosts[0], "x-user", &format!("user-{user}"));
+        assert_eq!(apps.len(), 1, "one at a time: {apps:?}");
+        used.extend(apps);
+    }
+    assert_eq!(used.len(), 4, "users are spread");
+}
+
+fn a_slow_application_is_on_probation_until_it_is_well(workers: usize) {
+    let lab = Lab::new(workers);
+    let apps: Vec<App> = (1..=4).map(|number| lab.app(number)).collect();
+    // Endpoints are chosen in turn, so that nothing else avoids the slow one.
+    let policy = "{balance: round_robin, hedge: {mode: enforce, after: 200ms}, probation: {slower_than: 3x, min_requests: 20}}";
+    let hosts = lab.mesh(&[catalog(&apps, policy)]);
+    let load = hosts[0].start_load("catalog.mesh");
+    load.after(200);
+    apps[1].set_delay(Duration::from_millis(80));
+    let on_probation = || hosts[0].metrics().sum("evenkeel_endpoints_on_probation", &[]);
+    wait::for_true("it is on probation", Duration::from_secs(20), || on_probation() == 1.0);
+    let before = apps[1].count().0;
+    load.after(300);
+    let probes = apps[1].count().0 - before;
+    assert!((1..=30).contains(&probes), "{probes} of 300 or more requests reached it");
+    let explain = hosts[0].ask_admin("/v1/explain/catalog").unwrap().text();
+    assert!(explain.contains("probation"), "{explain}");
+    apps[1].set_delay(Duration::ZERO);
+    wait::for_true("it is back", Duration::from_secs(40), || on_probation() == 0.0);
+    let before = apps[1].count().0;
+    wait::for_true("it is used again", Duration::from_secs(20), || apps[1].count().0 > before + 20);
+    let report = Load::finish(load);
+    report.assert_no_failed_get();
+    report.assert_no_failed_post();
+    assert!(hosts[0].metrics().sum("evenkeel_probes_total", &[("kind", "copy")]) >= 1.0);
+}
+
+fn the_own_zone_is_preferred_and_left_when_it_fails(workers: usize) {
+    let lab = Lab::new(workers);
+    let mut apps: Vec<App> = [1, 2].map(|number| lab.app(number)).into();
+    let host = |zone: &str, app: Option<&App>| {
+        Setup {
+        services: app.map_or_else(String::new, |app| {
+            format!("[{{name: catalog, address: \"{}\", check: {{http: /healthz, interval: 200ms, fall: 1, rise: 1}}}}]", app.address)
+        }),
+        zone: zone.to_owned(),
+        ..Setup::default()
+    }
+    };
+    let hosts = lab.mesh(&[host("a", None), host("a", Some(&apps[0])), host("b", Some(&apps[1]))]);
+    hosts[0].wait_for_instances("catalog", 2);
+    let load = hosts[0].start_load("catalog.mesh");
+    load.after(300);
+    let (near, far) = (apps[0].count().0, apps[1].count().0);
+    assert!(near > 9 * far, "{near} in the own zone, {far} in the other");
+    apps[0].process.kill();
+    load.after(100);
+    assert!(apps[1].count().0 > far + 60, "the other zone takes over");
+    let report = load.finish();
+    report.assert_no_failed_get();
+}
+
+fn a_caller_who_asks_is_told_how_it_went(workers: usize) {
+    let lab = Lab::new(workers);
+    let apps = [lab.app(1)];
+    let hosts = lab.mesh(&[catalog(&apps, "{}")]);
+    let told = ask(&hosts[0], "evenkeel-debug", "1").header("evenkeel-debug").to_owned();
+    let address = format!("address={}", apps[0].address);
+    for part in [&*address, "hop=direct", "answered_by=first", "copies=0", "retries=0"] {
+        assert!(told.split("; ").any(|told| told == part), "{part} in {told}");
+    }
+    assert_eq!(hosts[0].get("catalog", "/").header("evenkeel-debug"), "", "nobody asked");
+    let seen = client::send(hosts[0].outbound().into(), Version::Http1, {
+        let mut request = client::request(Method::GET, "catalog.mesh", "/headers");
+        request.headers_mut().insert("evenkeel-debug", HeaderValue::from_static("1"));
+        request
+    });
+    assert!(!seen.unwrap().text().contains("evenkeel-"), "the application does not see it");
+}
+
+each_workers!(
+    a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it,
+    a_key_keeps_its_endpoint,
+    a_slow_application_is_on_probation_until_it_is_well,
+    the_own_zone_is_preferred_and_left_when_it_fails,
+    a_caller_who_asks_is_told_how_it_went,
+);
+
+const TENANTS: usize = 16;
+/// Enough that two choices meet both members of a shard.
+const ASKED: usize = 12;
