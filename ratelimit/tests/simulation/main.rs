@@ -271,6 +271,32 @@ fn whatever_happens_there_is_never_more_than_there_is_and_afterwards_all_of_it_i
     }
 }
 
+/// The stated bound: a host that is taken for dead and is not goes on using its right.
+#[test]
+fn a_member_removed_while_it_lives_adds_at_most_its_right_until_it_hears_of_it() {
+    for seed in seeds(2) {
+        let mut world = World::new(5, 500, CALM, seed);
+        (0..5).for_each(|host| world.want(host, units(1_000)));
+        world.run(secs(3));
+        (0..4).for_each(|host| world.cut.extend([(host, 4), (4, host)]));
+        (0..4).for_each(|host| world.see(host, (0..4).collect()));
+        world.see(4, [4].into());
+        world.roster(0..4, 0..4);
+        // Not before its loans must have ended, were it dead.
+        world.run(secs(20));
+        assert!(world.total() <= units(500), "seed {seed}: {}", world.total());
+        world.allowance = units(100);
+        world.run(secs(10));
+        assert!(world.total() > units(590), "seed {seed}: the bound is reached: {}", world.total());
+        world.cut.clear();
+        world.roster(0..4, 0..5);
+        world.allowance = Micros::ZERO;
+        world.see_all();
+        world.run(secs(3));
+        assert!(world.utilisation() >= 0.99, "seed {seed}: {}", world.utilisation());
+    }
+}
+
 #[test]
 fn doorman_clients_of_one_host_get_what_all_hosts_own_and_a_crash_breaks_no_promise() {
     for seed in seeds(5) {
