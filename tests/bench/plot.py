@@ -10,7 +10,7 @@ from html import escape
 from degraded import CLASSES_PER_DECADE
 
 WIDTH, HEIGHT = 760, 420
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 40, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 36, 40, 44
 LEGEND_LINE = 18
 NINES = 4
 
@@ -42,7 +42,7 @@ def percentiles(title, series):
         left, height = LEFT + column * (WIDTH - LEFT) // 2, HEIGHT + 8 + row * LEGEND_LINE
         parts.append(f'<polyline points="{left},{height} {left + 34},{height}" {style}/>'
                      f'<text x="{left + 42}" y="{height + 4}">{escape(name)}</text>')
-    height = HEIGHT + 8 + LEGEND_LINE * math.ceil(len(series) / 2)
+    height = HEIGHT + 8 + LEGEND_LINE * math.ceil(len(series) / 2) + 4
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
             f'aria-label="{escape(title)}">\n<style>{styles()}</style>\n'
             f'<rect width="{WIDTH}" height="{height}" class="paper"/>\n' + "\n".join(parts) + "\n</svg>\n")

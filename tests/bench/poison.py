@@ -1,8 +1,9 @@
 """One tenant's requests kill every backend that reads them: which other tenants notice?
 
-Eight backends, shards of two: 28 possible shards, so the poison takes both backends of one 28th of the tenants and one of
-the two of twelve 28ths, whose requests succeed at the second try. Tenants are many, so that the share means something;
-the poison is another tenant in every round. The arm without shards has the same retry and the same poison.
+Eight backends, shards of two: 28 possible shards, so the poison takes both backends of one 28th of the tenants and one
+of the two of twelve 28ths, whose requests succeed at the second try. A tenant is hurt when two requests of its own
+fail, some seconds apart. Tenants are many, so that the share means something; the poison is another tenant in every round.
+The arm without shards has the same retry and the same poison.
 
 No peer in this harness has shuffle shards, so the arms are Evenkeel's own.
 """
@@ -27,7 +28,7 @@ POISON_TIMES = 10
 
 # Requests of all tenants, in parallel, no faster than this: what is tried again stays within the retry budget.
 WORKERS = 8
-RATE = 300
+RATE = 400
 
 REPEATED = {"retry": {"max": 1}, "hedge": {"mode": "off"}}
 ARMS = {"evenkeel, shards of 2": {**REPEATED, "shard": {"key": "header:x-tenant", "size": SHARD}},

@@ -34,6 +34,8 @@ def heading(results):
              f"Raw results: `{results['file']}`."]
     if results["quick"]:
         lines.append("**A quick run: it shows that the harness works, the figures mean nothing.**")
+    for suite, error in results.get("broken", {}).items():
+        lines.append(f"**`{suite}` was broken off, so it is missing here: {error}**")
     if results["others_cores"] > BUSY_CORES:
         lines.append(f"**Others kept {results['others_cores']:.2f} cores of the machine busy: "
                      "do not rely on these figures.**")

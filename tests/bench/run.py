@@ -38,6 +38,7 @@ def main():
         sys.exit("bench: a quick run is nothing for the documentation")
     if args.write_docs:
         report.write_docs(DOCS, text)
+    session.end(results)
 
 
 def measured(args):

@@ -1,6 +1,7 @@
 """One session of measurements, whichever suites it has: its options, its surroundings, where its results are kept.
 
-The results are written after every suite, since the next may fail; a quick run's go under target/ and count for nothing.
+A suite that breaks off does not take the others with it: the session goes on, says so in its tables, and ends with 1.
+The results are written after every suite; a quick run's go under target/ and count for nothing.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from types import SimpleNamespace
@@ -67,12 +69,18 @@ def measured(args, name, suites, found, times, measure):
     times.rounds = args.rounds or times.rounds
     results["times"] = vars(times)
     path = kept_at(args, name, suites, results)
-    results.update(file=os.path.relpath(path, tools.ROOT), suites={}, configurations=proxies.CONFIGS)
+    results.update(file=os.path.relpath(path, tools.ROOT), suites={}, broken={}, configurations=proxies.CONFIGS)
     work = tempfile.mkdtemp(prefix="evenkeel-bench-")
     os.chmod(work, 0o755)  # nginx's workers are another user
     try:
         for suite in args.only:
-            results["suites"][suite] = measure(suite, work, times, results["suites"])
+            try:
+                results["suites"][suite] = measure(suite, work, times, results["suites"])
+            except (SystemExit, subprocess.SubprocessError, OSError) as error:
+                if isinstance(error, SystemExit) and not isinstance(error.code, str):
+                    raise  # asked to end
+                results["broken"][suite] = str(error)
+                say(f"{suite} was broken off: {error}")
             results["others_cores"] = max(results["others_cores"], busy_cores(WATCH_S))
             keep(path, results)
     finally:
@@ -84,7 +92,8 @@ def kept_at(args, name, suites, results):
     if args.quick:
         return os.path.join(tools.DIRECTORY, "-".join(filter(None, ["quick", name])) + ".json")
     part = [] if len(args.only) == len(suites) else args.only
-    return os.path.join(RESULTS, "-".join(filter(None, [results["date"][:10], results["commit"], name, *part])) + ".json")
+    words = filter(None, [results["date"][:10], results["commit"], name, *part])
+    return os.path.join(RESULTS, "-".join(words) + ".json")
 
 
 def keep(path, results):
@@ -104,8 +113,14 @@ def merged(paths):
         results = {**one, "suites": {**results.get("suites", {}), **one["suites"]},
                    "file": ", ".join(filter(None, [results.get("file"), one["file"]])),
                    "others_cores": max(one["others_cores"], results.get("others_cores", 0)),
+                   "broken": {},
                    "quick": one["quick"] or results.get("quick", False)}
     return results
+
+
+def end(results):
+    """What a run of this harness ends with."""
+    sys.exit(1 if results.get("broken") else 0)
 
 
 def say(line):

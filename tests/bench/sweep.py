@@ -1,8 +1,8 @@
 """How the figures of `pauses` change with what they assume: where hedging helps, and where it does not.
 
-One thing is changed at a time, the rest as in `pauses`: how long a pause is (backends run nine times as long, as there, so
-that they are stopped a tenth of the time), how long a request takes, and how many backends pause at once. Short runs, one for
-each arm: read the tendency, not the digits.
+One thing is changed at a time, the rest as in `pauses`: how long a pause is (backends run nine times as long, as there,
+so that they are stopped a tenth of the time), how long a request takes, and how many backends pause at once. Short
+runs, one for each arm: read the tendency, not the digits.
 """
 
 import faults
@@ -50,9 +50,6 @@ def cell(times, pause_s=PAUSE_S, service_ms=0.2, together=0):
         return [SlowBackend(tools, work, f"served-{n}", service_ms) for n in range(BACKENDS)]
 
     # nginx answers in about 0.2 ms, and a timer of the other is no finer than 1 ms.
-    return scenario.Scenario(RATE, times.pauses_warm_s, max(times.sweep_s, SOME_PERIODS * (pause_s + gap_s)),
+    seconds = max(times.sweep_s, pause_s + gap_s)  # each is stopped about once
+    return scenario.Scenario(RATE, times.pauses_warm_s, seconds,
                              instant if service_ms < 1 else slow, fault, settle_s=pause_s + 0.2)
-
-
-# Enough for each backend to be stopped once or more.
-SOME_PERIODS = 1

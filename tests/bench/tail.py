@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """`make bench-tail`: the tail of the latency under pauses, slowness and poison, beside tuned peers; 40 minutes.
 
-The harness of `make bench` with other suites: the same surroundings, options and results. Every wait has an end, and whatever ends
-this takes down what it started.
+The harness of `make bench` with other suites: the same surroundings, options and results. Every wait has an end, and
+whatever ends this takes down what it started.
 """
 
 import os
@@ -28,8 +28,8 @@ SUITES = {"pauses": pauses.measure_tail, "stops": stops.measure, "slow": slow.me
 DOCS = os.path.join(tools.ROOT, "docs")
 
 # `tuning_s`: for each setting of Envoy's that is tried. `degraded` is measured at the length of the original.
-FULL = SimpleNamespace(rounds=5, tuning_s=8, pauses_warm_s=1, pauses_s=20, stops_warm_s=1, stops_s=10,
-                       slow_warm_s=4, slow_s=6, degraded_warm_s=4, degraded_s=60, together_warm_s=2, together_s=12,
+FULL = SimpleNamespace(rounds=5, tuning_s=8, pauses_warm_s=1, pauses_s=16, stops_warm_s=1, stops_s=10,
+                       slow_warm_s=4, slow_s=5, degraded_warm_s=4, degraded_s=60, together_warm_s=2, together_s=12,
                        sweep_s=8)
 QUICK = SimpleNamespace(rounds=1, tuning_s=1, pauses_warm_s=1, pauses_s=3, stops_warm_s=1, stops_s=3,
                         slow_warm_s=4, slow_s=2, degraded_warm_s=2, degraded_s=8, together_warm_s=2, together_s=6,
@@ -50,6 +50,7 @@ def main():
     say(f"plots: {os.path.relpath(plots, tools.ROOT)}/tail-*.svg")
     if args.write_docs:
         report.write_docs(os.path.join(DOCS, "tail.md"), text, "make bench-tail")
+    session.end(results)
 
 
 def measured(args):
