@@ -13,13 +13,14 @@ PROFILE := --profile thin
 TEST_TOOLS := nginx:nginx dig:dnsutils curl:curl h2load:nghttp2-client ss:iproute2
 GRPCIO     := grpcio==1.76.0
 
-.PHONY: help demo build test test-setup lint lint-setup bench clean
+.PHONY: help demo build test test-setup lint lint-setup bench bench-tail clean
 
 help:
 	@echo "make demo   the mesh at work beside its rivals, half a minute in the terminal"
 	@echo "make test   all tests (installs the Debian packages that they need, when missing)"
 	@echo "make lint   formatting, clippy, documentation, licences"
 	@echo "make bench  Evenkeel beside HAProxy and Envoy on this machine"
+	@echo "make bench-tail  the tail of the latency under faults, beside tuned peers"
 
 demo:
 	$(CARGO) run $(PROFILE) -p evenkeel -- demo $(DEMO)
@@ -62,6 +63,10 @@ lint: lint-setup
 # Options in BENCH, such as BENCH=--write-docs; docs/performance.md says what is measured.
 bench:
 	tests/bench/run.py $(BENCH)
+
+# The same options; docs/tail.md says what is measured.
+bench-tail:
+	tests/bench/tail.py $(BENCH)
 
 clean:
 	$(CARGO) clean

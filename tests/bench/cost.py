@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from load import saturate, saturating
 from processes import LOAD_CORE, CpuClock, Process, traced
 from proxies import Backend, Evenkeel, HAProxy
+from stats import in_turn
 
 ARMS = ("evenkeel", "haproxy")
 BACKENDS = 3
@@ -48,11 +49,6 @@ def measure(tools, work, times, say):
                 syscalls[arm] = count_syscalls(tools, work, under_test, servers, times)
             say(f"cost {arm}: {syscalls[arm]['total']:.2f} system calls a request")
     return {"runs": runs, "syscalls_per_request": syscalls}
-
-
-def in_turn(arms, number):
-    """Another arm begins each round, so that no arm always follows the same one."""
-    return arms[number % len(arms):] + arms[:number % len(arms)]
 
 
 def count_syscalls(tools, work, under_test, servers, times):

@@ -6,9 +6,10 @@ is its percentile less that of the direct run of the same round.
 
 from contextlib import ExitStack
 
-from cost import ARMS, backends, in_turn, proxy
+from cost import ARMS, backends, proxy
 from load import at_rate, saturate
 from processes import CpuClock
+from stats import in_turn
 
 DIRECT = "direct"
 

@@ -8,6 +8,9 @@ import subprocess
 
 CONNECTIONS = 64
 
+# After its time: the last requests, each of which fails after 5 s, one after the other on a connection.
+LOAD_ENDS_WITHIN_S = 60
+
 
 def saturate(tools, port, seconds):
     """A closed loop: 64 connections, each asks again as soon as it has its answer."""
@@ -32,11 +35,11 @@ def saturating(tools, port):
         child.wait()
 
 
-def at_rate(tools, rate, seconds, *ports):
-    """An open loop over the same number of connections, spread over the ports."""
-    argv = [tools.openload, f"{rate:g}", f"{seconds:g}", CONNECTIONS, *(f"127.0.0.1:{port}" for port in ports)]
+def at_rate(tools, rate, seconds, *ports, connections=CONNECTIONS):
+    """An open loop over so many connections, spread over the ports."""
+    argv = [tools.openload, f"{rate:g}", f"{seconds:g}", connections, *(f"127.0.0.1:{port}" for port in ports)]
     argv = [str(arg) for arg in argv]
-    said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=seconds + LOAD_ENDS_WITHIN_S).stdout
     seen = json.loads(said)
     if not seen["ok"]:
         raise SystemExit(f"bench: not one good answer at port {ports[0]}: {seen['errors']}")

@@ -15,6 +15,9 @@ BODY = "0123456789abcdef" * 4
 
 CONFIGS = {}
 
+# A backend that was stopped a moment ago answers when it has caught up.
+ANSWERS_WITHIN_S = 10
+
 # Never by way of a proxy of the environment.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -34,6 +37,11 @@ class Server:
 
     def ready(self):
         return accepts(self.port)
+
+    @property
+    def pid(self):
+        """Of the process that does the work."""
+        return self.process.pid
 
     def __enter__(self):
         self.process.wait_until(self.ready, "it does not answer")
@@ -63,6 +71,7 @@ http {{
   keepalive_timeout 1h; keepalive_requests 1000000000;
   server {{
     listen 127.0.0.1:{self.port} backlog=4096;
+    location = /scout {{ access_log off; return 200; }}
     location / {{ default_type text/plain; return 200 "{BODY}"; }}
   }}
 }}
@@ -75,6 +84,34 @@ http {{
         """How many it has read so far."""
         with open(self.log, "rb") as log:
             return log.read().count(b"\n")
+
+
+class SlowBackend(Server):
+    """A testapp, one thread, whose delay before each answer can be set; its timer rounds up to whole milliseconds."""
+
+    def __init__(self, tools, work, name, delay_ms):
+        directory = os.path.join(work, name)
+        os.makedirs(directory, exist_ok=True)
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.delay_ms = delay_ms
+        self.process = Process([tools.testapp, self.address, name], LOAD_CORE, os.path.join(directory, "log"))
+
+    def __enter__(self):
+        super().__enter__()
+        self.delay(self.delay_ms)
+        return self
+
+    def delay(self, ms):
+        """From now on."""
+        ask = urllib.request.Request(f"http://{self.address}/delay?ms={ms:g}", method="PUT")
+        with DIRECT.open(ask, timeout=ANSWERS_WITHIN_S):
+            pass
+
+    def requests(self):
+        """How many it has read so far; scouts do not count."""
+        with DIRECT.open(f"http://{self.address}/count", timeout=ANSWERS_WITHIN_S) as answer:
+            return json.load(answer)["requests"]
 
 
 class HAProxy(Server):
@@ -106,30 +143,51 @@ backend out
         self.process = Process([tools.haproxy, "-db", "-f", config], PROXY_CORE, os.path.join(directory, "log"))
 
 
-class Envoy(Server):
-    """One worker, LEAST_REQUEST, hedging on the per-try timeout; the limits that would stop it are raised."""
+class Nginx(Server):
+    """One worker; connections to the backends are kept. `balance` is a directive, or nothing for its round robin."""
 
-    def __init__(self, tools, work, backends, per_try_timeout, retries):
-        directory = os.path.join(work, f"envoy-{per_try_timeout}-{retries}")
+    def __init__(self, tools, work, backends, balance):
+        directory = os.path.join(work, "nginx-" + (balance.split()[0] if balance else "round-robin"))
+        self.port = free_port()
+        servers = " ".join(f"server {backend.address};" for backend in backends)
+        temporary = " ".join(f"{kind}_temp_path {directory}/{kind};"
+                             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        config = write(directory, "nginx.conf", f"""
+daemon off; worker_processes 1; pid {directory}/pid; error_log stderr error;
+events {{ worker_connections 8192; }}
+http {{
+  {temporary}
+  access_log off; keepalive_timeout 1h; keepalive_requests 1000000000;
+  upstream out {{ {f"{balance};" if balance else ""} {servers} keepalive 1024; keepalive_requests 1000000000; }}
+  server {{
+    listen 127.0.0.1:{self.port} backlog=4096;
+    location / {{ proxy_pass http://out; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+  }}
+}}
+""")
+        argv = [tools.nginx, "-p", directory, "-c", config, "-e", "stderr"]
+        self.process = Process(argv, PROXY_CORE, os.path.join(directory, "log"))
+
+    @property
+    def pid(self):
+        """The one worker's; the master does nothing."""
+        with open(f"/proc/{self.process.pid}/task/{self.process.pid}/children") as children:
+            return int(children.read().split()[0])
+
+
+class Envoy(Server):
+    """One worker, LEAST_REQUEST; the limits that would stop it are raised.
+
+    It hedges when `per_try_timeout` passes, up to `retries` times; without one it neither hedges nor retries.
+    """
+
+    def __init__(self, tools, work, backends, per_try_timeout=None, retries=0):
+        directory = os.path.join(work, f"envoy-{per_try_timeout}-{retries}" if per_try_timeout else "envoy-plain")
         self.port = free_port()
         listen = {"socket_address": {"address": "127.0.0.1", "port_value": self.port}}
-        route = {
-            "cluster": "out",
-            "timeout": "15s",
-            "hedge_policy": {"hedge_on_per_try_timeout": True},
-            "retry_policy": {
-                "retry_on": "5xx,reset,connect-failure",
-                "num_retries": retries,
-                "per_try_timeout": per_try_timeout,
-                "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
-                "retry_host_predicate": [{
-                    "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {"@type": "type.googleapis.com/envoy.extensions.retry.host."
-                                              "previous_hosts.v3.PreviousHostsPredicate"},
-                }],
-                "host_selection_retry_max_attempts": 5,
-            },
-        }
+        route = {"cluster": "out", "timeout": "15s"}
+        if per_try_timeout:
+            route.update(hedged(per_try_timeout, retries))
         manager = {
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3."
                      "HttpConnectionManager",
@@ -158,10 +216,33 @@ class Envoy(Server):
         self.process = Process(argv, PROXY_CORE, os.path.join(directory, "log"))
 
 
-class Evenkeel(Server):
-    """One worker, every default unless `policy` says otherwise; `port` leads to the service `echo`."""
+def hedged(per_try_timeout, retries):
+    """What a route of Envoy's needs to hedge at once, and on another host."""
+    return {
+        "hedge_policy": {"hedge_on_per_try_timeout": True},
+        "retry_policy": {
+            "retry_on": "5xx,reset,connect-failure",
+            "num_retries": retries,
+            "per_try_timeout": per_try_timeout,
+            "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
+            "retry_host_predicate": [{
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.retry.host."
+                                          "previous_hosts.v3.PreviousHostsPredicate"},
+            }],
+            "host_selection_retry_max_attempts": 5,
+        },
+    }
 
-    def __init__(self, tools, work, name, backends=(), offers=(), join=(), policy=None, address="127.0.0.1"):
+
+class Evenkeel(Server):
+    """One worker, every default unless `policy` says otherwise; `port` leads to the service `echo`.
+
+    `scout` says how `backends` answer scouts themselves.
+    """
+
+    def __init__(self, tools, work, name, backends=(), offers=(), join=(), policy=None, address="127.0.0.1",
+                 scout=None):
         directory = os.path.join(work, name)
         shutil.rmtree(directory, ignore_errors=True)
         self.port, self.admin, self.catalog = free_port(), free_port(), free_port()
@@ -179,7 +260,8 @@ class Evenkeel(Server):
                           "protocol": "http"} for backend in offers],
         }
         if backends:
-            config["upstreams"] = [{"name": "echo", "endpoints": [backend.address for backend in backends]}]
+            config["upstreams"] = [{"name": "echo", "endpoints": [backend.address for backend in backends],
+                                    **({"scout": scout} if scout else {})}]
         if policy:
             config["policy"] = policy
         # YAML's flow style, which is JSON.

