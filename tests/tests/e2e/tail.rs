@@ -42,7 +42,7 @@ fn a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it(workers: usize) {
     let policy = "{shard: {key: \"header:x-tenant\", size: 2}, hedge: {mode: off}}";
     let hosts = lab.mesh(&[catalog(&apps, policy), catalog(&apps, policy)]);
     let tenants: Vec<String> = (0..TENANTS).map(|tenant| format!("tenant-{tenant}")).collect();
-    let shards: BTreeMap<&str, BTreeSet<String>> = tenants
+    let mut shards: BTreeMap<&str, BTreeSet<String>> = tenants
         .iter()
         .map(|tenant| (&**tenant, answered_by(&hosts[0], "x-tenant", tenant)))
         .collect();
@@ -51,7 +51,8 @@ fn a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it(workers: usize) {
         let elsewhere = answered_by(&hosts[1], "x-tenant", tenant);
         assert!(shard.union(&elsewhere).count() <= 2, "both hosts: {shard:?} {elsewhere:?}");
     }
-    for (tenant, shard) in &shards {
+    // Two choices may have met one member alone.
+    for (tenant, shard) in &mut shards {
         let asked = hosts[0].cli(&["shards", "catalog", "--key", tenant, "--output", "json"]);
         let report: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
         let members = report["members"].as_array().unwrap().iter();
@@ -64,6 +65,7 @@ fn a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it(workers: usize) {
             .collect();
         assert!(members.len() == 2 && members.is_superset(shard), "{tenant}: {report}");
         assert_eq!(report["shards"], 15.0, "6 over 2");
+        *shard = members;
     }
     let used: BTreeSet<&String> = shards.values().flatten().collect();
     assert_eq!(used.len(), 6, "all applications are in some shard");
