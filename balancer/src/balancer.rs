@@ -266,6 +266,8 @@ impl Balancer {
         pool: &mut Option<(Instant, &mut Pool)>,
     ) -> Result<usize, NoEndpoint> {
         if wish.attempt == Attempt::First
+            && self.probations.out() > 0
+            && probation::threshold(policy).is_some()
             && let Some(index) = self.probations.trial(
                 pick.now,
                 pick.set,

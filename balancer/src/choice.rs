@@ -178,6 +178,7 @@ impl Pick<'_> {
     }
 
     /// A candidate that a number spread evenly over all of `u64` stands for, by weight.
+    #[inline]
     fn draw(&self, from: &Draws, random: u64) -> usize {
         let Some(few) = &self.few else { return from.draw(random) };
         let scaled = |by: u64| ((u128::from(random) * u128::from(by)) >> 64) as u64;
@@ -244,10 +245,12 @@ impl Pick<'_> {
             && !self.is_suspect(index)
     }
 
+    #[inline]
     pub(crate) fn is_suspect(&self, index: usize) -> bool {
         is_suspect(self.set.look(index).state.stall.silence(self.now), self.attempt)
     }
 
+    #[inline]
     pub(crate) fn rank(&self, index: usize) -> Rank {
         let Look { state, serving, weight, .. } = self.set.look(index);
         if !serving {
@@ -270,6 +273,7 @@ impl Pick<'_> {
     }
 
     /// Slow start: as many of the choices as the endpoint's share by now. One that is used although it is ejected has its full share.
+    #[inline]
     fn admits(&self, index: usize, state: &State) -> bool {
         if self.panic && state.ejection.is_out(self.now) {
             return true;

@@ -160,6 +160,7 @@ pub struct ProbationCounts {
 }
 
 impl Probations {
+    #[inline]
     pub(crate) fn out(&self) -> u32 {
         self.out.load(Relaxed)
     }
@@ -175,6 +176,7 @@ impl Probations {
     }
 
     /// Whether somebody may have to go or to return.
+    #[inline]
     pub(crate) fn is_due(&self, now: u64) -> bool {
         now >= self.judge_at.load(Relaxed)
     }
@@ -273,9 +275,6 @@ impl Probations {
         policy: &Policy,
         random: u32,
     ) -> Option<usize> {
-        if self.out() == 0 || threshold(policy).is_none() {
-            return None;
-        }
         let lot = policy.hedge.mode != Mode::Enforce && random < u32::MAX / TRIAL_ONE_OF;
         // To look at a shard costs little, to look at all would cost too much for each request.
         if !lot && few.is_none() && !is_turn(&self.trial_at, now, TRIAL_LOOK_EVERY) {
@@ -338,6 +337,7 @@ impl Balancer {
 
 /// How many times as slow as its peers an endpoint has to be; `None`: there is no probation. With `balance: hash` there is none: whose keys
 /// are costly is slow, and whoever got them instead would be next.
+#[inline]
 pub(crate) fn threshold(policy: &Policy) -> Option<Factor> {
     policy.probation.slower_than.filter(|_| policy.balance != Balance::Hash)
 }

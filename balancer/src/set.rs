@@ -86,16 +86,19 @@ impl Set {
     }
 
     /// Draws from all.
+    #[inline]
     pub(crate) fn all(&self) -> &Draws {
         &self.all
     }
 
     /// Draws from those in this host's zone.
+    #[inline]
     pub(crate) fn near(&self) -> Option<&Draws> {
         self.near.as_ref()
     }
 
     /// What a choice looks at.
+    #[inline]
     pub(crate) fn look(&self, index: usize) -> &Look {
         &self.looks[index]
     }
@@ -104,6 +107,7 @@ impl Set {
         self.identities[index]
     }
 
+    #[inline]
     pub(crate) fn is_weighted(&self) -> bool {
         self.all.aliases.is_some()
     }
@@ -144,6 +148,7 @@ impl Draws {
     }
 
     /// The index that a number spread evenly over all of `u64` stands for, by weight. There must be one.
+    #[inline]
     pub(crate) fn draw(&self, random: u64) -> usize {
         let scaled = u128::from(random) * u128::from(self.count);
         let column = (scaled >> 64) as usize;

@@ -51,6 +51,7 @@ impl Spill {
     }
 
     /// Whether this choice spills; `random` is spread evenly over all of `u32`.
+    #[inline]
     pub(crate) fn spills(&self, now: u64, random: u32) -> bool {
         if now >= self.due.load(Relaxed) {
             self.adjust(now);

@@ -161,7 +161,8 @@ fn strip_domain<'a>(host: &'a str, domain: &str) -> Option<&'a str> {
 }
 
 /// `host`, `host:port`, `[v6]:port` without the port; a bare IPv6 address is left alone.
-fn without_port(host: &str) -> &str {
+#[must_use]
+pub fn without_port(host: &str) -> &str {
     if host.starts_with('[') {
         return host;
     }

@@ -59,7 +59,7 @@ fn refreshes(criterion: &mut Criterion<CpuTime>) {
             now += Duration::from_micros(20);
             index = (index + 1) % CLIENTS;
             let request = Request { claim: claim(index), has: Micros::units(500) };
-            store.ask(now, &index.to_be_bytes(), request, terms, |_, total| total.min(capacity))
+            store.ask(now, &index.to_be_bytes(), request, terms, |_, _, wanted| Some((wanted, now)))
         });
     });
 }
@@ -77,6 +77,7 @@ fn rounds(criterion: &mut Criterion<CpuTime>) {
             Algorithm::FairShare,
             Micros::units(1_000 * u64::from(hosts)),
             &Floors::default(),
+            Duration::from_secs(20),
         );
         let (mut now, mut number) = (start, 0);
         group.bench_function(hosts.to_string(), |bencher| {

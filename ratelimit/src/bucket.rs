@@ -52,7 +52,7 @@ impl Pace {
     /// Nothing goes.
     pub const STOPPED: Pace = Pace { interval: CLOSED, room: 0 };
 
-    /// `limit` units in each `per`, of which `burst` may come at once. Slower than a unit in [`STEP_MAX`] is stopped.
+    /// `limit` units in each `per`, of which `burst` may come at once. Slower than a unit in 26 days is stopped.
     #[must_use]
     pub fn new(limit: Micros, per: Duration, burst: Micros) -> Pace {
         if limit.is_zero() || per.is_zero() {

@@ -201,15 +201,21 @@ impl Client {
         self.extra = extra.min(LOAN_MAX - BASE);
     }
 
-    /// Sets aside for clients: see [`Ledger::reserve`].
+    /// Requests in flight hold so much: see [`Ledger::set_in_use`].
+    pub fn set_in_use(&mut self, in_use: Micros) {
+        self.ledger.set_in_use(in_use);
+    }
+
+    /// Sets aside for a client: see [`Ledger::reserve`].
     pub fn reserve(
         &mut self,
         now: Instant,
-        held: Micros,
-        amount: Micros,
-        until: Instant,
-    ) -> Micros {
-        self.ledger.reserve(now, held, amount, until)
+        out: (Micros, Micros),
+        wanted: Micros,
+        soonest: Instant,
+        latest: Instant,
+    ) -> Option<(Micros, Instant)> {
+        self.ledger.reserve(now, out.0, out.1, wanted, soonest, latest)
     }
 
     /// A root said something.

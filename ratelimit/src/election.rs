@@ -9,7 +9,7 @@
 //! that it knows this roster and has lent no more than all rosters it knows give it. From then on older ones do not count.
 //!
 //! Why that is safe, if an epoch names one roster: let S be the latest settled epoch known to anybody. Every host has said that it knows
-//! S, and it forgets only what lies before an epoch that it has heard to be settled, so before S or S itself is its oldest. So S is among
+//! S, and forgets none (the oldest are merged into one that gives the least of them). So S is among
 //! those of which it takes the least: each owns at most what S gives it, and these add up to C at most. It needs no agreement on
 //! *when*; and a joiner, whom the old rosters give nothing, starts at nothing and gets its right when the others have made room.
 //!
@@ -43,8 +43,6 @@ pub enum BadRoster {
     Stale,
     /// More than [`MEMBERS_MAX`] members, with the removed.
     TooManyMembers,
-    /// More than [`ROSTERS_MAX`] that are not settled: offer it again when one is.
-    TooManyOpen,
 }
 
 /// The rosters that may still be in use somewhere, as one host sees them.
@@ -53,6 +51,8 @@ pub struct Rosters {
     host: u64,
     /// What the host owns under each, by rising epoch.
     shares: VecDeque<Share>,
+    /// The newest that is known only as part of the oldest share.
+    merged: u64,
     newest: Roster,
     /// When the newest was heard of.
     since: Option<Instant>,
@@ -87,7 +87,7 @@ impl Rosters {
     /// No roster is known to `host` yet: it owns nothing.
     #[must_use]
     pub fn new(host: u64) -> Rosters {
-        Rosters { host, shares: VecDeque::new(), newest: Roster::default(), since: None }
+        Rosters { host, shares: VecDeque::new(), merged: 0, newest: Roster::default(), since: None }
     }
 
     /// A newer roster was heard of.
@@ -102,7 +102,7 @@ impl Rosters {
             self.shares.clear();
         }
         if self.shares.len() == ROSTERS_MAX {
-            return Err(BadRoster::TooManyOpen);
+            self.merge_oldest();
         }
         self.shares.push_back(Share {
             epoch: roster.epoch,
@@ -132,7 +132,8 @@ impl Rosters {
     /// nothing if it does not know that one.
     #[must_use]
     pub fn right(&self, capacity: Micros, settled: u64) -> Micros {
-        if !self.shares.iter().any(|share| share.epoch == settled) {
+        let merged = (1..=self.merged).contains(&settled);
+        if !merged && !self.shares.iter().any(|share| share.epoch == settled) {
             return Micros::ZERO;
         }
         let counting = self.shares.iter().filter(|share| share.epoch >= settled);
@@ -153,18 +154,25 @@ impl Rosters {
         self.newest.members.keys().copied()
     }
 
-    /// Forgets rosters older than `settled`, which was heard to be settled for every resource of this host.
-    pub fn forget_before(&mut self, settled: u64) {
-        if self.shares.iter().any(|share| share.epoch == settled) {
-            self.shares.retain(|share| share.epoch >= settled);
+    /// Makes one of the two oldest rosters: it gives the less of what they give. Whichever of them is settled, the host owns no more than that
+    /// one gives it.
+    fn merge_oldest(&mut self) {
+        let Some(oldest) = self.shares.pop_front() else { return };
+        let Some(next) = self.shares.front_mut() else { return };
+        self.merged = oldest.epoch;
+        if u128::from(oldest.weight) * u128::from(next.total)
+            < u128::from(next.weight) * u128::from(oldest.total)
+        {
+            (next.weight, next.total) = (oldest.weight, oldest.total);
         }
+        next.settled |= oldest.settled;
     }
 }
 
 /// Most members of a roster, with the removed.
 pub const MEMBERS_MAX: usize = 20_000;
-/// Most rosters that are not settled.
-pub const ROSTERS_MAX: usize = 1_024;
+/// Most rosters that are remembered one by one; older ones are merged.
+pub const ROSTERS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -235,11 +243,11 @@ mod tests {
         let mut rosters = Rosters::new(1);
         rosters.add(t0, roster(1, &[(1, 1), (2, 1)], &[], true)).unwrap();
         rosters.add(t0, roster(2, &[(1, 1)], &[2], false)).unwrap();
+        assert_eq!(rosters.right(C, 1), Micros::units(50), "the other may not have heard of it");
+        assert_eq!(rosters.right(C, 2), C);
         rosters.add(t0, roster(3, &[(1, 1), (3, 3)], &[2], false)).unwrap();
         assert_eq!(rosters.right(C, 1), Micros::units(25), "the least of 50, 100 and 25");
         assert_eq!(rosters.right(C, 2), Micros::units(25));
-        rosters.forget_before(2);
-        assert_eq!(rosters.right(C, 1), Micros::ZERO, "what was forgotten is not gone back to");
         let loans = Duration::from_secs(20);
         assert_eq!(rosters.awaited(t0 + loans, loans).collect::<Vec<_>>(), [1, 3, 2]);
         assert_eq!(
@@ -259,14 +267,29 @@ mod tests {
             ..Roster::default()
         };
         assert_eq!(rosters.add(t0, many), Err(BadRoster::TooManyMembers));
-        for epoch in 1..=1_024 {
-            rosters.add(t0, roster(epoch, &[(1, 1)], &[], false)).unwrap();
+    }
+
+    #[test]
+    fn rosters_beyond_the_limit_are_merged_and_none_is_forgotten() {
+        let t0 = start();
+        let mut rosters = Rosters::new(1);
+        rosters.add(t0, roster(1, &[(1, 1), (2, 3)], &[], true)).unwrap();
+        for epoch in 2..=1_000 {
+            rosters.add(t0, roster(epoch, &[(1, 1), (2, 1)], &[], false)).unwrap();
         }
+        assert_eq!(rosters.shares.len(), ROSTERS_MAX);
         assert_eq!(
-            rosters.add(t0, roster(1_025, &[(1, 1)], &[], false)),
-            Err(BadRoster::TooManyOpen)
+            rosters.right(C, rosters.settled(0)),
+            Micros::units(25),
+            "the first may still be in use"
         );
-        rosters.add(t0, roster(1_025, &[(1, 1)], &[], true)).unwrap();
+        assert_eq!(
+            rosters.right(C, 700),
+            Micros::units(25),
+            "heard to be settled, and merged since"
+        );
+        assert_eq!(rosters.right(C, rosters.settled(1_000)), Micros::units(50));
+        rosters.add(t0, roster(1_001, &[(1, 1)], &[], true)).unwrap();
         assert_eq!(rosters.right(C, rosters.settled(0)), C, "a settled one replaces them all");
     }
 }

@@ -34,7 +34,7 @@ struct Place {
 }
 
 impl KeyTable {
-    /// Room for about `keys` busy keys, at least [`WAYS`] and at most [`KEYS_MAX`]. Another pace needs another table.
+    /// Room for about `keys` busy keys, at least eight and at most [`KEYS_MAX`]. Another pace needs another table.
     #[must_use]
     pub fn new(epoch: Instant, pace: Pace, keys: usize, seed: u64) -> KeyTable {
         let places = keys.clamp(WAYS, KEYS_MAX).next_power_of_two();

@@ -85,6 +85,8 @@ pub struct Ledger {
     locked_until: Option<Instant>,
     /// What Doorman clients hold, and until when at the latest.
     reserved: Option<(Micros, Instant)>,
+    /// What is held by requests in flight, who give it back when they end.
+    in_use: Micros,
     lent: BTreeMap<Party, Count>,
     borrowed: BTreeMap<Party, Count>,
     seq: u64,
@@ -134,6 +136,12 @@ impl Ledger {
         self.right = right;
     }
 
+    /// Requests in flight hold so much, where a resource is held and not spent: it is neither lent nor given back. (A lease that runs out under
+    /// them is passed by what they hold, until they end.)
+    pub fn set_in_use(&mut self, in_use: Micros) {
+        self.in_use = in_use;
+    }
+
     /// What it owns.
     #[must_use]
     pub fn owned(&self) -> Micros {
@@ -167,7 +175,9 @@ impl Ledger {
         let reserved = self.reserved.filter(|(amount, end)| *end >= now && !amount.is_zero());
         let until = ends.chain(reserved.map(|(_, end)| end)).fold(until, Instant::max);
         let reserved = reserved.map_or(0, |(amount, _)| u128::from(amount.micros()));
-        Room { now, until, held: self.held(now, until), lent: sum(&self.lent, now) + reserved }
+        let in_use = u128::from(self.in_use.micros());
+        let lent = sum(&self.lent, now) + reserved + in_use;
+        Room { now, until, held: self.held(now, until), lent }
     }
 
     /// Lends `to` this much until `until` (at most the room's), as far as there is room. It never lends less than before.
@@ -259,22 +269,37 @@ impl Ledger {
         Word { seq: count.seq, amount: count.at(now) }
     }
 
-    /// Sets aside `amount` for clients until `until`, in place of what was; what they get of it. What was set aside counts as held by
-    /// them until its own end, so it may only be replaced when they show that they hold less or when it ended: `held` is that much.
+    /// Sets aside for one of its clients, of whom the `others` may hold so much and this one has `shown` that it holds so much: what it gets of
+    /// `wanted`, and until when (between `soonest` and `latest`: a promise ends with what backs it). `None`: what is out already is more
+    /// than is held for so long, so nothing is promised or prolonged. While the right is locked, what clients hold of the earlier life may
+    /// be prolonged, as far as the right will back it.
     pub fn reserve(
         &mut self,
         now: Instant,
-        held: Micros,
-        amount: Micros,
-        until: Instant,
-    ) -> Micros {
-        let end =
-            self.reserved.filter(|(_, end)| *end >= now).map_or(until, |(_, end)| end.max(until));
-        self.reserved = Some((held, end));
-        let free = self.room(now, until).free();
-        let granted = held.plus(amount.minus(held).min(free));
-        self.reserved = Some((granted, end));
-        granted
+        others: Micros,
+        shown: Micros,
+        wanted: Micros,
+        soonest: Instant,
+        latest: Instant,
+    ) -> Option<(Micros, Instant)> {
+        let ends = self.borrowed.values().map(|count| count.until);
+        let ends = ends.filter(|end| (soonest..latest).contains(end)).chain([latest]);
+        let end = ends.max_by_key(|end| (self.held(now, *end), *end)).expect("there is the latest");
+        let before = self.reserved.filter(|(_, end)| *end >= now).map(|(_, end)| end);
+        let out = others.plus(shown);
+        self.reserved = Some((out, before.unwrap_or(now)));
+        let room = self.room(now, end);
+        let (covers, free) = match self.is_locked(now) {
+            true => (out <= self.right, Micros::ZERO),
+            false => (room.covers(), room.free()),
+        };
+        if !covers {
+            return None;
+        }
+        let granted = wanted.min(shown.plus(free));
+        let end_of_all = before.map_or(end, |before| before.max(end));
+        self.reserved = Some((others.plus(shown.max(granted)), end_of_all));
+        Some((granted, end))
     }
 
     /// What it has for its dealings with `party`: its right, less what it lent to others. What it borrowed from others comes on top, but

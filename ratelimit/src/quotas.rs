@@ -131,24 +131,14 @@ impl Quotas {
         self.run_all(now);
     }
 
-    /// The rules from now on. A resource that no template matches any more is dropped; what it lent runs out at its borrowers.
+    /// The rules from now on. A resource that no template matches any more is asked for no longer, and forgotten when its loans have ended:
+    /// forgotten earlier and wanted again, it would lend a second time what is out.
     pub fn set_templates(&mut self, now: Instant, templates: Templates) {
         self.templates = templates;
-        let found: Vec<_> = self
-            .resources
-            .keys()
-            .map(|id| (Arc::clone(id), self.templates.find(id).cloned()))
-            .collect();
-        for (id, rules) in found {
-            match rules {
-                Some(rules) => {
-                    self.resources.get_mut(&id).expect("it is one of the keys").rules = rules;
-                }
-                None => {
-                    self.resources.remove(&id);
-                    self.timers.retain(|(_, other)| *other != id);
-                    self.events.push_back(Event::Forgotten { resource: id });
-                }
+        for (id, resource) in &mut self.resources {
+            match self.templates.find(id) {
+                Some(rules) => resource.follow(rules.clone()),
+                None => resource.retire(),
             }
         }
         self.run_all(now);
@@ -158,6 +148,14 @@ impl Quotas {
     pub fn offer(&mut self, now: Instant, id: &[u8], wants: Micros) -> Result<(), AskError> {
         let (id, mut resource) = self.take(now, id)?;
         resource.own.wants = wants;
+        self.put_back(now, id, resource);
+        Ok(())
+    }
+
+    /// Requests of this host hold so much of a resource that is held and not spent ([`crate::Concurrency::held`]); tell it with each offer.
+    pub fn hold(&mut self, now: Instant, id: &[u8], in_use: Micros) -> Result<(), AskError> {
+        let (id, mut resource) = self.take(now, id)?;
+        resource.client.set_in_use(in_use);
         self.put_back(now, id, resource);
         Ok(())
     }
@@ -261,8 +259,12 @@ impl Quotas {
             Message::Summon(resource) => resource,
         };
         let id = Arc::clone(id);
-        // An answer about what is forgotten here is late: all that it could say has ended.
-        if matches!(message, Message::Answer(_)) && !self.resources.contains_key(&id) {
+        if let Message::Answer(answer) = message {
+            // About what is forgotten here it is late: all that it could say has ended.
+            if let Some((id, mut resource)) = self.resources.remove_entry(&id) {
+                resource.client.handle_answer(now, from, &answer);
+                self.put_back(now, id, resource);
+            }
             return;
         }
         let (me, epoch) = (self.me, self.epoch);
@@ -274,16 +276,20 @@ impl Quotas {
             Message::Ask(ask) => {
                 resource.root(now, me, epoch).handle_ask(now, from, ask, &self.rosters);
             }
-            Message::Answer(answer) => resource.client.handle_answer(now, from, &answer),
-            Message::Summon(_) => resource.summon(now),
+            _ => resource.summon(now),
         }
         self.put_back(now, id, resource);
     }
 
     /// Takes out one resource, which comes into being if it is one.
     fn take(&mut self, now: Instant, id: &[u8]) -> Result<(Arc<[u8]>, Resource), AskError> {
-        if let Some(known) = self.resources.remove_entry(id) {
-            return Ok(known);
+        match self.resources.remove_entry(id) {
+            Some((id, retired)) if retired.is_retired() => {
+                self.resources.insert(id, retired);
+                return Err(AskError::UnknownResource);
+            }
+            Some(known) => return Ok(known),
+            None => {}
         }
         if id.len() > RESOURCE_ID_MAX {
             return Err(AskError::IdTooLong);
@@ -296,7 +302,7 @@ impl Quotas {
         let mut resource =
             Resource::new(now, Arc::clone(&id), rules, self.me, self.epoch, self.locked_until);
         // It may be asked for something before anything else happens to it.
-        resource.client.set_right(now, &self.rosters, resource.rules.capacity);
+        resource.client.set_right(now, &self.rosters, resource.capacity());
         Ok((id, resource))
     }
 
@@ -311,7 +317,7 @@ impl Quotas {
         if let Some(before) = resource.due.take() {
             self.timers.remove(&(before, Arc::clone(&id)));
         }
-        if resource.is_idle(now) {
+        if resource.is_idle(now) && self.events.len() < EVENTS_MAX + RESOURCES_MAX {
             self.events.push_back(Event::Forgotten { resource: id });
             return;
         }
@@ -324,7 +330,11 @@ impl Quotas {
 
     /// Lets both sides of a resource do what is due. What they say to each other on this host does not travel.
     fn run(&mut self, now: Instant, id: &[u8], resource: &mut Resource) {
-        let root = if resource.is_shared() { root_of(id, self.live.iter().copied()) } else { None };
+        let root = if resource.is_shared() && !resource.is_retired() {
+            root_of(id, self.live.iter().copied())
+        } else {
+            None
+        };
         resource.prepare(now, &self.rosters, root);
         // Each may answer the other within the same moment.
         for _ in 0..TURNS_MAX {
@@ -379,7 +389,8 @@ impl Quotas {
 pub const RESOURCES_MAX: usize = 10_000;
 /// Datagrams that wait for the shell; beyond it they are lost, as the network may lose them.
 const TRANSMITS_MAX: usize = 64 * 1024;
-/// Events about spending that wait for the shell; beyond it a resource's change is told with its next one.
+/// Events about spending that wait for the shell; beyond it a resource's change is told with its next one. A resource is forgotten only if it
+/// can be told, for which there is room beyond this.
 const EVENTS_MAX: usize = 64 * 1024;
 /// Rounds between client and root of one host within one moment.
 const TURNS_MAX: usize = 4;

@@ -36,6 +36,8 @@ pub struct Root {
     algorithm: Algorithm,
     capacity: Micros,
     floors: Floors,
+    /// No loan of this resource lasted longer.
+    longest: Duration,
     ledger: Ledger,
     holders: BTreeMap<Party, Holder>,
     settling: Settling,
@@ -91,6 +93,7 @@ impl Root {
             algorithm: Algorithm::default(),
             capacity: Micros::ZERO,
             floors: Floors::default(),
+            longest: BASE,
             ledger: Ledger::new(None, stamp(epoch, now)),
             holders: BTreeMap::new(),
             settling: Settling::default(),
@@ -103,14 +106,16 @@ impl Root {
         }
     }
 
-    /// Shares out so much in this way from now on.
+    /// Shares out so much in this way from now on. `lease` is how long clients of a host hold what they get: loans last longer by at most that.
     pub fn set_rules(
         &mut self,
         now: Instant,
         algorithm: Algorithm,
         capacity: Micros,
         floors: &Floors,
+        lease: Duration,
     ) {
+        self.longest = self.longest.max(BASE + lease);
         if (self.algorithm, self.capacity, &self.floors) != (algorithm, capacity, floors) {
             (self.algorithm, self.capacity, self.floors) = (algorithm, capacity, floors.clone());
             self.settle_soon(now);
@@ -203,8 +208,7 @@ impl Root {
             self.settle_at = Some(oldest + HEARD + Duration::from_nanos(1));
         }
         let extra = self.holders.values().map(|holder| holder.extra).max().unwrap_or_default();
-        // Pledges last longest.
-        let loans_last = BASE + extra + extra / DRIFT + BASE / DRIFT;
+        let loans_last = self.longest + self.longest / DRIFT;
         self.settling.judge(now, rosters, loans_last);
 
         let aims = self.aims();

@@ -86,40 +86,42 @@ impl Store {
         }
     }
 
-    /// A client asks. `set_aside(held, total)` sets aside `total` for all clients, of whom it is known that they hold `held`, and says what
-    /// it could; what comes back is the client's lease.
+    /// A client asks; its lease, and until when it lasts. `set_aside(others, shown, wanted)` sets aside for it, where the other clients hold
+    /// so much and this one has shown that it holds so much, and says what it could and until when; `None`: nothing, not even what the
+    /// client holds already. Then that is not prolonged.
     pub fn ask(
         &mut self,
         now: Instant,
         id: &[u8],
         request: Request,
         terms: Terms<'_>,
-        set_aside: impl FnOnce(Micros, Micros) -> Micros,
-    ) -> Result<Micros, StoreFull> {
+        set_aside: impl FnOnce(Micros, Micros, Micros) -> Option<(Micros, Instant)>,
+    ) -> Result<(Micros, Instant), StoreFull> {
         self.expire(now);
         if self.clients.len() >= CLIENTS_MAX && !self.clients.contains_key(id) {
             return Err(StoreFull);
         }
-        let has = self.shown(now, id, request, terms.right);
-        let (claim, until) = (request.claim, now + terms.lease);
+        let shown = self.shown(now, id, request, terms.right);
+        let latest = now + terms.lease;
+        let until = self.clients.get(id).map_or(latest, |entry| entry.until);
+        let claim = request.claim;
         let band = terms.floors.band(claim.priority);
-        self.put(id, Entry { claim, band, has, until });
+        self.put(id, Entry { claim, band, has: shown, until });
         self.count(now, terms);
-        let target = if self.is_learning(now) && !has.is_zero() {
-            has.min(request.claim.wants)
+        let target = if self.is_learning(now) && !shown.is_zero() {
+            shown.min(claim.wants)
         } else {
-            self.allocation.grant(request.claim)
+            self.allocation.grant(claim)
         };
-        let others = Micros::from_u128(self.held - u128::from(has.micros()));
-        let granted = match terms.algorithm {
-            Algorithm::None | Algorithm::Static => target,
-            // Shown is what it may go down to; less than that is its own doing.
-            _ => set_aside(others.plus(has.min(target)), others.plus(target))
-                .minus(others)
-                .min(target),
+        let others = Micros::from_u128(self.held - u128::from(shown.micros()));
+        let (granted, end) = match terms.algorithm {
+            Algorithm::None | Algorithm::Static => (target, latest),
+            _ => set_aside(others, shown, target).unwrap_or((shown.min(target), until)),
         };
-        self.put(id, Entry { claim, band, has: granted, until });
-        Ok(granted)
+        // Of a cut the client may never hear: it counts when the client shows it.
+        let entry = Entry { claim, band, has: shown.max(granted), until: until.max(end) };
+        self.put(id, entry);
+        Ok((granted, end))
     }
 
     /// A client gives everything back.

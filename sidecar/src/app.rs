@@ -291,18 +291,26 @@ impl App {
         self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
         self.metrics.reload_successful.set(1);
         self.metrics.reload_time.set(unix_seconds());
-        let keys: Vec<&str> = changes.iter().map(|c| c.key.as_str()).collect();
-        info!(changed = keys.join(", "), "configuration reloaded");
-        self.events.info("reloaded", file.display().to_string(), keys.join(", "));
+        let taken: Vec<&str> = changes.iter().filter(|c| c.live).map(|c| c.key.as_str()).collect();
+        let mut said =
+            if taken.is_empty() { "nothing changed".to_owned() } else { taken.join(", ") };
+        if !restart.is_empty() {
+            said = format!("{said}; after a restart: {}", restart.join(", "));
+        }
+        info!(changed = said, "configuration reloaded");
+        self.events.info("reloaded", file.display().to_string(), said);
     }
 
     async fn shut_down(self, mut signals: Signals) {
         let shutdown = self.settings.load().shutdown.clone();
         self.draining.store(true, Ordering::Relaxed);
-        info!(settle = ?shutdown.settle, "going away: others are asked to stop choosing this host");
+        // Nobody has to hear of it on a mesh of one.
+        let alone = self.handle.catalog().alive().count() <= 1;
+        let settle = if alone { Duration::ZERO } else { shutdown.settle };
+        info!(?settle, "going away: others are asked to stop choosing this host");
         self.handle.set_draining(true).await;
         let orderly = async {
-            tokio::time::sleep(shutdown.settle).await;
+            tokio::time::sleep(settle).await;
             let end = Instant::now() + shutdown.timeout;
             self.plane.drain_inbound(shutdown.timeout).await;
             self.plane

@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
 use evenkeel_config::policy::{Mode, Policy, ScoutMode};
-use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use rand::RngExt as _;
@@ -30,8 +29,9 @@ use smallvec::SmallVec;
 
 use crate::alarm::Alarm;
 use crate::body::{Body, Replay};
-use crate::error::{Error, GRPC_STATUS};
+use crate::error::Error;
 use crate::headers::{self, Found};
+use crate::judge::{Failed, judge};
 use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::probe;
@@ -306,33 +306,8 @@ impl Head {
     }
 }
 
-/// Why an attempt came to nothing.
-struct Failed {
-    outcome: Outcome,
-    error: Error,
-    /// The application's own response, when that is the failure.
-    response: Option<Box<Won>>,
-}
-
-impl Failed {
-    /// Of two failures the one to tell: an application's response before anything of ours.
-    fn worse(before: Option<Failed>, now: Failed) -> Failed {
-        match before {
-            Some(before) if before.response.is_some() && now.response.is_none() => before,
-            _ => now,
-        }
-    }
-
-    fn give_up(self, body: Option<&Replay>, story: Story) -> Result<Won, Error> {
-        match self.response {
-            Some(won) => Ok(Won { story, ..*won }),
-            None if body.is_some_and(Replay::broken) => Err(Error::CallerGone),
-            None => Err(self.error),
-        }
-    }
-}
-
-type Ended = Result<Box<Head>, Unsent>;
+/// How one attempt ended.
+pub type Ended = Result<Box<Head>, Unsent>;
 
 /// Why there is no response.
 #[derive(Debug)]
@@ -464,113 +439,6 @@ pub async fn once(
     }
 }
 
-/// What an attempt's end says of its endpoint and of the request.
-fn judge(
-    ended: Ended,
-    mut ticket: Ticket,
-    upstream: &Upstream,
-    body: Option<&Replay>,
-    now: Instant,
-) -> Result<Won, Failed> {
-    let failed = |outcome, error| Failed { outcome, error, response: None };
-    let head = match ended {
-        Ok(head) => head,
-        Err(Unsent::Dial(DialError::CircuitOpen)) => {
-            ticket.no_sample();
-            return Err(failed(Outcome::NotSent, Error::CircuitOpen(upstream.name.to_string())));
-        }
-        Err(Unsent::Dial(DialError::Unreachable(what))) => {
-            ticket.head(now, Verdict::Unreachable);
-            return Err(failed(Outcome::NotSent, Error::Connect(what)));
-        }
-        Err(Unsent::Send(SendError::NotSent(_))) => {
-            ticket.head(now, Verdict::Unreachable);
-            return Err(failed(
-                Outcome::NotSent,
-                Error::Connect("the connection closed before the request".into()),
-            ));
-        }
-        Err(Unsent::Send(SendError::Refused(what))) => {
-            ticket.no_sample();
-            return Err(failed(Outcome::Refused, Error::Refused(what)));
-        }
-        // HTTP/2 resets the stream when its caller's body breaks and does not say why.
-        Err(Unsent::Send(SendError::Caller | SendError::Reset(_)))
-            if body.is_some_and(Replay::broken) =>
-        {
-            ticket.no_sample();
-            return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
-        }
-        Err(Unsent::Send(SendError::Reset(what))) => {
-            ticket.head(now, Verdict::Reset);
-            return Err(failed(Outcome::ResetBeforeHead, Error::Reset(what)));
-        }
-        Err(Unsent::Send(SendError::Caller)) => {
-            ticket.no_sample();
-            return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
-        }
-    };
-    if head.found.peers_failure
-        && ticket.endpoint().spec().hop == Hop::Mesh
-        && let Some((outcome, verdict, error)) = peers_failure(head.response.headers())
-    {
-        ticket.head(now, verdict);
-        return Err(failed(outcome, error));
-    }
-    let status = head.response.status().as_u16();
-    if status < 400 && !head.found.verdict {
-        ticket.head(now, Verdict::Success);
-        return Ok(Won { head, ticket, story: Story::default() });
-    }
-    let grpc = head.response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
-    let verdict = match (status, grpc) {
-        (429 | 503, _) | (_, Some(b"8")) => {
-            Verdict::Overloaded { retry_after: retry_after(head.response.headers()) }
-        }
-        (500.., _) | (_, Some(b"13" | b"14" | b"15")) => Verdict::Failure,
-        _ => Verdict::Success,
-    };
-    ticket.head(now, verdict);
-    if verdict == Verdict::Success {
-        return Ok(Won { head, ticket, story: Story::default() });
-    }
-    let pushback =
-        head.response.headers().get(RETRY_PUSHBACK).map(|value| Pushback::parse(value.as_bytes()));
-    let grpc = grpc.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
-    let status = grpc.map_or(status, repeat::grpc_as_http);
-    let error = Error::Reset(format!("status {status}"));
-    Err(Failed {
-        outcome: Outcome::Response { status, pushback },
-        error,
-        response: Some(Box::new(Won { head, ticket, story: Story::default() })),
-    })
-}
-
-/// What a receiving host says when it answers instead of its application.
-fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
-    let text = |value: &HeaderValue| value.to_str().unwrap_or("unreadable").to_owned();
-    if let Some(why) = headers.get(headers::REFUSED).map(text) {
-        // Leaving or not: it takes no requests now, and the next one should go elsewhere.
-        let error = match why.as_str() {
-            "connect" => Error::Connect("the receiving host cannot reach its application".into()),
-            _ => Error::Refused(why),
-        };
-        return Some((Outcome::Refused, Verdict::Unreachable, error));
-    }
-    match headers.get(headers::FAILED).map(text)?.as_str() {
-        "timeout" => Some((
-            Outcome::ResetAfterHead,
-            Verdict::Timeout,
-            Error::Timeout("at the receiving host".into()),
-        )),
-        why => Some((
-            Outcome::ResetBeforeHead,
-            Verdict::Reset,
-            Error::Reset(format!("at the receiving host: {why}")),
-        )),
-    }
-}
-
 fn again(body: Option<&Replay>) -> Body {
     body.map_or(Body::Empty, |body| Body::Replay(body.again()))
 }
@@ -597,10 +465,6 @@ fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {
     }
 }
 
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
-}
-
 fn earliest(copy_at: Option<Instant>, deadline: Instant) -> Instant {
     copy_at.map_or(deadline, |at| at.min(deadline))
 }
@@ -613,5 +477,3 @@ fn backoff(rng: &mut impl rand::Rng, retries: u32) -> Duration {
 
 const BACKOFF: Duration = Duration::from_millis(5);
 const BACKOFF_DOUBLINGS_MAX: u32 = 6;
-/// When a gRPC server wants to see the call again, if at all.
-const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");

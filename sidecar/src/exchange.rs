@@ -66,7 +66,7 @@ pub enum Target {
     Upstream(Arc<Upstream>),
     /// A service of this host.
     Local(Arc<str>),
-    /// A host outside the mesh.
+    /// A name that is no upstream's: of a host outside the mesh, or one that nobody offers.
     Foreign(Box<str>),
 }
 

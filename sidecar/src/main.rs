@@ -21,6 +21,7 @@ mod exchange;
 mod gossip;
 mod headers;
 mod inbound;
+mod judge;
 mod key;
 mod listener;
 mod logging;

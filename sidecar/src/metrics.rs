@@ -284,7 +284,8 @@ impl Collector for Upstreams {
             for (at, class) in ["1xx", "2xx", "3xx", "4xx", "5xx"].iter().enumerate() {
                 push(0, ("code", class), sum(&|c| c.responses[at].value()));
             }
-            if upstream.direction == "outbound" {
+            // What has no name has no attempts: it passes through.
+            if upstream.direction == "outbound" && !upstream.name.is_empty() {
                 for (at, kind) in ["first", "retry", "hedge"].iter().enumerate() {
                     push(1, ("kind", kind), sum(&|c| c.attempts[at].value()));
                 }
@@ -437,7 +438,7 @@ const BUCKETS: [u64; 14] = [
 ];
 
 /// Every reason of [`crate::error::Error`], and of a response that broke.
-const REASONS: [&str; 18] = [
+const REASONS: [&str; 17] = [
     "unknown_service",
     "no_endpoint",
     "circuit_open",
@@ -454,6 +455,5 @@ const REASONS: [&str; 18] = [
     "not_member",
     "reset_after_head",
     "cancelled",
-    "draining",
     "other",
 ];

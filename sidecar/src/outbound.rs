@@ -73,7 +73,10 @@ async fn forward(
         }
         None => match router.resolve(authority.as_str()) {
             Destination::Upstream(upstream) => upstream,
-            Destination::Unknown(name) => return Err(Error::UnknownService(name)),
+            Destination::Unknown(name) => {
+                exchange.target = Target::Foreign(name.as_str().into());
+                return Err(Error::UnknownService(name));
+            }
             Destination::Foreign => {
                 exchange.target = Target::Foreign(authority.as_str().into());
                 if !router.passthrough {

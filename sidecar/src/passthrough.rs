@@ -24,6 +24,7 @@ use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
 use crate::key::Keys;
 use crate::pool::{DialError, SendError};
+use crate::route::Destination;
 use crate::template::Template;
 use crate::worker::{Shared, Worker};
 
@@ -123,8 +124,16 @@ async fn dial(
     }
     let target = uri.authority().ok_or(Error::BadRequest("CONNECT names no host and port"))?;
     exchange.target = Target::Foreign(target.as_str().into());
-    if !worker.router().passthrough {
-        return Err(Error::PassthroughOff(target.to_string()));
+    let router = worker.router();
+    match router.resolve(target.as_str()) {
+        Destination::Foreign if router.passthrough => {}
+        Destination::Foreign => return Err(Error::PassthroughOff(target.to_string())),
+        Destination::Unknown(name) => return Err(Error::UnknownService(name)),
+        Destination::Upstream(_) => {
+            return Err(Error::BadRequest(
+                "CONNECT is for hosts outside the mesh: ask for a service's name by plain HTTP, without TLS of your own",
+            ));
+        }
     }
     let address = resolve(&worker.shared, target, 443).await?;
     let far = tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))

@@ -107,7 +107,7 @@ pub enum Destination<'a> {
 impl Router {
     /// The destination of a request whose authority is `host`, with or without a port.
     pub fn resolve(&self, host: &str) -> Destination<'_> {
-        let name = without_port(host);
+        let name = names::without_port(host);
         if let Some(upstream) = self.hosts.get(name) {
             return Destination::Upstream(upstream);
         }
@@ -151,26 +151,9 @@ fn matched(matches: &Match, method: &Method, path: &str) -> bool {
     method_fits && path_fits
 }
 
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
-            name
-        }
-        _ => host,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_are_not_part_of_a_name() {
-        assert_eq!(without_port("payments:8080"), "payments");
-        assert_eq!(without_port("payments"), "payments");
-        assert_eq!(without_port("[::1]:80"), "[::1]:80");
-        assert_eq!(without_port("a:b"), "a:b");
-    }
 
     #[test]
     fn a_route_matches_exact_paths_prefixes_and_methods() {

@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use evenkeel_balancer::{EndpointReport, Wish, repeat};
+use evenkeel_balancer::{Advice, EndpointReport, Wish, key_hash, repeat};
 use evenkeel_config::policy::{Mode, Origin, Policy};
 use evenkeel_config::settings::{Match, Settings};
 use evenkeel_discovery::Subject;
 use evenkeel_discovery::catalog::{Catalog, HOSTS_NAMED_MAX, PolicyVote};
 use http::Method;
 
-use crate::admin::Views;
 use crate::admin::report;
+use crate::admin::{About, Views};
 use crate::gossip::GossipHandle;
 use crate::route::{Destination, Route, Router, Upstream};
 use crate::worker::Shared;
@@ -35,11 +35,12 @@ pub fn views(
         gossip: gossip.clone(),
         draining: Arc::clone(draining),
     });
-    let (endpoints, explain, config, ready) =
-        (Arc::clone(&data), Arc::clone(&data), Arc::clone(&data), data);
+    let (endpoints, explain, shards, config, ready) =
+        (Arc::clone(&data), Arc::clone(&data), Arc::clone(&data), Arc::clone(&data), data);
     Views {
         endpoints: Box::new(move |service| endpoints.endpoints(service)),
-        explain: Box::new(move |service, method, path| explain.explain(service, method, path)),
+        explain: Box::new(move |service, about| explain.explain(service, about)),
+        shards: Box::new(move |service, about| shards.shards(service, about)),
         config: Box::new(move || config.settings.load().to_effective_yaml()),
         ready: Box::new(move || ready.ready()),
         listeners: Box::new(move || listeners.clone()),
@@ -68,10 +69,10 @@ impl Data {
         let router = self.router.load();
         let Destination::Upstream(upstream) = router.resolve(service) else { return None };
         let catalog = self.gossip.catalog();
-        let endpoints = reports(upstream, &upstream.default.policy)
+        let endpoints = reports(upstream, &upstream.default.policy, None)
             .into_iter()
             .map(|(report, dial)| report::Endpoint {
-                host: host_of(&catalog, &report),
+                host: host_of(&catalog, &report.node),
                 state: state(&report),
                 in_flight: u64::from(report.in_flight),
                 latency_ms: report.latency_ms,
@@ -92,10 +93,47 @@ impl Data {
         .ok()
     }
 
-    fn explain(&self, service: &str, method: &str, path: &str) -> Option<serde_json::Value> {
+    fn shards(&self, service: &str, about: &About) -> Option<Result<serde_json::Value, String>> {
         let router = self.router.load();
         let Destination::Upstream(upstream) = router.resolve(service) else { return None };
-        let method = method.to_ascii_uppercase().parse::<Method>().ok()?;
+        let method = about.method.to_ascii_uppercase().parse::<Method>().ok()?;
+        let policy = &upstream.route(&method, &about.path).policy;
+        if policy.shard.key.is_none() {
+            return Some(Err(format!(
+                "{} has no shards for {method} {}: set policy.shard.key",
+                upstream.name, about.path
+            )));
+        }
+        let (catalog, values) = (self.gossip.catalog(), fields(policy));
+        let key = about.key.clone().unwrap_or_default();
+        let found = upstream.balancer.shard(key_hash(key.as_bytes()), policy.shard.size);
+        let members = found.members.into_iter().map(|member| report::ShardMember {
+            host: host_of(&catalog, &member.node),
+            instance: member.id,
+            address: member.address,
+            zone: member.zone,
+            serving: member.serving,
+        });
+        let report = report::Shards {
+            service: upstream.name.to_string(),
+            source: text(&values, "shard.key"),
+            key,
+            size: policy.shard.size,
+            fallback: text(&values, "shard.fallback"),
+            members: members.collect(),
+            endpoints: found.endpoints,
+            shards: found.shards,
+            overlap: found.overlap,
+            exact: found.exact,
+        };
+        Some(serde_json::to_value(report).map_err(|error| error.to_string()))
+    }
+
+    fn explain(&self, service: &str, about: &About) -> Option<serde_json::Value> {
+        let router = self.router.load();
+        let Destination::Upstream(upstream) = router.resolve(service) else { return None };
+        let method = about.method.to_ascii_uppercase().parse::<Method>().ok()?;
+        let path = &*about.path;
         let route = upstream.route(&method, path);
         let matched =
             upstream.routes.iter().position(|(_, candidate)| Arc::ptr_eq(candidate, route));
@@ -106,10 +144,10 @@ impl Data {
             path: path.to_owned(),
             route: matched.map(|at| described(&upstream.routes[at].0)),
             repeat: repeatable(&route.policy, &method, path),
-            endpoints: reports(upstream, &route.policy)
+            endpoints: reports(upstream, &route.policy, about.key.as_deref())
                 .into_iter()
                 .map(|(report, dial)| report::ExplainEndpoint {
-                    host: host_of(&catalog, &report),
+                    host: host_of(&catalog, &report.node),
                     usable: report.verdicts.iter().all(|v| v.pass || v.filter == "slow_start"),
                     cost: report.latency_ms.map(|ms| ms * f64::from(report.in_flight + 1)),
                     verdicts: report
@@ -132,14 +170,21 @@ impl Data {
     }
 }
 
-fn reports(upstream: &Upstream, policy: &Policy) -> Vec<(EndpointReport, SocketAddr)> {
+fn reports(
+    upstream: &Upstream,
+    policy: &Policy,
+    key: Option<&str>,
+) -> Vec<(EndpointReport, SocketAddr)> {
     let dials = upstream.balancer.endpoints();
     let dials: Vec<SocketAddr> = dials.iter().map(|endpoint| endpoint.spec().dial).collect();
-    upstream.balancer.explain(Instant::now(), policy, &Wish::FIRST).into_iter().zip(dials).collect()
+    let key = key.map(|key| key_hash(key.as_bytes()));
+    let wish = Wish { shard: key, hash: key, ..Wish::FIRST };
+    upstream.balancer.explain(Instant::now(), policy, &wish).into_iter().zip(dials).collect()
 }
 
-fn host_of(catalog: &Catalog, report: &EndpointReport) -> String {
-    u64::from_str_radix(&report.node, 16)
+/// The name of the host with this id, in hexadecimal.
+fn host_of(catalog: &Catalog, node: &str) -> String {
+    u64::from_str_radix(node, 16)
         .ok()
         .and_then(|id| catalog.nodes.get(&id))
         .map_or_else(String::new, |node| node.name.clone())
@@ -200,10 +245,20 @@ fn notes(route: &Route) -> Vec<String> {
             None => "no copies yet: 100 requests must show what is late".to_owned(),
         });
     }
+    if let Some(Advice { p99, p999, extra, .. }) = route.hedger.advice(now, hedge) {
+        notes.push(format!(
+            "hedging would take p99 from {:.1?} to {:.1?} and p99.9 from {:.1?} to {:.1?} for {:.1} % more requests, if endpoints are slow one at a time; policy.hedge.mode: enforce does it",
+            p99[0],
+            p99[1],
+            p999[0],
+            p999[1],
+            extra * 100.0
+        ));
+    }
     let counts = route.hedger.counts();
     if hedge.mode == Mode::Observe && counts.observed > 0 {
         notes.push(format!(
-            "hedging would have sent {} copies, about {} of them faster; policy.hedge.mode: enforce sends them",
+            "since the start hedging would have sent {} copies, about {} of them faster than what they copy",
             counts.observed, counts.observed_won
         ));
     }

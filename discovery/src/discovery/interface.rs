@@ -75,7 +75,7 @@ impl Profile {
 pub struct Limits {
     /// Hosts of the mesh.
     pub members: usize,
-    /// Service instances of the mesh.
+    /// Service instances of the mesh, with each host's published policies and orders.
     pub records: usize,
 }
 

@@ -95,7 +95,8 @@ fn a_loan_is_counted_by_the_lender_until_the_borrower_shows_that_it_is_not_used(
 fn a_borrower_counts_from_when_it_asked() {
     let t0 = start();
     let mut host = Ledger::new(None, 0);
-    host.handle_loan(t0, ROOT, Loan { seq: 1, amount: units(5), lasts: secs(1) }, t0);
+    let heard = t0 + Duration::from_millis(700);
+    host.handle_loan(heard, ROOT, Loan { seq: 1, amount: units(5), lasts: secs(1) }, t0);
     assert_eq!(host.usable(t0 + Duration::from_millis(980)), units(5));
     assert_eq!(
         host.usable(t0 + Duration::from_millis(990)),
@@ -141,31 +142,90 @@ fn an_earlier_lifes_loans_lock_the_right() {
     assert_eq!(host.usable(t0 + secs(3)), units(10));
 }
 
+/// Until 20 s from now, or 5 s at least.
+fn reserve(
+    ledger: &mut Ledger,
+    now: Instant,
+    others: u64,
+    shown: u64,
+    wanted: u64,
+) -> Option<(Micros, Duration)> {
+    let granted = ledger.reserve(
+        now,
+        units(others),
+        units(shown),
+        units(wanted),
+        now + secs(5),
+        now + secs(20),
+    );
+    granted.map(|(amount, end)| (amount, end - now))
+}
+
 #[test]
 fn what_clients_hold_is_not_lent_away() {
     let t0 = start();
     let mut host = owner(10);
-    assert_eq!(host.reserve(t0, Micros::ZERO, units(4), t0 + secs(20)), units(4));
+    assert_eq!(reserve(&mut host, t0, 0, 0, 4), Some((units(4), secs(20))));
     assert_eq!(lend(&mut host, t0, ROOT, 10, secs(2)).amount, units(6));
+    assert_eq!(reserve(&mut host, t0, 4, 0, 5), Some((Micros::ZERO, secs(20))), "nothing is left");
     assert_eq!(
-        host.reserve(t0, units(4), units(9), t0 + secs(20)),
-        units(4),
-        "nothing is left for them"
+        reserve(&mut host, t0, 1, 0, 5),
+        Some((units(3), secs(20))),
+        "the first holds one by now"
     );
-    assert_eq!(
-        host.reserve(t0, units(1), units(9), t0 + secs(20)),
-        units(4),
-        "they hold one, and have room for four"
-    );
+    assert_eq!(reserve(&mut host, t0, 1, 3, 2), Some((units(2), secs(20))));
+    assert_eq!(lend(&mut host, t0, ROOT, 10, secs(2)).amount, units(6), "it may still use three");
 }
 
 #[test]
-fn what_is_borrowed_for_a_moment_backs_no_long_promise() {
+fn a_promise_to_a_client_ends_with_what_backs_it() {
     let t0 = start();
     let mut host = owner(2);
     host.handle_loan(t0, ROOT, Loan { seq: 1, amount: units(5), lasts: secs(1) }, t0);
     assert_eq!(host.usable(t0), units(7));
-    assert_eq!(host.reserve(t0, Micros::ZERO, units(7), t0 + secs(20)), units(2));
+    assert_eq!(
+        reserve(&mut host, t0, 0, 0, 7),
+        Some((units(2), secs(20))),
+        "five are borrowed for a moment"
+    );
+    host.handle_loan(t0, ROOT, Loan { seq: 2, amount: units(5), lasts: secs(16) }, t0);
+    assert_eq!(reserve(&mut host, t0, 0, 0, 7), Some((units(7), secs(16) - secs(16) / DRIFT)));
+    let later = t0 + secs(12);
+    assert_eq!(
+        reserve(&mut host, later, 0, 7, 7),
+        None,
+        "seven are out, and two are held for so long"
+    );
+    let (granted, _) = reserve(&mut host, t0 + secs(17), 0, 0, 7).unwrap();
+    assert_eq!(granted, units(2), "they ran out");
+}
+
+#[test]
+fn what_requests_in_flight_hold_is_neither_lent_nor_given_back() {
+    let t0 = start();
+    let mut host = owner(10);
+    host.handle_loan(t0, ROOT, Loan { seq: 1, amount: units(5), lasts: secs(4) }, t0);
+    host.set_in_use(units(12));
+    give_back(&mut host, t0, ROOT, 0);
+    assert_eq!(host.usable(t0), units(12));
+    host.set_in_use(units(3));
+    give_back(&mut host, t0, ROOT, 0);
+    assert_eq!(host.usable(t0), units(10));
+    assert_eq!(lend(&mut host, t0, ROOT, 10, secs(2)).amount, units(7));
+}
+
+#[test]
+fn what_clients_hold_of_an_earlier_life_may_be_prolonged_and_no_more() {
+    let t0 = start();
+    let mut host = Ledger::new(Some(t0 + secs(22)), 0);
+    host.set_right(units(10));
+    assert_eq!(reserve(&mut host, t0, 0, 8, 9), Some((units(8), secs(20))));
+    assert_eq!(reserve(&mut host, t0, 8, 3, 3), None, "more than it ever owned");
+    assert_eq!(
+        lend(&mut host, t0 + secs(23), ROOT, 9, secs(2)).amount,
+        units(9),
+        "they did not come back"
+    );
 }
 
 #[test]

@@ -21,7 +21,9 @@ use crate::wire::Message;
 /// One resource in use.
 #[derive(Debug)]
 pub(super) struct Resource {
-    pub rules: Template,
+    rules: Template,
+    /// No template matches it any more.
+    retired: bool,
     pub client: Client,
     root: Option<Root>,
     pub store: Store,
@@ -102,19 +104,39 @@ impl Resource {
         epoch: Instant,
         locked_until: Option<Instant>,
     ) -> Resource {
-        // Without an earlier life nobody holds leases of it.
+        // Without an earlier life nobody holds leases of it, and when its loans have ended its leases have too.
         let learning_until =
-            locked_until.map_or(epoch, |_| epoch + rules.learning.min(rules.lease));
+            locked_until.map_or(epoch, |until| until.min(epoch + rules.learning.min(rules.lease)));
         Resource {
             client: Client::new(id, me, epoch, now, locked_until),
             root: None,
             store: Store::new(learning_until),
             own: Claim { wants: Micros::ZERO, subclients: 1, priority: 0 },
             rules,
+            retired: false,
             summoned_until: None,
             due: None,
             told: None,
         }
+    }
+
+    /// It has these rules from now on.
+    pub fn follow(&mut self, rules: Template) {
+        (self.rules, self.retired) = (rules, false);
+    }
+
+    /// It has no rules any more: it is wanted and asked for no longer, and what is lent runs out.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.own.wants = Micros::ZERO;
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.retired
+    }
+
+    pub fn capacity(&self) -> Micros {
+        self.rules.capacity
     }
 
     /// Whether hosts share it, so that there is a root.
@@ -151,17 +173,19 @@ impl Resource {
             right: client.owned(),
             lease: rules.lease,
         };
-        let until = now + rules.lease;
-        let granted = store
-            .ask(now, id, request, terms, |held, total| client.reserve(now, held, total, until));
-        let amount = granted.map_err(|_| AskError::TooManyClients)?;
+        let (soonest, latest) = (now + rules.refresh, now + rules.lease);
+        let granted = store.ask(now, id, request, terms, |others, shown, wanted| {
+            client.reserve(now, (others, shown), wanted, soonest, latest)
+        });
+        let (amount, until) = granted.map_err(|_| AskError::TooManyClients)?;
+        let lease = until.saturating_duration_since(now);
         let safe = match rules.safe {
             Safe::Share => Some(rules.capacity.part(1, store.len() as u64)),
             Safe::Each(amount) => Some(amount),
             Safe::Stop => Some(Micros::ZERO),
             Safe::Unlimited => None,
         };
-        Ok(Grant { amount, lease: rules.lease, refresh: rules.refresh, safe })
+        Ok(Grant { amount, lease, refresh: rules.refresh.min(lease), safe })
     }
 
     /// A root is short of what idle hosts own.
@@ -171,9 +195,9 @@ impl Resource {
 
     /// The root that this host is for others, from now on if it was none.
     pub fn root(&mut self, now: Instant, me: Party, epoch: Instant) -> &mut Root {
-        let id = self.client.resource();
+        let (id, rules) = (self.client.resource(), &self.rules);
         let root = self.root.get_or_insert_with(|| Root::new(id, me, epoch, now));
-        root.set_rules(now, self.rules.algorithm, self.rules.capacity, &self.rules.floors);
+        root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors, rules.lease);
         root
     }
 
@@ -199,8 +223,9 @@ impl Resource {
         self.client.set_root(now, root);
         self.client.set_summoned(now, self.summoned_until.is_some_and(|until| until > now));
         self.client.set_right(now, rosters, self.rules.capacity);
+        let rules = &self.rules;
         if let Some(root) = &mut self.root {
-            root.set_rules(now, self.rules.algorithm, self.rules.capacity, &self.rules.floors);
+            root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors, rules.lease);
         }
     }
 

@@ -68,7 +68,7 @@ fn run(quotas: &mut Quotas, now: &mut Instant, span: Duration) {
     *now = end;
 }
 
-fn bytes(message: Message) -> Vec<u8> {
+fn bytes(message: &Message) -> Vec<u8> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes);
     bytes
@@ -167,6 +167,25 @@ fn clients_and_the_host_itself_share() {
 }
 
 #[test]
+fn what_requests_hold_is_not_lent_to_others() {
+    let mut now = start();
+    let mut quotas = quotas(now, 2);
+    let id = (0..9u8).map(|id| vec![b'r', id]).find(|id| root_of(id, [1, 2]) == Some(2)).unwrap();
+    quotas.offer(now, &id, units(40)).unwrap();
+    quotas.hold(now, &id, units(40)).unwrap();
+    let call = Answer {
+        resource: Arc::from(&id[..]),
+        call: units(50),
+        lease: Loan::default(),
+        ..answer(1, 7, 0)
+    };
+    quotas.handle_datagram(now, 2, &bytes(&Message::Answer(call))).unwrap();
+    run(&mut quotas, &mut now, Duration::from_millis(300));
+    let pledged = quotas.resources[&id[..]].client.ledger().lent(now, Party { host: 2, life: 9 });
+    assert_eq!(pledged, units(10), "40 of 50 are held");
+}
+
+#[test]
 fn what_is_not_shared_needs_no_root() {
     let now = start();
     let mut quotas = quotas(now, 4);
@@ -211,15 +230,33 @@ fn resources_are_bounded_and_those_out_of_use_make_room() {
 }
 
 #[test]
-fn a_resource_without_a_template_is_dropped() {
-    let now = start();
-    let mut quotas = quotas(now, 1);
-    quotas.offer(now, DB, units(1)).unwrap();
+fn a_resource_without_a_template_is_forgotten_when_its_loans_have_ended() {
+    let mut now = start();
+    let mut quotas = quotas(now, 2);
+    let id = (0..9u8).map(|id| vec![b'r', id]).find(|id| root_of(id, [1, 2]) == Some(2)).unwrap();
+    quotas.offer(now, &id, units(1)).unwrap();
+    let call = Answer {
+        resource: Arc::from(&id[..]),
+        call: units(40),
+        lease: Loan::default(),
+        ..answer(1, 7, 0)
+    };
+    quotas.handle_datagram(now, 2, &bytes(&Message::Answer(call))).unwrap();
+    run(&mut quotas, &mut now, Duration::from_millis(300));
+    assert_eq!(amount(&quotas, now, &id), Some(units(10)), "40 are pledged");
     quotas.set_templates(now, Templates::default());
-    assert_eq!(amount(&quotas, now, DB), None);
-    assert_eq!(quotas.offer(now, DB, units(1)), Err(AskError::UnknownResource));
-    quotas.handle_timeout(now + secs(60));
-    assert_eq!(quotas.poll_timeout(), None);
+    assert_eq!(quotas.offer(now, &id, units(1)), Err(AskError::UnknownResource));
+    assert_eq!(
+        quotas.handle_client(now, &id, b"c", request(units(1))),
+        Err(AskError::UnknownResource)
+    );
+    // It comes back: what is pledged still is.
+    quotas.set_templates(now, templates(Algorithm::FairShare));
+    quotas.offer(now, &id, units(1)).unwrap();
+    assert_eq!(amount(&quotas, now, &id), Some(units(10)));
+    quotas.set_templates(now, Templates::default());
+    run(&mut quotas, &mut now, BASE + secs(1));
+    assert_eq!((amount(&quotas, now, &id), quotas.poll_timeout()), (None, None));
 }
 
 #[test]
@@ -227,9 +264,9 @@ fn what_is_no_message_changes_nothing() {
     let now = start();
     let mut quotas = quotas(now, 2);
     assert_eq!(quotas.handle_datagram(now, 2, &[1, 200, 3]), Err(Malformed));
-    let foreign = bytes(Message::Ask(ask(b"a/b", 1)));
+    let foreign = bytes(&Message::Ask(ask(b"a/b", 1)));
     assert_eq!(quotas.handle_datagram(now, 2, &foreign), Ok(()));
-    let late = bytes(Message::Answer(answer(1, 7, 0)));
+    let late = bytes(&Message::Answer(answer(1, 7, 0)));
     assert_eq!(quotas.handle_datagram(now, 2, &late), Ok(()));
     assert_eq!(quotas.counters(), Counters { malformed: 1, refused: 1, dropped: 0 });
     assert_eq!(
@@ -244,7 +281,7 @@ fn answers_to_another_life_from_the_future_or_again_are_not_listened_to() {
     let mut quotas = quotas(now, 2);
     quotas.offer(now, DB, units(1_000)).unwrap();
     let mut hear = |answer: Answer| {
-        quotas.handle_datagram(now, 2, &bytes(Message::Answer(answer))).unwrap();
+        quotas.handle_datagram(now, 2, &bytes(&Message::Answer(answer))).unwrap();
         amount(&quotas, now, DB).unwrap()
     };
     let right = units(50);
@@ -273,11 +310,10 @@ fn a_pledge_counts_only_for_the_life_and_from_the_moment_it_names() {
     quotas.offer(now, DB, units(1_000)).unwrap();
     run(&mut quotas, &mut now, secs(1));
     let mut pledged = |ask: Ask| {
-        quotas.handle_datagram(now, 2, &bytes(Message::Ask(ask))).unwrap();
-        let lent = quotas.resources[DB]
+        quotas.handle_datagram(now, 2, &bytes(&Message::Ask(ask))).unwrap();
+        quotas.resources[DB]
             .root_ledger()
-            .map_or(Micros::ZERO, |ledger| ledger.borrowed(now, Party { host: 2, life: 1 }));
-        lent
+            .map_or(Micros::ZERO, |ledger| ledger.borrowed(now, Party { host: 2, life: 1 }))
     };
     let echo = |millis: u64| millis * 1_000_000;
     assert_eq!(pledged(Ask { root_life: 6, echo: echo(900), ..ask(DB, 1) }), Micros::ZERO);

@@ -46,9 +46,13 @@ impl Host {
             lease: secs(20),
         };
         let capacity = self.capacity;
-        self.store.ask(now, id, Request { claim: claim(wants), has }, terms, |held, total| {
-            held.max(total.min(capacity))
-        })
+        let request = Request { claim: claim(wants), has };
+        let until = now + secs(20);
+        let granted = self.store.ask(now, id, request, terms, |others, shown, wanted| {
+            let covered = others.plus(shown) <= capacity;
+            covered.then(|| (wanted.min(capacity.minus(others)), until))
+        });
+        granted.map(|(amount, _)| amount)
     }
 
     fn ask(&mut self, now: Instant, id: &str, wants: u64, has: u64) -> Micros {
@@ -85,7 +89,13 @@ fn a_cut_waits_for_the_holders_and_nothing_becomes_negative() {
     assert_eq!(early, Micros::ZERO, "over-committed: nothing, not less than nothing");
     let a = host.ask(t0 + secs(2), "a", 90, 90);
     assert!(a < units(5), "{a}");
-    assert!(host.ask(t0 + secs(3), "b", 50, 0) > units(4));
+    assert_eq!(
+        host.ask(t0 + secs(3), "b", 50, 0),
+        Micros::ZERO,
+        "the answer may have been lost: it has not shown it"
+    );
+    host.try_ask(t0 + secs(7), b"a", units(90), a).unwrap();
+    assert!(host.ask(t0 + secs(8), "b", 50, 0) > units(4));
     assert!(host.store.held() <= units(10));
 }
 

@@ -271,6 +271,70 @@ fn whatever_happens_there_is_never_more_than_there_is_and_afterwards_all_of_it_i
     }
 }
 
+/// The stated bound: a host that is taken for dead and is not goes on using its right.
+#[test]
+fn a_member_removed_while_it_lives_adds_at_most_its_right_until_it_hears_of_it() {
+    for seed in seeds(2) {
+        let mut world = World::new(5, 500, CALM, seed);
+        (0..5).for_each(|host| world.want(host, units(1_000)));
+        world.run(secs(3));
+        (0..4).for_each(|host| world.cut.extend([(host, 4), (4, host)]));
+        (0..4).for_each(|host| world.see(host, (0..4).collect()));
+        world.see(4, [4].into());
+        world.roster(0..4, 0..4);
+        // Not before its loans must have ended, were it dead.
+        world.run(secs(20));
+        assert!(world.total() <= units(500), "seed {seed}: {}", world.total());
+        world.allowance = units(100);
+        world.run(secs(10));
+        assert!(world.total() > units(590), "seed {seed}: the bound is reached: {}", world.total());
+        world.cut.clear();
+        world.roster(0..4, 0..5);
+        world.allowance = Micros::ZERO;
+        world.see_all();
+        world.run(secs(3));
+        assert!(world.utilisation() >= 0.99, "seed {seed}: {}", world.utilisation());
+    }
+}
+
+#[test]
+fn doorman_clients_of_one_host_get_what_all_hosts_own_and_a_crash_breaks_no_promise() {
+    for seed in seeds(5) {
+        let mut world = World::new(4, 500, CALM, seed);
+        (0..10).for_each(|_| world.caller(0, units(100)));
+        world.call();
+        world.run(secs(5));
+        world.call();
+        world.run(secs(5));
+        world.call();
+        assert!(
+            world.called() >= units(480),
+            "seed {seed}: after two refreshes they hold {}",
+            world.called()
+        );
+
+        // Everyone wants all; hosts crash, come back, believe what their clients say, and are cut off.
+        world.network = ROUGH;
+        (1..4).for_each(|host| world.caller(host, units(200)));
+        for _ in 0..40 {
+            let host = world.rng.random_range(0..4);
+            match world.rng.random_range(0..5) {
+                0 => world.crash(host),
+                1 if !world.ids().contains(&host) => world.boot(host),
+                2 => world.see_all(),
+                3 => drop(world.cut.insert((host, (host + 1) % 4))),
+                _ => world.cut.clear(),
+            }
+            let wants = world.rng.random_range(0..500);
+            world.want((host + 1) % 4, units(wants));
+            let pause = world.rng.random_range(0..6_000);
+            world.run(millis(pause));
+            world.call();
+        }
+        println!("seed {seed}: {} checks, most {} of 500", world.checks, world.most);
+    }
+}
+
 #[test]
 fn a_thousand_hosts() {
     let mut world = World::new(1_000, 5_000, CALM, 1);

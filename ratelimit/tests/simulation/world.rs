@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use evenkeel_ratelimit::{
-    Algorithm, BASE, Floors, LEASE, Micros, Party, Quotas, Roster, Safe, Template, Templates,
+    Algorithm, BASE, Claim, Floors, LEASE, Micros, Party, Quotas, Request, Roster, Safe, Template,
+    Templates,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -39,6 +40,14 @@ struct Host {
     due: Option<Instant>,
 }
 
+/// A Doorman client of one host: it counts a lease from when it asked, and outlives its host.
+struct Caller {
+    host: u64,
+    wants: Micros,
+    has: Micros,
+    until: Instant,
+}
+
 pub struct World {
     pub start: Instant,
     pub now: Instant,
@@ -48,6 +57,9 @@ pub struct World {
     hosts: BTreeMap<u64, Host>,
     /// Crashed hosts: the life they had, and when they died.
     dead: BTreeMap<u64, Instant>,
+    callers: BTreeMap<u64, Caller>,
+    /// The longest loan: with callers it is as long as their leases.
+    longest: Duration,
     roster: Roster,
     lives: u64,
     wants: BTreeMap<u64, Micros>,
@@ -93,6 +105,8 @@ impl World {
             capacity: Micros::units(capacity),
             hosts: BTreeMap::new(),
             dead: BTreeMap::new(),
+            callers: BTreeMap::new(),
+            longest: BASE,
             roster: Roster { epoch: 1, members, settled: true, ..Roster::default() },
             lives: 0,
             wants: BTreeMap::new(),
@@ -117,9 +131,9 @@ impl World {
         let rate = self.rng.random_range(995_000_000..=1_005_000_000);
         let local = local(self.start, self.now, rate);
         // The longest loan, counted on a clock that may be slow.
-        let locked = self.dead.remove(&host).map(|died| died + (BASE + BASE / 50));
-        let locked =
-            locked.map(|until| local + until.saturating_duration_since(self.now) + BASE / 50);
+        let locked = self.dead.remove(&host).map(|died| died + self.longest);
+        let locked = locked
+            .map(|until| local + until.saturating_duration_since(self.now) + self.longest / 50);
         let mut quotas = Quotas::new(local, Party { host, life: self.lives }, locked);
         quotas.set_templates(local, Templates::new(vec![template(self.capacity)]).unwrap());
         quotas.set_roster(local, self.roster.clone()).unwrap();
@@ -172,6 +186,39 @@ impl World {
         self.touch(host, |quotas, now| quotas.offer(now, RESOURCE, wants).unwrap());
     }
 
+    /// A new client of `host`, that will ask when it is told to.
+    pub fn caller(&mut self, host: u64, wants: Micros) {
+        let id = self.callers.len() as u64;
+        self.longest = BASE + template(self.capacity).lease;
+        self.callers.insert(id, Caller { host, wants, has: Micros::ZERO, until: self.now });
+    }
+
+    /// Each client whose host is up asks it.
+    pub fn call(&mut self) {
+        for id in 0..self.callers.len() as u64 {
+            let (now, Caller { host, wants, until, has }) = (self.now, &self.callers[&id]);
+            let (host, has) = (*host, if *until >= now { *has } else { Micros::ZERO });
+            let request =
+                Request { claim: Claim { wants: *wants, subclients: 1, priority: 0 }, has };
+            let mut granted = None;
+            self.touch(host, |quotas, now| {
+                granted = quotas.handle_client(now, RESOURCE, &id.to_be_bytes(), request).ok();
+            });
+            let lost = self.rng.random_range(0..100) < self.network.lost;
+            if let (Some(grant), Some(caller), false) = (granted, self.callers.get_mut(&id), lost) {
+                // Its clock may be slow, and whole seconds are all that Doorman's messages say.
+                (caller.has, caller.until) = (grant.amount, now + grant.lease - grant.lease / 50);
+            }
+        }
+        self.check();
+    }
+
+    /// What clients hold.
+    pub fn called(&self) -> Micros {
+        let held = self.callers.values().filter(|caller| caller.until >= self.now);
+        Micros::from_u128(Micros::sum(held.map(|caller| caller.has)))
+    }
+
     pub fn set_capacity(&mut self, capacity: u64) {
         self.capacity = Micros::units(capacity);
         for host in self.ids() {
@@ -197,7 +244,8 @@ impl World {
     }
 
     pub fn total(&self) -> Micros {
-        Micros::from_u128(Micros::sum(self.hosts.keys().map(|host| self.spend(*host))))
+        let own = Micros::from_u128(Micros::sum(self.hosts.keys().map(|host| self.spend(*host))));
+        own.plus(self.called())
     }
 
     /// The part of the capacity that goes to those who want it.
@@ -297,11 +345,27 @@ impl World {
         let bound = self.capacity.plus(self.allowance);
         assert!(
             total <= bound,
-            "seed {}: {total} usable of {bound} after {:?}\nto repeat: EVENKEEL_SEED={} cargo test -p evenkeel-ratelimit --test simulation",
+            "{}seed {}: {total} usable of {bound} after {:?}\nto repeat: EVENKEEL_SEED={} cargo test -p evenkeel-ratelimit --test simulation",
+            self.state(),
             self.seed,
             self.now - self.start,
             self.seed
         );
+    }
+
+    /// Who has what, for the message of a failure.
+    fn state(&self) -> String {
+        let hosts = self.hosts.iter().map(|(host, entry)| {
+            let now = local(self.start, self.now, entry.rate);
+            let report = entry.quotas.reports(now).next();
+            let report = report.map(|r| (r.right, r.has, r.clients_hold, r.clients));
+            format!("host {host}: right, has, clients hold, clients: {report:?}\n")
+        });
+        let callers = self.callers.values().filter(|caller| caller.until >= self.now);
+        let callers = callers.map(|caller| {
+            format!("client of {}: {} for {:?}\n", caller.host, caller.has, caller.until - self.now)
+        });
+        hosts.chain(callers).collect()
     }
 
     /// After a cut of the capacity, what is out may be used until it ends.

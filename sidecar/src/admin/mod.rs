@@ -1,7 +1,7 @@
 //! The admin listener: whether this host is well, its numbers, and why it does what it does.
 //!
 //! `/livez`, `/readyz`, `/metrics`, `/config` (secrets left out), and below `/v1/` what the command line prints:
-//! `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=`, `events`, `orders`. All of that reads; what
+//! `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=&key=`, `shards/S?key=`, `events`, `orders`. All of that reads; what
 //! changes something is in [`orders`]. Membership and
 //! services come from the snapshot; what the data plane knows comes through [`Views`], so that this knows nothing of
 //! it. On a loopback listener, requests under a foreign name are refused: a page in the operator's browser could
@@ -36,6 +36,8 @@ pub struct Views {
     pub endpoints: Box<ViewOfService>,
     /// `/v1/explain/S` for a method and a path, in the shape of [`report::Explain`]; `None`: no such upstream.
     pub explain: Box<ViewOfRequest>,
+    /// `/v1/shards/S` for a request's key, in the shape of [`report::Shards`]; `None`: no such upstream; an error: it has no shards.
+    pub shards: Box<ViewOfShards>,
     /// The effective configuration, without secrets.
     pub config: Box<dyn Fn() -> String + Send + Sync>,
     /// Whether requests are served, or why not.
@@ -47,8 +49,30 @@ pub struct Views {
 /// Of a service's name.
 pub type ViewOfService = dyn Fn(&str) -> Option<serde_json::Value> + Send + Sync;
 
-/// Of a service's name, a method and a path.
-pub type ViewOfRequest = dyn Fn(&str, &str, &str) -> Option<serde_json::Value> + Send + Sync;
+/// Of a service's name and a request to it.
+pub type ViewOfRequest = dyn Fn(&str, &About) -> Option<serde_json::Value> + Send + Sync;
+
+/// Of a service's name and a request to it.
+pub type ViewOfShards =
+    dyn Fn(&str, &About) -> Option<Result<serde_json::Value, String>> + Send + Sync;
+
+/// The request that is asked about.
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// Its method.
+    pub method: String,
+    /// Its path.
+    pub path: String,
+    /// The value of the key that decides its shard, or its endpoint.
+    pub key: Option<String>,
+}
+
+impl Default for About {
+    fn default() -> Self {
+        About { method: "GET".into(), path: "/".into(), key: None }
+    }
+}
 
 /// What the routes answer from.
 pub struct Admin {
@@ -79,6 +103,7 @@ pub fn router(admin: Admin, address: SocketAddr) -> Router {
         .route("/v1/services", get(services))
         .route("/v1/endpoints/{service}", get(endpoints))
         .route("/v1/explain/{service}", get(explain))
+        .route("/v1/shards/{service}", get(shards))
         .route("/v1/events", get(events))
         .merge(orders::router(&admin))
         .fallback(unknown)
@@ -253,27 +278,41 @@ async fn endpoints(State(admin): Ours, Path(service): Path<String>) -> Response 
     }
 }
 
-/// The request that is to be explained.
-#[derive(Deserialize)]
-struct About {
-    path: Option<String>,
-    method: Option<String>,
-}
-
 async fn explain(
     State(admin): Ours,
     Path(service): Path<String>,
     Query(about): Query<About>,
 ) -> Response {
-    let name = canonical(&admin, &service);
-    let method = about.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
-    if method.parse::<Method>().is_err() {
-        return error(StatusCode::BAD_REQUEST, &format!("{method:?} is not an HTTP method"));
+    if let Some(refused) = not_a_method(&about) {
+        return refused;
     }
-    match (admin.views.explain)(&name, &method, about.path.as_deref().unwrap_or("/")) {
+    match (admin.views.explain)(&canonical(&admin, &service), &about) {
         Some(view) => Json(view).into_response(),
         None => no_such_service(&admin, &service),
     }
+}
+
+async fn shards(
+    State(admin): Ours,
+    Path(service): Path<String>,
+    Query(about): Query<About>,
+) -> Response {
+    if let Some(refused) = not_a_method(&about) {
+        return refused;
+    }
+    match (admin.views.shards)(&canonical(&admin, &service), &about) {
+        Some(Ok(view)) => Json(view).into_response(),
+        Some(Err(why)) => error(StatusCode::CONFLICT, &why),
+        None => no_such_service(&admin, &service),
+    }
+}
+
+fn not_a_method(about: &About) -> Option<Response> {
+    let method = &about.method;
+    method
+        .parse::<Method>()
+        .is_err()
+        .then(|| error(StatusCode::BAD_REQUEST, &format!("{method:?} is not an HTTP method")))
 }
 
 async fn events(State(admin): Ours) -> Json<report::EventList> {
@@ -307,7 +346,7 @@ async fn unknown(uri: Uri) -> Response {
     error(
         StatusCode::NOT_FOUND,
         &format!(
-            "{} is not served here: there are /livez, /readyz, /metrics, /config and, below /v1/, self, members, services, endpoints/S, explain/S, events, orders, override/S and drain/HOST",
+            "{} is not served here: there are /livez, /readyz, /metrics, /config and, below /v1/, self, members, services, endpoints/S, explain/S, shards/S, events, orders, override/S and drain/HOST",
             uri.path()
         ),
     )

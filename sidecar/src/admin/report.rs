@@ -188,6 +188,48 @@ pub struct Verdict {
     pub reason: String,
 }
 
+/// `/v1/shards/S`: the shard of a key.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shards {
+    /// The service.
+    pub service: String,
+    /// `policy.shard.key`.
+    pub source: String,
+    /// The key's value.
+    pub key: String,
+    /// `policy.shard.size`.
+    pub size: u32,
+    /// `policy.shard.fallback`.
+    pub fallback: String,
+    /// Its members, best first.
+    pub members: Vec<ShardMember>,
+    /// Endpoints of the service.
+    pub endpoints: usize,
+    /// Different shards there can be; none where weights or zones make some more likely than others.
+    pub shards: Option<f64>,
+    /// The share of other keys whose shard has 0, 1, … members in common with this one.
+    pub overlap: Vec<f64>,
+    /// Whether `overlap` was calculated; else it was counted over a sample of keys.
+    pub exact: bool,
+}
+
+/// A member of a shard.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShardMember {
+    /// The instance's id.
+    pub instance: String,
+    /// The host it runs on.
+    pub host: String,
+    /// The application's own address.
+    pub address: String,
+    /// Where its host stands.
+    pub zone: String,
+    /// Neither draining nor failing its check.
+    pub serving: bool,
+}
+
 /// One field of the effective policy.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -47,6 +47,8 @@ pub enum Command {
     /// Explain what would happen to a request: each endpoint, each filter's verdict, and where each field of the
     /// policy comes from.
     Explain(ExplainArgs),
+    /// Show the few endpoints that a key's requests may go to, and how much that shard shares with others.
+    Shards(ShardsArgs),
     /// Show what happened lately: hosts that came and went, health that changed, joins that failed.
     Events(AskArgs),
     /// Change a service's policy on every host of the mesh, for a while; without a service: show what is overridden.
@@ -108,6 +110,25 @@ pub struct ExplainArgs {
     #[command(flatten)]
     pub about: ServiceArgs,
     /// The request's path.
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    /// The request's method.
+    #[arg(long, default_value = "GET")]
+    pub method: String,
+    /// The value of the key that decides its shard, or its endpoint under `balance: hash`.
+    #[arg(long)]
+    pub key: Option<String>,
+}
+
+/// A question about one key.
+#[derive(Debug, Args)]
+pub struct ShardsArgs {
+    #[command(flatten)]
+    pub about: ServiceArgs,
+    /// The key's value, as requests carry it.
+    #[arg(long)]
+    pub key: String,
+    /// The request's path, where routes have shards of their own.
     #[arg(long, default_value = "/")]
     pub path: String,
     /// The request's method.

@@ -60,6 +60,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Services(ask) => print(&show::services(&ask, colour)?),
         Command::Endpoints(args) => print(&show::endpoints(&args, colour)?),
         Command::Explain(args) => print(&show::explain(&args, colour)?),
+        Command::Shards(args) => print(&show::shards(&args, colour)?),
         Command::Events(ask) => print(&show::events(&ask, colour)?),
         Command::Override(args) => print(&orders::override_policy(&args, colour)?),
         Command::Drain(args) => print(&orders::drain(&args, colour)?),

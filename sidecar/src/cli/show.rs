@@ -2,10 +2,10 @@
 
 use serde::de::DeserializeOwned;
 
-use super::args::{AskArgs, ExplainArgs, Output, ServiceArgs};
+use super::args::{AskArgs, ExplainArgs, Output, ServiceArgs, ShardsArgs};
 use super::client;
 use super::table::{Cell, Table, Tone, age, printable};
-use crate::admin::report::{Endpoints, EventList, Explain, Member, Members, Services};
+use crate::admin::report::{Endpoints, EventList, Explain, Member, Members, Services, Shards};
 use crate::events::Severity;
 
 /// Asks for `path` and returns what to print: the body as it is, or what `table` makes of it.
@@ -58,7 +58,20 @@ pub fn explain(args: &ExplainArgs, colour: bool) -> anyhow::Result<String> {
         encoded(&args.path),
         encoded(&args.method)
     );
-    asked(&args.about.ask, &path, |report| explained(report, colour))
+    let key = args.key.as_ref().map_or_else(String::new, |key| format!("&key={}", encoded(key)));
+    asked(&args.about.ask, &(path + &key), |report| explained(report, colour))
+}
+
+/// `evenkeel shards SERVICE --key VALUE`.
+pub fn shards(args: &ShardsArgs, colour: bool) -> anyhow::Result<String> {
+    let path = format!(
+        "/v1/shards/{}?key={}&path={}&method={}",
+        encoded(&args.about.service),
+        encoded(&args.key),
+        encoded(&args.path),
+        encoded(&args.method)
+    );
+    asked(&args.about.ask, &path, |report| sharded(report, colour))
 }
 
 fn members_table(report: &Members, colour: bool) -> String {
@@ -222,6 +235,44 @@ fn explained(report: &Explain, colour: bool) -> String {
         }
         out.push_str(&table.render(colour));
     }
+    out
+}
+
+fn sharded(report: &Shards, colour: bool) -> String {
+    let mut out = format!(
+        "{}, the shard of {} = {:?}: {} of {} endpoints; without a usable one: {}\n",
+        printable(&report.service),
+        printable(&report.source),
+        report.key,
+        report.members.len(),
+        report.endpoints,
+        printable(&report.fallback)
+    );
+    let mut table = Table::new(&["INSTANCE", "HOST", "ADDRESS", "ZONE", "SERVING"]);
+    for member in &report.members {
+        let serving = if member.serving { ("yes", Tone::Good) } else { ("no", Tone::Bad) };
+        table.row(vec![
+            Cell::text(&member.instance),
+            Cell::text(&member.host),
+            Cell::text(&member.address),
+            Cell::text(&member.zone),
+            Cell::text(serving.0).tone(serving.1),
+        ]);
+    }
+    out.push_str(&table.render(colour));
+    out.push('\n');
+    if let Some(shards) = report.shards {
+        out.push_str(&format!("{shards} different shards\n"));
+    }
+    let counted = if report.exact { "" } else { ", counted over a sample" };
+    let mut table = Table::new(&["MEMBERS IN COMMON", "OTHER KEYS"]);
+    for (common, share) in report.overlap.iter().enumerate() {
+        table.row(vec![
+            Cell::number(common),
+            Cell::number(format!("{:.2} %{counted}", share * 100.0)),
+        ]);
+    }
+    out.push_str(&table.render(colour));
     out
 }
 

@@ -228,8 +228,7 @@ impl Asker {
         if let Some(to) = to {
             let mut scouting = self.scouting.borrow_mut();
             let question = scouting.ask(nonce, &about.upstream, &spec.instance)?;
-            // A full send buffer, or an address of the other family: not asked.
-            self.socket.try_send_to(&question, to).ok()?;
+            send_now(&self.socket, &question, to).ok()?;
         } else {
             self.ask_application(worker, nonce, spec.dial, about.scout.as_ref()?)?;
         }
@@ -393,6 +392,14 @@ impl Asker {
         self.send(worker, about.clone(), false);
         self.later(now + AGAIN_EVERY, Due::Again(Box::new(about), left - 1));
     }
+}
+
+/// Sends without waiting. Not by tokio's `try_send_to`, which refuses before its reactor has first looked at the socket.
+///
+/// # Errors
+/// The send buffer is full, or the address is of the other family.
+pub fn send_now(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+    socket2::SockRef::from(socket).send_to(datagram, &to.into()).map(drop)
 }
 
 async fn run(asker: Rc<Asker>, worker: Rc<Worker>) {

@@ -25,6 +25,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 
 use super::application::Application;
+use super::asker::send_now;
 use crate::route::Local;
 use crate::worker::Shared;
 
@@ -200,7 +201,7 @@ impl Answerer {
         let answer = Answer { nonce, known, alive, draining, in_flight, latency, stalled };
         let datagram = self.scouting.borrow_mut().answer(&answer);
         // One that cannot be sent now would be late afterwards.
-        let _ = self.socket.try_send_to(&datagram, to);
+        let _ = send_now(&self.socket, &datagram, to);
     }
 }
 

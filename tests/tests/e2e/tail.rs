@@ -51,6 +51,20 @@ fn a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it(workers: usize) {
         let elsewhere = answered_by(&hosts[1], "x-tenant", tenant);
         assert!(shard.union(&elsewhere).count() <= 2, "both hosts: {shard:?} {elsewhere:?}");
     }
+    for (tenant, shard) in &shards {
+        let asked = hosts[0].cli(&["shards", "catalog", "--key", tenant, "--output", "json"]);
+        let report: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
+        let members = report["members"].as_array().unwrap().iter();
+        let members: BTreeSet<String> = members
+            .map(|member| {
+                let address: std::net::SocketAddrV4 =
+                    member["address"].as_str().unwrap().parse().unwrap();
+                format!("app-{}", address.ip().octets()[3] - 100)
+            })
+            .collect();
+        assert!(members.len() == 2 && members.is_superset(shard), "{tenant}: {report}");
+        assert_eq!(report["shards"], 15.0, "6 over 2");
+    }
     let used: BTreeSet<&String> = shards.values().flatten().collect();
     assert_eq!(used.len(), 6, "all applications are in some shard");
 
