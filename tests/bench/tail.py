@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`make bench-tail`: the tail of the latency under pauses, slowness and poison, beside tuned peers; 40 minutes.
+"""`make bench-tail`: the tail of the latency under pauses, slowness and poison, beside tuned peers; 45 minutes.
 
 The harness of `make bench` with other suites: the same surroundings, options and results. Every wait has an end, and
 whatever ends this takes down what it started.
@@ -29,8 +29,8 @@ DOCS = os.path.join(tools.ROOT, "docs")
 
 # `tuning_s`: for each setting of Envoy's that is tried. `degraded` is measured at the length of the original.
 FULL = SimpleNamespace(rounds=5, tuning_s=8, pauses_warm_s=1, pauses_s=16, stops_warm_s=1, stops_s=10,
-                       slow_warm_s=4, slow_s=5, degraded_warm_s=4, degraded_s=60, together_warm_s=2, together_s=12,
-                       sweep_s=8)
+                       slow_warm_s=4, slow_s=5, degraded_warm_s=4, degraded_s=60, together_warm_s=2, together_s=9,
+                       sweep_s=6)
 QUICK = SimpleNamespace(rounds=1, tuning_s=1, pauses_warm_s=1, pauses_s=3, stops_warm_s=1, stops_s=3,
                         slow_warm_s=4, slow_s=2, degraded_warm_s=2, degraded_s=8, together_warm_s=2, together_s=6,
                         sweep_s=1)
