@@ -7,7 +7,7 @@
 //! of an order a second early or late.
 //!
 //! Whose clock is far ahead could otherwise rule for ever: an order counts for a host only while it ends within
-//! [`ORDER_TTL_MAX`] (and [`SKEW`]) of that host's own time.
+//! [`ORDER_TTL_MAX`] (and `SKEW`) of that host's own time.
 //!
 //! A host that goes down takes no order with it (its record is kept until the last of them has ended); one that
 //! leaves does, and so does one that loses its data directory.

@@ -8,7 +8,7 @@
 //! Bytes behind these are ignored, so a newer host may say more. Invariants: an answer is never longer than its question, so a forged
 //! sender's address turns nobody into an amplifier; reading touches no state but a bounded cache of sub-keys, into which only what has opened gets.
 //!
-//! **No session** ([`crate::session`]): a handshake would cost more than what is asked. The asker's nonce is 64 random bits that only a key holder
+//! **No session** (`session`): a handshake would cost more than what is asked. The asker's nonce is 64 random bits that only a key holder
 //! can read and repeat, and it is taken once, so an answer is from now. A replayed *question* is answered again, sealed, to where it
 //! claims to come from; it tells its sender nothing and costs us as much as any datagram.
 //!
