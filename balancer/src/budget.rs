@@ -58,7 +58,7 @@ impl Budget {
     }
 
     /// Gives back a withdrawal that was not used.
-    pub(crate) fn refund(&self, now: Instant) {
+    pub fn refund(&self, now: Instant) {
         self.withdrawals.take_back(self.tick(now));
     }
 

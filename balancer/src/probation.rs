@@ -199,7 +199,14 @@ impl Probations {
             let probation = &state.probation;
             let (octaves, answers) = unpack(probation.typical.load(Relaxed));
             let Some(peers) = peers[set.zone(index)] else {
-                out += u32::from(look.serving && state.on_probation.load(Relaxed));
+                // Nobody is left to be slower than.
+                if state.on_probation.load(Relaxed) {
+                    if probation.may_return(now) {
+                        self.take_back(now, state);
+                    } else {
+                        out += u32::from(look.serving);
+                    }
+                }
                 continue;
             };
             let is_slower =

@@ -89,6 +89,7 @@ impl Ticket {
     /// The attempt goes out only now: until now its endpoint was being asked how it is (`scout`).
     pub fn sent(&mut self, now: Instant) {
         let state = &self.endpoint.state;
+        state.stall.withdrawn(self.started);
         self.started = state.epoch.moment(now);
         // What the scout found may have ended the silence that this attempt began with.
         self.trial |= state.stall.dispatched(self.started);

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::effective::{self, Doc};
 use crate::keys::{self, Key, Shape};
 use crate::layer::PolicyLayer;
-use crate::policy::{Balance, Origin, Origins, Policy, built_in_origins};
+use crate::policy::{Balance, FIELDS, Origin, Origins, Policy, built_in_origins};
 use crate::problem::Position;
 use crate::read;
 use crate::report::Report;
@@ -93,9 +93,17 @@ impl Published {
     /// # Errors
     /// Everything that is wrong with it, in sentences.
     pub fn of_fields(fields: &[(String, String)]) -> Result<Published, Vec<String>> {
+        if fields.len() > FIELDS.len() {
+            return Err(vec![format!("a policy has {} fields", FIELDS.len())]);
+        }
         let mut problems = Vec::new();
         let mut root = Vec::new();
         for (path, text) in fields {
+            // Before anything is made of it.
+            if text.len() > PUBLISHED_MAX || path.matches('.').count() > 1 {
+                problems.push("a field is SECTION.KEY, its value at most 4 KiB".to_owned());
+                continue;
+            }
             let tree = tree::read(text);
             match tree.root.filter(|_| tree.problems.is_empty()) {
                 Some(value) => {

@@ -141,6 +141,15 @@ impl Index {
         (standing, next)
     }
 
+    /// Whether another host's newer order on the subject counts instead of the one that `own` issued then.
+    pub fn is_superseded(&self, own: u64, subject: &Subject, issued_us: u64, wall_us: u64) -> bool {
+        self.orders.get(subject).is_some_and(|issuers| {
+            issuers.iter().any(|(node, order)| {
+                *node != own && order.issued_us > issued_us && order.stands(wall_us)
+            })
+        })
+    }
+
     /// When the newest order on a subject was issued, and when the last of all ends, whatever became of them.
     pub fn latest_on(&self, subject: &Subject) -> Option<(u64, u64)> {
         let orders = self.orders.get(subject)?;

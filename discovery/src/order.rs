@@ -26,7 +26,7 @@ pub const ORDER_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Orders that one host may have issued at a time, those that take one back included.
 pub const ORDERS_MAX: usize = 64;
 /// How far the clocks of two hosts may be apart.
-const SKEW: Duration = Duration::from_secs(3600);
+pub(crate) const SKEW: Duration = Duration::from_secs(3600);
 
 /// What an order is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

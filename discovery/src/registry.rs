@@ -145,6 +145,11 @@ impl Registry {
         self.index.standing(wall_us)
     }
 
+    /// Whether another host's newer order on the subject counts instead of our own.
+    pub fn is_superseded(&self, subject: &Subject, order: &OrderBody, wall_us: u64) -> bool {
+        self.index.is_superseded(self.own, subject, order.issued_us, wall_us)
+    }
+
     /// When the newest order on a subject was issued, and when the last of all ends, whatever became of them.
     pub fn latest_on(&self, subject: &Subject) -> Option<(u64, u64)> {
         self.index.latest_on(subject)

@@ -573,6 +573,20 @@ fn an_issuer_that_restarts_goes_on_ordering() {
     world.wait(Duration::from_secs(15), told).expect("known again");
 }
 
+#[test]
+fn what_was_ordered_otherwise_does_not_come_back() {
+    let mut world = World::with_mesh(1, 4);
+    world.order(1, "shared", 3, Duration::from_secs(600));
+    let first = |world: &World| all_are_asked(world, "shared", (None, Some("3s")));
+    world.wait(Duration::from_secs(5), first).expect("known to all");
+    world.order(2, "shared", 5, Duration::from_secs(20));
+    let second = |world: &World| all_are_asked(world, "shared", (None, Some("5s")));
+    world.wait(Duration::from_secs(5), second).expect("the newest counts");
+    let none = |world: &World| all_are_asked(world, "shared", (None, None));
+    world.wait(Duration::from_secs(30), none).expect("it has ended, and what it replaced with it");
+    assert!(world.wait(Duration::from_secs(20), first).is_none(), "nor later");
+}
+
 /// Everything at once, and then nothing: what a mesh must survive.
 #[test]
 fn faults_of_all_kinds_then_convergence() {

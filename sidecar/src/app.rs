@@ -191,6 +191,7 @@ impl App {
         let settings = Arc::new(ArcSwap::new(settings));
         let draining = Arc::new(AtomicBool::new(false));
         let scouts = scout::spawn(scouts, Arc::clone(plane.shared()), Arc::clone(&draining))?;
+        plane.keep_from_callers(listeners.values().copied());
         let admin = admin::Admin {
             gossip: handle.clone(),
             events: Arc::clone(&events),

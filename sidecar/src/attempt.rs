@@ -100,12 +100,14 @@ pub async fn send(
         let request = template.request(upstream, endpoint, again(body.as_ref()), left);
         attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
     };
-    let (ticket, start) = match policy.scouting() {
+    let (ticket, mut dispatched) = match policy.scouting() {
         ScoutMode::Off => (pick(start, Attempt::First, &tried), start),
         // Seldom, and large: kept out of every other request.
         _ => {
             let wish = template.keys.wish(Attempt::First, &[]);
-            (Box::pin(scout::first(worker, upstream, policy, wish)).await, Instant::now())
+            let scouted = Box::pin(scout::first(worker, upstream, policy, wish));
+            let ticket = tokio::time::timeout_at(deadline.at.into(), scouted).await;
+            (ticket.map_err(|_| too_late(upstream, start))?, Instant::now())
         }
     };
     let ticket = ticket.map_err(|why| no_endpoint(upstream, why))?;
@@ -131,8 +133,9 @@ pub async fn send(
     let mut failed: Option<Failed> = None;
 
     let delay = route.hedger.delay(start, &policy.hedge);
-    let mut copy_at = delay.map(|delay| start + delay);
-    let mut dispatched = start;
+    let mut copy_at = delay.map(|delay| dispatched + delay);
+    // Until a copy that could not be sent is asked for again: longer each time.
+    let mut patience = delay.unwrap_or_default();
     let mut alarm = Alarm::new(&worker.alarms, earliest(copy_at, deadline.at));
 
     loop {
@@ -150,11 +153,7 @@ pub async fn send(
                         .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
                     waiting.for_each(|waiting| waiting.timed_out(now, policy.timeout));
                     metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
-                    let waited = now.saturating_duration_since(start);
-                    return Err(Error::Timeout(format!(
-                        "{} did not answer within {waited:.1?}",
-                        upstream.name
-                    )));
+                    return Err(too_late(upstream, start));
                 }
             }
             Event::Timer if copy_at.is_some_and(|at| now >= at) => {
@@ -163,6 +162,7 @@ pub async fn send(
                     .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
                 waiting.filter_map(|w| w.ticket.as_mut()).for_each(|ticket| ticket.late(now));
                 let again = delay.map(|delay| now + delay);
+                let later = now + patience;
                 copy_at = if !may_copy || story.copies >= policy.hedge.max {
                     None
                 } else if body.as_ref().is_some_and(|body| !body.complete()) {
@@ -176,18 +176,25 @@ pub async fn send(
                     let observed = policy.hedge.mode == Mode::Observe;
                     let what = if observed { Hedges::Observed } else { Hedges::Refused };
                     metrics.hedges[what as usize].inc();
-                    again.filter(|_| !observed)
-                } else if let Ok(ticket) = pick(now, Attempt::Hedge, &tried) {
-                    story.copies += 1;
-                    metrics.attempts[Attempt::Hedge as usize].inc();
-                    tried.push(ticket.endpoint().serial());
-                    let future =
-                        Box::pin(begin(ticket.endpoint(), deadline, Duration::ZERO, false));
-                    copies.push(Copied { ticket: Waiting::new(ticket, now), future });
-                    again
+                    patience *= 2;
+                    (!observed).then_some(later)
                 } else {
-                    route.hedger.not_sent(now, &upstream.retries);
-                    again.filter(|_| tried.len() < upstream.balancer.endpoints().len())
+                    match pick(now, Attempt::Hedge, &tried) {
+                        Ok(ticket) => {
+                            story.copies += 1;
+                            metrics.attempts[Attempt::Hedge as usize].inc();
+                            tried.push(ticket.endpoint().serial());
+                            let future =
+                                Box::pin(begin(ticket.endpoint(), deadline, Duration::ZERO, false));
+                            copies.push(Copied { ticket: Waiting::new(ticket, now), future });
+                            again
+                        }
+                        Err(why) => {
+                            route.hedger.not_sent(now, &upstream.retries);
+                            patience *= 2;
+                            (why == NoEndpoint::CircuitOpen).then_some(later)
+                        }
+                    }
                 };
             }
             // An alarm far away rings before its time: it is armed again below.
@@ -232,16 +239,30 @@ pub async fn send(
             && let Some(why) = failed.take()
         {
             // Also while a copy is out: it may have gone to somebody who is silent.
-            let may = repeat::may_retry(&facts(story.retries), &why.outcome, &policy.retry)
-                && upstream.retries.withdraw(now, policy.retry.budget, RETRY_FLOOR_PER_SEC);
-            let next = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten();
-            let same = next.as_ref().is_some_and(|next| tried.contains(&next.endpoint().serial()));
-            let wait = match why.outcome {
+            let asked = match why.outcome {
                 Outcome::Response { pushback: Some(Pushback::After(wait)), .. } => wait,
-                _ if same => backoff(&mut *worker.rng.borrow_mut(), story.retries + 1),
                 _ => Duration::ZERO,
             };
-            match next.filter(|_| now + wait < deadline.at) {
+            let left = deadline.at.saturating_duration_since(now);
+            let may = asked < left
+                && repeat::may_retry(&facts(story.retries), &why.outcome, &policy.retry)
+                && upstream.retries.withdraw(now, policy.retry.budget, RETRY_FLOOR_PER_SEC);
+            let mut next = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten();
+            let same = next.as_ref().is_some_and(|next| tried.contains(&next.endpoint().serial()));
+            let wait = if same && asked.is_zero() {
+                backoff(&mut *worker.rng.borrow_mut(), story.retries + 1)
+            } else {
+                asked
+            };
+            // What we wait says nothing of the endpoint.
+            if let Some(next) = next.as_mut().filter(|_| !wait.is_zero()) {
+                next.no_sample();
+            }
+            let next = next.filter(|_| wait < left);
+            if may && next.is_none() {
+                upstream.retries.refund(now);
+            }
+            match next {
                 Some(next) => {
                     story.retries += 1;
                     metrics.attempts[Attempt::Retry as usize].inc();
@@ -450,6 +471,11 @@ fn body_state(body: Option<&Replay>) -> repeat::Body {
         Some(body) if body.replayable() => repeat::Body::Partial,
         Some(_) => repeat::Body::Lost,
     }
+}
+
+fn too_late(upstream: &Upstream, start: Instant) -> Error {
+    let waited = start.elapsed();
+    Error::Timeout(format!("{} did not answer within {waited:.1?}", upstream.name))
 }
 
 fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {

@@ -115,6 +115,13 @@ impl DataPlane {
         Ok(DataPlane { shared, inboxes, threads, services: BTreeMap::new() })
     }
 
+    /// Requests that pass through must not reach these listeners of ours: they take orders from this host, and what
+    /// passes through comes from it.
+    pub fn keep_from_callers(&self, listeners: impl Iterator<Item = SocketAddr>) {
+        let listeners: Vec<SocketAddr> = listeners.collect();
+        self.shared.own.rcu(|own| [own.as_slice(), &listeners].concat());
+    }
+
     /// What the workers and the control side share.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared

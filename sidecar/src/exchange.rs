@@ -198,8 +198,10 @@ impl Exchange {
             return;
         }
         self.ticket = None;
-        self.visit = None;
         let now = Instant::now();
+        if let Some(mut visit) = self.visit.take() {
+            visit.gone(now);
+        }
         let took = now.saturating_duration_since(self.start);
         self.link.request_ends(now);
         let shared = &self.worker.shared;

@@ -165,11 +165,11 @@ async fn resolve(
 }
 
 fn is_own(own: &[SocketAddr], node: IpAddr, address: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
     own.iter().any(|ours| {
-        let here =
-            ours.ip().is_unspecified() && (address.ip().is_loopback() || address.ip() == node);
-        ours.port() == address.port() && (ours.ip() == address.ip() || here)
-    }) || address.ip().is_unspecified()
+        let here = ours.ip().is_unspecified() && (ip.is_loopback() || ip == node);
+        ours.port() == address.port() && (ours.ip().to_canonical() == ip || here)
+    }) || ip.is_unspecified()
 }
 
 const OUR_VIA: &str = "1.1 evenkeel";

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use evenkeel_balancer::{Ticket, Verdict};
+use evenkeel_balancer::Ticket;
 use http::Request;
 use http_body_util::BodyExt as _;
 
-use crate::attempt::{self, Connection, Head};
+use crate::attempt::{self, Connection, Head, Won};
 use crate::body::Body;
+use crate::judge::judge;
 use crate::pool::Charge;
 use crate::route::{Route, Upstream};
 use crate::worker::Worker;
@@ -37,22 +38,16 @@ async fn run(
     worker: &Rc<Worker>,
     upstream: &Upstream,
     route: &Route,
-    mut ticket: Ticket,
+    ticket: Ticket,
     request: Request<Body>,
 ) {
     let spec = ticket.endpoint().spec();
     let charge = Charge { balancer: &upstream.balancer, limits: &route.policy.circuit };
     let from = attempt::dial_from(worker, spec.hop);
     let ended = attempt::once(worker, spec.dial, from, Some(charge), request, false).await;
-    let now = Instant::now();
-    match ended {
-        Ok(head) if head.response.status().is_server_error() => ticket.head(now, Verdict::Failure),
-        Ok(head) => {
-            ticket.head(now, Verdict::Success);
-            read(worker, *head).await;
-        }
-        Err(attempt::Unsent::Dial(_)) => ticket.head(now, Verdict::Unreachable),
-        Err(attempt::Unsent::Send(_)) => ticket.head(now, Verdict::Reset),
+    if let Ok(Won { head, ticket, .. }) = judge(ended, ticket, upstream, None, Instant::now()) {
+        read(worker, *head).await;
+        drop(ticket);
     }
 }
 

@@ -130,6 +130,20 @@ impl Visit {
     }
 }
 
+impl Visit {
+    /// The caller went away. Unless the head had been due for longer than it usually takes, that says nothing.
+    pub fn gone(&mut self, now: Instant) {
+        let served = &*self.served;
+        let now = served.epoch.moment(now);
+        let waited = Duration::from_nanos(now.saturating_sub(self.started));
+        let usual = served.usual.quantile(now, 50.0).unwrap_or(OVERDUE_UNKNOWN / 2);
+        if self.head_due && waited <= usual * 2 {
+            self.head_due = false;
+            served.stall.withdrawn(self.started);
+        }
+    }
+}
+
 impl Drop for Visit {
     fn drop(&mut self) {
         if self.head_due {

@@ -228,6 +228,7 @@ impl Discovery {
                 }
                 self.publisher.touch_services(now, changes.services);
                 if changes.orders {
+                    self.withdraw_orders(now, wall_ms);
                     self.publisher.touch_orders(now);
                 }
                 if changes.node {

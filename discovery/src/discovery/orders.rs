@@ -7,7 +7,8 @@ use evenkeel_config::Published;
 
 use super::{Discovery, Event};
 use crate::order::{
-    Instruction, ORDER_TTL_MAX, ORDERS_MAX, OrderBody, OrderError, SavedOrder, Subject, micros,
+    Instruction, ORDER_TTL_MAX, ORDERS_MAX, OrderBody, OrderError, SKEW, SavedOrder, Subject,
+    micros,
 };
 
 impl Discovery {
@@ -76,19 +77,27 @@ impl Discovery {
         if ttl.is_zero() || ttl > ORDER_TTL_MAX {
             return Err(OrderError::Ttl);
         }
-        self.withdraw_ended_orders(now, wall_ms);
-        if self.registry.own_orders().filter(|(known, _)| *known != subject).count() >= ORDERS_MAX {
+        self.withdraw_orders(now, wall_ms);
+        let is_undo = instruction == Instruction::Undo;
+        // What takes orders back must be possible however many there are.
+        let max = if is_undo { ORDERS_MAX + UNDOS_MAX } else { ORDERS_MAX };
+        let counts = |subject: &Subject, order: &OrderBody, known: &Subject| {
+            known != subject && (is_undo || order.instruction != Instruction::Undo)
+        };
+        let own = self.registry.own_orders();
+        if own.filter(|(known, order)| counts(subject, order, known)).count() >= max {
             return Err(OrderError::TooMany);
         }
         let wall_us = wall_ms.saturating_mul(1000);
         // Newer than what it replaces, even if that was issued by a clock that is ahead of ours.
         let (newest, latest_end) = self.registry.latest_on(subject).unwrap_or_default();
         let end = wall_us.saturating_add(micros(ttl));
-        let is_undo = instruction == Instruction::Undo;
+        // Others pass over what ends too far from now.
+        let farthest = wall_us.saturating_add(micros(ORDER_TTL_MAX + SKEW));
         let order = OrderBody {
             instruction,
             issued_us: wall_us.max(newest.saturating_add(1)),
-            until_us: if is_undo { end.max(latest_end) } else { end },
+            until_us: if is_undo { end.max(latest_end.min(farthest)) } else { end },
             by: self.config.node.name.clone(),
         };
         self.write_own(now, &subject.key(), Some(order.encode()));
@@ -99,13 +108,17 @@ impl Discovery {
 
     /// The end of some order has come, or the clock was set.
     pub(super) fn expire_orders(&mut self, now: Instant, wall_ms: u64) {
-        self.withdraw_ended_orders(now, wall_ms);
+        self.withdraw_orders(now, wall_ms);
         self.publisher.touch_orders(now);
     }
 
-    fn withdraw_ended_orders(&mut self, now: Instant, wall_ms: u64) {
+    /// Takes those of our own out of our record that have ended, and those that another host has ordered otherwise since: they must
+    /// not count again when that order ends or its issuer leaves. Not those that end too far from now: our clock may be wrong.
+    pub(super) fn withdraw_orders(&mut self, now: Instant, wall_ms: u64) {
         let wall_us = wall_ms.saturating_mul(1000);
-        let ended = self.registry.own_orders().filter(|(_, order)| !order.stands(wall_us));
+        let ended = self.registry.own_orders().filter(|(subject, order)| {
+            order.until_us <= wall_us || self.registry.is_superseded(subject, order, wall_us)
+        });
         let keys: Vec<String> = ended.map(|(subject, _)| subject.key()).collect();
         for key in &keys {
             self.write_own(now, key, None);
@@ -118,8 +131,8 @@ impl Discovery {
     pub(super) fn restore_orders(&mut self, now: Instant, wall_ms: u64, orders: Vec<SavedOrder>) {
         let name = self.config.node.name.clone();
         let orders = orders.into_iter().filter_map(|order| order.into_order(&name));
-        for (subject, order) in orders.take(ORDERS_MAX) {
-            if order.stands(wall_ms.saturating_mul(1000)) {
+        for (subject, order) in orders.take(ORDERS_MAX + UNDOS_MAX) {
+            if order.until_us > wall_ms.saturating_mul(1000) {
                 self.write_own(now, &subject.key(), Some(order.encode()));
             }
         }
@@ -129,3 +142,6 @@ impl Discovery {
         self.registry.own_orders().map(|(subject, order)| SavedOrder::of(subject, order)).collect()
     }
 }
+
+/// Orders of this host that take others back; each goes on counting until what it takes back would have ended.
+const UNDOS_MAX: usize = 512;

@@ -14,7 +14,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -252,7 +252,8 @@ impl Asker {
         let application = {
             let mut applications = self.applications.borrow_mut();
             if applications.len() >= APPLICATIONS_MAX && !applications.contains_key(&key) {
-                return None;
+                // Most are of endpoints that are gone; the others connect again.
+                applications.clear();
             }
             let application = applications
                 .entry(key)
@@ -317,7 +318,11 @@ impl Asker {
         report: &Report,
     ) -> bool {
         let mut table = self.outstanding.borrow_mut();
-        let Some(outstanding) = table.get_mut(&nonce).filter(|asked| asked.direct == direct) else {
+        // The network may have made two of one answer.
+        let expected = |asked: &&mut Outstanding| {
+            asked.direct == direct && !matches!(asked.waiter, Some(Waiter::Has(Some(_))))
+        };
+        let Some(outstanding) = table.get_mut(&nonce).filter(expected) else {
             return false;
         };
         let Outstanding { about, at, lost, waiter, .. } = outstanding;
@@ -402,6 +407,11 @@ pub fn send_now(socket: &UdpSocket, datagram: &[u8], to: SocketAddr) -> io::Resu
     socket2::SockRef::from(socket).send_to(datagram, &to.into()).map(drop)
 }
 
+/// What has arrived, whether or not the runtime has heard of it: an answer that is there already is not late.
+fn receive_now(socket: &UdpSocket, into: &mut [u8]) -> Option<usize> {
+    (&mut &*socket2::SockRef::from(socket)).read(into).ok()
+}
+
 async fn run(asker: Rc<Asker>, worker: Rc<Worker>) {
     let mut datagram = [0; DATAGRAM_MAX + 1];
     loop {
@@ -410,11 +420,22 @@ async fn run(asker: Rc<Asker>, worker: Rc<Worker>) {
             ready = asker.socket.readable() => if ready.is_err() { return },
             () = asker.timer.rings() => {}
         }
-        for _ in 0..AT_ONCE_MAX {
-            let Ok(length) = asker.socket.try_recv(&mut datagram) else { break };
+        let mut taken = 0;
+        while taken < AT_ONCE_MAX {
+            let Some(length) = receive_now(&asker.socket, &mut datagram) else { break };
             asker.datagram(&worker, &datagram[..length]);
+            taken += 1;
         }
-        asker.expire(&worker, Instant::now());
+        if taken < AT_ONCE_MAX {
+            // The runtime learns that nothing is left.
+            let _ = asker
+                .socket
+                .try_recv(&mut datagram)
+                .map(|length| asker.datagram(&worker, &datagram[..length]));
+            asker.expire(&worker, Instant::now());
+        } else {
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -463,7 +484,7 @@ const FORGET_AFTER: Duration = Duration::from_secs(1);
 const AGAIN_EVERY: Duration = Duration::from_millis(10);
 /// Five seconds; then requests find out.
 const AGAIN_MAX: u32 = 500;
-const AGAIN_ENDPOINTS_MAX: usize = 256;
+const AGAIN_ENDPOINTS_MAX: usize = 32;
 /// Datagrams taken before what is due is looked at.
 const AT_ONCE_MAX: usize = 256;
 const POOLS_MAX: usize = 1024;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use evenkeel_tests::client::{self, Version};
 use evenkeel_tests::mesh::{App, Host, Lab, Setup};
 use evenkeel_tests::wait;
+use http::Method;
 use http_body_util::Full;
 
 use super::faults::{after, check, finish, start_loads};
@@ -227,3 +228,15 @@ fn a_drained_host_gets_no_requests_and_loses_none(workers: usize) {
 }
 
 each_workers!(a_drained_host_gets_no_requests_and_loses_none);
+
+#[test]
+fn no_caller_gets_to_the_admin_or_the_catalogue_through_the_proxy() {
+    let lab = Lab::new(1);
+    let host = lab.mesh(&[Setup { join: vec![1], ..Setup::default() }]).remove(0);
+    let mapped = format!("[::ffff:{}]:{}", host.ip, host.admin().port());
+    for name in [host.admin().to_string(), mapped, host.discovery().to_string()] {
+        let request = client::request(Method::GET, &name, "/v1/self");
+        let answer = client::send(host.outbound().into(), Version::Http1, request).unwrap();
+        assert_eq!(answer.json()["reason"], "loop", "{name}: {}", answer.text());
+    }
+}
