@@ -53,6 +53,8 @@ pub struct Rosters {
     shares: VecDeque<Share>,
     /// The newest that is known only as part of the oldest share.
     merged: u64,
+    /// The latest of the merged that was known to be settled; 0: none.
+    merged_settled: u64,
     newest: Roster,
     /// When the newest was heard of.
     since: Option<Instant>,
@@ -87,7 +89,14 @@ impl Rosters {
     /// No roster is known to `host` yet: it owns nothing.
     #[must_use]
     pub fn new(host: u64) -> Rosters {
-        Rosters { host, shares: VecDeque::new(), merged: 0, newest: Roster::default(), since: None }
+        Rosters {
+            host,
+            shares: VecDeque::new(),
+            merged: 0,
+            merged_settled: 0,
+            newest: Roster::default(),
+            since: None,
+        }
     }
 
     /// A newer roster was heard of.
@@ -125,7 +134,7 @@ impl Rosters {
     #[must_use]
     pub fn settled(&self, heard: u64) -> u64 {
         let known = self.shares.iter().filter(|share| share.settled || share.epoch == heard);
-        known.map(|share| share.epoch).max().unwrap_or(0)
+        known.map(|share| share.epoch).max().unwrap_or(0).max(self.merged_settled)
     }
 
     /// What the host owns of `capacity` where `settled` is known to be settled: the least of what the rosters from there on give it, and
@@ -165,7 +174,10 @@ impl Rosters {
         {
             (next.weight, next.total) = (oldest.weight, oldest.total);
         }
-        next.settled |= oldest.settled;
+        if oldest.settled {
+            // The one that it is merged into is not: a member that has not heard of it may still use more.
+            self.merged_settled = oldest.epoch;
+        }
     }
 }
 
@@ -278,6 +290,7 @@ mod tests {
             rosters.add(t0, roster(epoch, &[(1, 1), (2, 1)], &[], false)).unwrap();
         }
         assert_eq!(rosters.shares.len(), ROSTERS_MAX);
+        assert_eq!(rosters.settled(0), 1, "and no other is taken to be settled for it");
         assert_eq!(
             rosters.right(C, rosters.settled(0)),
             Micros::units(25),
