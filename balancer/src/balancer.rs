@@ -326,6 +326,12 @@ impl Balancer {
         self.epoch.moment(now)
     }
 
+    /// Times that an endpoint was ejected, since the start.
+    #[must_use]
+    pub fn ejections_total(&self) -> u64 {
+        self.ejections.total()
+    }
+
     /// The share of first attempts that may leave this host's zone, while it is preferred and there is a choice: 1 when all endpoints
     /// are chosen among alike.
     #[must_use]

@@ -98,11 +98,17 @@ pub(crate) struct Ejections {
     out: AtomicU32,
     serving: AtomicU32,
     recount_at: AtomicU64,
+    /// Since the upstream began, of endpoints that are gone too.
+    total: AtomicU64,
 }
 
 impl Ejections {
     pub(crate) fn out(&self) -> u32 {
         self.out.load(Relaxed)
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total.load(Relaxed)
     }
 
     /// Whether an ejection may have ended since the last count.
@@ -130,7 +136,9 @@ impl Ejections {
         self.out.try_update(Relaxed, Relaxed, |out| (out < allowed).then(|| out + 1)).is_ok()
     }
 
+    /// One more is out, until then.
     fn ends_at(&self, until: u64) {
+        self.total.fetch_add(1, Relaxed);
         self.recount_at.fetch_min(until, Relaxed);
     }
 }

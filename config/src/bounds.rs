@@ -8,7 +8,8 @@
 //! Most bounds are maxima. `hedge.min` is a minimum; `hedge.mode` is at most `off` < `observe` < `enforce`; of
 //! `repeat.methods` what the bound names is left. By default that is what RFC 9110 calls idempotent, so that nobody makes POST
 //! repeatable for a whole mesh by mistake. gRPC methods and the key header are not bounded: only a service knows its own.
-//! A field that is not here costs this host nothing.
+//! What a policy does not say is not bounded either: it stays what this host's own file, or the built-in default, says. How an
+//! endpoint is chosen (`balance`, `shard`, `hash`, `zone`, `probation`, `scout.mode`) has no bound.
 
 use std::time::Duration;
 

@@ -3,15 +3,16 @@
 //! Measured in CPU time of the thread, so that a busy machine does not blur it. A decision is what a request pays: its demand is
 //! counted, then it is admitted or refused. Allocations are counted by the allocator itself, and one fails the run.
 
+mod cpu_time;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use cpu_time::CpuTime;
 use criterion::{Criterion, criterion_group, criterion_main};
 use evenkeel_ratelimit::{Bucket, Demand, KeyTable, Micros, Pace};
-use rustix::time::{ClockId, clock_gettime};
 
 struct Counting;
 
@@ -71,39 +72,6 @@ fn without_allocation(decide: &mut impl FnMut() -> bool) {
         black_box(decide());
     });
     assert_eq!(ALLOCATIONS.load(Relaxed), before, "a decision allocated");
-}
-
-/// The CPU time of this thread, shown as times are.
-struct CpuTime;
-
-impl Measurement for CpuTime {
-    type Intermediate = Duration;
-    type Value = Duration;
-
-    fn start(&self) -> Duration {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-    }
-
-    fn end(&self, start: Duration) -> Duration {
-        self.start() - start
-    }
-
-    fn add(&self, one: &Duration, other: &Duration) -> Duration {
-        *one + *other
-    }
-
-    fn zero(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn to_f64(&self, value: &Duration) -> f64 {
-        value.as_nanos() as f64
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        WallTime.formatter()
-    }
 }
 
 criterion_group! {

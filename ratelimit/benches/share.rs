@@ -2,17 +2,18 @@
 //!
 //! Measured in CPU time of the thread, so that a busy machine does not blur it.
 
+mod cpu_time;
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use cpu_time::CpuTime;
 use criterion::{Criterion, criterion_group, criterion_main};
 use evenkeel_ratelimit::{
     Algorithm, Allocation, Ask, Claim, Floors, Loan, Micros, Party, Request, Root, Rosters, Store,
     Terms, Word,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 const CLIENTS: u32 = 10_000;
 
@@ -111,39 +112,6 @@ fn rounds(criterion: &mut Criterion<CpuTime>) {
         });
     }
     group.finish();
-}
-
-/// The CPU time of this thread, shown as times are.
-struct CpuTime;
-
-impl Measurement for CpuTime {
-    type Intermediate = Duration;
-    type Value = Duration;
-
-    fn start(&self) -> Duration {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
-    }
-
-    fn end(&self, start: Duration) -> Duration {
-        self.start() - start
-    }
-
-    fn add(&self, one: &Duration, other: &Duration) -> Duration {
-        *one + *other
-    }
-
-    fn zero(&self) -> Duration {
-        Duration::ZERO
-    }
-
-    fn to_f64(&self, value: &Duration) -> f64 {
-        value.as_nanos() as f64
-    }
-
-    fn formatter(&self) -> &dyn ValueFormatter {
-        WallTime.formatter()
-    }
 }
 
 criterion_group! {

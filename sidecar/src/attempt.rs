@@ -100,11 +100,11 @@ pub async fn send(
         let request = template.request(upstream, endpoint, again(body.as_ref()), left);
         attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
     };
+    let wish = template.keys.wish(Attempt::First, &[]);
     let (ticket, mut dispatched) = match policy.scouting() {
         ScoutMode::Off => (pick(start, Attempt::First, &tried), start),
         // Seldom, and large: kept out of every other request.
         _ => {
-            let wish = template.keys.wish(Attempt::First, &[]);
             let scouted = Box::pin(scout::first(worker, upstream, policy, wish));
             let ticket = tokio::time::timeout_at(deadline.at.into(), scouted).await;
             (ticket.map_err(|_| too_late(upstream, start))?, Instant::now())
@@ -117,13 +117,8 @@ pub async fn send(
     let mut ticket = Waiting::new(ticket, start);
     if body.is_none()
         && may_copy
-        && let Some(ticket) = upstream.balancer.probe_due(
-            start,
-            policy,
-            &template.keys.wish(Attempt::First, &[]),
-            &route.hedger,
-            &upstream.retries,
-        )
+        && let Some(ticket) =
+            upstream.balancer.probe_due(start, policy, &wish, &route.hedger, &upstream.retries)
     {
         let request = template.request(upstream, ticket.endpoint(), Body::Empty, None);
         probe::spawn(worker, upstream, route, ticket, request);

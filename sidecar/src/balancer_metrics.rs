@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use evenkeel_balancer::Endpoint;
 use prometheus::core::{Collector, Desc, Opts};
-use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Metric, MetricFamily, MetricType};
 
+use crate::metrics;
 use crate::route::{Router, Upstream};
 
 /// Reads the balancers of the current router.
@@ -81,25 +81,10 @@ impl Collector for BalancerMetrics {
 }
 
 fn metric(upstream: &str, kind: Option<&str>, of: MetricType, value: f64) -> Metric {
-    let mut labels: Vec<LabelPair> = Vec::new();
-    for (name, value) in kind.map(|kind| ("kind", kind)).into_iter().chain([("upstream", upstream)])
-    {
-        let mut pair = LabelPair::default();
-        pair.set_name(name.into());
-        pair.set_value(value.into());
-        labels.push(pair);
-    }
-    let mut metric = Metric::from_label(labels);
-    if of == MetricType::COUNTER {
-        let mut counter = prometheus::proto::Counter::default();
-        counter.set_value(value);
-        metric.set_counter(counter);
-    } else {
-        let mut gauge = prometheus::proto::Gauge::default();
-        gauge.set_value(value);
-        metric.set_gauge(gauge);
-    }
-    metric
+    let kind = kind.map(|kind| ("kind", kind));
+    let labels: Vec<_> = kind.into_iter().chain([("upstream", upstream)]).collect();
+    let series = if of == MetricType::COUNTER { metrics::counter } else { metrics::gauge };
+    series(&labels, value)
 }
 
 fn families() -> [Family; 7] {
@@ -112,17 +97,24 @@ fn families() -> [Family; 7] {
         gauge(
             "evenkeel_endpoints_ejected",
             "Endpoints left out for failures now.",
-            |upstream, now| count(upstream, |endpoint| u64::from(endpoint.ejected(now))),
+            |upstream, now| {
+                let endpoints = upstream.balancer.endpoints();
+                one(endpoints.iter().filter(|endpoint| endpoint.ejected(now)).count() as f64)
+            },
         ),
         counter(
             "evenkeel_ejections_total",
             "Times an endpoint was left out for failures.",
-            |upstream, _| count(upstream, Endpoint::ejections),
+            |upstream, _| one(upstream.balancer.ejections_total() as f64),
         ),
         gauge(
             "evenkeel_endpoints_on_probation",
             "Endpoints left out for being slow now.",
-            |upstream, _| one(f64::from(upstream.balancer.probations().out)),
+            |upstream, _| {
+                // Where nobody is judged any more, what was found last does not count.
+                let judged = upstream.default.policy.probation.slower_than.is_some();
+                one(f64::from(if judged { upstream.balancer.probations().out } else { 0 }))
+            },
         ),
         counter(
             "evenkeel_probations_total",
@@ -147,10 +139,6 @@ fn families() -> [Family; 7] {
 
 fn one(value: f64) -> Series {
     vec![(None, value)]
-}
-
-fn count(upstream: &Upstream, of: impl Fn(&Endpoint) -> u64) -> Series {
-    one(upstream.balancer.endpoints().iter().map(|endpoint| of(endpoint)).sum::<u64>() as f64)
 }
 
 const PROBES: &str = "evenkeel_probes_total";

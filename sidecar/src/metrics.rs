@@ -349,11 +349,21 @@ fn labels(pairs: &[(&str, &str)]) -> prometheus::proto::Metric {
     prometheus::proto::Metric::from_label(pairs)
 }
 
-fn counter(pairs: &[(&str, &str)], value: f64) -> prometheus::proto::Metric {
+/// A counter's series.
+pub fn counter(pairs: &[(&str, &str)], value: f64) -> prometheus::proto::Metric {
     let mut metric = labels(pairs);
     let mut counter = prometheus::proto::Counter::default();
     counter.set_value(value);
     metric.set_counter(counter);
+    metric
+}
+
+/// A gauge's series.
+pub fn gauge(pairs: &[(&str, &str)], value: f64) -> prometheus::proto::Metric {
+    let mut metric = labels(pairs);
+    let mut gauge = prometheus::proto::Gauge::default();
+    gauge.set_value(value);
+    metric.set_gauge(gauge);
     metric
 }
 

@@ -492,3 +492,25 @@ proptest! {
 }
 
 mod keys;
+
+#[test]
+fn an_attempt_that_was_held_up_and_then_not_made_leaves_no_silence() {
+    let mut bench = Bench::new(1, Balance::P2c);
+    let mut ticket = bench.first();
+    bench.now += MS;
+    ticket.sent(bench.now);
+    ticket.no_sample();
+    drop(ticket);
+    assert_eq!(bench.balancer.endpoints()[0].stall_age(bench.now + S), None);
+}
+
+#[test]
+fn ejections_are_counted_of_endpoints_that_are_gone_too() {
+    let mut bench = Bench::new(3, Balance::P2c);
+    for _ in 0..bench.policy.eject.consecutive {
+        bench.end_at(0, Verdict::Failure);
+    }
+    assert_eq!(bench.balancer.ejections_total(), 1);
+    bench.update((1..3).map(spec).collect());
+    assert_eq!(bench.balancer.ejections_total(), 1);
+}

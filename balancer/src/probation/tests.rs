@@ -265,3 +265,25 @@ fn endpoints_that_serve_different_keys_are_not_compared() {
     bench.seconds(10, &[10, 10, 90, 10]);
     assert!(bench.out().is_empty());
 }
+
+#[test]
+fn one_that_is_left_without_peers_returns() {
+    let mut bench = Bench::new(&FOUR);
+    bench.seconds(5, &[10, 10, 10, 10]);
+    bench.seconds(6, &[10, 10, 90, 10]);
+    assert_eq!(bench.out(), [2]);
+    let specs: Vec<EndpointSpec> =
+        bench.balancer.endpoints().iter().map(|endpoint| endpoint.spec().clone()).collect();
+    // Another zone is no peer.
+    let elsewhere = specs.iter().enumerate().map(|(index, spec)| EndpointSpec {
+        zone: Some(Arc::from(if index == 2 { "a" } else { "b" })),
+        ..spec.clone()
+    });
+    bench.balancer.update(bench.now, elsewhere.collect(), None);
+    let mut left = 60;
+    while !bench.out().is_empty() {
+        assert!(left > 0, "nobody is left to be slower than");
+        left -= 1;
+        bench.seconds(1, &[10, 10, 90, 10]);
+    }
+}

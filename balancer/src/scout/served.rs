@@ -254,6 +254,20 @@ mod tests {
     }
 
     #[test]
+    fn who_goes_away_at_once_leaves_no_stall_and_who_waited_long_does() {
+        let (served, t0) = warm();
+        let mut hasty = served.begin(t0);
+        hasty.gone(t0 + MS / 10);
+        drop(hasty);
+        let report = served.report(t0 + 20 * MS, None);
+        assert_eq!((report.stalled, report.alive), (None, true));
+        let mut patient = served.begin(t0 + 30 * MS);
+        patient.gone(t0 + 40 * MS);
+        drop(patient);
+        assert_eq!(served.report(t0 + 50 * MS, None).stalled, Some(20 * MS));
+    }
+
+    #[test]
     fn nothing_is_a_stall_before_it_is_known_what_is_usual() {
         let t0 = start();
         let served = Arc::new(Served::new(t0));

@@ -260,3 +260,17 @@ fn a_statement_said_again_after_the_borrower_thought_it_over_is_not_new() {
     root.handle_word(HOST, word);
     assert_eq!((host.usable(late), root.lent(late, HOST)), (Micros::ZERO, Micros::ZERO));
 }
+
+#[test]
+fn what_clients_hold_counts_until_it_ends() {
+    let t0 = start();
+    let mut host = owner(10);
+    let end = t0 + secs(20);
+    let granted = host.reserve(t0, Micros::ZERO, Micros::ZERO, units(8), end, end);
+    assert_eq!(granted, Some((units(8), end)));
+    assert!(
+        host.fits(t0, units(8)) && !host.fits(t0, units(5)),
+        "not clear with half of its right"
+    );
+    assert!(host.fits(end + secs(1), units(5)), "their leases have ended");
+}
