@@ -119,15 +119,17 @@ fn the_last_is_tried_whatever_its_scout_says(workers: usize) {
     });
     trio.apps.iter_mut().for_each(|app| app.process.signal(Signal::STOP));
     let caller = &trio.caller;
-    let answer = std::thread::scope(|scope| {
-        let request = scope.spawn(|| caller.get("payments.mesh", "/"));
-        wait::for_true("it goes to the last", Duration::from_secs(10), || {
+    let answers: Vec<http::StatusCode> = std::thread::scope(|scope| {
+        let mut requests = Vec::new();
+        wait::for_true("one goes to the last", Duration::from_secs(10), || {
+            // The first may still go by an answer from just before the stop.
+            requests.push(scope.spawn(|| caller.get("payments.mesh", "/").status));
             caller.metrics().sum("evenkeel_scout_choices_total", &[("by", "last")]) > 0.0
         });
         trio.apps.iter_mut().for_each(|app| app.process.signal(Signal::CONT));
-        request.join().expect("the request ends")
+        requests.into_iter().map(|request| request.join().expect("the request ends")).collect()
     });
-    assert_eq!(answer.status, 200);
+    assert!(answers.iter().all(http::StatusCode::is_success), "{answers:?}");
 }
 
 fn static_endpoints_answer_on_their_scout_port(workers: usize) {

@@ -15,6 +15,7 @@ fn catalog(apps: &[App], policy: &str) -> Setup {
     let endpoints = endpoints.join(", ");
     Setup {
         upstreams: format!("[{{name: catalog, endpoints: [{endpoints}], policy: {policy}}}]"),
+        join: vec![1],
         ..Setup::default()
     }
 }
