@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{
-    Catalog, HOSTS_NAMED_MAX, HostNotes, Instance, Node, NodeStatus, Policies, PolicyVote, ServiceView,
+    Catalog, HOSTS_NAMED_MAX, HostNotes, Instance, Node, NodeStatus, Policies, PolicyVote,
+    ServiceView,
 };
 use crate::index::PolicyHash;
 use crate::order::{Order, Subject};

@@ -139,8 +139,7 @@ impl Registrar {
             return false;
         }
         let apart = EVERY + EVERY_EACH * census.present.len() as u32;
-        let recently =
-            self.since.is_some_and(|since| now.saturating_duration_since(since) < apart);
+        let recently = self.since.is_some_and(|since| now.saturating_duration_since(since) < apart);
         let next = if self.newest.epoch == 0 {
             census.may_begin.then(|| self.first(census))
         } else {
@@ -213,8 +212,7 @@ impl Registrar {
         }
         // Those whose loans have ended need not be waited for any more.
         let recent = self.removed.iter().filter(|(host, since)| {
-            now.saturating_duration_since(**since) <= census.loans_last
-                && !next.contains_key(*host)
+            now.saturating_duration_since(**since) <= census.loans_last && !next.contains_key(*host)
         });
         let left = members.keys().filter(|host| !next.contains_key(*host));
         let removed = recent.map(|(host, _)| *host).chain(left.copied()).collect();
@@ -338,7 +336,10 @@ mod tests {
         assert_eq!(told.len(), 2, "who comes anew hears of the settled one too");
         assert_eq!(told[0], mesh.written[0]);
         mesh.run(&census(&[1, 2, 3, 4], &[]), MINUTE);
-        assert!(!mesh.written[1].settled, "here it does not hear what was written while it was away");
+        assert!(
+            !mesh.written[1].settled,
+            "here it does not hear what was written while it was away"
+        );
         let rosters = mesh.hosts[&1].rosters();
         mesh.hosts.get_mut(&3).unwrap().heard(mesh.now, rosters);
         mesh.run(&census(&[1, 2, 3, 4], &[]), MINUTE);

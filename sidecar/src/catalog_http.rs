@@ -57,13 +57,13 @@ pub fn router(
         .route("/v1/health/service/{name}", get(health_service))
         .route("/v1/status/leader", get(leader))
         .route("/v1/status/peers", get(peers))
-        .merge(acquire)
         .route("/v1/kv", any(key_value))
         .route("/v1/kv/{*key}", any(key_value))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), counted))
-        .with_state(shared))
+        .with_state(shared)
+        .merge(acquire))
 }
 
 /// How long a surface of this router must let an answer take: the longest wait and some.

@@ -87,9 +87,11 @@ impl Upstreams {
         let mut wanted: BTreeMap<&str, Vec<EndpointSpec>> = BTreeMap::new();
         for view in catalog.services.values() {
             // What is limited where it comes in is limited for this host's own applications too.
-            let limited = settings.ratelimit.apply.iter().any(|rule| {
-                rule.direction == Direction::Inbound && rule.service == view.name
-            });
+            let limited = settings
+                .ratelimit
+                .apply
+                .iter()
+                .any(|rule| rule.direction == Direction::Inbound && rule.service == view.name);
             let spec = |i: &Arc<Instance>| spec_of(i, catalog.own, limited);
             wanted.insert(&view.name, view.instances.iter().map(spec).collect());
         }

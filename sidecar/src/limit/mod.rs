@@ -155,10 +155,7 @@ impl Limits {
     fn rule(&self, rule: &Apply) -> Option<Rule> {
         // The file was checked: there is a template.
         let resource = self.resource_or_new(rule.resource.as_bytes())?;
-        let direction = match rule.direction {
-            Direction::Outbound => "outbound",
-            Direction::Inbound => "inbound",
-        };
+        let direction = rule.direction.name();
         let counter = |outcome: &str| {
             let labels = [direction, &rule.service, &rule.resource, outcome];
             self.requests.with_label_values(&labels)

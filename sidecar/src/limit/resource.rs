@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use evenkeel_ratelimit::{
-    Bucket, Concurrency, Demand, Fail, KeyTable, Micros, Pace, Place, RESOURCE_ID_MAX, Safe, Spending,
-    Template,
+    Bucket, Concurrency, Demand, Fail, KeyTable, Micros, Pace, Place, RESOURCE_ID_MAX, Safe,
+    Spending, Template,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -212,8 +212,7 @@ impl Resource {
     }
 
     fn spend_own_part(&self, now: Instant, key: &[u8], cost: u32) -> bool {
-        self.rules.per.is_some()
-            && self.own_part.load().buckets.try_acquire(now, key, cost).is_ok()
+        self.rules.per.is_some() && self.own_part.load().buckets.try_acquire(now, key, cost).is_ok()
     }
 
     fn want(self: &Arc<Self>, key: &[u8]) {
@@ -224,11 +223,6 @@ impl Resource {
     /// What is leased of a key.
     pub fn meter(&self, key: &[u8]) -> Option<Arc<Meter>> {
         self.meters.load().get(key).cloned()
-    }
-
-    /// How many keys are leased.
-    pub fn leased(&self) -> usize {
-        self.meters.load().len()
     }
 
     /// A key is leased from now on, at this pace; until then it had this host's own part, which counts as used up.
@@ -377,8 +371,11 @@ mod tests {
         assert!(taken.is_ok(), "it waited for the leases, and for its turn");
         let meter = resource.meter(b"a").unwrap();
         assert!(!meter.wants(Instant::now(), resource.rules()).is_zero(), "it is measured now");
-        assert!(resource.acquire(now, b"b", 1, Fail::Safe, NOW).await.is_ok(), "b has its own part");
-        assert_eq!(resource.leased(), 1);
+        assert!(
+            resource.acquire(now, b"b", 1, Fail::Safe, NOW).await.is_ok(),
+            "b has its own part"
+        );
+        assert!(resource.meter(b"b").is_none());
         resource.forget(b"a");
         assert!(resource.meter(b"a").is_none());
     }

@@ -93,8 +93,7 @@ impl Collector for QuotaMetrics {
         for r in &view.resources {
             let sum =
                 sums.entry(&r.resource).or_insert_with(|| Sum { in_touch: true, ..Sum::default() });
-            let amounts =
-                [r.capacity, r.wants, r.has, r.owns, r.clients as f64, r.clients_have];
+            let amounts = [r.capacity, r.wants, r.has, r.owns, r.clients as f64, r.clients_have];
             sum.amounts.iter_mut().zip(amounts).for_each(|(sum, amount)| *sum += amount);
             sum.rooted += f64::from(u8::from(r.root_for_s.is_some()));
             sum.in_touch &= r.in_touch;

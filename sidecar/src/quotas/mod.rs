@@ -14,9 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use evenkeel_config::settings::{RateLimit, Safe as SafeSetting};
-use evenkeel_ratelimit::{
-    AskError, Floors, Grant, Micros, Request, Safe, Template, Templates,
-};
+use evenkeel_ratelimit::{AskError, Floors, Grant, Micros, Request, Safe, Template, Templates};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::gossip::GossipHandle;

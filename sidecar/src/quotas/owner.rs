@@ -71,8 +71,7 @@ impl Owner {
         let host = gossip.catalog().own;
         let templates = templates(&settings);
         // What an earlier life has lent, and what its clients hold, counts until it has ended.
-        let saved: Option<Saved> =
-            state.read(SAVED_FILE, |bytes| serde_json::from_slice(bytes));
+        let saved: Option<Saved> = state.read(SAVED_FILE, |bytes| serde_json::from_slice(bytes));
         let locked_until = saved.as_ref().filter(|saved| !saved.alone).map(|saved| {
             let clients = if saved.clients { longest_lease(&settings) } else { Duration::ZERO };
             now + BASE + clients
@@ -370,8 +369,10 @@ impl Owner {
             }
             // What is in use already, by clients or by others' wants, is leased before anything of it is spent unasked.
             let in_use: Vec<_> = self.quotas.reports(now).map(|report| report.resource).collect();
-            for id in in_use.into_iter().filter(|id| !self.leased.contains_key(id)) {
-                if let Some(spending) = self.quotas.spending(now, &id) {
+            for id in in_use {
+                if !self.leased.contains_key(&id)
+                    && let Some(spending) = self.quotas.spending(now, &id)
+                {
                     self.spend(now, id, spending);
                 }
             }
@@ -495,10 +496,8 @@ struct Saved {
 
 /// A resource's name, and the key behind it; empty: none.
 fn split(id: &[u8]) -> (&[u8], &[u8]) {
-    match id.iter().position(|byte| *byte == 0) {
-        Some(at) => (&id[..at], &id[at + 1..]),
-        None => (id, &[]),
-    }
+    let name = evenkeel_config::ratelimit::name(id);
+    (name, id.get(name.len() + 1..).unwrap_or_default())
 }
 
 fn host_name(catalog: &Catalog, host: u64) -> String {
