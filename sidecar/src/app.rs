@@ -6,7 +6,8 @@
 //! | `ek-gossip` | membership and registry: [`crate::gossip`] |
 //! | `ek-dns` | look-ups by DNS: [`crate::dns`] |
 //! | `ek-scout` | answers scouts: [`crate::scout`] |
-//! | `ek-control` | catalogue, admin, checks: [`crate::control`] |
+//! | `ek-quotas` | leases: [`crate::quotas`] |
+//! | `ek-control` | catalogue, admin, checks: [`crate::control`]; Doorman clients: [`crate::doorman`] |
 //! | `access-log` | the access log's writer: [`crate::access`] |
 //! | main | signals, reloads, and the router's next snapshot: this file |
 //!
@@ -24,19 +25,23 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use evenkeel_config::settings::{Limits, Log, Mesh, Outbound, Settings};
+use evenkeel_config::settings::{self, Log, Mesh, Outbound, RateLimit, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::balancer_metrics::BalancerMetrics;
 use crate::control::{self, Surface};
 use crate::data_plane::{self, DataPlane, Sockets};
+use crate::doorman::Doorman;
 use crate::events::Events;
 use crate::gossip::{self, Gossip, GossipArgs, GossipHandle};
+use crate::limit::Limits;
 use crate::listener::Role;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
+use crate::quotas::{self, QuotasArgs, QuotasThread};
 use crate::scout::{self, Identity};
 use crate::state::State;
 use crate::upstreams::Upstreams;
@@ -108,6 +113,7 @@ struct App {
     _scouts: scout::Receiver,
     _dns: Option<dns::Dns>,
     _control: control::Control,
+    quotas: QuotasThread,
     gossip: Gossip,
 }
 
@@ -128,6 +134,8 @@ impl App {
         let dns_sockets =
             control::optional("discovery.dns", settings.discovery.dns, dns::Sockets::bind)?;
         let http = control::optional("discovery.http", settings.discovery.http, TcpListener::bind)?;
+        let doorman =
+            control::optional("ratelimit.listen", settings.ratelimit.listen, TcpListener::bind)?;
 
         let mut listeners = BTreeMap::from([
             ("mesh".to_owned(), mesh.address),
@@ -138,16 +146,32 @@ impl App {
 
         let state = Arc::new(State::open(&settings.node.data_dir, &env)?);
         let data_dir = state.dir().map(|dir| dir.display().to_string());
+        let (wanted, wants) = mpsc::channel(quotas::WANTED_MAX);
+        let (quotas_received, received) = mpsc::channel(quotas::MESSAGES_MAX);
+        let (send, quotas_to_send) = mpsc::channel(quotas::MESSAGES_MAX);
         let gossip = gossip::spawn(GossipArgs {
             settings: &settings,
             env: &env,
             sockets: gossip_sockets,
             mesh_port: mesh.address.port(),
-            state,
+            state: Arc::clone(&state),
             events: Arc::clone(&events),
             metrics: &registry,
+            quotas_received,
+            quotas_to_send,
         })?;
         let handle = gossip.handle().clone();
+        let limits = Arc::new(Limits::new(wanted, &registry)?);
+        let quotas = quotas::spawn(QuotasArgs {
+            settings: Arc::new(settings.ratelimit.clone()),
+            gossip: handle.clone(),
+            received,
+            send,
+            limits: Arc::clone(&limits),
+            wanted: wants,
+            state,
+            metrics: &registry,
+        })?;
         let own = handle.node();
         let identity = Identity {
             mesh: settings.mesh.name.clone(),
@@ -158,7 +182,7 @@ impl App {
         let mut plane = DataPlane::start(&settings, metrics.clone(), own.address.ip(), identity)?;
         registry.register(Box::new(BalancerMetrics::new(Arc::clone(&plane.shared().router))?))?;
         let settings = Arc::new(settings);
-        let mut upstreams = Upstreams::new(Arc::clone(plane.shared()));
+        let mut upstreams = Upstreams::new(Arc::clone(plane.shared()), Arc::clone(&limits));
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;
         plane.listen(outbound, &Role::Outbound).await;
@@ -173,7 +197,7 @@ impl App {
             surfaces.push(Surface {
                 name: "discovery.http",
                 listener,
-                router: catalog_http::router(handle.clone(), &registry)?,
+                router: catalog_http::router(handle.clone(), limits, &registry)?,
                 timeout: catalog_http::ANSWER_TIMEOUT,
             });
         }
@@ -184,16 +208,24 @@ impl App {
             }
             None => None,
         };
+        if let Some(listener) = &doorman {
+            listeners.insert("doorman".to_owned(), listener.local_addr()?);
+        }
         for (name, address) in &listeners {
             info!(name, %address, "listening");
         }
 
         let settings = Arc::new(ArcSwap::new(settings));
+        let doorman = doorman.map(|listener| {
+            Doorman::new(listener, quotas.handle().clone(), Arc::clone(&settings), &registry)
+        });
+        let doorman = doorman.transpose()?;
         let draining = Arc::new(AtomicBool::new(false));
         let scouts = scout::spawn(scouts, Arc::clone(plane.shared()), Arc::clone(&draining))?;
         plane.keep_from_callers(listeners.values().copied());
         let admin = admin::Admin {
             gossip: handle.clone(),
+            quotas: quotas.handle().clone(),
             events: Arc::clone(&events),
             metrics: registry,
             data_dir,
@@ -207,7 +239,12 @@ impl App {
             timeout: admin::ANSWER_TIMEOUT,
         });
         let (local, commands) = (handle.local(), handle.commands());
-        let control = control::start(surfaces, move || checks::run(local, commands))?;
+        let control = control::start(surfaces, move || async {
+            if let Some(doorman) = doorman {
+                tokio::task::spawn_local(doorman.serve());
+            }
+            checks::run(local, commands).await;
+        })?;
         metrics.reload_successful.set(1);
         metrics.reload_time.set(unix_seconds());
         Ok(App {
@@ -223,6 +260,7 @@ impl App {
             _scouts: scouts,
             _dns: dns,
             _control: control,
+            quotas,
             gossip,
         })
     }
@@ -289,6 +327,7 @@ impl App {
         }
         self.logging.set(&loaded.settings.log);
         self.handle.reconcile(&loaded.settings).await;
+        self.quotas.handle().follow(loaded.settings.ratelimit.clone()).await;
         self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
         self.metrics.reload_successful.set(1);
         self.metrics.reload_time.set(unix_seconds());
@@ -322,8 +361,10 @@ impl App {
             () = orderly => {}
             () = signals.end() => warn!("told a second time: what is in flight is cut off"),
         }
+        self.quotas.handle().leave().await;
         self.handle.leave().await;
         self.plane.stop().await;
+        drop(self.quotas);
         drop(self.gossip);
         info!("gone");
     }
@@ -338,8 +379,9 @@ fn in_effect(old: &Settings, new: Settings) -> Settings {
         mesh: Mesh { bounds: new.mesh.bounds, ..old.mesh.clone() },
         outbound: Outbound { listen: old.outbound.listen, ..new.outbound },
         discovery: old.discovery.clone(),
+        ratelimit: RateLimit { listen: old.ratelimit.listen, ..new.ratelimit },
         admin: old.admin,
-        limits: Limits {
+        limits: settings::Limits {
             connections: new.limits.connections,
             buffers: new.limits.buffers,
             ..old.limits
