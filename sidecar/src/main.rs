@@ -15,6 +15,8 @@ mod control;
 mod data_plane;
 mod demo;
 mod dns;
+#[cfg(test)]
+mod doorman;
 mod error;
 mod events;
 mod exchange;
