@@ -10,7 +10,7 @@ use crate::settings::Settings;
 /// One key whose effective value differs.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Change {
-    /// The key's path; services are named by id, upstreams by name: `upstreams[catalog].policy.timeout`.
+    /// The key's path; services are named by id, upstreams by name, resources by what they match: `upstreams[catalog].policy.timeout`.
     pub key: String,
     /// A reload is enough; otherwise the old value stays until the process is restarted.
     pub live: bool,
@@ -71,11 +71,12 @@ fn push(path: &str, changes: &mut Vec<Change>) {
     changes.push(Change { key: path.to_owned(), live: is_live(path) });
 }
 
-/// The items of a list whose items have names: services and upstreams.
+/// The items of a list whose items have names: services, upstreams, resources.
 fn named<'d>(path: &str, items: &'d [Doc]) -> Option<Vec<(&'d str, &'d Doc)>> {
     let by = match path {
         "services" => "id",
         "upstreams" => "name",
+        "ratelimit.resources" => "match",
         _ => return None,
     };
     let name = |item: &'d Doc| match item {
@@ -99,13 +100,16 @@ pub(crate) fn is_live(path: &str) -> bool {
 }
 
 /// Keys, with all that is under them.
-const LIVE: [&str; 11] = [
+const LIVE: [&str; 14] = [
     "mesh.bounds",
     "services",
     "policy",
     "upstreams",
     "outbound.passthrough",
     "outbound.listeners",
+    "ratelimit.absent",
+    "ratelimit.resources",
+    "ratelimit.apply",
     "limits.connections",
     "limits.buffers",
     "shutdown",
@@ -131,7 +135,7 @@ mod tests {
     fn names_each_change_and_whether_it_is_live() {
         const KEY_A: &str = "mesh: {gossip: {listen: '127.0.0.1:7111', keys: [AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=]}, data: {listen: '127.0.0.1:7110'}}";
         const KEY_B: &str = "mesh: {gossip: {listen: '127.0.0.1:7111', keys: [AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=]}, data: {listen: '127.0.0.1:7110'}}";
-        let table: [(&str, &str, &[&str]); 12] = [
+        let table: [(&str, &str, &[&str]); 14] = [
             ("", "# the same\nlog: {level: info}\noutbound: {listen: '127.0.0.1:7080'}", &[]),
             ("", "node: {name: b, zone: z}", &["node.name restart", "node.zone restart"]),
             ("", "workers: 2", &["workers restart"]),
@@ -175,6 +179,22 @@ mod tests {
                 "upstreams: [{name: a}, {name: b}]",
                 "upstreams: [{name: b}, {name: a}]",
                 &["upstreams live"],
+            ),
+            (
+                "ratelimit: {resources: [{match: a, capacity: 1}, {match: b, capacity: 1}]}",
+                "ratelimit: {resources: [{match: a, capacity: 2}, {match: c, capacity: 1}], absent: 1m, listen: '127.0.0.1:1'}",
+                &[
+                    "ratelimit.listen restart",
+                    "ratelimit.absent live",
+                    "ratelimit.resources[a].capacity live",
+                    "ratelimit.resources[b] live",
+                    "ratelimit.resources[c] live",
+                ],
+            ),
+            (
+                "ratelimit: {resources: [{match: a, capacity: 1}]}",
+                "ratelimit: {resources: [{match: a, capacity: 1}], apply: [{direction: inbound, service: s, resource: a}]}",
+                &["ratelimit.apply live"],
             ),
             (
                 "",

@@ -18,6 +18,7 @@ use crate::layer::PolicyLayer;
 use crate::notation::{AsText, Bytes};
 use crate::policy::{KeySource, Policy};
 use crate::published;
+use crate::ratelimit::{Apply, RateLimit, Resource, Safe};
 use crate::settings::{CheckKind, DataDir, Match, Scout, Service, Settings, Upstream};
 use crate::yaml11::{Plain, classify};
 
@@ -27,6 +28,7 @@ pub(crate) enum Doc {
     /// Text, put in quotes where a YAML tool would take it for something else.
     Text(String),
     Number(u64),
+    Signed(i64),
     Decimal(f64),
     Bool(bool),
     List(Vec<Doc>),
@@ -107,6 +109,7 @@ impl Doc {
         match self {
             Doc::Text(text) => scalar(text),
             Doc::Number(number) => number.to_string(),
+            Doc::Signed(number) => number.to_string(),
             Doc::Decimal(number) => number.to_string(),
             Doc::Bool(value) => value.to_string(),
             Doc::List(items) => {
@@ -123,6 +126,7 @@ impl Serialize for Doc {
         match self {
             Doc::Text(text) => serializer.serialize_str(text),
             Doc::Number(number) => serializer.serialize_u64(*number),
+            Doc::Signed(number) => serializer.serialize_i64(*number),
             Doc::Decimal(number) => serializer.serialize_f64(*number),
             Doc::Bool(value) => serializer.serialize_bool(*value),
             Doc::List(items) => items.serialize(serializer),
@@ -218,6 +222,7 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
         upstreams,
         outbound,
         discovery,
+        ratelimit: shared,
         admin,
         limits,
         shutdown,
@@ -289,6 +294,7 @@ pub(crate) fn settings(settings: &Settings, secrets: Secrets) -> Doc {
                 ("dns", Doc::text(&discovery.dns.address)),
             ]),
         ),
+        ("ratelimit", ratelimit(shared)),
         ("admin", Doc::map([("listen", Doc::text(&admin.address))])),
         (
             "limits",
@@ -413,6 +419,60 @@ fn upstream(upstream: &Upstream) -> Doc {
     ])
 }
 
+fn ratelimit(ratelimit: &RateLimit) -> Doc {
+    Doc::map([
+        ("listen", Doc::text(&ratelimit.listen.address)),
+        ("absent", Doc::text(&AsText(ratelimit.absent))),
+        ("resources", Doc::List(ratelimit.resources.iter().map(resource).collect())),
+        ("apply", Doc::List(ratelimit.apply.iter().map(apply).collect())),
+    ])
+}
+
+fn resource(resource: &Resource) -> Doc {
+    let floor = |(priority, thousandths): &(i64, u16)| {
+        let share = format!("{}%", f64::from(*thousandths) / 10.0);
+        Doc::map([("priority", Doc::Signed(*priority)), ("share", Doc::Text(share))])
+    };
+    let burst =
+        resource.per.map_or(Doc::Unset("only with `per`"), |_| Doc::Decimal(resource.burst));
+    let safe = match resource.safe {
+        Safe::Share => Doc::text("share"),
+        Safe::Each(amount) => Doc::Decimal(amount),
+        Safe::Unlimited => Doc::text("unlimited"),
+    };
+    Doc::map([
+        ("match", Doc::text(&resource.pattern)),
+        ("capacity", Doc::Decimal(resource.capacity)),
+        ("per", Doc::set_or(resource.per.map(AsText), "held, so many at once")),
+        ("burst", burst),
+        ("algorithm", Doc::text(resource.algorithm.name())),
+        ("lease", Doc::text(&AsText(resource.lease))),
+        ("refresh", Doc::text(&AsText(resource.refresh))),
+        ("learning", Doc::text(&AsText(resource.learning))),
+        ("safe", safe),
+        ("floors", Doc::List(resource.floors.iter().map(floor).collect())),
+    ])
+}
+
+fn apply(apply: &Apply) -> Doc {
+    Doc::map([
+        ("direction", Doc::text(apply.direction.name())),
+        ("service", Doc::text(&apply.service)),
+        ("path", Doc::set_or(apply.matches.path.as_ref(), "any")),
+        ("method", Doc::set_or(apply.matches.method.as_ref(), "any")),
+        ("resource", Doc::text(&apply.resource)),
+        ("cost", Doc::Number(apply.cost.into())),
+        ("key", key_source(apply.key.as_ref())),
+        ("wait", Doc::text(&AsText(apply.wait))),
+        ("fail", Doc::text(apply.fail.name())),
+        ("mode", Doc::text(if apply.enforce { "enforce" } else { "observe" })),
+    ])
+}
+
+fn key_source(key: Option<&KeySource>) -> Doc {
+    key.map_or_else(|| Doc::text("none"), Doc::text)
+}
+
 pub(crate) fn matches(matches: &Match) -> Doc {
     Doc::map([
         ("path", Doc::set_or(matches.path.as_ref(), "any")),
@@ -439,13 +499,18 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         slow_start,
         max_body_buffer,
     } = policy;
-    let key = |key: &Option<KeySource>| key.as_ref().map_or_else(|| Doc::text("none"), Doc::text);
     let slower_than = probation.slower_than.map_or("off".to_owned(), |times| format!("{times}x"));
     Doc::map([
         ("timeout", Doc::text(&AsText(*timeout))),
         ("idle_timeout", Doc::text(&AsText(*idle_timeout))),
         ("balance", Doc::text(balance.name())),
-        ("hash", Doc::map([("key", key(&hash.key)), ("bound", Doc::Decimal(hash.bound.times()))])),
+        (
+            "hash",
+            Doc::map([
+                ("key", key_source(hash.key.as_ref())),
+                ("bound", Doc::Decimal(hash.bound.times())),
+            ]),
+        ),
         (
             "repeat",
             Doc::map([
@@ -482,7 +547,7 @@ pub(crate) fn policy(policy: &Policy) -> Doc {
         (
             "shard",
             Doc::map([
-                ("key", key(&shard.key)),
+                ("key", key_source(shard.key.as_ref())),
                 ("size", Doc::Number(shard.size.into())),
                 ("fallback", Doc::text(shard.fallback.name())),
             ]),

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::glob;
 use crate::policy::KeySource;
 use crate::settings::Key;
 
@@ -83,6 +84,22 @@ pub(crate) fn filled(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { free(text) }
 }
 pub(crate) const FILLED: &str = r"^[^\u0000-\u001f\u007f-\u009f]+$";
+
+/// Which resources: an id or a glob. What matches no longer id than travels between hosts need not be longer.
+pub(crate) fn pattern(text: &str) -> Result<String, String> {
+    if glob::is_well_formed(text.as_bytes()) {
+        return filled(text);
+    }
+    Err(format!("`{text}` is not a glob: close `[`, write `\\\\` for a backslash"))
+}
+
+/// A resource's id.
+pub(crate) fn resource(text: &str) -> Result<String, String> {
+    if text.contains(['*', '?', '[', '\\']) {
+        return Err(format!("`{text}` is a glob: name one resource"));
+    }
+    filled(text)
+}
 
 /// A file or directory; empty is for the caller to judge.
 pub(crate) fn file(text: &str) -> Result<String, String> {
@@ -291,7 +308,19 @@ mod tests {
     #[test]
     fn takes_and_refuses() {
         type Check = fn(&str) -> Result<(), String>;
-        let table: [(&str, Check, &[&str], &[&str]); 13] = [
+        let table: [(&str, Check, &[&str], &[&str]); 15] = [
+            (
+                "pattern",
+                |t| pattern(t).map(drop),
+                &["db", "db.*", "a/[^b]", "\\*"],
+                &["", "[", "a\\", "a\n"],
+            ),
+            (
+                "resource",
+                |t| resource(t).map(drop),
+                &["db", "db.payments", "a b", "ä/b"],
+                &["", "db.*", "?", "[a]", "a\\", "a\0b"],
+            ),
             (
                 "service",
                 |t| service(t).map(drop),

@@ -6,6 +6,7 @@
 //! ignored is a promise broken in silence.
 
 use crate::forms;
+use crate::ratelimit::{APPLY_MAX, FLOORS_MAX, RESOURCES_MAX};
 
 /// One key of a mapping.
 pub(crate) struct Key {
@@ -37,8 +38,14 @@ pub(crate) enum Shape {
     RetryOn,
     /// A whole number, both bounds included.
     Int { min: u64, max: u64 },
+    /// Any whole number of 64 bits.
+    Signed,
     /// A number with at most three decimal places, both bounds included.
     Decimal { min: u64, max: u64 },
+    /// A number from 0 to [`crate::notation::AMOUNT_MAX`] with at most three decimal places.
+    Amount,
+    /// An amount, or one of these words.
+    AmountOr { words: &'static [&'static str] },
     /// `true` or `false`.
     Bool,
     /// `true`, or the key left out.
@@ -79,7 +86,7 @@ pub(crate) static ROOT: &[Key] = &[
         "Services found otherwise, or this client's own policy for a mesh service."),
     key("outbound", Shape::Map(OUTBOUND), "", "Where applications send requests."),
     key("discovery", Shape::Map(DISCOVERY), "", "Where applications look services up."),
-    later("ratelimit"),
+    key("ratelimit", Shape::Map(RATELIMIT), "", "What all hosts share, and which requests draw on it."),
     key("admin", Shape::Map(ADMIN), "", "Where the operator looks."),
     key("limits", Shape::Map(LIMITS), "", "Upper bounds."),
     key("shutdown", Shape::Map(SHUTDOWN), "", "How this host goes away."),
@@ -372,6 +379,57 @@ const DISCOVERY: &[Key] = &[
     key("http", Shape::Text { pattern: forms::SOCKET }, "\"127.0.0.1:8500\"", "Consul's HTTP API."),
     key("dns", Shape::Text { pattern: forms::SOCKET }, "\"127.0.0.1:8600\"", "DNS over UDP and TCP."),
     later("recursors"),
+];
+
+#[rustfmt::skip]
+const RATELIMIT: &[Key] = &[
+    key("listen", Shape::Text { pattern: forms::SOCKET }, "\"127.0.0.1:7113\"", "Leases for Doorman clients, gRPC."),
+    key("absent", Shape::Duration { zero: false }, "\"10m\"",
+        "A host that was not heard of for so long, and did not say goodbye, loses its part of every resource to the others."),
+    key("resources", Shape::List { of: &Shape::Map(RESOURCE), max: RESOURCES_MAX }, "[]",
+        "What is shared. Of an id counts the first that names it, else the first whose glob matches it."),
+    key("apply", Shape::List { of: &Shape::Map(APPLY), max: APPLY_MAX }, "[]", "Which requests draw on which resource."),
+];
+
+#[rustfmt::skip]
+const RESOURCE: &[Key] = &[
+    key("match", Shape::Text { pattern: forms::FILLED }, "", "Required. An id, or a glob: `*` and `?` do not cross `/`."),
+    key("capacity", Shape::Amount, "", "Required. How much there is, over all hosts."),
+    key("per", Shape::Duration { zero: false }, "", "The capacity is so much in this time. Default: it is held, so many at once."),
+    key("burst", Shape::Amount, "", "So many may come at once beyond the rate, over all hosts. Default: a tenth of the capacity."),
+    key("algorithm", Shape::Choice { built: &["none", "static", "proportional_share", "fair_share"], later: &[] }, "\"fair_share\"",
+        "How it is shared."),
+    key("lease", Shape::Duration { zero: false }, "\"20s\"", "How long a Doorman client holds its lease, 1s to 1h."),
+    key("refresh", Shape::Duration { zero: false }, "\"5s\"", "How often it comes back, 1s to the lease."),
+    key("learning", Shape::Duration { zero: true }, "",
+        "A host that has just started believes for so long what such clients say they hold. Default: the lease."),
+    key("safe", Shape::AmountOr { words: &["share", "unlimited"] }, "\"share\"",
+        "What may be used by those who reach nobody: so much each, or share, or unlimited."),
+    key("floors", Shape::List { of: &Shape::Map(FLOOR), max: FLOORS_MAX }, "[]", "What priorities are sure of."),
+];
+
+#[rustfmt::skip]
+const FLOOR: &[Key] = &[
+    key("priority", Shape::Signed, "", "Required. This priority and those above it, up to that of the next floor. Larger is more important."),
+    key("share", Shape::Share, "", "Required. Of the capacity; all floors together at most 100%."),
+];
+
+#[rustfmt::skip]
+const APPLY: &[Key] = &[
+    key("direction", Shape::Choice { built: &["outbound", "inbound"], later: &[] }, "",
+        "Required. outbound: at the caller's host. inbound: at the application's."),
+    key("service", Shape::Text { pattern: forms::SERVICE }, "", "Required. Requests to this service."),
+    key("path", Shape::Text { pattern: forms::PATH }, "", "The path: exact, or a prefix when it ends in `*`."),
+    key("method", Shape::Text { pattern: forms::METHOD }, "", "The method, upper case."),
+    key("resource", Shape::Text { pattern: forms::FILLED }, "", "Required. The id of what they draw on; one of `resources` matches it."),
+    key("cost", Shape::Int { min: 1, max: 1_000_000 }, "1", "What one request takes."),
+    key("key", Shape::Text { pattern: forms::KEY_SOURCE }, "\"none\"",
+        "Each value has a resource of its own: header:NAME, cookie:NAME, path:N, address or identity."),
+    key("wait", Shape::Duration { zero: true }, "\"0s\"", "A request may be held back for so long instead of refused, at most 1m."),
+    key("fail", Shape::Choice { built: &["open", "safe", "closed"], later: &[] }, "\"safe\"",
+        "What goes while the resource's root does not answer: everything, what `safe` of the resource says, nothing."),
+    key("mode", Shape::Choice { built: &["enforce", "observe"], later: &[] }, "\"enforce\"",
+        "observe: count what would have been refused."),
 ];
 
 #[rustfmt::skip]

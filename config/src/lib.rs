@@ -1,8 +1,8 @@
 //! The configuration file, its validation, and the policy types.
 //!
 //! One file makes one [`settings::Settings`], in which nothing is missing and nothing contradicts, or it makes
-//! every [`Problem`] it has, each with line and column. The other crates read [`policy`] and [`settings`] and
-//! nothing else of this one; only the program itself loads, compares ([`diff()`]) and shows them.
+//! every [`Problem`] it has, each with line and column. The other crates read [`policy`], [`settings`],
+//! [`ratelimit`] and [`glob`] and nothing else of this one; only the program itself loads, compares ([`diff()`]) and shows them.
 //!
 //! From the file inwards: `tree` (YAML with positions) → `section` and `read` (each value through its row of the
 //! table in `keys`) → `model` (the file as written) → `validate` and `layer` (settings). What services publish and
@@ -28,7 +28,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod glob;
 pub mod policy;
+pub mod ratelimit;
 pub mod settings;
 
 mod environment;

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use crate::bounds::Bounds;
 use crate::layer::PolicyLayer;
+use crate::policy::{KeySource, Share};
+use crate::ratelimit::{Algorithm, Direction, Fail, Safe};
 use crate::report::At;
 use crate::settings::{Access, CheckKind, Key, Match, Protocol, Scout};
 
@@ -22,6 +24,7 @@ pub(crate) struct File {
     pub outbound: OutboundKeys,
     pub discovery_http: Option<At<SocketAddr>>,
     pub discovery_dns: Option<At<SocketAddr>>,
+    pub ratelimit: RateLimitKeys,
     pub admin: Option<At<SocketAddr>>,
     pub limits: LimitKeys,
     pub settle: Option<Duration>,
@@ -111,6 +114,50 @@ pub(crate) struct OutboundKeys {
 pub(crate) struct ListenerKeys {
     pub listen: Option<At<SocketAddr>>,
     pub service: Option<String>,
+}
+
+pub(crate) struct RateLimitKeys {
+    pub listen: Option<At<SocketAddr>>,
+    pub absent: Option<Duration>,
+    pub resources: Vec<ResourceKeys>,
+    pub apply: Vec<ApplyKeys>,
+}
+
+pub(crate) struct ResourceKeys {
+    pub pattern: Option<At<String>>,
+    pub capacity: Option<At<f64>>,
+    pub per: Option<Duration>,
+    /// Something stands there, usable or not.
+    pub per_given: bool,
+    pub burst: Option<At<f64>>,
+    pub algorithm: Option<Algorithm>,
+    pub lease: Option<At<Duration>>,
+    /// Something stands there, usable or not.
+    pub lease_given: bool,
+    pub refresh: Option<At<Duration>>,
+    pub learning: Option<At<Duration>>,
+    pub safe: Option<Safe>,
+    pub floors: Vec<FloorKeys>,
+    /// Where these stand.
+    pub floors_at: At<()>,
+}
+
+pub(crate) struct FloorKeys {
+    pub priority: Option<At<i64>>,
+    pub share: Option<At<Share>>,
+}
+
+pub(crate) struct ApplyKeys {
+    pub direction: Option<Direction>,
+    pub service: Option<String>,
+    /// `None`: unusable, which was reported.
+    pub matches: Option<Match>,
+    pub resource: Option<At<String>>,
+    pub cost: Option<At<u32>>,
+    pub key: Option<KeySource>,
+    pub wait: Option<At<Duration>>,
+    pub fail: Option<Fail>,
+    pub enforce: Option<bool>,
 }
 
 pub(crate) struct LimitKeys {

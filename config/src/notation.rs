@@ -129,6 +129,26 @@ pub(crate) fn decimal(number: &str) -> Option<Factor> {
     Some(Factor::thousandths(thousandths))
 }
 
+/// A number with at most three decimal places and no sign, at most [`AMOUNT_MAX`]. As YAML 1.1 has it, `_` may group digits.
+pub(crate) fn amount(text: &str) -> Option<f64> {
+    let digits: String = text.chars().filter(|c| *c != '_').collect();
+    // A leading zero would be octal there.
+    let whole = digits.split('.').next().unwrap_or_default();
+    if !text.starts_with(|c: char| c.is_ascii_digit())
+        || (whole.len() > 1 && whole.starts_with('0'))
+    {
+        return None;
+    }
+    let thousandths = scaled(&digits, 1_000).ok()?;
+    // Below 2^53, so exact.
+    (thousandths <= AMOUNT_MAX * 1_000).then(|| thousandths as f64 / 1e3)
+}
+
+/// A tenth of what [`amount`] reads, in its steps.
+pub(crate) fn tenth(amount: f64) -> f64 {
+    ((amount * 1e3).round() / 10.0).floor() / 1e3
+}
+
 /// `connect`, `refused`, `reset`, or a status.
 pub(crate) fn retry_on(text: &str) -> Result<RetryOn, String> {
     let status = || {
@@ -269,6 +289,9 @@ const DURATION_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// One TiB.
 const SIZE_MAX: usize = 1 << 40;
 
+/// The largest amount: 10¹².
+pub(crate) const AMOUNT_MAX: u64 = 1_000_000_000_000;
+
 /// Steps of 0.001 % in a whole.
 const SHARE_STEPS: u32 = 100_000;
 
@@ -382,6 +405,44 @@ mod tests {
     }
 
     #[test]
+    fn reads_amounts() {
+        for (text, expected) in [
+            ("0", 0.0),
+            ("500", 500.0),
+            ("20_000", 20_000.0),
+            ("0.5", 0.5),
+            ("1.2500", 1.25),
+            ("0.001", 0.001),
+            ("1000000000000", 1e12),
+            ("1000000000000.0", 1e12),
+        ] {
+            assert_eq!(amount(text), Some(expected), "{text}");
+        }
+        for text in [
+            "",
+            "-1",
+            "+1",
+            ".5",
+            "1.",
+            "1e3",
+            "0755",
+            "00.5",
+            "0.0001",
+            "1000000000000.001",
+            "nan",
+            "inf",
+            "_1",
+        ] {
+            assert_eq!(amount(text), None, "{text}");
+        }
+        for (whole, expected) in
+            [(500.0, 50.0), (1.1, 0.11), (0.005, 0.0), (1e12, 1e11), (0.0, 0.0)]
+        {
+            assert_eq!(tenth(whole), expected, "{whole}");
+        }
+    }
+
+    #[test]
     fn reads_what_to_retry_on() {
         assert_eq!(retry_on("503"), Ok(RetryOn::Status(503)));
         for text in ["5xx", "99", "600", "0503", "+50", "timeout", ""] {
@@ -391,7 +452,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back(micros in 0..=DURATION_MAX.as_micros() as u64, bytes in 0..=SIZE_MAX, steps in 0..=SHARE_STEPS) {
+        fn what_is_written_reads_back(micros in 0..=DURATION_MAX.as_micros() as u64, bytes in 0..=SIZE_MAX, steps in 0..=SHARE_STEPS, thousandths in 0..=AMOUNT_MAX * 1_000) {
             let time = Duration::from_micros(micros);
             prop_assert_eq!(duration(&AsText(time).to_string()), Ok(time));
             prop_assert_eq!(size(&Bytes(bytes).to_string()), Ok(bytes));
@@ -399,6 +460,9 @@ mod tests {
             prop_assert_eq!(share(&whole.to_string()), Ok(whole));
             let times = Factor::thousandths(steps.max(1_000));
             prop_assert_eq!(decimal(&times.to_string()), Some(times));
+            let number = thousandths as f64 / 1e3;
+            prop_assert_eq!(amount(&number.to_string()), Some(number));
+            prop_assert_eq!(amount(&tenth(number).to_string()), Some(tenth(number)));
             if steps > 0 && steps < SHARE_STEPS {
                 let percentile = After::Percentile(f64::from(steps) / 1e3);
                 prop_assert_eq!(after(&percentile.to_string()), Ok(percentile));

@@ -7,10 +7,11 @@ use crate::bounds::Bounds;
 use crate::forms;
 use crate::layer::PolicyLayer;
 use crate::model::{
-    CheckKeys, File, Keys, LimitKeys, ListenerKeys, LogKeys, MeshKeys, NodeKeys, OutboundKeys,
-    RouteKeys, ServiceKeys, UpstreamKeys,
+    ApplyKeys, CheckKeys, File, FloorKeys, Keys, LimitKeys, ListenerKeys, LogKeys, MeshKeys,
+    NodeKeys, OutboundKeys, RateLimitKeys, ResourceKeys, RouteKeys, ServiceKeys, UpstreamKeys,
 };
 use crate::policy::{Balance, KeySource, Mode, ScoutMode, ShardFallback, Zone};
+use crate::ratelimit::{Algorithm, Direction, Fail, Safe};
 use crate::report::{At, Report};
 use crate::section::Section;
 use crate::settings::{Access, CheckKind, Match, Protocol, Scout};
@@ -30,6 +31,7 @@ pub(crate) fn file(node: Option<&Node>, report: &Report) -> File {
         outbound: outbound(&root.section("outbound")),
         discovery_http: discovery.text("http", forms::listen),
         discovery_dns: discovery.text("dns", forms::listen),
+        ratelimit: ratelimit(&root.section("ratelimit")),
         admin: root.section("admin").text("listen", forms::listen),
         limits: limits(&root.section("limits")),
         settle: shutdown.duration("settle"),
@@ -294,6 +296,71 @@ fn outbound(outbound: &Section<'_>) -> OutboundKeys {
         listen: outbound.text("listen", forms::listen),
         passthrough: outbound.flag("passthrough").map(|flag| flag.value),
         listeners: sections(outbound, "listeners", listener),
+    }
+}
+
+fn ratelimit(ratelimit: &Section<'_>) -> RateLimitKeys {
+    RateLimitKeys {
+        listen: ratelimit.text("listen", forms::listen),
+        absent: ratelimit.duration("absent"),
+        resources: sections(ratelimit, "resources", resource),
+        apply: sections(ratelimit, "apply", apply),
+    }
+}
+
+fn resource(resource: &Section<'_>) -> ResourceKeys {
+    resource.require("match");
+    resource.require("capacity");
+    let floor = |floor: &Section<'_>| {
+        floor.require("priority");
+        floor.require("share");
+        FloorKeys { priority: floor.signed("priority"), share: floor.share_at("share") }
+    };
+    let safe = match resource.amount_or_word("safe") {
+        (Some(each), _) => Some(Safe::Each(each)),
+        (None, Some("unlimited")) => Some(Safe::Unlimited),
+        (None, _) => None,
+    };
+    let floors_at =
+        At { value: (), at: resource.key_at("floors"), path: format!("{}.floors", resource.path) };
+    ResourceKeys {
+        pattern: resource.text("match", forms::pattern),
+        capacity: resource.amount("capacity"),
+        per: resource.duration("per"),
+        per_given: resource.has("per"),
+        burst: resource.amount("burst"),
+        algorithm: resource
+            .choice("algorithm", &Algorithm::ALL, Algorithm::name)
+            .map(|algorithm| algorithm.value),
+        lease: resource.duration_at("lease"),
+        lease_given: resource.has("lease"),
+        refresh: resource.duration_at("refresh"),
+        learning: resource.duration_at("learning"),
+        safe,
+        floors: sections(resource, "floors", floor),
+        floors_at,
+    }
+}
+
+fn apply(apply: &Section<'_>) -> ApplyKeys {
+    for required in ["direction", "service", "resource"] {
+        apply.require(required);
+    }
+    let path = apply.text("path", forms::path_match).map(|path| path.value);
+    let method = apply.text("method", forms::method).map(|method| method.value);
+    let usable = path.is_some() == apply.has("path") && method.is_some() == apply.has("method");
+    let direction = apply.choice("direction", &Direction::ALL, Direction::name);
+    let mode = apply.choice("mode", &["enforce", "observe"], |name| name);
+    ApplyKeys {
+        direction: direction.map(|direction| direction.value),
+        service: apply.text("service", forms::service).map(|service| service.value),
+        matches: usable.then_some(Match { path, method }),
+        resource: apply.text("resource", forms::resource),
+        cost: apply.int_at("cost"),
+        key: apply.text("key", forms::key_source).and_then(|key| key.value),
+        wait: apply.duration_at("wait"),
+        fail: apply.choice("fail", &Fail::ALL, Fail::name).map(|fail| fail.value),
+        enforce: mode.map(|mode| mode.value == "enforce"),
     }
 }
 

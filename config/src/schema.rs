@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::forms;
 use crate::keys::{self, Key, Shape};
+use crate::notation;
 
 /// The schema, JSON Schema 2020-12.
 #[must_use]
@@ -62,6 +63,9 @@ fn shape(shape: &'static Shape) -> Map<String, Value> {
         Shape::Decimal { min, max } => {
             object(&json!({"type": "number", "minimum": min, "maximum": max}))
         }
+        Shape::Amount => object(&amount()),
+        Shape::AmountOr { words } => object(&json!({"anyOf": [amount(), {"enum": words}]})),
+        Shape::Signed => object(&json!({"type": "integer"})),
         Shape::RetryOn => object(&json!({
             "type": ["string", "integer"], "pattern": forms::RETRY_ON, "minimum": 100, "maximum": 599
         })),
@@ -97,6 +101,10 @@ fn shape(shape: &'static Shape) -> Map<String, Value> {
         }
         Shape::NotBuilt => Map::new(),
     }
+}
+
+fn amount() -> Value {
+    json!({"type": "number", "minimum": 0, "maximum": notation::AMOUNT_MAX})
 }
 
 fn shape_of_meta() -> Value {

@@ -199,6 +199,10 @@ impl<'a> Section<'a> {
     }
 
     pub(crate) fn duration(&self, name: &str) -> Option<std::time::Duration> {
+        self.duration_at(name).map(|duration| duration.value)
+    }
+
+    pub(crate) fn duration_at(&self, name: &str) -> Option<At<std::time::Duration>> {
         let value = self.get(name)?;
         let Shape::Duration { zero } = value.shape else { value.wrong_shape() };
         let duration = value.notation(notation::duration)?;
@@ -206,13 +210,17 @@ impl<'a> Section<'a> {
             value.problem("must be above zero");
             return None;
         }
-        Some(duration)
+        Some(value.found(duration))
     }
 
     pub(crate) fn share(&self, name: &str) -> Option<Share> {
+        self.share_at(name).map(|share| share.value)
+    }
+
+    pub(crate) fn share_at(&self, name: &str) -> Option<At<Share>> {
         let value = self.get(name)?;
         let Shape::Share = value.shape else { value.wrong_shape() };
-        value.notation(notation::share)
+        Some(value.found(value.notation(notation::share)?))
     }
 
     pub(crate) fn size(&self, name: &str) -> Option<At<usize>> {
@@ -259,6 +267,57 @@ impl<'a> Section<'a> {
         }
     }
 
+    pub(crate) fn amount(&self, name: &str) -> Option<At<f64>> {
+        let value = self.get(name)?;
+        let Shape::Amount = value.shape else { value.wrong_shape() };
+        let (text, plain) = value.scalar()?;
+        value.amount(text, plain)
+    }
+
+    /// An amount, or in its place one of the row's words.
+    pub(crate) fn amount_or_word(&self, name: &str) -> (Option<f64>, Option<&'static str>) {
+        let Some(value) = self.get(name) else { return (None, None) };
+        let Shape::AmountOr { words } = value.shape else { value.wrong_shape() };
+        let Some((text, plain)) = value.scalar() else { return (None, None) };
+        let word = words.iter().copied().find(|word| *word == text);
+        if word.is_some() || text.starts_with(|c: char| c.is_ascii_digit() || c == '-') {
+            return (
+                word.is_none().then(|| value.amount(text, plain)).flatten().map(|at| at.value),
+                word,
+            );
+        }
+        let near = nearest(text, words.iter().copied());
+        let near = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        value.problem(&format!(
+            "`{text}` is neither a number nor one of {}{near}",
+            words.join(", ")
+        ));
+        (None, None)
+    }
+
+    /// Any whole number.
+    pub(crate) fn signed(&self, name: &str) -> Option<At<i64>> {
+        let value = self.get(name)?;
+        let Shape::Signed = value.shape else { value.wrong_shape() };
+        let (text, plain) = value.scalar()?;
+        // As in `int`: `_` may group digits, a leading zero would be octal to YAML 1.1.
+        let digits: String = text.chars().filter(|c| *c != '_').collect();
+        let unsigned = text.strip_prefix('-').unwrap_or(text);
+        let decimal = unsigned.starts_with(|c: char| c.is_ascii_digit());
+        let number = digits.parse::<i64>().ok();
+        match number.filter(|number| decimal && number.to_string() == digits) {
+            Some(number) if plain => Some(value.found(number)),
+            Some(number) => {
+                value.problem(&format!("is a number: write {number} without quotes"));
+                None
+            }
+            None => {
+                value.problem(&format!("`{text}` is not a whole number"));
+                None
+            }
+        }
+    }
+
     pub(crate) fn retry_on(&self, name: &str) -> Option<Vec<RetryOn>> {
         let read = |item: &Value<'_>| {
             let Shape::RetryOn = item.shape else { item.wrong_shape() };
@@ -269,7 +328,12 @@ impl<'a> Section<'a> {
 
     /// A whole number within its row's bounds.
     pub(crate) fn int(&self, name: &str) -> Option<u32> {
-        self.get(name)?.int()
+        self.int_at(name).map(|number| number.value)
+    }
+
+    pub(crate) fn int_at(&self, name: &str) -> Option<At<u32>> {
+        let value = self.get(name)?;
+        Some(value.found(value.int()?))
     }
 
     pub(crate) fn usize(&self, name: &str) -> Option<usize> {
@@ -451,6 +515,18 @@ impl<'a> Value<'a> {
     fn notation<T>(&self, read: fn(&str) -> Result<T, String>) -> Option<T> {
         let (text, _) = self.scalar()?;
         read(text).map_err(|why| self.problem(&why)).ok()
+    }
+
+    fn amount(&self, text: &str, plain: bool) -> Option<At<f64>> {
+        match notation::amount(text) {
+            Some(number) if plain => return Some(self.found(number)),
+            Some(number) => self.problem(&format!("is a number: write {number} without quotes")),
+            None => self.problem(&format!(
+                "`{text}` is not a number from 0 to {} with at most three decimal places",
+                notation::AMOUNT_MAX
+            )),
+        }
+        None
     }
 
     fn int(&self) -> Option<u32> {

@@ -13,6 +13,8 @@ use crate::layer::PolicyLayer;
 use crate::policy::{Origins, Policy};
 use crate::published::Published;
 
+pub use crate::ratelimit::{Algorithm, Apply, Direction, Fail, RateLimit, Resource, Safe};
+
 /// The whole configuration of one host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -34,6 +36,8 @@ pub struct Settings {
     pub outbound: Outbound,
     /// Where applications look services up.
     pub discovery: Discovery,
+    /// What all hosts share, and which requests draw on it.
+    pub ratelimit: RateLimit,
     /// Where the operator looks.
     pub admin: Listen,
     /// Upper bounds.
@@ -334,6 +338,12 @@ impl Settings {
             upstreams: Vec::new(),
             outbound: Outbound { listen: listen(7080), passthrough: true, listeners: Vec::new() },
             discovery: Discovery { http: listen(8500), dns: listen(8600) },
+            ratelimit: RateLimit {
+                listen: listen(7113),
+                absent: Duration::from_secs(600),
+                resources: Vec::new(),
+                apply: Vec::new(),
+            },
             admin: listen(7119),
             limits: Limits {
                 connections: 10_000,

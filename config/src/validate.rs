@@ -22,6 +22,8 @@ use crate::settings::{
     ServiceListener, Settings, Shutdown, Upstream,
 };
 
+mod ratelimit;
+
 /// The settings that a file means; usable only if nothing was reported. `base`: the file's directory.
 pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Report) -> Settings {
     let default = Settings::one_host(env);
@@ -70,6 +72,12 @@ pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Repo
         upstreams,
         outbound: outbound(file.outbound, listeners.outbound),
         discovery: Discovery { http: listeners.http, dns: listeners.dns },
+        ratelimit: ratelimit::settings(
+            file.ratelimit,
+            listeners.ratelimit,
+            &default.ratelimit,
+            report,
+        ),
         admin: listeners.admin,
         limits,
         shutdown: Shutdown {
@@ -122,6 +130,7 @@ struct Listeners {
     outbound: Listen,
     http: Listen,
     dns: Listen,
+    ratelimit: Listen,
     admin: Listen,
     /// All of them with the key's path and, when it is written, its place.
     all: Vec<(String, SocketAddr, Option<Position>)>,
@@ -149,13 +158,14 @@ impl Listeners {
         let outbound = listen("outbound.listen", &file.outbound.listen, loopback, 7080);
         let http = listen("discovery.http", &file.discovery_http, loopback, 8500);
         let dns = listen("discovery.dns", &file.discovery_dns, loopback, 8600);
+        let ratelimit = listen("ratelimit.listen", &file.ratelimit.listen, loopback, 7113);
         let admin = listen("admin.listen", &file.admin, loopback, 7119);
         for listener in &file.outbound.listeners {
             if let Some(At { value, at, path }) = &listener.listen {
                 all.push((path.clone(), *value, Some(*at)));
             }
         }
-        Listeners { gossip, data, outbound, http, dns, admin, all }
+        Listeners { gossip, data, outbound, http, dns, ratelimit, admin, all }
     }
 
     fn check_each_is_alone(&self, report: &Report) {

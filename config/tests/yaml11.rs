@@ -115,6 +115,10 @@ fn no_value_changes_its_meaning() {
         "policy: {repeat: {key_header: VALUE}}",
         "limits: {buffers: VALUE, members: 5}",
         "limits: {members: VALUE}",
+        "ratelimit: {resources: [{match: a, capacity: VALUE}]}",
+        "ratelimit: {resources: [{match: a, capacity: 1, safe: VALUE}]}",
+        "ratelimit: {resources: [{match: a, capacity: 1, floors: [{priority: VALUE, share: 1%}]}]}",
+        "ratelimit: {resources: [{match: VALUE, capacity: 1}]}",
     ];
     let env = Environment::named("host-a");
     let cases =

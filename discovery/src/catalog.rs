@@ -32,6 +32,8 @@ pub struct Catalog {
     pub services: BTreeMap<String, Arc<ServiceView>>,
     /// The orders that count, the newest on each subject.
     pub orders: BTreeMap<Subject, Arc<Order>>,
+    /// What hosts that are up tell their like, by host.
+    pub notes: BTreeMap<u64, Arc<HostNotes>>,
     /// Rises with every published change.
     pub index: u64,
     /// Rises when a host comes, goes or changes.
@@ -39,6 +41,10 @@ pub struct Catalog {
     /// Rises when a service comes or goes, or its tags change.
     pub services_index: u64,
 }
+
+/// What a host tells its like on other hosts, by name: opaque to discovery, written with
+/// [`Discovery::note`](crate::Discovery::note).
+pub type HostNotes = BTreeMap<Box<str>, Arc<[u8]>>;
 
 /// One host of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +76,8 @@ pub enum NodeStatus {
     Alive,
     /// It stopped answering.
     Failed,
+    /// It stopped answering, and its process is gone for certain: several hosts found its port closed.
+    Dead,
     /// It said goodbye.
     Left,
 }

@@ -158,7 +158,7 @@ fn member(catalog: &Catalog, node: &Node) -> Value {
     let status = match node.status {
         NodeStatus::Alive => 1,
         NodeStatus::Left => 3,
-        NodeStatus::Failed => 4,
+        NodeStatus::Failed | NodeStatus::Dead => 4,
     };
     json!({
         "Name": node.name,

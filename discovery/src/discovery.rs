@@ -402,6 +402,15 @@ impl Discovery {
         }
     }
 
+    /// Tells another host something about quotas; at most [`QUOTA_MAX`] bytes, longer messages are lost.
+    pub fn send_quota(&mut self, to: u64, bytes: Vec<u8>) {
+        if bytes.len() > QUOTA_MAX {
+            self.counters.overflow += 1;
+        } else if !self.left {
+            self.send(to, &[Frame::Quota(bytes)]);
+        }
+    }
+
     fn send_to(&mut self, to: SocketAddr, frames: &[Frame]) {
         let mut body = Vec::with_capacity(DATAGRAM_MAX - OVERHEAD);
         frames.iter().for_each(|frame| frame.encode(&mut body));

@@ -25,6 +25,8 @@ pub type PolicyHash = [u8; 16];
 
 /// The first character of a policy's key in a record. No instance id has a control character.
 const POLICY_MARK: char = '\u{1}';
+/// The first character of a note's key.
+const NOTE_MARK: char = '\u{3}';
 
 /// What an entry of a record says.
 #[derive(Debug, Clone)]
@@ -34,6 +36,8 @@ pub(crate) enum Content {
     Instance(Arc<InstanceBody>),
     Policy(Arc<Published>),
     Order(Subject, Arc<OrderBody>),
+    /// Opaque: see [`Catalog::notes`](crate::Catalog::notes).
+    Note(Arc<[u8]>),
 }
 
 /// By what readers ask for.
@@ -61,6 +65,7 @@ impl Index {
                     Some(Content::Order(subject, Arc::new(order)))
                 })
                 .unwrap_or(Content::Other),
+            Some(NOTE_MARK) => Content::Note(Arc::clone(bytes)),
             Some(mark) if mark.is_control() => Content::Other,
             Some(_) => InstanceBody::decode(bytes)
                 .map_or(Content::Other, |body| Content::Instance(Arc::new(body))),
@@ -92,6 +97,7 @@ impl Index {
                     .insert((node, Arc::clone(key)));
             }
             Content::Policy(_) => changes.policies = true,
+            Content::Note(_) => changes.notes = true,
             Content::Order(subject, order) => {
                 changes.orders = true;
                 self.orders.entry(subject.clone()).or_default().insert(node, Arc::clone(order));
@@ -111,6 +117,7 @@ impl Index {
                 });
             }
             Content::Policy(_) => changes.policies = true,
+            Content::Note(_) => changes.notes = true,
             Content::Order(subject, _) => {
                 changes.orders = true;
                 remove(&mut self.orders, subject, |issuers| {
@@ -169,6 +176,11 @@ fn remove<K: Ord, V>(map: &mut BTreeMap<K, V>, key: &K, take: impl FnOnce(&mut V
 pub(crate) fn policy_hash(text: &[u8]) -> PolicyHash {
     let digest = Sha256::digest(text);
     std::array::from_fn(|at| digest[at])
+}
+
+/// The key of a note in a record.
+pub(crate) fn note_key(name: &str) -> String {
+    format!("{NOTE_MARK}{name}")
 }
 
 /// The key of a policy in a record.

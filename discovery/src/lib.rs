@@ -91,7 +91,9 @@ pub mod consul;
 #[cfg(test)]
 mod sample;
 
-pub use catalog::{Catalog, Instance, Node, NodeStatus, Policies, PolicyVote, ServiceView};
+pub use catalog::{
+    Catalog, HostNotes, Instance, Node, NodeStatus, Policies, PolicyVote, ServiceView,
+};
 pub use discovery::{
     Config, Counters, Dial, DialError, DialId, Discovery, Event, Limits, NodeInfo, Profile, Saved,
     SavedMember, Transmit,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::catalog::{
-    Catalog, HOSTS_NAMED_MAX, Instance, Node, NodeStatus, Policies, PolicyVote, ServiceView,
+    Catalog, HOSTS_NAMED_MAX, HostNotes, Instance, Node, NodeStatus, Policies, PolicyVote,
+    ServiceView,
 };
 use crate::index::PolicyHash;
 use crate::order::{Order, Subject};
@@ -28,6 +29,8 @@ pub(crate) enum Visible {
     Preserved,
     /// It stopped answering.
     Failed,
+    /// It stopped answering, and its process is gone for certain.
+    Dead,
     /// It said goodbye.
     Left,
     /// Not at all.
@@ -40,6 +43,7 @@ pub(crate) struct Publisher {
     catalog: Arc<Catalog>,
     services: BTreeSet<String>,
     nodes: BTreeSet<u64>,
+    notes: BTreeSet<u64>,
     orders: bool,
     /// When the next order ends, in unix microseconds.
     orders_end: Option<u64>,
@@ -58,6 +62,7 @@ impl Publisher {
             catalog: Arc::new(catalog),
             services: BTreeSet::new(),
             nodes: BTreeSet::new(),
+            notes: BTreeSet::new(),
             orders: false,
             orders_end: None,
             due: None,
@@ -84,8 +89,15 @@ impl Publisher {
     /// This host, and so everything that it offers, may have changed.
     pub fn touch_node(&mut self, now: Instant, node: u64, registry: &Registry) {
         self.nodes.insert(node);
+        self.notes.insert(node);
         self.due.get_or_insert(now + COALESCE);
         self.touch_services(now, registry.services_of(node));
+    }
+
+    /// This host's notes may have changed.
+    pub fn touch_notes(&mut self, now: Instant, node: u64) {
+        self.notes.insert(node);
+        self.due.get_or_insert(now + COALESCE);
     }
 
     /// Orders may have been issued, or have ended.
@@ -128,6 +140,19 @@ impl Publisher {
                     Some(node) => next.nodes.insert(id, node),
                     None => next.nodes.remove(&id),
                 };
+            }
+        }
+        for id in std::mem::take(&mut self.notes) {
+            let is_up = matches!(visible(id), Visible::Up);
+            let notes = if is_up { registry.notes_of(id) } else { HostNotes::new() };
+            if last.notes.get(&id).map_or(notes.is_empty(), |known| **known == notes) {
+                continue;
+            }
+            changed = true;
+            if notes.is_empty() {
+                next.notes.remove(&id);
+            } else {
+                next.notes.insert(id, Arc::new(notes));
             }
         }
         for name in std::mem::take(&mut self.services) {
@@ -183,6 +208,7 @@ fn node(
     let status = match visible(id) {
         Visible::Up => NodeStatus::Alive,
         Visible::Preserved | Visible::Failed => NodeStatus::Failed,
+        Visible::Dead => NodeStatus::Dead,
         Visible::Left => NodeStatus::Left,
         Visible::Hidden => return None,
     };
@@ -232,7 +258,7 @@ fn view(
         let preserved = match visible(host) {
             Visible::Up => false,
             Visible::Preserved => true,
-            Visible::Failed | Visible::Left | Visible::Hidden => continue,
+            Visible::Failed | Visible::Dead | Visible::Left | Visible::Hidden => continue,
         };
         let Some(node) = nodes.get(&host) else {
             continue;

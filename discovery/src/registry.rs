@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::Published;
 
+use crate::catalog::HostNotes;
 use crate::discovery::DOWN_KEPT;
 use crate::index::{Content, Index, PolicyHash, policy_hash, policy_key};
 use crate::order::{Order, OrderBody, Subject};
@@ -96,6 +97,7 @@ pub(crate) struct Changes {
     /// Published policies came or went: so did what the host's instances say of theirs.
     pub policies: bool,
     pub orders: bool,
+    pub notes: bool,
 }
 
 impl Registry {
@@ -138,6 +140,16 @@ impl Registry {
             Content::Policy(policy) => Some(policy),
             _ => None,
         }
+    }
+
+    /// The notes in a host's record, by name.
+    pub fn notes_of(&self, node: u64) -> HostNotes {
+        let entries = self.records.get(&node).into_iter().flat_map(|record| &record.entries);
+        let note = |(key, entry): (&Arc<str>, &Entry)| match &entry.content {
+            Content::Note(body) => Some((key.chars().skip(1).collect(), Arc::clone(body))),
+            _ => None,
+        };
+        entries.filter_map(note).collect()
     }
 
     /// The orders that count at this time, and when the next of all ends.

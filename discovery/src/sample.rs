@@ -77,6 +77,7 @@ pub(crate) fn catalog() -> Catalog {
         nodes,
         services: services.into_iter().map(view).collect(),
         orders: BTreeMap::new(),
+        notes: BTreeMap::new(),
         index: 300_000_000,
         nodes_index: 50,
         services_index: 60,

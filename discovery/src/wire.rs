@@ -36,6 +36,8 @@ pub(crate) enum Frame {
     Verdict { node: u64, epoch: u32, refused: bool },
     /// "I suspect you (the receiver) at this incarnation": refute if you are there.
     Suspected { epoch: u32, incarnation: u16 },
+    /// About quotas: opaque here.
+    Quota(Vec<u8>),
     /// Over TCP: who asks or answers.
     Hello(Hello),
     /// Over TCP: "tell me all you know".
@@ -129,6 +131,7 @@ const GONE: u8 = 7;
 const CONFIRM: u8 = 8;
 const VERDICT: u8 = 9;
 const SUSPECTED: u8 = 10;
+const QUOTA: u8 = 11;
 const HELLO: u8 = 32;
 const JOIN: u8 = 33;
 const COMPARE: u8 = 34;
@@ -172,6 +175,7 @@ impl Frame {
                 out.extend_from_slice(&epoch.to_be_bytes());
                 out.extend_from_slice(&incarnation.to_be_bytes());
             }),
+            Frame::Quota(bytes) => frame(out, QUOTA, |out| out.extend_from_slice(bytes)),
             Frame::Hello(hello) => frame(out, HELLO, |out| {
                 out.extend_from_slice(&hello.epoch.to_be_bytes());
                 out.extend_from_slice(&hello.incarnation.to_be_bytes());
@@ -238,6 +242,7 @@ impl Frame {
             CONFIRM => Frame::Confirm { node: r.u64()?, epoch: r.u32()? },
             VERDICT => Frame::Verdict { node: r.u64()?, epoch: r.u32()?, refused: r.flag()? },
             SUSPECTED => Frame::Suspected { epoch: r.u32()?, incarnation: r.u16()? },
+            QUOTA => Frame::Quota(content.to_vec()),
             HELLO => Frame::Hello(Hello {
                 epoch: r.u32()?,
                 incarnation: r.u16()?,

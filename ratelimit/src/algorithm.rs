@@ -15,21 +15,9 @@
 //! The result is not a list of grants but a [`Rule`] for each band, so that one more claim is answered in O(log bands) until the next
 //! allocation. Such an answer may not fit beside the leases that are out: who grants it checks that.
 
-use crate::quantity::Micros;
+pub use evenkeel_config::ratelimit::Algorithm;
 
-/// How a resource is shared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Algorithm {
-    /// Everyone gets what he wants.
-    None,
-    /// Everyone gets what he wants, up to the capacity for each.
-    Static,
-    /// Equal shares, and what is left in proportion to what is lacking.
-    ProportionalShare,
-    /// Max-min fairness.
-    #[default]
-    FairShare,
-}
+use crate::quantity::Micros;
 
 /// What one client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -245,7 +233,7 @@ impl std::fmt::Display for BadFloors {
 impl std::error::Error for BadFloors {}
 
 /// Most priorities with a floor.
-pub const BANDS_MAX: usize = 8;
+pub const BANDS_MAX: usize = evenkeel_config::ratelimit::FLOORS_MAX;
 /// Most clients that one speaks for.
 pub const SUBCLIENTS_MAX: u32 = 1 << 16;
 

@@ -121,6 +121,11 @@ impl Bucket {
         }
     }
 
+    /// The burst is used up from `now` on: what was admitted before the bucket was there counts.
+    pub fn drain(&self, now: Instant) {
+        self.tat.store(tick(self.epoch, now).saturating_add(self.pace().room), Relaxed);
+    }
+
     /// Takes `cost` units now or not at all.
     #[inline]
     pub fn try_acquire(&self, now: Instant, cost: u32) -> Result<(), Refused> {

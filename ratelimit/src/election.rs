@@ -99,10 +99,14 @@ impl Rosters {
         }
     }
 
-    /// A newer roster was heard of.
+    /// A newer roster was heard of, or that a known one is settled.
     pub fn add(&mut self, now: Instant, roster: Roster) -> Result<(), BadRoster> {
         if self.newest.epoch >= roster.epoch {
-            return Err(BadRoster::Stale);
+            let known = self.shares.iter().position(|share| share.epoch == roster.epoch);
+            let at = known.filter(|at| roster.settled && !self.shares[*at].settled);
+            self.shares.drain(..at.ok_or(BadRoster::Stale)?);
+            self.shares[0].settled = true;
+            return Ok(());
         }
         if roster.members.len() + roster.removed.len() > MEMBERS_MAX {
             return Err(BadRoster::TooManyMembers);
@@ -267,6 +271,22 @@ mod tests {
             [1, 3],
             "dead by now, and its loans ended"
         );
+    }
+
+    #[test]
+    fn a_known_roster_that_is_said_to_be_settled_puts_an_end_to_the_older_ones() {
+        let t0 = start();
+        let mut rosters = Rosters::new(1);
+        rosters.add(t0, roster(1, &[(1, 1), (2, 9)], &[], true)).unwrap();
+        let second = roster(2, &[(1, 1), (2, 1)], &[], false);
+        rosters.add(t0, second.clone()).unwrap();
+        rosters.add(t0, roster(3, &[(1, 3), (2, 1)], &[], false)).unwrap();
+        assert_eq!(rosters.right(C, rosters.settled(0)), Micros::units(10));
+        let settled = Roster { settled: true, ..second };
+        rosters.add(t0, settled.clone()).unwrap();
+        assert_eq!(rosters.right(C, rosters.settled(0)), Micros::units(50));
+        assert_eq!(rosters.add(t0, settled), Err(BadRoster::Stale), "nothing new");
+        assert_eq!(rosters.epoch(), 3);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! simulation therefore runs the code that production runs (`tests/simulation`), and a model checker the ledger itself (`tests/model.rs`).
 //!
 //! Reading order: `quantity`; on the hot path `bucket`, `concurrency`, `keys` and `demand`; then sharing, from the bottom up: `algorithm` (who gets
-//! how much), `election` (who is root, who owns what), `lease` (why it is safe), `template`, `store` (Doorman clients), `wire`, `client` and `root` (the two
+//! how much), `election` (who is root, who owns what), `registrar` (who writes that down), `lease` (why it is safe), `template`, `store` (Doorman clients), `wire`, `client` and `root` (the two
 //! sides of a lease), `quotas` (the owner of it all, which a shell drives), `spending` (what goes while the root does not answer).
 //!
 //! ```
@@ -80,6 +80,7 @@ mod client;
 mod root;
 
 mod quotas;
+mod registrar;
 mod spending;
 
 pub use algorithm::{Algorithm, Allocation, BANDS_MAX, BadFloors, Claim, Floors, SUBCLIENTS_MAX};
@@ -94,8 +95,11 @@ pub use quantity::{BadQuantity, Micros};
 pub use quotas::{
     AskError, Counters, Event, Grant, HostShare, Quotas, RESOURCES_MAX, Report, Serving, Transmit,
 };
+pub use registrar::{Census, REGISTRAR, Registrar};
 pub use root::{HOLDERS_MAX, LEASE, Root};
 pub use spending::{Fail, Spending};
 pub use store::{CLIENTS_MAX, Request, Store, StoreFull, Terms};
 pub use template::{BadTemplate, LEASE_LENGTH_MAX, Safe, TEMPLATES_MAX, Template, Templates, Why};
-pub use wire::{Answer, Ask, Malformed, Message, RESOURCE_ID_MAX, Wants};
+pub use wire::{
+    Answer, Ask, Malformed, Message, RESOURCE_ID_MAX, Wants, decode_rosters, encode_rosters,
+};

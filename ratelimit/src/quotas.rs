@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::algorithm::Algorithm;
 use crate::election::{BadRoster, Roster, Rosters, root_of};
 use crate::lease::Party;
 use crate::quantity::Micros;
@@ -118,7 +119,7 @@ impl Quotas {
         }
     }
 
-    /// Who owns the capacities from now on.
+    /// Who owns the capacities from now on; or a known roster turns out to be settled.
     pub fn set_roster(&mut self, now: Instant, roster: Roster) -> Result<(), BadRoster> {
         self.rosters.add(now, roster)?;
         self.run_all(now);
@@ -164,6 +165,16 @@ impl Quotas {
     #[must_use]
     pub fn rules(&self, id: &[u8]) -> Option<&Template> {
         self.templates.find(id)
+    }
+
+    /// What this host owns of a resource that is not in use here, and may spend without telling anybody: nobody else does.
+    #[must_use]
+    pub fn unused_right(&self, rules: &Template) -> Micros {
+        match rules.algorithm {
+            Algorithm::None => Micros::MAX,
+            Algorithm::Static => rules.capacity,
+            _ => self.rosters.right(rules.capacity, self.rosters.settled(0)),
+        }
     }
 
     /// What this host itself may spend of a resource; `None`: it is not in use.

@@ -4,6 +4,8 @@
 //! nothing is the operator's choice for each rule ([`Fail`]), and for the resource ([`Safe`]). Only `open` and a `safe` amount above the right
 //! can make hosts together pass the capacity; that is what they are for.
 
+pub use evenkeel_config::ratelimit::Fail;
+
 use crate::quantity::Micros;
 use crate::template::Safe;
 
@@ -14,18 +16,6 @@ pub struct Spending {
     pub amount: Micros,
     /// Whether the root answers, or has not yet had time to.
     pub in_touch: bool,
-}
-
-/// What a rule does while the root does not answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fail {
-    /// Everything goes.
-    Open,
-    /// The safe capacity goes.
-    #[default]
-    Safe,
-    /// Nothing goes.
-    Closed,
 }
 
 impl Spending {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::algorithm::{BANDS_MAX, Claim, SUBCLIENTS_MAX};
+use crate::election::{MEMBERS_MAX, Roster};
 use crate::lease::{LOAN_MAX, Loan, Word};
 use crate::quantity::Micros;
 
@@ -206,6 +207,41 @@ impl Answer {
 }
 
 /// Takes values off the front of bytes that nobody vouches for.
+/// The rosters of a registrar as hosts tell them to each other, in parts of at most `part_max` bytes.
+#[must_use]
+pub fn encode_rosters(rosters: &[Roster], part_max: usize) -> Vec<Vec<u8>> {
+    let mut whole = Vec::new();
+    put(&mut whole, rosters.len() as u64);
+    for Roster { epoch, members, removed, settled } in rosters {
+        put(&mut whole, *epoch);
+        put(&mut whole, u64::from(*settled));
+        put(&mut whole, members.len() as u64);
+        for (host, weight) in members {
+            whole.extend_from_slice(&host.to_be_bytes());
+            put(&mut whole, u64::from(*weight));
+        }
+        put(&mut whole, removed.len() as u64);
+        removed.iter().for_each(|host| whole.extend_from_slice(&host.to_be_bytes()));
+    }
+    whole.chunks(part_max.max(1)).map(<[u8]>::to_vec).collect()
+}
+
+/// Reads what [`encode_rosters`] wrote, from all parts in order. Parts of two writings do not fit together: the lengths say so, or the
+/// epochs do, which rise.
+pub fn decode_rosters<'a>(
+    parts: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Vec<Roster>, Malformed> {
+    let whole: Vec<u8> = parts.into_iter().flatten().copied().collect();
+    let mut reader = Reader(&whole);
+    let count = reader.number()?;
+    if count > 2 {
+        return Err(Malformed);
+    }
+    let rosters: Vec<Roster> = (0..count).map(|_| reader.roster()).collect::<Result<_, _>>()?;
+    let rise = rosters.windows(2).all(|pair| pair[0].epoch < pair[1].epoch);
+    if reader.0.is_empty() && rise { Ok(rosters) } else { Err(Malformed) }
+}
+
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -267,6 +303,28 @@ impl<'a> Reader<'a> {
 
     fn word(&mut self) -> Result<Word, Malformed> {
         Ok(Word { seq: self.number()?, amount: self.micros()? })
+    }
+
+    fn host(&mut self) -> Result<u64, Malformed> {
+        let (head, tail) = self.0.split_first_chunk().ok_or(Malformed)?;
+        self.0 = tail;
+        Ok(u64::from_be_bytes(*head))
+    }
+
+    fn roster(&mut self) -> Result<Roster, Malformed> {
+        let (epoch, settled) = (self.number()?, self.flag()?);
+        let count = |reader: &mut Self| match usize::try_from(reader.number()?) {
+            // Each takes eight bytes at least.
+            Ok(count) if count <= MEMBERS_MAX && count * 8 <= reader.0.len() => Ok(count),
+            _ => Err(Malformed),
+        };
+        let members = (0..count(self)?).map(|_| {
+            let weight = |reader: &mut Self| u32::try_from(reader.number()?).map_err(|_| Malformed);
+            Ok((self.host()?, weight(self)?))
+        });
+        let members = members.collect::<Result<_, _>>()?;
+        let removed = (0..count(self)?).map(|_| self.host()).collect::<Result<_, _>>()?;
+        Ok(Roster { epoch, members, removed, settled })
     }
 
     fn wants(&mut self) -> Result<Vec<Wants>, Malformed> {
@@ -435,7 +493,30 @@ mod tests {
         }
 
         #[test]
+        fn rosters_survive_the_wire_in_parts_of_any_size(
+            mut epochs in proptest::collection::btree_set(any::<u64>(), 0..=2),
+            members in proptest::collection::btree_map(any::<u64>(), any::<u32>(), 0..50),
+            removed in proptest::collection::btree_set(any::<u64>(), 0..5),
+            settled in any::<bool>(),
+            part_max in 1usize..200,
+            lost in any::<prop::sample::Index>(),
+        ) {
+            let mut rosters = Vec::new();
+            while let Some(epoch) = epochs.pop_first() {
+                let (members, removed) = (members.clone(), removed.clone());
+                rosters.push(Roster { epoch, members, removed, settled });
+            }
+            let mut parts = encode_rosters(&rosters, part_max);
+            let read = decode_rosters(parts.iter().map(Vec::as_slice));
+            prop_assert_eq!(read.as_ref(), Ok(&rosters));
+            parts.remove(lost.index(parts.len()));
+            let part = decode_rosters(parts.iter().map(Vec::as_slice));
+            prop_assert!(part.is_err() || rosters.is_empty() || part != read);
+        }
+
+        #[test]
         fn any_bytes_at_all(bytes in vec(any::<u8>(), 0..300)) {
+            let _ = decode_rosters([bytes.as_slice()]);
             let _ = Message::decode_all(&bytes);
         }
     }

@@ -6,6 +6,7 @@
 //! | `ek-gossip` | membership and registry: [`crate::gossip`] |
 //! | `ek-dns` | look-ups by DNS: [`crate::dns`] |
 //! | `ek-scout` | answers scouts: [`crate::scout`] |
+//! | `ek-quotas` | leases: [`crate::quotas`] |
 //! | `ek-control` | catalogue, admin, checks: [`crate::control`] |
 //! | `access-log` | the access log's writer: [`crate::access`] |
 //! | main | signals, reloads, and the router's next snapshot: this file |
@@ -24,9 +25,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use evenkeel_config::settings::{Limits, Log, Mesh, Outbound, Settings};
+use evenkeel_config::settings::{self, Log, Mesh, Outbound, RateLimit, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use crate::balancer_metrics::BalancerMetrics;
@@ -34,9 +36,11 @@ use crate::control::{self, Surface};
 use crate::data_plane::{self, DataPlane, Sockets};
 use crate::events::Events;
 use crate::gossip::{self, Gossip, GossipArgs, GossipHandle};
+use crate::limit::Limits;
 use crate::listener::Role;
 use crate::logging::Logging;
 use crate::metrics::Metrics;
+use crate::quotas::{self, QuotasArgs, QuotasThread};
 use crate::scout::{self, Identity};
 use crate::state::State;
 use crate::upstreams::Upstreams;
@@ -108,6 +112,7 @@ struct App {
     _scouts: scout::Receiver,
     _dns: Option<dns::Dns>,
     _control: control::Control,
+    quotas: QuotasThread,
     gossip: Gossip,
 }
 
@@ -138,16 +143,32 @@ impl App {
 
         let state = Arc::new(State::open(&settings.node.data_dir, &env)?);
         let data_dir = state.dir().map(|dir| dir.display().to_string());
+        let (wanted, wants) = mpsc::channel(quotas::WANTED_MAX);
+        let (quotas_received, received) = mpsc::channel(quotas::MESSAGES_MAX);
+        let (send, quotas_to_send) = mpsc::channel(quotas::MESSAGES_MAX);
         let gossip = gossip::spawn(GossipArgs {
             settings: &settings,
             env: &env,
             sockets: gossip_sockets,
             mesh_port: mesh.address.port(),
-            state,
+            state: Arc::clone(&state),
             events: Arc::clone(&events),
             metrics: &registry,
+            quotas_received,
+            quotas_to_send,
         })?;
         let handle = gossip.handle().clone();
+        let limits = Arc::new(Limits::new(wanted, &registry)?);
+        let quotas = quotas::spawn(QuotasArgs {
+            settings: Arc::new(settings.ratelimit.clone()),
+            gossip: handle.clone(),
+            received,
+            send,
+            limits: Arc::clone(&limits),
+            wanted: wants,
+            state,
+            metrics: &registry,
+        })?;
         let own = handle.node();
         let identity = Identity {
             mesh: settings.mesh.name.clone(),
@@ -158,7 +179,7 @@ impl App {
         let mut plane = DataPlane::start(&settings, metrics.clone(), own.address.ip(), identity)?;
         registry.register(Box::new(BalancerMetrics::new(Arc::clone(&plane.shared().router))?))?;
         let settings = Arc::new(settings);
-        let mut upstreams = Upstreams::new(Arc::clone(plane.shared()));
+        let mut upstreams = Upstreams::new(Arc::clone(plane.shared()), Arc::clone(&limits));
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;
         plane.listen(outbound, &Role::Outbound).await;
@@ -173,7 +194,7 @@ impl App {
             surfaces.push(Surface {
                 name: "discovery.http",
                 listener,
-                router: catalog_http::router(handle.clone(), &registry)?,
+                router: catalog_http::router(handle.clone(), limits, &registry)?,
                 timeout: catalog_http::ANSWER_TIMEOUT,
             });
         }
@@ -194,6 +215,7 @@ impl App {
         plane.keep_from_callers(listeners.values().copied());
         let admin = admin::Admin {
             gossip: handle.clone(),
+            quotas: quotas.handle().clone(),
             events: Arc::clone(&events),
             metrics: registry,
             data_dir,
@@ -223,6 +245,7 @@ impl App {
             _scouts: scouts,
             _dns: dns,
             _control: control,
+            quotas,
             gossip,
         })
     }
@@ -289,6 +312,7 @@ impl App {
         }
         self.logging.set(&loaded.settings.log);
         self.handle.reconcile(&loaded.settings).await;
+        self.quotas.handle().follow(loaded.settings.ratelimit.clone()).await;
         self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
         self.metrics.reload_successful.set(1);
         self.metrics.reload_time.set(unix_seconds());
@@ -322,8 +346,10 @@ impl App {
             () = orderly => {}
             () = signals.end() => warn!("told a second time: what is in flight is cut off"),
         }
+        self.quotas.handle().leave().await;
         self.handle.leave().await;
         self.plane.stop().await;
+        drop(self.quotas);
         drop(self.gossip);
         info!("gone");
     }
@@ -338,8 +364,9 @@ fn in_effect(old: &Settings, new: Settings) -> Settings {
         mesh: Mesh { bounds: new.mesh.bounds, ..old.mesh.clone() },
         outbound: Outbound { listen: old.outbound.listen, ..new.outbound },
         discovery: old.discovery.clone(),
+        ratelimit: RateLimit { listen: old.ratelimit.listen, ..new.ratelimit },
         admin: old.admin,
-        limits: Limits {
+        limits: settings::Limits {
             connections: new.limits.connections,
             buffers: new.limits.buffers,
             ..old.limits

@@ -3,7 +3,7 @@
 //! What the JSON looks like, [`consul`] decides; this decides which paths exist, what the query's parameters mean
 //! and which headers an answer carries (Consul's HTTP API documentation; clients fail without `X-Consul-Index`).
 //! A parameter that would change the answer and that is not built is refused: an ignored filter sends requests
-//! to the wrong instances. `/v1/kv` is refused with 501: Evenkeel is not a key-value store.
+//! to the wrong instances. Applications ask for limits here too ([`acquire`]), which is not Consul's. `/v1/kv` is refused with 501: Evenkeel is not a key-value store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,17 +26,23 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::admin::host_is_ours;
 use crate::gossip::{ChangeError, GossipHandle};
+use crate::limit::{Limits, acquire};
 
 /// The routes.
 ///
 /// # Errors
 /// When the metrics are registered already.
-pub fn router(gossip: GossipHandle, metrics: &prometheus::Registry) -> prometheus::Result<Router> {
+pub fn router(
+    gossip: GossipHandle,
+    limits: Arc<Limits>,
+    metrics: &prometheus::Registry,
+) -> prometheus::Result<Router> {
     let requests = IntCounterVec::new(
         Opts::new("evenkeel_catalog_requests_total", "Requests to the discovery HTTP listener."),
         &["code"],
     )?;
     metrics.register(Box::new(requests.clone()))?;
+    let acquire = acquire::router(limits, gossip.node().name.clone());
     let shared = Arc::new(Shared { gossip, requests });
     Ok(Router::new()
         .route("/v1/agent/self", get(agent_self))
@@ -56,7 +62,8 @@ pub fn router(gossip: GossipHandle, metrics: &prometheus::Registry) -> prometheu
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), counted))
-        .with_state(shared))
+        .with_state(shared)
+        .merge(acquire))
 }
 
 /// How long a surface of this router must let an answer take: the longest wait and some.
@@ -197,7 +204,7 @@ async fn unknown(uri: Uri) -> Refusal {
     Refusal(
         StatusCode::NOT_FOUND,
         format!(
-            "evenkeel does not serve {}: of Consul's API it has agent/self, agent/members, agent/services, agent/service/register, agent/service/deregister/ID, catalog/datacenters, catalog/nodes, catalog/services, catalog/service/NAME, health/service/NAME and status/*, below /v1/",
+            "evenkeel does not serve {}: of Consul's API it has agent/self, agent/members, agent/services, agent/service/register, agent/service/deregister/ID, catalog/datacenters, catalog/nodes, catalog/services, catalog/service/NAME, health/service/NAME and status/*, below /v1/; besides, POST /v1/limits/RESOURCE/acquire",
             uri.path()
         ),
     )
@@ -207,7 +214,7 @@ async fn wrong_method(request: Request) -> Refusal {
     Refusal(
         StatusCode::METHOD_NOT_ALLOWED,
         format!(
-            "{} {}: look-ups are GET, register and deregister are PUT",
+            "{} {}: look-ups are GET, register and deregister are PUT, acquire is POST",
             request.method(),
             request.uri().path()
         ),

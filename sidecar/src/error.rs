@@ -6,7 +6,9 @@
 //!
 //! Sources: RFC 9209 §2.3 (error types), RFC 9457, the gRPC HTTP/2 protocol's status mapping.
 
-use http::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use std::time::Duration;
+
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{HeaderName, Response, StatusCode};
 
 use crate::body::Reply;
@@ -47,6 +49,48 @@ pub enum Error {
     Misdirected(String),
     /// The caller's address belongs to no live member.
     NotMember,
+    /// A rule of `ratelimit.apply` refused it.
+    Limited(Box<Limited>),
+}
+
+/// A limit that was reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limited {
+    /// The resource.
+    pub resource: String,
+    /// Its capacity, in whole units.
+    pub quota: u64,
+    /// The time for which that is; `None`: it is held, not spent.
+    pub window: Option<Duration>,
+    /// When it would be worth trying again, if that is known.
+    pub retry_after: Option<Duration>,
+}
+
+impl Limited {
+    /// `Retry-After` (RFC 9110 §10.2.3), and `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) where the limit is a rate.
+    pub fn headers(&self, headers: &mut HeaderMap) {
+        let seconds = |time: Duration| time.as_secs() + u64::from(time.subsec_nanos() > 0);
+        let retry_after = self.retry_after.map(|time| seconds(time).max(1));
+        if let Some(retry_after) = retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
+        }
+        let Some(window) = self.window else { return };
+        let name: String = self
+            .resource
+            .chars()
+            .filter(|c| (' '..='~').contains(c) && !matches!(c, '"' | '\\'))
+            .collect();
+        let until = retry_after.map_or(String::new(), |seconds| format!(";t={seconds}"));
+        let policy = format!("\"{name}\";q={};w={}", self.quota, seconds(window).max(1));
+        for (header, value) in [
+            (HeaderName::from_static("ratelimit"), format!("\"{name}\";r=0{until}")),
+            (HeaderName::from_static("ratelimit-policy"), policy),
+        ] {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(header, value);
+            }
+        }
+    }
 }
 
 impl Error {
@@ -118,6 +162,12 @@ impl Error {
                 "destination_not_found",
                 UNAVAILABLE,
             ),
+            Error::Limited(_) => f(
+                StatusCode::TOO_MANY_REQUESTS,
+                "limited",
+                "http_request_denied",
+                RESOURCE_EXHAUSTED,
+            ),
             Error::NotMember => {
                 f(StatusCode::FORBIDDEN, "not_member", "http_request_denied", PERMISSION_DENIED)
             }
@@ -164,6 +214,10 @@ impl Error {
                     "this host does not offer {service}; the caller's view of the mesh is being updated"
                 )
             }
+            Error::Limited(limited) => format!(
+                "the limit on {} is reached; `evenkeel quotas` shows who has how much of it",
+                limited.resource
+            ),
             Error::NotMember => {
                 "the caller's address belongs to no live member of this mesh".to_owned()
             }
@@ -179,6 +233,9 @@ impl Error {
         let mut response = Response::new(Reply::Empty);
         let headers = response.headers_mut();
         headers.insert(PROXY_STATUS, proxy_status(facts.proxy, facts.reason));
+        if let Error::Limited(limited) = self {
+            limited.headers(headers);
+        }
         if grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(GRPC_STATUS, HeaderValue::from(facts.grpc));
@@ -236,6 +293,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const CANCELLED: u16 = 1;
 const DEADLINE_EXCEEDED: u16 = 4;
 const PERMISSION_DENIED: u16 = 7;
+const RESOURCE_EXHAUSTED: u16 = 8;
 const UNIMPLEMENTED: u16 = 12;
 const INTERNAL: u16 = 13;
 const UNAVAILABLE: u16 = 14;
@@ -265,6 +323,26 @@ mod tests {
         assert_eq!(response.headers()["grpc-status"], "4");
         let message = response.headers()["grpc-message"].to_str().unwrap();
         assert!(message.contains("100 %25 sp%C3%A4%C5%A5"), "{message}");
+    }
+
+    #[test]
+    fn a_limit_says_when_to_come_back() {
+        let limited = Limited {
+            resource: "db.\"payments\"".into(),
+            quota: 500,
+            window: Some(Duration::from_secs(1)),
+            retry_after: Some(Duration::from_millis(1_200)),
+        };
+        let response = Error::Limited(Box::new(limited.clone())).response(false);
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(response.headers()["ratelimit"], "\"db.payments\";r=0;t=2");
+        assert_eq!(response.headers()["ratelimit-policy"], "\"db.payments\";q=500;w=1");
+        let held = Limited { window: None, retry_after: None, ..limited };
+        let response = Error::Limited(Box::new(held)).response(true);
+        assert_eq!(response.headers()["grpc-status"], "8");
+        assert!(!response.headers().contains_key("retry-after"));
+        assert!(!response.headers().contains_key("ratelimit"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Ticket, Visit};
+use evenkeel_ratelimit::Place;
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -55,6 +56,8 @@ pub struct Exchange {
     ended: bool,
     /// How it went, for a caller who asked.
     pub debug: Option<HeaderValue>,
+    /// What it holds of resources whose capacity is held.
+    pub places: Vec<Place>,
 }
 
 /// Whom a request is for, as far as it is known.
@@ -126,6 +129,7 @@ impl Exchange {
             moved: false,
             ended: false,
             debug: None,
+            places: Vec::new(),
         })
     }
 
@@ -198,6 +202,7 @@ impl Exchange {
             return;
         }
         self.ticket = None;
+        self.places = Vec::new();
         let now = Instant::now();
         if let Some(mut visit) = self.visit.take() {
             visit.gone(now);

@@ -24,7 +24,8 @@ use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
-use crate::key::Keys;
+use crate::key::{self, Keys};
+use crate::limit::{self, Asked};
 use crate::pool::{DialError, SendError};
 use crate::route::Local;
 use crate::template::{self, Template};
@@ -42,10 +43,12 @@ pub async fn handle(
     match forward(worker, link, parts, body, found, &mut exchange).await {
         Ok(head) => exchange.respond(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT }),
         Err((error, told)) => {
-            let mut response = exchange.fail(&error, false);
+            let grpc = found.grpc && matches!(told, Told::Limited);
+            let mut response = exchange.fail(&error, grpc);
             let (name, why) = match told {
                 Told::Refused(why) => (headers::REFUSED, why),
                 Told::Failed(why) => (headers::FAILED, why),
+                Told::Limited => return response,
             };
             response.headers_mut().insert(name, HeaderValue::from_static(why));
             response
@@ -55,6 +58,8 @@ pub async fn handle(
 
 /// How the calling host hears of a failure.
 enum Told {
+    /// It is the answer, and for no other instance to give: the limit is everyone's.
+    Limited,
     /// The application never saw the request.
     Refused(&'static str),
     /// It may have.
@@ -70,7 +75,7 @@ async fn forward(
     exchange: &mut Exchange,
 ) -> Result<Box<Head>, (Error, Told)> {
     let router = worker.router();
-    if !router.members.contains(&link.peer.ip().to_canonical()) {
+    if !router.members.contains_key(&link.peer.ip().to_canonical()) {
         return Err((Error::NotMember, Told::Refused("not_member")));
     }
     if worker.shared.refusing.load(Ordering::Relaxed) {
@@ -88,6 +93,19 @@ async fn forward(
     let authority =
         authority.ok_or((Error::BadRequest("no :authority"), Told::Refused("bad_request")))?;
     let left = headers::callers_timeout(&parts.headers);
+    if !local.limits.is_empty() {
+        let caller = link.peer.ip();
+        let source = key::Source {
+            headers: &parts.headers,
+            path: parts.uri.path(),
+            caller,
+            host: router.host_at(caller),
+        };
+        let deadline = exchange.start + left.unwrap_or(IDLE_TIMEOUT);
+        let asked = Asked { method: &parts.method, source, deadline };
+        let places = Box::pin(limit::admit(&local.limits, asked)).await;
+        exchange.places = places.map_err(|limited| (limited, Told::Limited))?;
+    }
     headers::strip(&mut parts.headers, found);
     if let Some(left) = left {
         // So that the application can hand on what is left of its caller's time.

@@ -49,7 +49,7 @@ impl Keys {
 
 impl<'a> Source<'a> {
     /// The bytes of a key, if the request has it.
-    fn value(self, key: &KeySource) -> Option<Cow<'a, [u8]>> {
+    pub fn value(self, key: &KeySource) -> Option<Cow<'a, [u8]>> {
         match key {
             KeySource::Header(name) => {
                 self.headers.get(name.as_str()).map(|value| Cow::Borrowed(value.as_bytes()))

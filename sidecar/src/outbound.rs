@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
 use crate::key::{self, Keys};
+use crate::limit::{self, Asked};
 use crate::passthrough;
 use crate::route::Destination;
 use crate::template::Template;
@@ -94,15 +95,18 @@ async fn forward(
     let asked = if found.timeout { headers::callers_timeout(&parts.headers) } else { None };
     let timeout = asked.map_or(route.policy.timeout, |asked| asked.min(route.policy.timeout));
     let deadline = Deadline { at: exchange.start + timeout, hard: asked.is_some() };
-    let keys = Keys::of(
-        &route.policy,
-        key::Source {
-            headers: &parts.headers,
-            path: path.path(),
-            caller: link.peer.ip(),
-            host: &worker.shared.node_name,
-        },
-    );
+    let source = key::Source {
+        headers: &parts.headers,
+        path: path.path(),
+        caller: link.peer.ip(),
+        host: &worker.shared.node_name,
+    };
+    if !upstream.limits.is_empty() {
+        let asked = Asked { method: &parts.method, source, deadline: deadline.at };
+        // Seldom, and large: kept out of every other request.
+        exchange.places = Box::pin(limit::admit(&upstream.limits, asked)).await?;
+    }
+    let keys = Keys::of(&route.policy, source);
     headers::strip(&mut parts.headers, found);
     let body = (!body.is_end_stream()).then(|| {
         let (max, buffers) = (route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers));

@@ -20,6 +20,7 @@ use evenkeel_discovery::names::{self, HostName};
 use foldhash::HashMap;
 use http::Method;
 
+use crate::limit;
 use crate::metrics::UpstreamMetrics;
 use crate::scout::Watched;
 
@@ -36,8 +37,8 @@ pub struct Router {
     pub passthrough: bool,
     /// What this host offers, by instance id.
     pub local: HashMap<Box<str>, Local>,
-    /// Addresses of the mesh's live members.
-    pub members: std::collections::HashSet<IpAddr>,
+    /// The mesh's live members: the name of the host at each address.
+    pub members: std::collections::HashMap<IpAddr, Arc<str>>,
 }
 
 /// An instance on this host.
@@ -55,6 +56,8 @@ pub struct Local {
     pub serving: bool,
     /// What other hosts send it, for their scouts.
     pub watched: Arc<Watched>,
+    /// What requests to it draw on.
+    pub limits: limit::Rules,
     /// The same instance as this host's own clients see it.
     pub direct: Option<Arc<Endpoint>>,
 }
@@ -78,6 +81,8 @@ pub struct Upstream {
     pub routes: Vec<(Match, Arc<Route>)>,
     /// Published routes that are too many to count.
     pub routes_left_out: usize,
+    /// What its requests draw on.
+    pub limits: limit::Rules,
 }
 
 /// A policy and what was learnt under it.
@@ -123,6 +128,11 @@ impl Router {
         }
     }
 
+    /// The name of the member at an address; empty: there is none.
+    pub fn host_at(&self, address: IpAddr) -> &str {
+        self.members.get(&address.to_canonical()).map_or("", |name| name)
+    }
+
     /// Tells every balancer that this process itself was stopped for a while.
     pub fn own_pause(&self, now: Instant) {
         for upstream in self.hosts.values() {
@@ -142,7 +152,8 @@ impl Upstream {
     }
 }
 
-fn matched(matches: &Match, method: &Method, path: &str) -> bool {
+/// Whether all that is given matches.
+pub fn matched(matches: &Match, method: &Method, path: &str) -> bool {
     let method_fits = matches.method.as_deref().is_none_or(|m| m == method.as_str());
     let path_fits = matches.path.as_deref().is_none_or(|p| match p.strip_suffix('*') {
         Some(prefix) => path.starts_with(prefix),

@@ -8,18 +8,20 @@
 //! What holds for an upstream is put together when something is said anew (by the file, by the hosts that offer the
 //! service, by an operator's order) and shared by all snapshots until then.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Balancer, Budget, EndpointSpec, Hedger, Hop};
-use evenkeel_config::settings::{self, Match, Settings};
+use evenkeel_config::settings::{self, Direction, Match, Settings};
 use evenkeel_config::{Merged, Published};
 use evenkeel_discovery::catalog::Catalog;
-use evenkeel_discovery::{Instruction, Order, Subject};
+use evenkeel_discovery::{Instance, Instruction, Order, Subject};
 
+use crate::limit::{self, Limits};
 use crate::metrics::UpstreamMetrics;
+use crate::quotas;
 use crate::route::{Local, Route, Router, Upstream};
 use crate::scout::Watched;
 use crate::worker::Shared;
@@ -33,6 +35,9 @@ pub struct Upstreams {
     settings: Option<Arc<Settings>>,
     /// This host's instances as others' scouts see them, by id and address.
     watched: BTreeMap<(String, SocketAddr), Arc<Watched>>,
+    limits: Arc<Limits>,
+    /// Of the services that this host offers.
+    inbound: BTreeMap<String, limit::Rules>,
 }
 
 #[derive(Debug)]
@@ -58,20 +63,37 @@ struct Built {
 
 impl Upstreams {
     /// Nothing is known yet.
-    pub fn new(shared: Arc<Shared>) -> Upstreams {
-        Upstreams { shared, known: BTreeMap::new(), settings: None, watched: BTreeMap::new() }
+    pub fn new(shared: Arc<Shared>, limits: Arc<Limits>) -> Upstreams {
+        Upstreams {
+            shared,
+            known: BTreeMap::new(),
+            settings: None,
+            watched: BTreeMap::new(),
+            limits,
+            inbound: BTreeMap::new(),
+        }
     }
 
     /// Publishes the router for this configuration and catalogue.
     pub fn publish(&mut self, now: Instant, settings: &Arc<Settings>, catalog: &Catalog) {
+        let is_same = self.settings.as_ref().is_some_and(|last| Arc::ptr_eq(last, settings));
+        if !is_same {
+            self.settings = Some(Arc::clone(settings));
+            self.limits.follow(quotas::templates(&settings.ratelimit));
+            self.inbound.clear();
+        }
         let configured: BTreeMap<&str, &settings::Upstream> =
             settings.upstreams.iter().map(|upstream| (upstream.name.as_str(), upstream)).collect();
         let mut wanted: BTreeMap<&str, Vec<EndpointSpec>> = BTreeMap::new();
         for view in catalog.services.values() {
-            wanted.insert(
-                &view.name,
-                view.instances.iter().map(|i| spec_of(i, catalog.own)).collect(),
-            );
+            // What is limited where it comes in is limited for this host's own applications too.
+            let limited = settings
+                .ratelimit
+                .apply
+                .iter()
+                .any(|rule| rule.direction == Direction::Inbound && rule.service == view.name);
+            let spec = |i: &Arc<Instance>| spec_of(i, catalog.own, limited);
+            wanted.insert(&view.name, view.instances.iter().map(spec).collect());
         }
         for upstream in &settings.upstreams {
             if upstream.endpoints.is_empty() {
@@ -93,8 +115,6 @@ impl Upstreams {
             known.update(now, Vec::new(), settings.node.zone.as_deref());
         }
 
-        let is_same = self.settings.as_ref().is_some_and(|last| Arc::ptr_eq(last, settings));
-        self.settings = Some(Arc::clone(settings));
         let mut hosts = foldhash::HashMap::default();
         for (name, known) in &mut self.known {
             if !is_same {
@@ -105,7 +125,11 @@ impl Upstreams {
             let published = catalog.service(name).filter(|_| !is_static);
             let published = published.and_then(|view| view.policies.winner());
             let order = catalog.orders.get(&Subject::Override(name.clone()));
-            let upstream = known.upstream(settings, published, order, self.shared.epoch);
+            let rules = || {
+                let apply = &settings.ratelimit.apply;
+                self.limits.rules(Direction::Outbound, name, apply)
+            };
+            let upstream = known.upstream(settings, published, order, self.shared.epoch, rules);
             let (domain, mesh) = (&settings.mesh.domain, &settings.mesh.name);
             for host in [
                 name.clone(),
@@ -116,10 +140,10 @@ impl Upstreams {
                 hosts.insert(host.into_boxed_str(), Arc::clone(&upstream));
             }
         }
-        let members: HashSet<_> = catalog
+        let members: HashMap<_, Arc<str>> = catalog
             .alive()
-            .flat_map(|node| [node.address.ip(), node.mesh.ip()])
-            .map(|ip| ip.to_canonical())
+            .flat_map(|node| [(node.address.ip(), node), (node.mesh.ip(), node)])
+            .map(|(ip, node)| (ip.to_canonical(), Arc::from(node.name.as_str())))
             .collect();
         let local = self.local(settings, catalog);
         self.shared.router.store(Arc::new(Router {
@@ -151,6 +175,12 @@ impl Upstreams {
             let known = known.unwrap_or_else(|| Arc::new(Watched::new(self.shared.epoch)));
             watched.insert(key, Arc::clone(&known));
             let configured = settings.services.iter().find(|service| service.id == instance.id);
+            let apply = &settings.ratelimit.apply;
+            let limits = self.inbound.entry(instance.service.clone()).or_insert_with(|| {
+                let service = &instance.service;
+                self.limits.rules(Direction::Inbound, service, apply)
+            });
+            let limits = Arc::clone(limits);
             let clients = self.known.get(&instance.service);
             let direct = clients.and_then(|known| {
                 let endpoints = known.balancer.endpoints();
@@ -168,6 +198,7 @@ impl Upstreams {
                 scout: configured.and_then(|service| service.scout.clone()),
                 serving: instance.takes_requests(),
                 watched: known,
+                limits,
                 direct,
             };
             local.insert(instance.id.clone().into_boxed_str(), instance_local);
@@ -210,6 +241,7 @@ impl Known {
         published: Option<&Arc<Published>>,
         order: Option<&Arc<Order>>,
         epoch: Instant,
+        limits: impl FnOnce() -> limit::Rules,
     ) -> Arc<Upstream> {
         if let Some(built) = &self.built
             && built.published.as_ref() == published
@@ -245,6 +277,7 @@ impl Known {
             default: Arc::new(route(effective.default, Arc::clone(&self.default_hedger))),
             routes,
             routes_left_out: effective.left_out,
+            limits: limits(),
         });
         self.built = Some(Built {
             published: published.cloned(),
@@ -260,9 +293,9 @@ fn route(merged: Merged, hedger: Arc<Hedger>) -> Route {
     Route { policy, origins, bounded, hedger }
 }
 
-fn spec_of(instance: &evenkeel_discovery::catalog::Instance, own: u64) -> EndpointSpec {
-    // Our own applications are reached without a hop.
-    let here = instance.node.id == own;
+fn spec_of(instance: &Instance, own: u64, limited: bool) -> EndpointSpec {
+    // Our own applications are reached without a hop, unless that is where they are limited.
+    let here = instance.node.id == own && !limited;
     EndpointSpec {
         node: instance.node.id,
         instance: Arc::from(instance.id.as_str()),

@@ -22,6 +22,7 @@ fn meaning(mut settings: Settings) -> Settings {
         &mut settings.outbound.listen,
         &mut settings.discovery.http,
         &mut settings.discovery.dns,
+        &mut settings.ratelimit.listen,
         &mut settings.admin,
     ] {
         listen.explicit = true;
@@ -127,7 +128,53 @@ fn layer() -> impl Strategy<Value = String> {
     field.prop_map(|field| format!("{{{field}}}"))
 }
 
+/// A resource and a rule that draws on it.
+fn shared() -> impl Strategy<Value = String> {
+    let amount = || {
+        (0_u64..=1_000_000_000_000, 0_u32..1000).prop_map(|(whole, part)| match part {
+            0 => whole.to_string(),
+            part => format!("{}.{part:03}", whole.min(999_999_999_999)),
+        })
+    };
+    let rate = prop_oneof![
+        Just(String::new()),
+        (1_u32..5000).prop_map(|ms| format!(", per: {ms}ms")),
+        (1_u32..5000, amount()).prop_map(|(ms, burst)| format!(", per: {ms}ms, burst: {burst}")),
+    ];
+    let times =
+        (1_u32..=3600, 1_u32..=3600, 0_u32..=3600).prop_map(|(lease, refresh, learning)| {
+            format!(
+                "lease: {lease}s, refresh: {}s, learning: {}s",
+                refresh.min(lease),
+                learning.min(lease)
+            )
+        });
+    let safe = prop_oneof![amount(), Just("share".to_owned()), Just("unlimited".to_owned())];
+    let floors = (any::<i64>(), 0_u32..=500, 0_u32..=500).prop_map(|(priority, a, b)| {
+        let share = |tenths: u32| format!("{}.{}%", tenths / 10, tenths % 10);
+        format!(
+            "[{{priority: {priority}, share: {}}}, {{priority: {}, share: {}}}]",
+            share(a),
+            priority ^ 1,
+            share(b)
+        )
+    });
+    let key = prop::sample::select(vec!["none", "address", "identity", "path:3", "\"header:x-a\""]);
+    (amount(), rate, times, safe, floors, key).prop_map(|(capacity, rate, times, safe, floors, key)| {
+        format!(
+            "ratelimit: {{resources: [{{match: 'a*', capacity: {capacity}{rate}, {times}, safe: {safe}, floors: {floors}}}], \
+             apply: [{{direction: inbound, service: s, resource: ab, key: {key}}}]}}"
+        )
+    })
+}
+
 proptest! {
+    #[test]
+    fn any_resources_load_again_to_the_same(text in shared()) {
+        let settings = load(&text);
+        prop_assert_eq!(meaning(load(&settings.to_effective_yaml())), meaning(settings));
+    }
+
     #[test]
     fn any_policies_load_again_to_the_same(host in layer(), upstream in layer(), route in layer()) {
         let text = format!(

@@ -1,9 +1,12 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::policy::{
     After, Balance, Factor, KeySource, Mode, Origin, Probation, Shard, ShardFallback, Zone,
 };
+use crate::ratelimit::{Algorithm, Direction, Fail, Safe};
 use crate::settings::{Access, DataDir, Protocol};
 
 const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -134,8 +137,16 @@ fn a_loopback_application_is_announced_where_it_can_be_reached() {
 fn listens_on_loopback_only_until_there_are_keys() {
     let addresses = |text: &str| {
         let s = good(text).settings;
-        [s.mesh.gossip, s.mesh.data, s.outbound.listen, s.discovery.http, s.discovery.dns, s.admin]
-            .map(|listen| listen.address.to_string())
+        [
+            s.mesh.gossip,
+            s.mesh.data,
+            s.outbound.listen,
+            s.discovery.http,
+            s.discovery.dns,
+            s.ratelimit.listen,
+            s.admin,
+        ]
+        .map(|listen| listen.address.to_string())
     };
     let alone = addresses("");
     assert!(alone.iter().all(|address| address.starts_with("127.0.0.1:")), "{alone:?}");
@@ -239,7 +250,36 @@ fn reads_what_a_full_file_says() {
     assert!(published.text().starts_with(r#"{"policy":{"timeout":"2s","#), "{published:?}");
     assert_eq!((settings.services[1].policy.as_ref(), settings.mesh.bounds.retry_max), (None, 3));
     assert_eq!((settings.log.access, settings.log.json), (Access::Off, true));
+    let [db, jobs] = &settings.ratelimit.resources[..] else { panic!("two resources") };
+    assert_eq!((db.capacity, db.per, db.burst), (20_000.5, Some(Duration::from_secs(60)), 50.0));
+    assert_eq!((&db.floors[..], db.safe), (&[(-1, 0), (10, 205)][..], Safe::Each(0.0)));
+    assert_eq!((jobs.capacity, jobs.per, jobs.burst), (8.0, None, 0.0));
+    assert_eq!((jobs.safe, jobs.learning), (Safe::Share, Duration::from_secs(20)));
+    let [charge, work] = &settings.ratelimit.apply[..] else { panic!("two rules") };
+    assert_eq!((charge.direction, charge.cost, charge.enforce), (Direction::Outbound, 5, false));
+    assert_eq!(charge.key, Some(KeySource::Header("x-tenant".to_owned())));
+    assert_eq!((work.direction, work.fail, work.enforce), (Direction::Inbound, Fail::Safe, true));
     assert_eq!(settings.node.data_dir, DataDir::Path("/var/lib/evenkeel".into()));
+}
+
+#[test]
+fn what_a_resource_does_not_say_follows_from_what_it_says() {
+    let resource = |said: &str| {
+        let text = format!("ratelimit: {{resources: [{{match: a, {said}}}]}}");
+        good(&text).settings.ratelimit.resources.remove(0)
+    };
+    let seconds = Duration::from_secs;
+    let plain = resource("capacity: 500, per: 1s");
+    assert_eq!(plain.burst, 50.0);
+    assert_eq!((plain.algorithm, plain.safe), (Algorithm::FairShare, Safe::Share));
+    assert_eq!(
+        (plain.lease, plain.refresh, plain.learning),
+        (seconds(20), seconds(5), seconds(20))
+    );
+    let short = resource("capacity: 0.005, per: 1s, lease: 2s");
+    assert_eq!((short.lease, short.refresh, short.learning), (seconds(2), seconds(2), seconds(2)));
+    assert_eq!(short.burst, 0.0);
+    assert_eq!(resource("capacity: 0").per, None);
 }
 
 #[test]

@@ -66,6 +66,14 @@ const SAMPLES: &[&str] = &[
     "64KiB",
     "1KB",
     "64kb",
+    "share",
+    "unlimited",
+    "static",
+    "fair_share",
+    "outbound",
+    "inbound",
+    "open",
+    "closed",
     "GET",
     "get",
     "/",
@@ -151,6 +159,17 @@ fn file_with(path: &str, value: &str) -> String {
             "upstreams[]." => &[("name", "a")],
             "services[].routes[]." | "upstreams[].routes[]." => &[("match", "{path: /}")],
             "outbound.listeners[]." => &[("listen", "'127.0.0.1:1'"), ("service", "a")],
+            "ratelimit." if key == "apply" => {
+                &[("resources", "[{match: '*', capacity: 1, per: 1s}]")]
+            }
+            "ratelimit.resources[]." if key == "burst" => {
+                &[("match", "a"), ("capacity", "1"), ("per", "1s")]
+            }
+            "ratelimit.resources[]." => &[("match", "a"), ("capacity", "1")],
+            "ratelimit.resources[].floors[]." => &[("priority", "1"), ("share", "'1%'")],
+            "ratelimit.apply[]." => {
+                &[("direction", "outbound"), ("service", "a"), ("resource", "a")]
+            }
             _ => &[],
         };
         let beside: String = needed
@@ -293,6 +312,11 @@ fn the_schema_refuses_what_can_be_seen_at_one_place() {
         "services: [{name: a, address: \"127.0.0.1:1\", check: {tcp: false}}]",
         "services: [{name: a, address: \"127.0.0.1:1\", meta: {a: [b]}}]",
         "outbound: {listeners: [{listen: \"127.0.0.1:1\"}]}",
+        "ratelimit: {resources: [{match: a}]}",
+        "ratelimit: {resources: [{match: a, capacity: -1}]}",
+        "ratelimit: {resources: [{match: a, capacity: 1, safe: all}]}",
+        "ratelimit: {resources: [{match: a, capacity: 1, floors: [{priority: 1.5, share: 1%}]}]}",
+        "ratelimit: {apply: [{direction: both, service: a, resource: a}]}",
         "log: info",
     ];
     for text in refused {
@@ -316,8 +340,8 @@ fn defaults_are_what_an_empty_file_means() {
     }
     assert!(seen > 40, "{seen}");
 
-    let text =
-        "services: [{name: a, address: '10.0.0.1:1', check: {tcp: true}}]\nupstreams: [{name: a}]";
+    let text = "services: [{name: a, address: '10.0.0.1:1', check: {tcp: true}}]\nupstreams: [{name: a}]\n\
+                ratelimit: {resources: [{match: a, capacity: 1}], apply: [{direction: inbound, service: a, resource: a}]}";
     let full = serde_json::to_value(load(text).expect("loads")).expect("JSON");
     for (path, key) in built().into_iter().filter(|(path, key)| {
         !key.default.is_empty()
@@ -410,8 +434,10 @@ fn to_json(text: &str) -> Value {
                 {
                     json!(text.replace('_', "").parse::<u64>().expect("a number"))
                 }
-                (_, Plain::Rewritten("a number")) if text.parse::<f64>().is_ok() => {
-                    json!(text.parse::<f64>().expect("a number"))
+                (_, Plain::Rewritten("a number"))
+                    if text.replace('_', "").parse::<f64>().is_ok() =>
+                {
+                    json!(text.replace('_', "").parse::<f64>().expect("a number"))
                 }
                 _ => json!(text),
             },
@@ -448,10 +474,10 @@ fn check(schema: &Value, value: &Value) -> Result<(), String> {
                 value.as_str().is_none_or(|text| pattern.is_match(text))
             }
             "minimum" => {
-                value.as_u64().is_none_or(|number| number >= wanted.as_u64().expect("a number"))
+                value.as_f64().is_none_or(|number| number >= wanted.as_f64().expect("a number"))
             }
             "maximum" => {
-                value.as_u64().is_none_or(|number| number <= wanted.as_u64().expect("a number"))
+                value.as_f64().is_none_or(|number| number <= wanted.as_f64().expect("a number"))
             }
             "maxItems" => value
                 .as_array()

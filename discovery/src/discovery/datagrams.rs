@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Discovery, FETCH, FETCH_PEERS_MAX};
+use super::{Discovery, Event, FETCH, FETCH_PEERS_MAX};
 use crate::membership::NotTaken;
 use crate::refusal::Verdict;
 use crate::registry::Applied;
@@ -193,6 +193,7 @@ impl Discovery {
                 Frame::Suspected { epoch, incarnation } => {
                     self.membership.handle_suspected(now, sender, epoch, incarnation);
                 }
+                Frame::Quota(bytes) => self.tell(Event::Quota { from: sender, bytes }),
                 // Answered by the callers, who know where to.
                 Frame::Challenge(_)
                 | Frame::Echo(_)
@@ -230,6 +231,9 @@ impl Discovery {
                 if changes.orders {
                     self.withdraw_orders(now, wall_ms);
                     self.publisher.touch_orders(now);
+                }
+                if changes.notes {
+                    self.publisher.touch_notes(now, extent.node);
                 }
                 if changes.node {
                     self.publisher.touch_node(now, extent.node, &self.registry);

@@ -14,6 +14,10 @@ pub const DOWN_KEPT: Duration = Duration::from_secs(3600);
 pub const FRAME_MAX: usize = 8 * 1024 * 1024;
 /// The largest datagram sent; longer ones received are refused.
 pub const DATAGRAM_MAX: usize = 1200;
+/// The longest note that a host may write into its record.
+pub const NOTE_MAX: usize = 8 * 1024;
+/// The longest message about quotas.
+pub const QUOTA_MAX: usize = 1024;
 
 /// Who this host is and which mesh it belongs to.
 #[derive(Debug, Clone)]
@@ -176,6 +180,13 @@ pub enum Event {
         winner: u64,
         /// What both claim.
         address: SocketAddr,
+    },
+    /// Another host says something about quotas; it has proved that it is there.
+    Quota {
+        /// Which.
+        from: u64,
+        /// What it handed to [`Discovery::send_quota`](super::Discovery::send_quota).
+        bytes: Vec<u8>,
     },
     /// Another process uses this host's id (a copied data directory): this host continues under a new one.
     NewIdentity {

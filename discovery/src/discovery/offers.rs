@@ -9,9 +9,11 @@ use evenkeel_config::Published;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Discovery, Event, GENERATION_MAX, JUMP_WINDOW, JUMPS_MAX, SavedRegistration};
+use super::{
+    Discovery, Event, GENERATION_MAX, JUMP_WINDOW, JUMPS_MAX, NOTE_MAX, SavedRegistration,
+};
 use crate::health::Health;
-use crate::index::{PolicyHash, policy_hash, policy_key};
+use crate::index::{PolicyHash, note_key, policy_hash, policy_key};
 use crate::membership::Membership;
 use crate::record::InstanceBody;
 use crate::registration::{BODY_MAX, INSTANCES_MAX, Origin, RegisterError, Registration};
@@ -166,6 +168,18 @@ impl Discovery {
         self.publish(now, wall_ms);
     }
 
+    /// Writes a note into this host's record, or takes it back: what the rest of the program tells its like on all hosts
+    /// ([`Catalog::notes`](crate::Catalog::notes)). Returns whether it is short enough ([`NOTE_MAX`]); if not, nothing changed.
+    pub fn note(&mut self, now: Instant, wall_ms: u64, name: &str, body: Option<Vec<u8>>) -> bool {
+        let key = note_key(name);
+        if self.left || body.as_ref().is_some_and(|body| body.len() > NOTE_MAX) {
+            return false;
+        }
+        self.write_own(now, &key, body);
+        self.publish(now, wall_ms);
+        true
+    }
+
     fn write_policy(&mut self, now: Instant, hash: &PolicyHash, policy: &Published) {
         self.write_own(now, &policy_key(hash), Some(policy.text().as_bytes().to_vec()));
     }
@@ -200,6 +214,9 @@ impl Discovery {
         }
         if changes.orders {
             self.publisher.touch_orders(now);
+        }
+        if changes.notes {
+            self.publisher.touch_notes(now, own);
         }
     }
 

@@ -80,6 +80,7 @@ impl Peers {
             None => Visible::Hidden,
             Some(departed) if departed.left => Visible::Left,
             Some(departed) if departed.preserved_until.is_some() => Visible::Preserved,
+            Some(departed) if departed.dead => Visible::Dead,
             Some(_) => Visible::Failed,
         }
     }

@@ -537,3 +537,57 @@ proptest! {
         prop_assert!(refused >= 2 * inputs.len() as u64);
     }
 }
+
+#[test]
+fn notes_show_at_all_hosts_while_their_writer_is_up_and_wake_no_watcher_of_a_service() {
+    let now = t0();
+    let mut hosts = pair(now);
+    hosts[0].register(now, WALL, registration("a", "web")).unwrap();
+    let mut at = now;
+    let mut pass = |hosts: &mut [Discovery; 2]| {
+        for _ in 0..4 {
+            at += Duration::from_millis(100);
+            hosts.iter_mut().for_each(|host| host.handle_timeout(at, WALL + 1000));
+            talk(at, hosts);
+        }
+        at
+    };
+    let soon = pass(&mut hosts);
+    let before = hosts[1].snapshot();
+
+    assert!(hosts[0].note(soon, WALL, "quota", Some(vec![7, 0, 255])));
+    assert!(!hosts[0].note(soon, WALL, "long", Some(vec![0; NOTE_MAX + 1])));
+    assert!(hosts[0].note(soon, WALL, "longest", Some(vec![0; NOTE_MAX])));
+    assert_eq!(hosts[0].snapshot().notes[&1]["quota"][..], [7, 0, 255], "its own at once");
+    let at = pass(&mut hosts);
+    let after = hosts[1].snapshot();
+    assert_eq!(after.notes[&1]["quota"][..], [7, 0, 255]);
+    assert_eq!(after.notes[&1]["longest"].len(), NOTE_MAX, "fetched, where no datagram has room");
+    assert_eq!(after.service_index("web"), before.service_index("web"));
+    assert_eq!(after.nodes_index, before.nodes_index);
+
+    hosts[0].note(at, WALL, "longest", None);
+    assert_eq!(hosts[0].snapshot().notes[&1].len(), 1);
+    hosts[0].leave(at, WALL);
+    talk(at, &mut hosts);
+    hosts[1].handle_timeout(at + Duration::from_secs(1), WALL + 3000);
+    assert!(hosts[1].snapshot().notes.is_empty());
+    assert!(!hosts[0].note(at, WALL, "quota", None), "it has left");
+}
+
+#[test]
+fn what_is_said_about_quotas_arrives_as_it_was_said() {
+    let now = t0();
+    let mut hosts = pair(now);
+    events(&mut hosts[1]);
+    hosts[0].send_quota(2, vec![0xff; QUOTA_MAX]);
+    hosts[0].send_quota(2, vec![0; QUOTA_MAX + 1]);
+    hosts[0].send_quota(1, vec![1]);
+    assert_eq!(hosts[0].counters().overflow, 1);
+    talk(now, &mut hosts);
+    let quotas: Vec<Event> = events(&mut hosts[1])
+        .into_iter()
+        .filter(|event| matches!(event, Event::Quota { .. }))
+        .collect();
+    assert_eq!(quotas, [Event::Quota { from: 1, bytes: vec![0xff; QUOTA_MAX] }]);
+}

@@ -141,7 +141,7 @@ impl Resource {
 
     /// Whether hosts share it, so that there is a root.
     pub fn is_shared(&self) -> bool {
-        !matches!(self.rules.algorithm, Algorithm::None | Algorithm::Static)
+        self.rules.algorithm.shares()
     }
 
     /// What the host itself may spend.

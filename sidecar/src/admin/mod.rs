@@ -1,7 +1,7 @@
 //! The admin listener: whether this host is well, its numbers, and why it does what it does.
 //!
 //! `/livez`, `/readyz`, `/metrics`, `/config` (secrets left out), and below `/v1/` what the command line prints:
-//! `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=&key=`, `shards/S?key=`, `events`, `orders`. All of that reads; what
+//! `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=&key=`, `shards/S?key=`, `quotas`, `events`, `orders`. All of that reads; what
 //! changes something is in [`orders`]. Membership and
 //! services come from the snapshot; what the data plane knows comes through [`Views`], so that this knows nothing of
 //! it. On a loopback listener, requests under a foreign name are refused: a page in the operator's browser could
@@ -78,6 +78,8 @@ impl Default for About {
 pub struct Admin {
     /// Membership and services.
     pub gossip: GossipHandle,
+    /// The leases of this host.
+    pub quotas: crate::quotas::QuotasHandle,
     /// What happened.
     pub events: Arc<Events>,
     /// Every number.
@@ -104,6 +106,7 @@ pub fn router(admin: Admin, address: SocketAddr) -> Router {
         .route("/v1/endpoints/{service}", get(endpoints))
         .route("/v1/explain/{service}", get(explain))
         .route("/v1/shards/{service}", get(shards))
+        .route("/v1/quotas", get(quotas))
         .route("/v1/events", get(events))
         .merge(orders::router(&admin))
         .fallback(unknown)
@@ -219,7 +222,7 @@ fn member(node: &Node, catalog: &Catalog, instances: usize) -> report::Member {
     let state = match node.status {
         NodeStatus::Alive if node.draining => "draining",
         NodeStatus::Alive => "alive",
-        NodeStatus::Failed => "failed",
+        NodeStatus::Failed | NodeStatus::Dead => "failed",
         NodeStatus::Left => "left",
     };
     // Indices are unix microseconds, give or take.
@@ -242,6 +245,10 @@ fn member(node: &Node, catalog: &Catalog, instances: usize) -> report::Member {
         instances,
         myself: node.id == catalog.own,
     }
+}
+
+async fn quotas(State(admin): Ours) -> Json<crate::quotas::report::View> {
+    Json(crate::quotas::report::View::clone(&admin.quotas.view()))
 }
 
 async fn services(State(admin): Ours) -> Json<report::Services> {

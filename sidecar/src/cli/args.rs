@@ -49,6 +49,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Show the few endpoints that a key's requests may go to, and how much that shard shares with others.
     Shards(ShardsArgs),
+    /// Shared limits: who wants how much of which resource, who has it, and which host is its root.
+    Quotas(AskArgs),
     /// Show what happened lately: hosts that came and went, health that changed, joins that failed.
     Events(AskArgs),
     /// Change a service's policy on every host of the mesh, for a while; without a service: show what is overridden.

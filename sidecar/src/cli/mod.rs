@@ -7,6 +7,7 @@ mod args;
 mod client;
 mod keygen;
 mod orders;
+mod quotas;
 mod show;
 mod table;
 
@@ -61,6 +62,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Endpoints(args) => print(&show::endpoints(&args, colour)?),
         Command::Explain(args) => print(&show::explain(&args, colour)?),
         Command::Shards(args) => print(&show::shards(&args, colour)?),
+        Command::Quotas(ask) => print(&quotas::quotas(&ask, colour)?),
         Command::Events(ask) => print(&show::events(&ask, colour)?),
         Command::Override(args) => print(&orders::override_policy(&args, colour)?),
         Command::Drain(args) => print(&orders::drain(&args, colour)?),

@@ -9,7 +9,7 @@ use crate::admin::report::{Endpoints, EventList, Explain, Member, Members, Servi
 use crate::events::Severity;
 
 /// Asks for `path` and returns what to print: the body as it is, or what `table` makes of it.
-fn asked<T: DeserializeOwned>(
+pub fn asked<T: DeserializeOwned>(
     ask: &AskArgs,
     path: &str,
     table: impl FnOnce(&T) -> String,

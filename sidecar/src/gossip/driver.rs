@@ -41,6 +41,8 @@ pub(super) struct Driver {
     /// Where the sockets listen.
     pub listens: SocketAddr,
     pub udp: std::net::UdpSocket,
+    /// Where messages about quotas go.
+    pub quotas: mpsc::Sender<(u64, Vec<u8>)>,
 }
 
 /// What the loop keeps beside `Discovery`.
@@ -70,6 +72,7 @@ impl Driver {
         mut self,
         tcp: TcpListener,
         mut commands: mpsc::Receiver<Command>,
+        mut quotas: mpsc::Receiver<(u64, Vec<u8>)>,
         mut stopped: oneshot::Receiver<()>,
     ) -> io::Result<()> {
         let tcp = tokio::net::TcpListener::from_std(tcp)?;
@@ -110,6 +113,13 @@ impl Driver {
                     Some(command) => self.command(command, &mut round),
                     None => commands_open = false,
                 },
+                Some((to, bytes)) = quotas.recv() => {
+                    self.discovery.send_quota(to, bytes);
+                    for _ in 0..BATCH_MAX {
+                        let Ok((to, bytes)) = quotas.try_recv() else { break };
+                        self.discovery.send_quota(to, bytes);
+                    }
+                }
                 Some(arrival) = arrived.recv() => self.arrival(arrival, &mut round),
                 Some((name, found)) = addresses.recv() => self.resolved(name, found, &mut round),
                 () = tokio::time::sleep_until(due.into()) => {}
@@ -218,6 +228,8 @@ impl Driver {
                     "two hosts claim this gossip address: {loser:016x} is left out, {winner:016x} is kept. Unless it is one host that lost its data directory, change node.address of one"
                 ),
             ),
+            // A full queue loses it, as the network may.
+            Event::Quota { from, bytes } => drop(self.quotas.try_send((from, bytes))),
             Event::NewIdentity { node } => {
                 self.save();
                 self.events.warn(
@@ -293,6 +305,11 @@ impl Driver {
             Command::Reconcile(offers, done) => {
                 self.reconcile(*offers);
                 let _ = done.send(());
+            }
+            Command::Note(name, body) => {
+                if !self.discovery.note(now, wall, &name, body) {
+                    warn!(name, "a note is too long for this host's record");
+                }
             }
             Command::Order(request, done) => {
                 let result = match *request {

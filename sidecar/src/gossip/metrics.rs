@@ -125,11 +125,11 @@ impl GossipMetrics {
         self.slowdown.set(i64::try_from(counters.slowdown).unwrap_or(i64::MAX));
         let catalog = self.published.catalog.load();
         for (label, status) in [
-            ("alive", NodeStatus::Alive),
-            ("failed", NodeStatus::Failed),
-            ("left", NodeStatus::Left),
+            ("alive", &[NodeStatus::Alive][..]),
+            ("failed", &[NodeStatus::Failed, NodeStatus::Dead]),
+            ("left", &[NodeStatus::Left]),
         ] {
-            let count = catalog.nodes.values().filter(|node| node.status == status).count();
+            let count = catalog.nodes.values().filter(|node| status.contains(&node.status)).count();
             self.members.with_label_values(&[label]).set(gauge(count));
         }
         for status in [Status::Passing, Status::Warning, Status::Critical] {

@@ -76,6 +76,10 @@ pub struct GossipArgs<'a> {
     pub events: Arc<Events>,
     /// Where numbers are registered.
     pub metrics: &'a prometheus::Registry,
+    /// Where messages of other hosts about quotas go.
+    pub quotas_received: mpsc::Sender<(u64, Vec<u8>)>,
+    /// Messages about quotas for other hosts.
+    pub quotas_to_send: mpsc::Receiver<(u64, Vec<u8>)>,
 }
 
 /// What others ask the thread to do.
@@ -91,6 +95,8 @@ pub enum Command {
     Draining(bool),
     /// Offer exactly these of the configuration, besides what the HTTP API registered.
     Reconcile(Box<Offers>, oneshot::Sender<()>),
+    /// Write a note into this host's record, or take it back.
+    Note(String, Option<Vec<u8>>),
     /// Issue an order to the mesh, or take one back.
     Order(Box<OrderRequest>, oneshot::Sender<Result<(), ChangeError>>),
     /// Say goodbye; the answer comes when it is said.
@@ -158,7 +164,7 @@ impl std::error::Error for ChangeError {}
 /// # Errors
 /// No entropy, no thread, or the sockets cannot be used.
 pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
-    let GossipArgs { settings, env, sockets, mesh_port, state, events, metrics } = args;
+    let GossipArgs { settings, env, sockets, mesh_port, state, events, metrics, .. } = args;
     let listens = sockets.local_addr()?;
     let saved: Option<Saved> = state.read(SAVED_FILE, |bytes| serde_json::from_slice(bytes));
     let node = NodeInfo {
@@ -208,14 +214,16 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         joined: Arc::clone(&joined),
         listens,
         udp: sockets.udp,
+        quotas: args.quotas_received,
     };
+    let quotas = args.quotas_to_send;
     let tcp = sockets.tcp;
     let thread = std::thread::Builder::new().name("ek-gossip".into()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(cause) => return tracing::error!(%cause, "gossip cannot start"),
         };
-        if let Err(cause) = runtime.block_on(driver.run(tcp, queue, stopped)) {
+        if let Err(cause) = runtime.block_on(driver.run(tcp, queue, quotas, stopped)) {
             tracing::error!(%cause, "gossip stopped: this host will be taken for dead. Restart it");
         }
         // A name look-up may still hang on its own thread.
@@ -326,6 +334,11 @@ impl GossipHandle {
     /// Asks all hosts to stop choosing this one, or to start again.
     pub async fn set_draining(&self, draining: bool) {
         self.ask(Command::Draining(draining)).await;
+    }
+
+    /// Writes a note into this host's record, or takes it back. Where too many commands wait the note is lost: whoever writes it says it again.
+    pub fn note(&self, name: String, body: Option<Vec<u8>>) -> bool {
+        self.commands.try_send(Command::Note(name, body)).is_ok()
     }
 
     /// Says goodbye to all; returns when it is said. Afterwards drop the [`Gossip`].

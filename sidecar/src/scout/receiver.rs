@@ -132,7 +132,7 @@ impl Answerer {
     fn question(self: &Rc<Self>, datagram: &[u8], from: SocketAddr) {
         let router = self.shared.router.load();
         if self.shared.identity.keys.is_empty()
-            && !router.members.contains(&from.ip().to_canonical())
+            && !router.members.contains_key(&from.ip().to_canonical())
         {
             return self.questions.stranger.inc();
         }

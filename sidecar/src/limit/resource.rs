@@ -1,0 +1,454 @@
+//! One resource on this host, as requests draw on it.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use evenkeel_ratelimit::{
+    Bucket, Concurrency, Demand, Fail, KeyTable, Micros, Pace, Place, RESOURCE_ID_MAX, Safe,
+    Spending, Template,
+};
+use tokio::sync::{mpsc, watch};
+
+use super::{FIRST_WAIT, Wanted};
+
+/// A resource, with all its keys.
+#[derive(Debug)]
+pub struct Resource {
+    name: Arc<[u8]>,
+    rules: Template,
+    /// What is leased, by key; the empty key where there are none.
+    meters: Arc<ArcSwap<HashMap<Box<[u8]>, Arc<Meter>, foldhash::fast::RandomState>>>,
+    /// All other keys: each has this host's own part. Not for what is held.
+    own_part: ArcSwap<OwnPart>,
+    /// Something became leased.
+    changed: Arc<watch::Sender<()>>,
+    wanted: mpsc::Sender<Wanted>,
+}
+
+/// The buckets of keys that are not leased, and the pace that they have.
+#[derive(Debug)]
+struct OwnPart {
+    right: Micros,
+    buckets: KeyTable,
+}
+
+/// What this host has of one resource, and how much it is asked for.
+#[derive(Debug)]
+pub struct Meter {
+    bucket: Bucket,
+    places: Arc<Concurrency>,
+    demand: Demand,
+    /// No root answers: what goes is for `fail` to say.
+    alone: AtomicBool,
+}
+
+/// The request may not go now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    /// When it would be worth trying again; `None`: nobody knows.
+    pub retry_after: Option<Duration>,
+}
+
+impl Resource {
+    /// Nothing is leased, and this host owns nothing, until it is told otherwise.
+    pub fn new(name: Arc<[u8]>, rules: Template, wanted: mpsc::Sender<Wanted>) -> Resource {
+        Resource {
+            name,
+            rules,
+            meters: Arc::default(),
+            own_part: ArcSwap::from_pointee(OwnPart::new(Pace::STOPPED, Micros::ZERO)),
+            changed: Arc::new(watch::Sender::new(())),
+            wanted,
+        }
+    }
+
+    /// The same resource under other rules: what is leased goes on.
+    pub fn under(&self, rules: Template) -> Resource {
+        Resource {
+            rules,
+            meters: Arc::clone(&self.meters),
+            changed: Arc::clone(&self.changed),
+            ..Resource::new(Arc::clone(&self.name), self.rules.clone(), self.wanted.clone())
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &Arc<[u8]> {
+        &self.name
+    }
+
+    /// Its rules.
+    pub fn rules(&self) -> &Template {
+        &self.rules
+    }
+
+    /// The id under which leases of a key are asked for.
+    pub fn id(&self, key: &[u8]) -> Arc<[u8]> {
+        match key {
+            [] => Arc::clone(&self.name),
+            key => Arc::from([&self.name, &b"\0"[..], key].concat()),
+        }
+    }
+
+    /// The key as it fits in an id: two long ones are still two.
+    fn fitting<'k>(&self, key: &'k [u8]) -> Cow<'k, [u8]> {
+        let room = RESOURCE_ID_MAX.saturating_sub(self.name.len() + 1);
+        if key.len() <= room {
+            return Cow::Borrowed(key);
+        }
+        let hash = evenkeel_balancer::key_hash(key).to_be_bytes();
+        let head = &key[..room.saturating_sub(hash.len())];
+        Cow::Owned([head, &hash].concat())
+    }
+
+    /// Takes `cost`, or waits for it no longer than `patience`. What is held is given back by dropping the place.
+    ///
+    /// # Errors
+    /// Nothing was taken.
+    pub async fn acquire(
+        self: &Arc<Self>,
+        now: Instant,
+        key: &[u8],
+        cost: u32,
+        fail: Fail,
+        patience: Duration,
+    ) -> Result<Option<Place>, Refusal> {
+        let key = &*self.fitting(key);
+        if let Some(meter) = self.meter(key) {
+            return self.draw(&meter, now, cost, fail, patience).await;
+        }
+        if self.spend_own_part(now, key, cost) {
+            return Ok(None);
+        }
+        let mut changed = self.changed.subscribe();
+        self.want(key);
+        let end = now + FIRST_WAIT;
+        loop {
+            if let Some(meter) = self.meter(key) {
+                let now = Instant::now();
+                let patience = patience.max(end.saturating_duration_since(now));
+                return self.draw(&meter, now, cost, fail, patience).await;
+            }
+            if tokio::time::timeout_at(end.into(), changed.changed()).await.is_err() {
+                return Err(Refusal { retry_after: Some(FIRST_WAIT) });
+            }
+        }
+    }
+
+    /// As [`Resource::acquire`], but nobody is held back.
+    ///
+    /// # Errors
+    /// It would have been refused.
+    pub fn observe(
+        self: &Arc<Self>,
+        now: Instant,
+        key: &[u8],
+        cost: u32,
+        fail: Fail,
+    ) -> Result<Option<Place>, Refusal> {
+        let key = &*self.fitting(key);
+        let Some(meter) = self.meter(key) else {
+            if self.spend_own_part(now, key, cost) {
+                return Ok(None);
+            }
+            self.want(key);
+            return Err(Refusal { retry_after: None });
+        };
+        if let Some(decided) = self.decided_alone(&meter, now, cost, fail) {
+            return decided;
+        }
+        match self.rules.per {
+            None => meter.enter(),
+            Some(_) => meter.bucket.try_acquire(now, cost).map(|()| None).map_err(Refusal::from),
+        }
+    }
+
+    async fn draw(
+        &self,
+        meter: &Meter,
+        now: Instant,
+        cost: u32,
+        fail: Fail,
+        patience: Duration,
+    ) -> Result<Option<Place>, Refusal> {
+        if let Some(decided) = self.decided_alone(meter, now, cost, fail) {
+            return decided;
+        }
+        if self.rules.per.is_none() {
+            return meter.enter();
+        }
+        let wait = meter.bucket.reserve(now, cost, patience)?;
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        Ok(None)
+    }
+
+    /// Counts the demand. Where no root answers, `fail` may say what goes, whatever the bucket has.
+    fn decided_alone(
+        &self,
+        meter: &Meter,
+        now: Instant,
+        cost: u32,
+        fail: Fail,
+    ) -> Option<Result<Option<Place>, Refusal>> {
+        meter.demand.offer(now, cost);
+        if !meter.alone.load(Relaxed) {
+            return None;
+        }
+        // The bucket has what the resource itself says; here only whether it is asked.
+        let alone = Spending { amount: Micros::ZERO, in_touch: false };
+        match (alone.allows(fail, self.rules.safe), fail, self.rules.safe) {
+            (None, ..) => Some(Ok(None)),
+            (Some(_), Fail::Closed, _) | (Some(_), Fail::Safe, Safe::Stop) => {
+                Some(Err(Refusal { retry_after: None }))
+            }
+            (Some(_), ..) => None,
+        }
+    }
+
+    fn spend_own_part(&self, now: Instant, key: &[u8], cost: u32) -> bool {
+        self.rules.per.is_some() && self.own_part.load().buckets.try_acquire(now, key, cost).is_ok()
+    }
+
+    fn want(self: &Arc<Self>, key: &[u8]) {
+        // A full queue: others of this key, or the next request, will ask again.
+        let _ = self.wanted.try_send(Wanted { resource: Arc::clone(self), key: Box::from(key) });
+    }
+
+    /// What is leased of a key.
+    pub fn meter(&self, key: &[u8]) -> Option<Arc<Meter>> {
+        self.meters.load().get(key).cloned()
+    }
+
+    /// A key is leased from now on, at this pace; until then it had this host's own part, which counts as used up.
+    pub fn lease(&self, now: Instant, key: &[u8], spending: Spending) -> Arc<Meter> {
+        let meter = Arc::new(Meter::new(now));
+        meter.set(now, &self.rules, spending);
+        meter.bucket.drain(now);
+        self.meters.rcu(|known| {
+            let mut next = HashMap::clone(known);
+            next.insert(Box::from(key), Arc::clone(&meter));
+            next
+        });
+        self.changed.send_replace(());
+        meter
+    }
+
+    /// A key is not leased any more: it has this host's own part again.
+    pub fn forget(&self, key: &[u8]) {
+        self.meters.rcu(|known| {
+            let mut next = HashMap::clone(known);
+            next.remove(key);
+            next
+        });
+    }
+
+    /// What this host owns of each key that is not leased.
+    pub fn set_own_part(&self, right: Micros) {
+        if self.own_part.load().right != right {
+            self.own_part.store(Arc::new(OwnPart::new(self.rules.pace(right), right)));
+        }
+    }
+}
+
+impl OwnPart {
+    fn new(pace: Pace, right: Micros) -> OwnPart {
+        // The seed keeps strangers from aiming at one place; it need not be secret from ourselves.
+        let seed = foldhash::fast::RandomState::default();
+        let seed = std::hash::BuildHasher::hash_one(&seed, 0u64);
+        OwnPart { right, buckets: KeyTable::new(Instant::now(), pace, KEYS, seed) }
+    }
+}
+
+impl Meter {
+    fn new(now: Instant) -> Meter {
+        Meter {
+            bucket: Bucket::new(now, Pace::STOPPED),
+            places: Concurrency::new(),
+            demand: Demand::new(now),
+            alone: AtomicBool::new(false),
+        }
+    }
+
+    /// What may be spent from now on.
+    pub fn set(&self, now: Instant, rules: &Template, spending: Spending) {
+        let amount = match rules.safe {
+            Safe::Each(each) if !spending.in_touch => each,
+            _ => spending.amount,
+        };
+        self.bucket.set_pace(now, rules.pace(amount));
+        self.places.set_limit(amount);
+        self.alone.store(!spending.in_touch, Relaxed);
+    }
+
+    /// What it is asked for, in the unit of the capacity.
+    pub fn wants(&self, now: Instant, rules: &Template) -> Micros {
+        match rules.per {
+            None => self.places.take_wanted(),
+            Some(per) => {
+                let second = self.demand.per_second(now);
+                let nanos = u64::try_from(per.as_nanos()).unwrap_or(u64::MAX);
+                second.part(nanos, 1_000_000_000)
+            }
+        }
+    }
+
+    /// What is held now; nothing where it is spent.
+    pub fn held(&self) -> Micros {
+        self.places.held()
+    }
+
+    fn enter(&self) -> Result<Option<Place>, Refusal> {
+        self.places.try_enter().map(Some).ok_or(Refusal { retry_after: None })
+    }
+}
+
+impl From<evenkeel_ratelimit::Refused> for Refusal {
+    fn from(refused: evenkeel_ratelimit::Refused) -> Refusal {
+        Refusal { retry_after: refused.retry_after }
+    }
+}
+
+/// Keys of one resource that have a bucket of their own without a lease: 16 bytes each.
+const KEYS: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use evenkeel_ratelimit::{Algorithm, Floors};
+
+    fn rules(per: Option<Duration>) -> Template {
+        Template {
+            pattern: "db".into(),
+            capacity: Micros::units(100),
+            per,
+            burst: Micros::units(10),
+            algorithm: Algorithm::FairShare,
+            floors: Floors::default(),
+            lease: Duration::from_secs(20),
+            refresh: Duration::from_secs(5),
+            learning: Duration::from_secs(20),
+            safe: Safe::Share,
+        }
+    }
+
+    fn resource(rules: Template) -> (Arc<Resource>, mpsc::Receiver<Wanted>) {
+        let (wanted, wants) = mpsc::channel(10);
+        (Arc::new(Resource::new(Arc::from(&b"db"[..]), rules, wanted)), wants)
+    }
+
+    fn rate() -> Template {
+        rules(Some(Duration::from_secs(1)))
+    }
+
+    fn has(units: u64) -> Spending {
+        Spending { amount: Micros::units(units), in_touch: true }
+    }
+
+    const NOW: Duration = Duration::ZERO;
+
+    #[tokio::test]
+    async fn a_key_has_this_hosts_part_first_and_leases_when_that_is_used_up() {
+        let (resource, mut wants) = resource(rate());
+        resource.set_own_part(Micros::units(50));
+        let now = Instant::now();
+        // The burst of half of the capacity.
+        for _ in 0..5 {
+            assert!(matches!(resource.acquire(now, b"a", 1, Fail::Safe, NOW).await, Ok(None)));
+        }
+        assert!(wants.try_recv().is_err(), "nobody was asked");
+        let owner = async {
+            let wanted = wants.recv().await.unwrap();
+            assert_eq!(*wanted.key, *b"a");
+            wanted.resource.lease(Instant::now(), &wanted.key, has(90));
+        };
+        let (taken, ()) = tokio::join!(resource.acquire(now, b"a", 1, Fail::Safe, NOW), owner);
+        assert!(taken.is_ok(), "it waited for the leases, and for its turn");
+        let meter = resource.meter(b"a").unwrap();
+        assert!(!meter.wants(Instant::now(), resource.rules()).is_zero(), "it is measured now");
+        assert!(
+            resource.acquire(now, b"b", 1, Fail::Safe, NOW).await.is_ok(),
+            "b has its own part"
+        );
+        assert!(resource.meter(b"b").is_none());
+        resource.forget(b"a");
+        assert!(resource.meter(b"a").is_none());
+    }
+
+    #[tokio::test]
+    async fn without_an_answer_the_first_request_is_refused_after_a_moment() {
+        let (resource, _wants) = resource(rate());
+        let now = Instant::now();
+        let refused = resource.acquire(now, b"", 1, Fail::Open, NOW).await.unwrap_err();
+        assert!(now.elapsed() >= FIRST_WAIT);
+        assert_eq!(refused.retry_after, Some(FIRST_WAIT));
+        let now = Instant::now();
+        assert!(resource.observe(now, b"", 1, Fail::Open).is_err());
+        assert!(now.elapsed() < FIRST_WAIT, "who observes holds nobody back");
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_as_long_as_it_may_and_no_longer() {
+        let (resource, _wants) = resource(rate());
+        resource.lease(Instant::now(), b"", has(20));
+        // The burst is used up at first: two units, a tenth of a second.
+        let now = Instant::now();
+        let refused = resource.acquire(now, b"", 1, Fail::Safe, NOW).await.unwrap_err();
+        let wait = refused.retry_after.unwrap();
+        assert!(wait > Duration::from_millis(20) && wait < Duration::from_millis(60), "{wait:?}");
+        assert!(resource.acquire(now, b"", 1, Fail::Safe, wait).await.is_ok());
+        assert!(now.elapsed() >= wait);
+    }
+
+    #[tokio::test]
+    async fn alone_a_request_goes_or_not_as_its_rule_says() {
+        for (fail, safe, goes) in [
+            (Fail::Open, Safe::Stop, true),
+            (Fail::Closed, Safe::Unlimited, false),
+            (Fail::Safe, Safe::Unlimited, true),
+            (Fail::Safe, Safe::Stop, false),
+            (Fail::Safe, Safe::Each(Micros::units(1000)), true),
+            (Fail::Safe, Safe::Share, false),
+        ] {
+            let (resource, _wants) = resource(Template { safe, ..rate() });
+            let alone = Spending { amount: Micros::ZERO, in_touch: false };
+            resource.lease(Instant::now(), b"", alone);
+            let patience = Duration::from_millis(500);
+            let now = Instant::now();
+            let taken = resource.acquire(now, b"", 1, fail, patience).await;
+            assert_eq!(taken.is_ok(), goes, "{fail:?} {safe:?}");
+            let meter = resource.meter(b"").unwrap();
+            assert!(!meter.wants(Instant::now(), resource.rules()).is_zero(), "demand is counted");
+        }
+    }
+
+    #[tokio::test]
+    async fn places_are_held_and_given_back() {
+        let (resource, _wants) = resource(rules(None));
+        let meter = resource.lease(Instant::now(), b"", has(2));
+        let take = || resource.acquire(Instant::now(), b"", 1, Fail::Safe, NOW);
+        let (first, second) = (take().await.unwrap(), take().await.unwrap());
+        assert!(first.is_some() && second.is_some());
+        assert!(take().await.is_err());
+        assert_eq!(meter.held(), Micros::units(2));
+        drop(first);
+        assert!(take().await.is_ok());
+    }
+
+    #[test]
+    fn ids_fit_and_long_keys_stay_apart() {
+        let (resource, _wants) = resource(rate());
+        let long = |last: u8| [vec![b'x'; 1_000], vec![last]].concat();
+        let (one, two) = (long(1), long(2));
+        let (one, two) = (resource.fitting(&one), resource.fitting(&two));
+        assert_ne!(one, two);
+        assert_eq!(resource.id(&one).len(), RESOURCE_ID_MAX);
+        assert_eq!(&*resource.id(&resource.fitting(b"acme")), b"db\0acme");
+        assert_eq!(&*resource.id(b""), b"db");
+    }
+}

@@ -1,0 +1,526 @@
+//! The loop of the quotas thread: waits for whatever comes first, lets [`Quotas`] and the [`Registrar`] handle it, carries out what they ask.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use evenkeel_config::settings::RateLimit;
+use evenkeel_discovery::Catalog;
+use evenkeel_ratelimit::{
+    BASE, Census, Event, Micros, Party, Quotas, Registrar, Report, Spending, Templates,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::report::{self, View};
+use super::{Command, Message, VIEW_EVERY, notes, templates};
+use crate::gossip::GossipHandle;
+use crate::limit::{Limits, Meter, Resource, Wanted};
+use crate::state::State;
+
+/// The thread's state.
+pub(super) struct Owner {
+    life: u64,
+    settings: Arc<RateLimit>,
+    templates: Templates,
+    quotas: Quotas,
+    registrar: Registrar,
+    census: Census,
+    gossip: GossipHandle,
+    send: mpsc::Sender<Message>,
+    limits: Arc<Limits>,
+    /// What is leased for this host's own requests, by id.
+    leased: BTreeMap<Arc<[u8]>, Leased>,
+    /// As they were when they were last told what this host owns.
+    resources: Arc<BTreeMap<Arc<[u8]>, Arc<Resource>>>,
+    /// Rosters or rules have changed since then.
+    rights_changed: bool,
+    /// The notes in this host's record, by name.
+    written: BTreeMap<String, Vec<u8>>,
+    state: Arc<State>,
+    /// Whether it is kept that clients hold leases.
+    kept_clients: bool,
+    view: Arc<ArcSwap<View>>,
+    /// When this host may take the mesh for one without a roster; `None`: it has not met the others.
+    may_begin: Option<Instant>,
+    dropped: u64,
+    left: bool,
+}
+
+/// A meter, and what is asked for it.
+struct Leased {
+    resource: Arc<Resource>,
+    key: Box<[u8]>,
+    meter: Arc<Meter>,
+    since: Instant,
+    offered: Micros,
+}
+
+impl Owner {
+    #[expect(clippy::too_many_arguments, reason = "what the thread is made of, once")]
+    pub(super) fn new(
+        life: u64,
+        settings: Arc<RateLimit>,
+        gossip: GossipHandle,
+        limits: Arc<Limits>,
+        state: Arc<State>,
+        send: mpsc::Sender<Message>,
+        view: Arc<ArcSwap<View>>,
+    ) -> Owner {
+        let now = Instant::now();
+        let host = gossip.catalog().own;
+        let templates = templates(&settings);
+        // What an earlier life has lent, and what its clients hold, counts until it has ended.
+        let saved: Option<Saved> = state.read(SAVED_FILE, |bytes| serde_json::from_slice(bytes));
+        let locked_until = saved.as_ref().filter(|saved| !saved.alone).map(|saved| {
+            let clients = if saved.clients { longest_lease(&settings) } else { Duration::ZERO };
+            now + BASE + clients
+        });
+        let met = gossip.joined() && locked_until.is_none();
+        let mut owner = Owner {
+            life,
+            quotas: Quotas::new(now, Party { host, life }, locked_until),
+            registrar: Registrar::new(host),
+            census: Census::default(),
+            templates: templates.clone(),
+            settings,
+            gossip,
+            send,
+            limits,
+            leased: BTreeMap::new(),
+            resources: Arc::default(),
+            rights_changed: true,
+            written: BTreeMap::new(),
+            state,
+            kept_clients: saved.is_some_and(|saved| saved.clients),
+            view,
+            may_begin: met.then_some(now),
+            dropped: 0,
+            left: false,
+        };
+        owner.quotas.set_templates(now, templates);
+        owner.keep(owner.kept_clients);
+        owner
+    }
+
+    /// Runs until `stopped` closes.
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut received: mpsc::Receiver<Message>,
+        mut wanted: mpsc::Receiver<Wanted>,
+        mut stopped: oneshot::Receiver<()>,
+    ) {
+        let mut changes: watch::Receiver<u64> = self.gossip.changes();
+        let mut census = tokio::time::interval(CENSUS_EVERY);
+        let mut view = tokio::time::interval(VIEW_EVERY);
+        let mut demand = tokio::time::interval(DEMAND_EVERY);
+        demand.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.carry_out();
+            let due = self.quotas.poll_timeout().unwrap_or_else(|| Instant::now() + IDLE);
+            tokio::select! {
+                _ = &mut stopped => return,
+                Some(command) = commands.recv() => {
+                    self.command(command);
+                    self.batch(|owner| commands.try_recv().map(|command| owner.command(command)).is_ok());
+                }
+                Some(message) = received.recv() => {
+                    self.message(message);
+                    self.batch(|owner| received.try_recv().map(|message| owner.message(message)).is_ok());
+                }
+                Some(wanted) = wanted.recv() => self.lease(wanted),
+                changed = changes.changed() => match changed {
+                    Ok(()) => self.take_census(),
+                    // The process is ending.
+                    Err(_) => return,
+                },
+                _ = census.tick() => self.take_census(),
+                _ = demand.tick(), if !self.leased.is_empty() => self.measure(),
+                _ = view.tick() => self.show(),
+                () = tokio::time::sleep_until(due.into()) => self.quotas.handle_timeout(Instant::now()),
+            }
+        }
+    }
+
+    /// Takes what else has come of the same kind, for a while.
+    fn batch(&mut self, mut next: impl FnMut(&mut Self) -> bool) {
+        for _ in 0..BATCH_MAX {
+            if !next(self) {
+                return;
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Ask { client, requests, answer } => {
+                let grants = requests
+                    .iter()
+                    .map(|(id, request)| self.quotas.handle_client(now, id, &client, *request));
+                let grants: Vec<_> = grants.collect();
+                if grants.iter().any(Result::is_ok) {
+                    self.keep(true);
+                }
+                let _ = answer.send(grants);
+            }
+            Command::Release { client, resources } => {
+                for id in resources {
+                    self.quotas.handle_release(now, &id, &client);
+                }
+            }
+            Command::Follow(settings) => {
+                self.templates = templates(&settings);
+                self.quotas.set_templates(now, self.templates.clone());
+                self.settings = settings;
+                self.rights_changed = true;
+                self.take_census();
+            }
+            Command::Leave(done) => {
+                self.left = true;
+                self.leased.clear();
+                let in_use: Vec<_> =
+                    self.quotas.reports(now).map(|report| report.resource).collect();
+                for id in in_use {
+                    let _ = self.quotas.offer(now, &id, Micros::ZERO);
+                }
+                self.carry_out();
+                // Then nobody holds anything of this host's when it comes again.
+                if self.census.present.len() <= 1 && !self.kept_clients {
+                    self.save(Saved { clients: false, alone: true });
+                }
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn message(&mut self, (from, bytes): Message) {
+        // A malformed one is counted there.
+        let _ = self.quotas.handle_datagram(Instant::now(), from, &bytes);
+    }
+
+    /// A request wants leases for a key.
+    fn lease(&mut self, Wanted { resource, key }: Wanted) {
+        let id = resource.id(&key);
+        if self.left || self.leased.contains_key(&id) {
+            return;
+        }
+        let now = Instant::now();
+        // It has been asked for more than this host owns; how much more is not known yet.
+        let right = self.quotas.unused_right(resource.rules());
+        let first = right.plus(right).max(FIRST_WANTS);
+        if self.quotas.offer(now, &id, first).is_ok()
+            && let Some(spending) = self.quotas.spending(now, &id)
+        {
+            self.begin(now, id, resource, key, spending);
+        }
+    }
+
+    fn begin(
+        &mut self,
+        now: Instant,
+        id: Arc<[u8]>,
+        resource: Arc<Resource>,
+        key: Box<[u8]>,
+        spending: Spending,
+    ) {
+        let meter = resource.lease(now, &key, spending);
+        let leased = Leased { resource, key, meter, since: now, offered: Micros::ZERO };
+        self.leased.insert(id, leased);
+    }
+
+    /// Asks for what requests have asked for.
+    fn measure(&mut self) {
+        let now = Instant::now();
+        for (id, leased) in &mut self.leased {
+            let rules = leased.resource.rules();
+            let mut wants = leased.meter.wants(now, rules);
+            if now.saturating_duration_since(leased.since) < FIRST_LASTS {
+                wants = wants.max(FIRST_WANTS);
+            }
+            if rules.per.is_none() {
+                let _ = self.quotas.hold(now, id, leased.meter.held());
+            }
+            if wants != leased.offered && self.quotas.offer(now, id, wants).is_ok() {
+                leased.offered = wants;
+            }
+        }
+    }
+
+    /// Follows who is there, and writes rosters where it is this host's turn.
+    fn take_census(&mut self) {
+        let now = Instant::now();
+        let catalog = Arc::clone(&self.gossip.catalog());
+        if catalog.own != self.registrar.host() {
+            self.begin_anew(now, catalog.own);
+        }
+        if self.settings.resources.is_empty() || self.left {
+            self.write_notes(BTreeMap::new());
+            return;
+        }
+        let mut news = false;
+        for notes in catalog.notes.values() {
+            news |= self.registrar.heard(now, notes::read(notes));
+        }
+        let wall_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let lease = longest_lease(&self.settings);
+        let loans_last = (BASE + lease) * 2;
+        if self.gossip.joined() {
+            // What the others know of rosters is still on its way.
+            self.may_begin.get_or_insert(now + HEARING);
+        }
+        let mut census = notes::census(
+            &catalog,
+            self.may_begin.is_some_and(|at| at <= now),
+            wall_s,
+            self.settings.absent,
+            loans_last,
+        );
+        census.present.insert(catalog.own);
+        census.known.insert(catalog.own, self.registrar.newest().epoch);
+        news |= self.registrar.write(now, &census);
+        if news {
+            for roster in self.registrar.rosters() {
+                // What is known already changes nothing.
+                let _ = self.quotas.set_roster(now, roster);
+            }
+            self.rights_changed = true;
+        }
+        if census.present != self.census.present {
+            self.quotas.set_live(now, census.present.clone());
+        }
+        let mut written = BTreeMap::new();
+        written.insert(notes::KNOWN.to_owned(), notes::known(self.registrar.newest().epoch));
+        if self.registrar.is_registrar(&census) || self.is_the_only_one_to_tell(&catalog) {
+            written.extend(notes::rosters(&self.registrar.rosters()));
+        }
+        self.census = census;
+        self.write_notes(written);
+    }
+
+    /// Whether this host, which was the registrar, still has to say what the next one has not taken over.
+    fn is_the_only_one_to_tell(&self, catalog: &Catalog) -> bool {
+        let told = self.written.keys().any(|name| notes::is_roster(name));
+        let newest = self.registrar.newest().epoch;
+        let by_another = catalog.notes.iter().any(|(host, notes)| {
+            *host != catalog.own
+                && notes::read(notes).last().is_some_and(|roster| roster.epoch >= newest)
+        });
+        told && !by_another
+    }
+
+    fn write_notes(&mut self, notes: BTreeMap<String, Vec<u8>>) {
+        if notes == self.written {
+            return;
+        }
+        let gone = self.written.keys().filter(|name| !notes.contains_key(*name));
+        let gone: Vec<_> = gone.map(|name| (name.clone(), None)).collect();
+        let new = notes.into_iter().filter(|(name, body)| self.written.get(name) != Some(body));
+        let new: Vec<_> = new.map(|(name, body)| (name, Some(body))).collect();
+        for (name, body) in gone.into_iter().chain(new) {
+            if !self.gossip.note(name.clone(), body.clone()) {
+                // The next census says it again.
+                return;
+            }
+            match body {
+                Some(body) => _ = self.written.insert(name, body),
+                None => _ = self.written.remove(&name),
+            }
+        }
+    }
+
+    /// This host has another id from now on: what it had was the old one's.
+    fn begin_anew(&mut self, now: Instant, host: u64) {
+        self.life += 1;
+        self.quotas = Quotas::new(now, Party { host, life: self.life }, None);
+        self.quotas.set_templates(now, self.templates.clone());
+        self.registrar = Registrar::new(host);
+        self.census = Census::default();
+        for leased in std::mem::take(&mut self.leased).into_values() {
+            leased.resource.forget(&leased.key);
+        }
+        self.rights_changed = true;
+    }
+
+    /// Sends and sets what follows from whatever was handled.
+    fn carry_out(&mut self) {
+        while let Some(transmit) = self.quotas.poll_transmit() {
+            if self.send.try_send((transmit.to, transmit.bytes)).is_err() {
+                self.dropped += 1;
+            }
+        }
+        let now = Instant::now();
+        while let Some(event) = self.quotas.poll_event() {
+            match event {
+                Event::Spend { resource, spending } => self.spend(now, resource, spending),
+                Event::Forgotten { resource } => {
+                    if let Some(leased) = self.leased.remove(&resource) {
+                        leased.resource.forget(&leased.key);
+                    }
+                }
+            }
+        }
+        let resources = self.limits.resources();
+        if self.rights_changed || !Arc::ptr_eq(&resources, &self.resources) {
+            self.rights_changed = false;
+            for (name, resource) in resources.iter() {
+                self.move_meters(now, name, resource);
+            }
+            // What is in use already, by clients or by others' wants, is leased before anything of it is spent unasked.
+            let in_use: Vec<_> = self.quotas.reports(now).map(|report| report.resource).collect();
+            for id in in_use {
+                if !self.leased.contains_key(&id)
+                    && let Some(spending) = self.quotas.spending(now, &id)
+                {
+                    self.spend(now, id, spending);
+                }
+            }
+            for resource in resources.values() {
+                resource.set_own_part(self.quotas.unused_right(resource.rules()));
+            }
+            self.resources = resources;
+        }
+    }
+
+    /// What requests may spend of a resource. Where a root has called for what is idle here, the key is leased from now on as well:
+    /// what is lent cannot be spent besides.
+    fn spend(&mut self, now: Instant, id: Arc<[u8]>, spending: Spending) {
+        if let Some(leased) = self.leased.get(&id) {
+            leased.meter.set(now, leased.resource.rules(), spending);
+            return;
+        }
+        let (name, key) = split(&id);
+        if let Some(resource) = self.limits.resource(name) {
+            let key = Box::from(key);
+            self.begin(now, id, resource, key, spending);
+        }
+    }
+
+    /// The resource has other rules now: its meters follow them.
+    fn move_meters(&mut self, now: Instant, name: &Arc<[u8]>, resource: &Arc<Resource>) {
+        let of_it = self.leased.iter_mut().filter(|(id, leased)| {
+            split(id).0 == &**name && !Arc::ptr_eq(&leased.resource, resource)
+        });
+        for (id, leased) in of_it {
+            leased.resource = Arc::clone(resource);
+            if let Some(spending) = self.quotas.spending(now, id) {
+                leased.meter.set(now, resource.rules(), spending);
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        let now = Instant::now();
+        let catalog = self.gossip.catalog();
+        let reports: Vec<Report> = self.quotas.reports(now).collect();
+        if self.kept_clients && reports.iter().all(|report| report.clients == 0) {
+            self.keep(false);
+        }
+        let counters = self.quotas.counters();
+        let newest = self.registrar.newest();
+        let name = |host: u64| host_name(&catalog, host);
+        self.view.store(Arc::new(View {
+            roster: (newest.epoch > 0).then(|| report::Roster {
+                epoch: newest.epoch,
+                settled: newest.settled,
+                members: newest.members.keys().map(|host| name(*host)).collect(),
+            }),
+            resources: reports.iter().map(|report| self.resource(now, &catalog, report)).collect(),
+            counters: report::Counters {
+                malformed: counters.malformed,
+                refused: counters.refused,
+                dropped: counters.dropped + self.dropped,
+            },
+        }));
+    }
+
+    fn resource(&self, now: Instant, catalog: &Catalog, report: &Report) -> report::Resource {
+        let (resource, key) = split(&report.resource);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let has_key = resource.len() < report.resource.len();
+        let host = |share: &evenkeel_ratelimit::HostShare| report::Host {
+            host: host_name(catalog, share.host),
+            wants: share.wants.as_f64(),
+            has: share.has.as_f64(),
+        };
+        report::Resource {
+            resource: text(resource),
+            key: has_key.then(|| text(key)),
+            capacity: report.capacity.as_f64(),
+            per_s: self
+                .quotas
+                .rules(&report.resource)
+                .and_then(|rules| rules.per)
+                .map(|per| per.as_secs_f64()),
+            root: report.root.map(|root| host_name(catalog, root)),
+            in_touch: report.in_touch,
+            wants: report.wants.as_f64(),
+            has: report.has.as_f64(),
+            owns: report.right.as_f64(),
+            clients: report.clients,
+            clients_have: report.clients_hold.as_f64(),
+            root_for_s: report
+                .serves
+                .as_ref()
+                .map(|serves| now.saturating_duration_since(serves.since).as_secs_f64()),
+            hosts: report.serves.iter().flat_map(|serves| serves.hosts.iter().map(host)).collect(),
+        }
+    }
+
+    /// Keeps whether clients hold leases: the next life has to count them.
+    fn keep(&mut self, clients: bool) {
+        if self.kept_clients == clients && clients {
+            return;
+        }
+        self.kept_clients = clients;
+        self.save(Saved { clients, alone: false });
+    }
+
+    fn save(&self, saved: Saved) {
+        if let Ok(bytes) = serde_json::to_vec(&saved) {
+            // What cannot be written is reported where it is written.
+            drop(self.state.write(SAVED_FILE, bytes));
+        }
+    }
+}
+
+/// What outlives the process.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Saved {
+    /// Doorman clients held leases.
+    clients: bool,
+    /// It ended in good order, and nobody shared resources with it.
+    alone: bool,
+}
+
+/// A resource's name, and the key behind it; empty: none.
+fn split(id: &[u8]) -> (&[u8], &[u8]) {
+    let name = evenkeel_config::ratelimit::name(id);
+    (name, id.get(name.len() + 1..).unwrap_or_default())
+}
+
+fn host_name(catalog: &Catalog, host: u64) -> String {
+    catalog.nodes.get(&host).map_or_else(|| format!("{host:016x}"), |node| node.name.clone())
+}
+
+fn longest_lease(settings: &RateLimit) -> Duration {
+    settings.resources.iter().map(|resource| resource.lease).max().unwrap_or_default()
+}
+
+/// How often demand is measured: half of the window in which a step shows.
+const DEMAND_EVERY: Duration = Duration::from_millis(50);
+/// A host that has just met the others hears within this time what they know.
+const HEARING: Duration = Duration::from_secs(2);
+/// How often the registrar looks, beside each change.
+const CENSUS_EVERY: Duration = Duration::from_secs(1);
+/// Nothing is due.
+const IDLE: Duration = Duration::from_secs(3600);
+/// A key that is leased anew wants this at least,
+const FIRST_WANTS: Micros = Micros::units(1);
+/// for so long: the request that it is leased for has not been counted yet.
+const FIRST_LASTS: Duration = Duration::from_secs(1);
+/// Messages or commands taken before anything else has its turn.
+const BATCH_MAX: usize = 256;
+/// In the data directory.
+const SAVED_FILE: &str = "quotas.json";
