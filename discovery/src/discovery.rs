@@ -405,7 +405,7 @@ impl Discovery {
     /// Tells another host something about quotas; at most [`QUOTA_MAX`] bytes, longer messages are lost.
     pub fn send_quota(&mut self, to: u64, bytes: Vec<u8>) {
         if bytes.len() > QUOTA_MAX {
-            self.counters.overflow += 1;
+            self.counters.datagrams_dropped += 1;
         } else if !self.left {
             self.send(to, &[Frame::Quota(bytes)]);
         }
