@@ -15,7 +15,6 @@ mod control;
 mod data_plane;
 mod demo;
 mod dns;
-#[cfg(test)]
 mod doorman;
 mod error;
 mod events;

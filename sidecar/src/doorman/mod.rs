@@ -1,7 +1,7 @@
 //! Leases for Doorman clients: `doorman.Capacity` over gRPC, with the health and reflection services beside it.
 //!
 //! Any host serves any client: what it grants it has from its own part of the resource and from the resource's root, and the owner of the
-//! leases knows which. So [`Capacity::discovery`] always says "me", and no answer ever sends a client elsewhere.
+//! leases ([`crate::quotas`]) knows which. So [`Capacity::discovery`] always says "me", and no answer ever sends a client elsewhere.
 //!
 //! Invariants: a request is checked whole before anything of it is granted, so one bad resource leaves the others as they were. A client
 //! stops before its lease is counted as free: the end of a lease is counted from before the owner was asked, and rounded down to a second.
@@ -22,15 +22,15 @@ use evenkeel_config::settings::Settings;
 use evenkeel_ratelimit::{Grant, Request as Ask};
 use http::uri::Authority;
 use tonic::{Request, Response, Status};
+use tracing::error;
 
+use crate::quotas::{QuotasHandle, Stopped};
 use calls::Calls;
-use owner::{QuotasHandle, Stopped};
 use proto::capacity_server::{Capacity, CapacityServer};
 
 mod answer;
 mod calls;
 mod listener;
-mod owner;
 mod request;
 
 /// The protocol's messages, with nothing required and ids as bytes: see `build.rs`.
@@ -67,10 +67,13 @@ impl Doorman {
     }
 
     /// Serves until it is dropped. Runs on a `LocalSet`.
-    ///
-    /// # Errors
-    /// The listener cannot be used.
-    pub async fn serve(self) -> anyhow::Result<()> {
+    pub async fn serve(self) {
+        if let Err(cause) = self.run().await {
+            error!(%cause, "ratelimit.listen: Doorman clients are not answered until a restart");
+        }
+    }
+
+    async fn run(self) -> anyhow::Result<()> {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<CapacityServer<Service>>().await;
         let reflection = || {

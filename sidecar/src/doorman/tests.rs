@@ -4,24 +4,20 @@ use std::future::Future;
 use std::io::{Read as _, Write as _};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
-use evenkeel_config::settings::RateLimit;
 use evenkeel_config::{Environment, parse};
-use evenkeel_ratelimit::{
-    AskError, Floors, Micros, Party, Quotas, Roster, Safe, Template, Templates,
-};
+use evenkeel_ratelimit::AskError;
 use futures_util::stream;
 use prost::Message as _;
-use tokio::sync::mpsc;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::v1 as reflection;
 
-use super::owner::Command;
 use super::proto::capacity_client::CapacityClient;
 use super::*;
+use crate::quotas::alone::alone;
 
 const RESOURCES: &str = "ratelimit: {resources: [
     {match: db, capacity: 500, per: 1s},
@@ -52,67 +48,16 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Served) -> F) {
         let settings = parse(RESOURCES, "t.yaml", &Environment::named("a")).unwrap().settings;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (commands, queue) = mpsc::channel(16);
         let asked = Rc::new(AtomicUsize::new(0));
-        let core = core(&settings.ratelimit);
-        let owner = tokio::task::spawn_local(owner(core, queue, Rc::clone(&asked)));
+        let (quotas, owner) = alone(&settings.ratelimit, Rc::clone(&asked));
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         let metrics = prometheus::Registry::new();
-        let doorman = Doorman::new(listener, QuotasHandle(commands), settings, &metrics).unwrap();
+        let doorman = Doorman::new(listener, quotas, settings, &metrics).unwrap();
         let server = tokio::task::spawn_local(doorman.serve());
         let to = Endpoint::from_shared(format!("http://{address}")).unwrap();
         test(Served { channel: to.connect().await.unwrap(), address, asked, metrics, owner }).await;
         assert!(!server.is_finished(), "it serves until it is dropped");
     });
-}
-
-/// The owner of the leases, as far as clients see it.
-async fn owner(mut core: Quotas, mut queue: mpsc::Receiver<Command>, asked: Rc<AtomicUsize>) {
-    while let Some(command) = queue.recv().await {
-        let now = Instant::now();
-        core.handle_timeout(now);
-        match command {
-            Command::Ask { client, requests, answer } => {
-                asked.fetch_add(requests.len(), Relaxed);
-                let grants =
-                    requests.iter().map(|(id, ask)| core.handle_client(now, id, &client, *ask));
-                let _ = answer.send(grants.collect());
-            }
-            Command::Release { client, resources } => {
-                resources.iter().for_each(|id| core.handle_release(now, id, &client));
-            }
-        }
-    }
-}
-
-fn core(rules: &RateLimit) -> Quotas {
-    let quantity = |units: f64| Micros::from_f64(units).unwrap();
-    let template = |rules: &evenkeel_config::settings::Resource| Template {
-        pattern: rules.pattern.clone(),
-        capacity: quantity(rules.capacity),
-        per: rules.per,
-        burst: quantity(rules.burst),
-        algorithm: rules.algorithm,
-        floors: Floors::default(),
-        lease: rules.lease,
-        refresh: rules.refresh,
-        learning: rules.learning,
-        safe: match rules.safe {
-            evenkeel_config::settings::Safe::Share => Safe::Share,
-            evenkeel_config::settings::Safe::Each(units) => Safe::Each(quantity(units)),
-            evenkeel_config::settings::Safe::Unlimited => Safe::Unlimited,
-        },
-    };
-    let now = Instant::now();
-    let mut core = Quotas::new(now, Party { host: 1, life: 1 }, None);
-    core.set_templates(
-        now,
-        Templates::new(rules.resources.iter().map(template).collect()).unwrap(),
-    );
-    let roster = Roster { epoch: 1, members: [(1, 1)].into(), settled: true, ..Roster::default() };
-    core.set_roster(now, roster).unwrap();
-    core.set_live(now, [1].into());
-    core
 }
 
 fn wants(resource: &[u8], wants: f64) -> proto::ResourceRequest {
