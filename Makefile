@@ -13,7 +13,7 @@ PROFILE := --profile thin
 TEST_TOOLS := nginx:nginx dig:dnsutils curl:curl h2load:nghttp2-client ss:iproute2
 GRPCIO     := grpcio==1.76.0
 
-.PHONY: help demo build test test-setup lint lint-setup bench bench-tail clean
+.PHONY: help demo build test test-setup lint lint-setup bench bench-tail bench-ratelimit clean
 
 help:
 	@echo "make demo   the mesh at work beside its rivals, half a minute in the terminal"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint   formatting, clippy, documentation, licences"
 	@echo "make bench  Evenkeel beside HAProxy and Envoy on this machine"
 	@echo "make bench-tail  the tail of the latency under faults, beside tuned peers"
+	@echo "make bench-ratelimit  limits that hosts share, beside HAProxy and Envoy"
 
 demo:
 	$(CARGO) run $(PROFILE) -p evenkeel -- demo $(DEMO)
@@ -67,6 +68,10 @@ bench:
 # The same options; docs/tail.md says what is measured.
 bench-tail:
 	tests/bench/tail.py $(BENCH)
+
+# The same options; docs/ratelimit.md says what is measured.
+bench-ratelimit:
+	tests/bench/ratelimit.py $(BENCH)
 
 clean:
 	$(CARGO) clean

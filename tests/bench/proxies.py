@@ -52,14 +52,17 @@ class Server:
 
 
 class Backend(Server):
-    """An nginx, master and one worker in a process group of their own, that answers 64 bytes."""
+    """An nginx, master and one worker in a process group of their own, that answers 64 bytes.
+
+    `counted`: it notes when each request came, and the `Host` that it named.
+    """
 
     def __init__(self, tools, work, name, counted=False):
         directory = os.path.join(work, name)
         self.port = free_port()
         self.log = os.path.join(directory, "requests.log")
-        # Unbuffered: a line of the status for every request that nginx has read, cancelled or not.
-        access = f"log_format status '$status'; access_log {self.log} status;" if counted else "access_log off;"
+        # Unbuffered: a line for every request that nginx has read, cancelled or not.
+        access = f"log_format seen '$msec $http_host'; access_log {self.log} seen;" if counted else "access_log off;"
         temporary = " ".join(f"{kind}_temp_path {directory}/{kind};"
                              for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         config = write(directory, "nginx.conf", f"""
@@ -84,6 +87,11 @@ http {{
         """How many it has read so far."""
         with open(self.log, "rb") as log:
             return log.read().count(b"\n")
+
+    def arrivals(self):
+        """When each came, in Unix seconds to the millisecond, and the `Host` that it named."""
+        with open(self.log) as log:
+            return [(float(at), host) for at, host in (line.split(" ") for line in log.read().splitlines())]
 
 
 class SlowBackend(Server):
@@ -115,12 +123,13 @@ class SlowBackend(Server):
 
 
 class HAProxy(Server):
-    """One thread; one listener on `port`."""
+    """One thread; one listener on `port`. `rules`: lines of the frontend."""
 
-    def __init__(self, tools, work, backends, balance):
-        directory = os.path.join(work, f"haproxy-{balance.split('(')[0]}")
+    def __init__(self, tools, work, backends, balance, rules=(), name=None):
+        directory = os.path.join(work, name or f"haproxy-{balance.split('(')[0]}")
         self.port = free_port()
         servers = "\n  ".join(f"server b{n} {backend.address}" for n, backend in enumerate(backends))
+        lines = "".join(f"{rule}\n  " for rule in rules)
         config = write(directory, "haproxy.cfg", f"""
 global
   nbthread 1
@@ -134,7 +143,7 @@ defaults
   timeout http-keep-alive 1h
 frontend in
   bind 127.0.0.1:{self.port}
-  default_backend out
+  {lines}default_backend out
 backend out
   balance {balance}
   http-reuse always
@@ -179,10 +188,11 @@ class Envoy(Server):
     """One worker, LEAST_REQUEST; the limits that would stop it are raised.
 
     It hedges when `per_try_timeout` passes, up to `retries` times; without one it neither hedges nor retries.
+    `filters` come before the router.
     """
 
-    def __init__(self, tools, work, backends, per_try_timeout=None, retries=0):
-        directory = os.path.join(work, f"envoy-{per_try_timeout}-{retries}" if per_try_timeout else "envoy-plain")
+    def __init__(self, tools, work, backends, per_try_timeout=None, retries=0, filters=(), name="envoy-plain"):
+        directory = os.path.join(work, f"envoy-{per_try_timeout}-{retries}" if per_try_timeout else name)
         self.port = free_port()
         listen = {"socket_address": {"address": "127.0.0.1", "port_value": self.port}}
         route = {"cluster": "out", "timeout": "15s"}
@@ -192,7 +202,7 @@ class Envoy(Server):
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3."
                      "HttpConnectionManager",
             "stat_prefix": "in",
-            "http_filters": [{
+            "http_filters": [*filters, {
                 "name": "envoy.filters.http.router",
                 "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
             }],
@@ -242,9 +252,10 @@ class Evenkeel(Server):
     """
 
     def __init__(self, tools, work, name, backends=(), offers=(), join=(), policy=None, address="127.0.0.1",
-                 scout=None):
+                 scout=None, ratelimit=None):
         directory = os.path.join(work, name)
         shutil.rmtree(directory, ignore_errors=True)
+        self.name = name
         self.port, self.admin, self.catalog = free_port(), free_port(), free_port()
         self.gossip = f"{address}:{free_port()}"
         config = {
@@ -264,6 +275,8 @@ class Evenkeel(Server):
                                     **({"scout": scout} if scout else {})}]
         if policy:
             config["policy"] = policy
+        if ratelimit:
+            config["ratelimit"] = {"listen": f"127.0.0.1:{free_port()}", **ratelimit}
         # YAML's flow style, which is JSON.
         path = write(directory, "evenkeel.yaml", json.dumps(config, indent=1))
         self.process = Process([tools.evenkeel, "run", "-c", path], PROXY_CORE, os.path.join(directory, "log"))
@@ -283,6 +296,16 @@ class Evenkeel(Server):
             found = self._get(self.catalog, "/v1/agent/members")
             return found is not None and len(json.loads(found)) == count
         self.process.wait_until(known, f"it does not learn of {count} hosts")
+
+    def wait_for_roster(self, count):
+        """Until so many hosts share the resources, and nobody goes by an older roster."""
+        def settled():
+            roster = self.quotas()["roster"] or {}
+            return roster.get("settled") and len(roster["members"]) == count
+        self.process.wait_until(settled, f"it does not share with {count} hosts")
+
+    def quotas(self):
+        return json.loads(self._get(self.admin, "/v1/quotas") or '{"roster": null, "resources": []}')
 
     def metric(self, name):
         """Its values, by their labels."""

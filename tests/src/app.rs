@@ -20,17 +20,18 @@
 //! | `/headers` | the request's method, target and headers, as text |
 //! | `/healthz`, `PUT /healthz?ok=false` | 200 or 503, and the switch |
 //! | `/scout` | 200, and counted nowhere; on the scout port a byte for each byte |
-//! | `/count` | `{"requests", "cancelled", "methods"}`: without itself, the ledger's list and the health check |
+//! | `/count` | `{"requests", "cancelled", "methods", "most"}`: without itself, the ledger's list and the health check; `most` were in flight at once |
+//! | `/arrivals` | a line for each counted request: when it came, in microseconds since the start, and its `x-tenant` |
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -84,6 +85,11 @@ struct App {
     /// Before each answer.
     delay: Cell<Duration>,
     seen: Cell<u64>,
+    start: Instant,
+    /// When counted requests came, and whose they were.
+    arrivals: RefCell<VecDeque<(Duration, String)>>,
+    in_flight: Cell<u64>,
+    most_in_flight: Cell<u64>,
 }
 
 impl App {
@@ -107,6 +113,10 @@ impl App {
             flaky_every: Cell::new(0),
             delay: Cell::new(Duration::ZERO),
             seen: Cell::new(0),
+            start: Instant::now(),
+            arrivals: RefCell::default(),
+            in_flight: Cell::new(0),
+            most_in_flight: Cell::new(0),
         })
     }
 
@@ -121,10 +131,14 @@ impl App {
             // and the next request on it is lost: not what is tested here.
             while let Some(Ok(_)) = request.body_mut().frame().await {}
         }
+        let mut _in_flight = None;
         if !matches!(
             (request.method(), path.as_str()),
-            (_, "/healthz" | "/count" | "/flaky" | "/delay" | "/scout") | (&Method::GET, "/ledger")
+            (_, "/healthz" | "/count" | "/arrivals" | "/flaky" | "/delay" | "/scout")
+                | (&Method::GET, "/ledger")
         ) {
+            _in_flight = Some(InFlight::new(&self));
+            self.note_arrival(&request);
             *self.methods.borrow_mut().entry(request.method().clone()).or_default() += 1;
             self.seen.set(self.seen.get() + 1);
             let every = self.flaky_every.get();
@@ -201,8 +215,15 @@ impl App {
                     methods.iter().map(|(m, n)| (m.as_str(), *n)).collect();
                 let requests: u64 = methods.values().sum();
                 let cancelled = self.cancelled.get();
-                let count = serde_json::json!({"requests": requests, "cancelled": cancelled, "methods": by_method});
+                let most = self.most_in_flight.get();
+                let count = serde_json::json!({"requests": requests, "cancelled": cancelled, "methods": by_method, "most": most});
                 Response::new(full(count.to_string()))
+            }
+            "/arrivals" => {
+                let arrivals = self.arrivals.borrow();
+                let line =
+                    |(at, tenant): &(Duration, String)| format!("{} {tenant}\n", at.as_micros());
+                Response::new(full(arrivals.iter().map(line).collect::<String>()))
             }
             _ => match (
                 request.method(),
@@ -227,6 +248,16 @@ impl App {
         };
         response.headers_mut().insert("x-app", self.id.clone());
         Ok(response)
+    }
+
+    /// Past the limit the oldest are forgotten.
+    fn note_arrival(&self, request: &Request<Incoming>) {
+        let mut arrivals = self.arrivals.borrow_mut();
+        if arrivals.len() == ARRIVALS_MAX {
+            arrivals.pop_front();
+        }
+        let tenant = request.headers().get("x-tenant").and_then(|value| value.to_str().ok());
+        arrivals.push_back((self.start.elapsed(), tenant.unwrap_or_default().to_owned()));
     }
 
     fn execute(&self, id: &str) -> io::Result<()> {
@@ -333,6 +364,23 @@ impl Drop for Cancelled<'_> {
     }
 }
 
+/// Counts a request from its arrival until it is answered or given up.
+struct InFlight<'a>(&'a App);
+
+impl<'a> InFlight<'a> {
+    fn new(app: &'a App) -> Self {
+        app.in_flight.set(app.in_flight.get() + 1);
+        app.most_in_flight.set(app.most_in_flight.get().max(app.in_flight.get()));
+        InFlight(app)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+    }
+}
+
 /// Ends the connection without an answer.
 #[derive(Debug)]
 struct Reset;
@@ -374,6 +422,9 @@ fn status(code: StatusCode) -> Response<Body> {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Arrivals that are remembered.
+const ARRIVALS_MAX: usize = 1 << 20;
 
 /// The largest body of `/?bytes=N`.
 const BODY_BYTES_MAX: usize = 64 << 20;

@@ -9,11 +9,13 @@
 //! must keep its schedule while the test kills things, has a thread and a runtime of its own.
 
 pub mod app;
+pub mod arrivals;
 pub mod client;
 pub mod ledger;
 pub mod load;
 pub mod mesh;
 pub mod metrics;
+pub mod network;
 pub mod process;
 pub mod raw;
 pub mod sockets;

@@ -41,6 +41,8 @@ pub struct Plan {
     pub posts_per_sec: u32,
     /// Makes the ids of this load different from those of any other.
     pub ids: String,
+    /// Their `x-tenant`; empty: none.
+    pub tenant: String,
 }
 
 /// What became of one request.
@@ -249,6 +251,10 @@ impl Client {
                 (Request::post(format!("/ledger/{id}")), body, id.len() + 1)
             }
             None => (Request::get(format!("/?bytes={size}")), Bytes::new(), size),
+        };
+        let builder = match self.plan.tenant.as_str() {
+            "" => builder,
+            tenant => builder.header("x-tenant", tenant),
         };
         let request = builder.body(Full::new(body)).expect("a load's own request is well-formed");
         let (head, body, sender) = match self.plan.version {

@@ -14,6 +14,7 @@ use http::Method;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::arrivals::Arrivals;
 use crate::client::{self, Answer, Version};
 use crate::load::{Load, Plan};
 use crate::metrics::Metrics;
@@ -54,6 +55,8 @@ pub struct Setup {
     pub listeners: String,
     /// As `services`, of `shutdown`.
     pub shutdown: String,
+    /// The keys of `ratelimit` beside `listen`, without the braces around them; empty: none.
+    pub ratelimit: String,
     /// Whole lines at the end of the file.
     pub more: String,
 }
@@ -71,6 +74,7 @@ impl Default for Setup {
             upstreams: String::new(),
             listeners: String::new(),
             shutdown: "{settle: 1s, timeout: 10s}".into(),
+            ratelimit: String::new(),
             more: String::new(),
         }
     }
@@ -199,6 +203,12 @@ impl Host {
         SocketAddrV4::new(self.ip, 7119)
     }
 
+    /// Where Doorman clients ask for leases.
+    #[must_use]
+    pub fn leases(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.ip, 7113)
+    }
+
     /// Consul's HTTP API.
     #[must_use]
     pub fn discovery(&self) -> SocketAddrV4 {
@@ -243,6 +253,7 @@ impl Host {
             gets_per_sec: 200,
             posts_per_sec: 50,
             ids: format!("{}-h1", self.name()),
+            tenant: String::new(),
         }
     }
 
@@ -325,6 +336,27 @@ impl Host {
         found
     }
 
+    /// What it wants, has and owns of shared resources: the body of `/v1/quotas`.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn quotas(&self) -> serde_json::Value {
+        let answer = self.ask_admin("/v1/quotas").expect("the admin listener answers");
+        assert_eq!(answer.status, 200, "/v1/quotas");
+        answer.json()
+    }
+
+    /// Waits until it knows that this many hosts share the resources, and that nobody goes by an older roster.
+    pub fn wait_for_roster(&self, count: usize) {
+        let what = format!("{} shares with {count} hosts", self.name());
+        wait::for_true(&what, START_MAX, || {
+            let roster = &self.quotas()["roster"];
+            roster["settled"] == true
+                && roster["members"].as_array().is_some_and(|m| m.len() == count)
+        });
+    }
+
     /// Waits for `/readyz`.
     pub fn wait_until_ready(&self) {
         wait::for_true(&format!("{} is ready", self.name()), START_MAX, || {
@@ -405,6 +437,18 @@ impl App {
         let request = client::request(Method::PUT, "app", &format!("/healthz?ok={ok}"));
         client::send(self.address.into(), Version::Http1, request)
             .expect("the application answers");
+    }
+
+    /// The requests that it was given, as it noted them when they came.
+    #[must_use]
+    pub fn arrivals(&self) -> Arrivals {
+        Arrivals::parse(&self.get("/arrivals").text())
+    }
+
+    /// How many it has had in flight at once.
+    #[must_use]
+    pub fn most_in_flight(&self) -> u64 {
+        self.get("/count").json()["most"].as_u64().unwrap_or(0)
     }
 
     /// From now on every `every`th request ends in RST, executed or not; 0 ends that.
@@ -491,6 +535,9 @@ fn write_config(folder: &Path, ip: Ipv4Addr, number: u8, workers: usize, setup: 
     ];
     for (key, value) in parts.into_iter().filter(|(_, value)| !value.is_empty()) {
         text += &format!("{key}: {value}\n");
+    }
+    if !setup.ratelimit.is_empty() {
+        text += &format!("ratelimit: {{listen: \"{ip}:7113\", {}}}\n", setup.ratelimit);
     }
     text += &setup.more;
     // Written beside and renamed: a watcher never sees half a file.

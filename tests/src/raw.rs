@@ -58,6 +58,15 @@ impl Raw {
 
     /// Reads until the other side closes, or says nothing for `silence`.
     pub fn hear(&mut self, silence: Duration) -> Heard {
+        self.hear_until(silence, |_| false)
+    }
+
+    /// [`Raw::hear`], but no longer than until so many responses have begun.
+    pub fn hear_responses(&mut self, count: usize, silence: Duration) -> Heard {
+        self.hear_until(silence, |heard| heard.responses() >= count)
+    }
+
+    fn hear_until(&mut self, silence: Duration, enough: impl Fn(&Heard) -> bool) -> Heard {
         let mut heard = Heard { bytes: Vec::new(), closed: false };
         let _ = self.0.set_read_timeout(Some(silence));
         let mut buffer = [0; 16 * 1024];
@@ -66,7 +75,9 @@ impl Raw {
                 Ok(0) => heard.closed = true,
                 Ok(n) => {
                     heard.bytes.extend_from_slice(&buffer[..n]);
-                    continue;
+                    if !enough(&heard) {
+                        continue;
+                    }
                 }
                 Err(error)
                     if matches!(

@@ -21,6 +21,7 @@ fn plan(app: &App, version: Version) -> Plan {
         gets_per_sec: 300,
         posts_per_sec: 100,
         ids: format!("{version:?}"),
+        tenant: String::new(),
     }
 }
 
