@@ -33,7 +33,7 @@ pub struct EndpointReport {
     pub in_flight: u32,
     /// Estimated time to a response's head.
     pub latency_ms: Option<f64>,
-    /// How long it has owed an answer.
+    /// How long it has owed an answer to what is in flight. A silence that outlived the last request shows in the `stall` verdict.
     pub stall_ms: Option<f64>,
     /// How much longer it is ejected.
     pub ejected_for_ms: Option<f64>,
@@ -69,7 +69,8 @@ impl Balancer {
         let spill = (policy.zone == Zone::Prefer).then(|| self.spill());
         set.iter()
             .enumerate()
-            .map(|(index, endpoint)| EndpointReport {
+            .map(|(index, endpoint)| (index, endpoint, endpoint.in_flight()))
+            .map(|(index, endpoint, in_flight)| EndpointReport {
                 id: endpoint.spec.instance.to_string(),
                 node: if endpoint.spec.node == 0 {
                     String::new()
@@ -82,9 +83,12 @@ impl Balancer {
                     Hop::Mesh => "mesh",
                 },
                 weight: endpoint.spec.weight,
-                in_flight: endpoint.in_flight(),
+                in_flight,
                 latency_ms: endpoint.latency(now).map(|latency| latency.as_secs_f64() * 1e3),
-                stall_ms: endpoint.stall_age(now).map(|age| age.as_secs_f64() * 1e3),
+                stall_ms: endpoint
+                    .stall_age(now)
+                    .filter(|_| in_flight > 0)
+                    .map(|age| age.as_secs_f64() * 1e3),
                 ejected_for_ms: endpoint.ejected_for(now).map(|left| left.as_secs_f64() * 1e3),
                 ejections: endpoint.ejections(),
                 verdicts: keys
@@ -230,7 +234,10 @@ fn verdicts(
         Silence::Trial { age_ns } => verdict(
             "stall",
             true,
-            format!("silent for {:.1} ms; the next request is a trial", age_ns as f64 / 1e6),
+            format!(
+                "no answer since a request {:.1} ms ago; the next request is a trial",
+                age_ns as f64 / 1e6
+            ),
         ),
     };
     let zone = match (spill, set.look(index).near) {

@@ -329,8 +329,13 @@ impl Balancer {
             hedger.refund(now, retries);
             return None;
         }
+        if !set.look(index).state.probation.takes_probe(at, moment) {
+            // Another worker was quicker.
+            attempts.leave(Attempt::Hedge);
+            hedger.refund(now, retries);
+            return None;
+        }
         self.probations.probes.fetch_add(1, Relaxed);
-        set.look(index).state.probation.takes_probe(at, moment);
         let near = set.look(index).near;
         Some(Ticket::new(&set[index], moment, &policy.eject, 0, Attempt::Hedge, near))
     }

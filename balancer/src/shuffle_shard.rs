@@ -25,13 +25,24 @@ use crate::set::Set;
 impl Set {
     /// The members of a key's shard, best first.
     pub(crate) fn shard(&self, key: u64, size: u32) -> Few {
+        let (order, size) = self.shard_order(key, size);
+        if size > KEPT {
+            return self.compute_shard(order, size);
+        }
+        self.memo().get(order, || self.compute_shard(order, size))
+    }
+
+    /// As [`Set::shard`], for keys that no request will have: the memo keeps those of requests.
+    fn shard_unkept(&self, key: u64, size: u32) -> Few {
+        let (order, size) = self.shard_order(key, size);
+        self.compute_shard(order, size)
+    }
+
+    /// The key of the order that the shard is the head of, and how many can be in it.
+    fn shard_order(&self, key: u64, size: u32) -> (u64, usize) {
         let size = (size as usize).min(FEW_MAX).min(self.len());
         // Shards of another size are others, and have nothing to do with where `balance: hash` sends the key.
-        let key = scramble(key ^ SHARDS ^ size as u64);
-        if size > KEPT {
-            return self.compute_shard(key, size);
-        }
-        self.memo().get(key, || self.compute_shard(key, size))
+        (scramble(key ^ SHARDS ^ size as u64), size)
     }
 
     fn compute_shard(&self, key: u64, size: usize) -> Few {
@@ -89,7 +100,7 @@ impl Balancer {
     #[must_use]
     pub fn shard(&self, key: u64, size: u32) -> ShardReport {
         let set = self.endpoints();
-        let few = set.shard(key, size);
+        let few = set.shard_unkept(key, size);
         let exact = set.zones() <= 1 && !set.is_weighted();
         let members = few.iter().map(|index| {
             let spec = &set[index].spec;
@@ -137,7 +148,7 @@ fn choose(n: usize, k: usize) -> f64 {
 fn sampled(set: &Set, few: &Few, size: u32) -> Vec<f64> {
     let mut overlap = vec![0.0; few.len() + 1];
     for other in 0..SAMPLES {
-        let shard = set.shard(scramble(other), size);
+        let shard = set.shard_unkept(scramble(other), size);
         overlap[shard.iter().filter(|&member| few.contains(member)).count()] +=
             1.0 / SAMPLES as f64;
     }

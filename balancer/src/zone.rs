@@ -87,14 +87,17 @@ impl Spill {
 struct Tally(AtomicU64);
 
 impl Tally {
+    /// Where no zone is preferred nobody takes stock: then it is full after a while, and stays so.
     fn add(&self, latency_ns: u64) {
-        self.0.fetch_add((u64::from(log2(latency_ns)) << COUNT_BITS) | 1, Relaxed);
+        if self.0.load(Relaxed) & COUNT_MASK < COUNT_MAX {
+            self.0.fetch_add((u64::from(log2(latency_ns)) << COUNT_BITS) | 1, Relaxed);
+        }
     }
 
     /// In octaves, from `least` answers on.
     fn mean(&self, least: u64) -> Option<f64> {
         let word = self.0.load(Relaxed);
-        let count = word & ((1 << COUNT_BITS) - 1);
+        let count = word & COUNT_MASK;
         (count >= least).then(|| (word >> COUNT_BITS) as f64 / count as f64 / f64::from(OCTAVE))
     }
 
@@ -118,8 +121,11 @@ const GAIN: f64 = 0.05;
 const SLOWER_MAX: f64 = 2.0;
 /// So many times as expensive as elsewhere is not waited for.
 pub(crate) const MUCH: f32 = 16.0;
-/// Of a tally: 16 million answers in a tenth of a second are not to be expected, and the sum of as many logarithms fits the rest.
+/// Of a tally; the sum of as many logarithms fits the rest.
 const COUNT_BITS: u32 = 24;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+/// Answers that a tally holds: as many more as there are workers may slip in.
+const COUNT_MAX: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -167,6 +173,21 @@ mod tests {
         assert!(once > Spill::default().share());
         spill.spills(1_100 * MS, 0);
         assert_eq!(spill.share(), once);
+    }
+
+    /// Under `zone: any` answers are counted and nobody clears them.
+    #[test]
+    fn a_tally_that_nobody_clears_stays_right() {
+        let tally = Tally::default();
+        let largest = Tally::default();
+        for _ in 0..COUNT_MAX + 5 {
+            tally.add(4 * MS);
+            largest.add(u64::MAX);
+        }
+        let octaves = tally.mean(NEAR_MIN).expect("many");
+        assert!((octaves - (4.0 * MS as f64).log2()).abs() < 0.15, "{octaves}");
+        assert!(largest.mean(NEAR_MIN).is_some_and(|octaves| octaves > 39.0), "no overflow");
+        assert_eq!(tally.0.load(Relaxed) & COUNT_MASK, COUNT_MAX);
     }
 
     #[test]

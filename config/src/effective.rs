@@ -390,7 +390,13 @@ fn bounds(bounds: &Bounds) -> Doc {
             ]),
         ),
         ("hedge", hedge),
-        ("scout", Doc::map([("timeout", Doc::text(&AsText(bounds.scout_timeout)))])),
+        (
+            "scout",
+            Doc::map([
+                ("mode", Doc::text(bounds.scout_mode.name())),
+                ("timeout", Doc::text(&AsText(bounds.scout_timeout))),
+            ]),
+        ),
         ("eject", Doc::map([("max", Doc::text(&bounds.eject_max))])),
         ("circuit", circuit),
         ("slow_start", Doc::text(&AsText(bounds.slow_start))),

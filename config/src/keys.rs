@@ -162,7 +162,11 @@ const BOUNDS_HEDGE: &[Key] = &[
 ];
 
 #[rustfmt::skip]
-const BOUNDS_SCOUT: &[Key] = &[key("timeout", Shape::Duration { zero: false }, "\"10ms\"", "At most.")];
+const BOUNDS_SCOUT: &[Key] = &[
+    key("mode", Shape::Choice { built: &["off", "pool", "before_each"], later: &[] }, "\"before_each\"",
+        "At most, in the order off, pool, before_each. With off, balance: scout becomes p2c."),
+    key("timeout", Shape::Duration { zero: false }, "\"10ms\"", "At most."),
+];
 
 #[rustfmt::skip]
 const BOUNDS_EJECT: &[Key] = &[key("max", Shape::Share, "\"100%\"", "At most.")];

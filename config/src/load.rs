@@ -9,7 +9,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use crate::environment::Environment;
-use crate::problem::{Position, Problem, Problems};
+use crate::problem::{Problem, Problems};
 use crate::report::Report;
 use crate::settings::Settings;
 use crate::{read, tree, validate};
@@ -33,7 +33,7 @@ pub fn load(path: &Path, env: &Environment) -> Result<Loaded, Problems> {
     let read =
         File::open(path).and_then(|file| file.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes));
     if let Err(error) = read {
-        return Err(whole(&file, format!("cannot be read: {error}")));
+        return Err(whole(&file, format!("this configuration file cannot be read: {error}")));
     }
     match String::from_utf8(bytes) {
         Ok(text) => parse(&text, &file, env),
@@ -81,8 +81,7 @@ pub fn parse(text: &str, file: &str, env: &Environment) -> Result<Loaded, Proble
 
 /// A problem of the file as a whole.
 fn whole(file: &str, message: String) -> Problems {
-    let Position { line, column } = Position::START;
-    Problems(vec![Problem { file: file.to_owned(), line, column, message }])
+    Problems(vec![Problem { file: file.to_owned(), line: 0, column: 0, message }])
 }
 
 /// A thousand services with long policies stay below it.

@@ -36,7 +36,7 @@ pub struct Merged {
     pub policy: Policy,
     /// Who set each field.
     pub origins: Origins,
-    /// Fields that were beyond `mesh.bounds` and are the bound now.
+    /// Fields that would be beyond `mesh.bounds` and are the bound.
     pub bounded: BTreeSet<&'static str>,
 }
 
@@ -53,12 +53,9 @@ impl Settings {
         order: Option<&Published>,
     ) -> Effective {
         let upstream = self.upstreams.iter().find(|upstream| upstream.name == service);
+        let built_in = self.mesh.bounds.tighter_than_built_in();
         let merged = |published_route: Option<&PolicyLayer>, own_route: Option<&PolicyLayer>| {
-            let mut merged = Merged {
-                policy: self.policy.clone(),
-                origins: self.origins.clone(),
-                bounded: BTreeSet::new(),
-            };
+            let (mut policy, mut origins) = (self.policy.clone(), self.origins.clone());
             for (layer, origin) in [
                 (published.map(|published| &published.policy), Origin::Published),
                 (published_route, Origin::PublishedRoute),
@@ -67,10 +64,15 @@ impl Settings {
                 (order.map(|order| &order.policy), Origin::Override),
             ] {
                 if let Some(layer) = layer {
-                    self.lay(layer, origin, &mut merged);
+                    (policy, origins) = layer.over(&policy, &origins, origin);
                 }
             }
-            merged
+            // Last, because a field counts once, and as whoever said it last.
+            let mut bounded = self.mesh.bounds.hold(&mut policy, &origins);
+            // These were brought within their bounds when the file was read.
+            let unsaid = |path: &&&str| origins.get(**path) == Some(&Origin::BuiltIn);
+            bounded.extend(built_in.iter().filter(unsaid));
+            Merged { policy, origins, bounded }
         };
         let theirs = published.map_or(&[][..], |published| &published.routes);
         let ours = upstream.map_or(&[][..], |upstream| &upstream.routes);
@@ -92,19 +94,6 @@ impl Settings {
         let own = ours.iter().map(|(matches, layer)| (matches.clone(), merged(None, Some(layer))));
         routes.extend(own);
         Effective { default: merged(None, None), routes, left_out }
-    }
-
-    fn lay(&self, layer: &PolicyLayer, origin: Origin, onto: &mut Merged) {
-        let foreign =
-            matches!(origin, Origin::Published | Origin::PublishedRoute | Origin::Override);
-        let (layer, bounded) =
-            if foreign { self.mesh.bounds.apply(layer) } else { (layer.clone(), Vec::new()) };
-        let (policy, origins) = layer.over(&onto.policy, &onto.origins, origin);
-        onto.policy = policy;
-        onto.origins = origins;
-        // A field that a later layer sets is no longer what the bound made of it.
-        onto.bounded.retain(|path| onto.origins.get(path) != Some(&origin));
-        onto.bounded.extend(bounded);
     }
 }
 

@@ -218,8 +218,8 @@ impl Default for Scout {
     }
 }
 
-/// When scouts are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// When scouts are sent; in the order of how much they cost a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ScoutMode {
     /// Never.
     Off,

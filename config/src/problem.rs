@@ -11,9 +11,9 @@ use std::fmt;
 pub struct Problem {
     /// The file as it was named to us.
     pub file: String,
-    /// From 1.
+    /// From 1; 0: the file as a whole.
     pub line: usize,
-    /// In characters, from 1.
+    /// In characters, from 1; 0: the file as a whole.
     pub column: usize,
     /// The key's path where there is one, what is wrong, and what to write instead.
     pub message: String,
@@ -22,7 +22,10 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Problem { file, line, column, message } = self;
-        write!(f, "{file}:{line}:{column}: {message}")
+        match line {
+            0 => write!(f, "{file}: {message}"),
+            _ => write!(f, "{file}:{line}:{column}: {message}"),
+        }
     }
 }
 
@@ -53,6 +56,6 @@ pub(crate) struct Position {
 }
 
 impl Position {
-    /// Where a problem of the file as a whole is shown.
+    /// Where a problem of a key that is not written is shown.
     pub(crate) const START: Position = Position { line: 1, column: 1 };
 }

@@ -76,6 +76,8 @@ fn bounds(bounds: &Section<'_>) -> Bounds {
     let circuit = bounds.section("circuit");
     let methods = values(bounds.section("repeat").texts("methods", forms::method));
     let mode = hedge.choice("mode", &Mode::ALL, Mode::name).map(|mode| mode.value);
+    let scout = bounds.section("scout");
+    let scout_mode = scout.choice("mode", &ScoutMode::ALL, ScoutMode::name).map(|mode| mode.value);
     let body = bounds.size("max_body_buffer").map(|size| size.value);
     let default = Bounds::default();
     Bounds {
@@ -88,7 +90,8 @@ fn bounds(bounds: &Section<'_>) -> Bounds {
         hedge_min: hedge.duration("min").unwrap_or(default.hedge_min),
         hedge_budget: hedge.share("budget").unwrap_or(default.hedge_budget),
         hedge_max: hedge.int("max").unwrap_or(default.hedge_max),
-        scout_timeout: bounds.section("scout").duration("timeout").unwrap_or(default.scout_timeout),
+        scout_mode: scout_mode.unwrap_or(default.scout_mode),
+        scout_timeout: scout.duration("timeout").unwrap_or(default.scout_timeout),
         eject_max: bounds.section("eject").share("max").unwrap_or(default.eject_max),
         circuit_connections: circuit.int("connections").unwrap_or(default.circuit_connections),
         circuit_pending: circuit.int("pending").unwrap_or(default.circuit_pending),

@@ -31,6 +31,7 @@ pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Repo
     let listeners = Listeners::of(&file, &keys);
     listeners.check_each_is_alone(report);
     check_exposure(&file, &keys, &listeners, report);
+    check_others_reach_us(&file, &keys, &listeners, env, report);
 
     let limits = Limits {
         connections: file.limits.connections.unwrap_or(default.limits.connections),
@@ -39,8 +40,9 @@ pub(crate) fn settings(file: File, env: &Environment, base: &Path, report: &Repo
         buffers: file.limits.buffers.unwrap_or(default.limits.buffers),
     };
     let layers = Layers { report, buffers: limits.buffers };
-    let (policy, origins) =
+    let (mut policy, origins) =
         layers.lay(&file.policy, &default.policy, &default.origins, Origin::Host);
+    file.mesh.bounds.hold(&mut policy, &origins);
 
     let written = file.node.address.as_ref().map(|address| address.value);
     check_node_address(&file, &listeners, report);
@@ -228,13 +230,54 @@ fn check_exposure(file: &File, keys: &Option<Vec<Key>>, listeners: &Listeners, r
         }
     }
     for seed in &file.mesh.join {
-        let host =
-            seed.value.rsplit_once(':').map_or("", |(host, _)| host.trim_matches(['[', ']']));
-        let local = host.eq_ignore_ascii_case("localhost")
-            || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
-        if !local {
+        if !is_on_this_machine(&seed.value) {
             seed.problem(report, &format!("`{}` would be joined {FIX}", seed.value));
         }
+    }
+}
+
+fn is_on_this_machine(seed: &str) -> bool {
+    let host = seed.rsplit_once(':').map_or("", |(host, _)| host.trim_matches(['[', ']']));
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+/// Who joins others must be reached by them. `mesh.insecure` allows that and does not do it: without keys the defaults stay
+/// loopback addresses.
+fn check_others_reach_us(
+    file: &File,
+    keys: &Option<Vec<Key>>,
+    listeners: &Listeners,
+    env: &Environment,
+    report: &Report,
+) {
+    let insecure = file.mesh.insecure.as_ref().is_some_and(|insecure| insecure.value);
+    // What is not allowed is refused already.
+    if !insecure && keys.as_ref().is_some_and(Vec::is_empty) {
+        return;
+    }
+    let Some(seed) = file.mesh.join.iter().find(|seed| !is_on_this_machine(&seed.value)) else {
+        return;
+    };
+    let mut missing = Vec::new();
+    for (key, listen) in
+        [("mesh.gossip.listen", listeners.gossip), ("mesh.data.listen", listeners.data)]
+    {
+        if listen.address.ip().to_canonical().is_loopback() {
+            missing.push(format!("{key}: \"0.0.0.0:{}\"", listen.address.port()));
+        }
+    }
+    let written = file.node.address.as_ref().map(|address| address.value);
+    if node_address(written, Ipv4Addr::UNSPECIFIED.into(), env).is_loopback() {
+        missing.push("node.address: an address of this host that others can dial".to_owned());
+    }
+    if !missing.is_empty() {
+        let why = format!(
+            "`{}` is on another machine and could not reach this one: write {}",
+            seed.value,
+            missing.join(", ")
+        );
+        seed.warning(report, &why);
     }
 }
 

@@ -405,7 +405,7 @@ impl Discovery {
     /// Tells another host something about quotas; at most [`QUOTA_MAX`] bytes, longer messages are lost.
     pub fn send_quota(&mut self, to: u64, bytes: Vec<u8>) {
         if bytes.len() > QUOTA_MAX {
-            self.counters.overflow += 1;
+            self.counters.datagrams_dropped += 1;
         } else if !self.left {
             self.send(to, &[Frame::Quota(bytes)]);
         }
@@ -423,21 +423,25 @@ impl Discovery {
         if self.transmits.len() < TRANSMITS_MAX {
             self.transmits.push_back(Transmit { to, payload });
         } else {
-            self.counters.overflow += 1;
+            self.counters.datagrams_dropped += 1;
         }
     }
 
     /// Queues an event. What asks for something to be done once is queued once.
     fn tell(&mut self, event: Event) {
-        let is_asked = match event {
+        match event {
             Event::ResolveJoin | Event::SnapshotChanged | Event::SaveDue => {
-                self.events.contains(&event)
+                if self.events.contains(&event) {
+                    return;
+                }
             }
-            _ => self.events.len() >= EVENTS_MAX,
-        };
-        if !is_asked {
-            self.events.push_back(event);
+            _ if self.events.len() >= EVENTS_MAX => {
+                self.counters.events_dropped += 1;
+                return;
+            }
+            _ => {}
         }
+        self.events.push_back(event);
     }
 
     fn spread_news(&mut self, now: Instant) {

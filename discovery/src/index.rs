@@ -45,8 +45,11 @@ pub(crate) enum Content {
 pub(crate) struct Index {
     pub by_service: BTreeMap<String, BTreeSet<(u64, Arc<str>)>>,
     pub orders: BTreeMap<Subject, BTreeMap<u64, Arc<OrderBody>>>,
-    /// Of all records, for sharing.
+    /// Of all records, for sharing. Those that are gone are swept out when it has [doubled](SWEEP_MIN) since the last time: to look
+    /// at all of them for each new one would take as many looks as the square of them.
     policies: BTreeMap<PolicyHash, Weak<Published>>,
+    /// So many make a sweep due.
+    sweep_at: usize,
 }
 
 impl Index {
@@ -81,8 +84,11 @@ impl Index {
             return Some(known);
         }
         let policy = Arc::new(Published::read(std::str::from_utf8(bytes).ok()?)?);
-        self.policies.retain(|_, known| known.strong_count() > 0);
         self.policies.insert(hash, Arc::downgrade(&policy));
+        if self.policies.len() > self.sweep_at {
+            self.policies.retain(|_, known| known.strong_count() > 0);
+            self.sweep_at = SWEEP_MIN.max(2 * self.policies.len());
+        }
         Some(policy)
     }
 
@@ -166,6 +172,9 @@ impl Index {
     }
 }
 
+/// The table of policies may hold as many that are gone.
+const SWEEP_MIN: usize = 64;
+
 fn remove<K: Ord, V>(map: &mut BTreeMap<K, V>, key: &K, take: impl FnOnce(&mut V) -> bool) {
     if map.get_mut(key).is_some_and(take) {
         map.remove(key);
@@ -190,4 +199,28 @@ pub(crate) fn policy_key(hash: &PolicyHash) -> String {
         let _ = write!(key, "{byte:02x}");
         key
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_kept_once_and_forgotten_when_nobody_has_them() {
+        let mut index = Index::default();
+        let mut read = |number: u32| {
+            let text = format!("{{\"policy\":{{\"timeout\":\"{}s\"}}}}", number + 1);
+            let bytes: Arc<[u8]> = text.as_bytes().into();
+            let key = policy_key(&policy_hash(&bytes));
+            let content = index.read(&key, &mut Some(bytes));
+            let Content::Policy(policy) = content else { panic!("{text} is a policy") };
+            (policy, index.policies.len())
+        };
+        let kept: Vec<_> = (0..1_000).map(|number| read(number).0).collect();
+        assert!(Arc::ptr_eq(&kept[7], &read(7).0), "the same bytes are one policy");
+        // Many come and go: the table follows those that are there.
+        let most = (1_000..20_000).map(|number| read(number).1).max();
+        assert!(most.is_some_and(|most| (1_000..=2_010).contains(&most)), "{most:?}");
+        assert!(Arc::ptr_eq(&kept[999], &read(999).0), "what somebody has stays");
+    }
 }

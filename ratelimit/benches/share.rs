@@ -78,7 +78,6 @@ fn rounds(criterion: &mut Criterion<CpuTime>) {
             Algorithm::FairShare,
             Micros::units(1_000 * u64::from(hosts)),
             &Floors::default(),
-            Duration::from_secs(20),
         );
         let (mut now, mut number) = (start, 0);
         group.bench_function(hosts.to_string(), |bencher| {

@@ -18,9 +18,10 @@
 //! the rights of the members so removed, for as long as they do not hear of it. Rosters made by two hosts for one epoch are outside of
 //! the argument; so is a roster that says `settled` when it is not, or leaves out of `removed` who was a member.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::lease::DRIFT;
 use crate::quantity::Micros;
 
 /// Who owns the capacity.
@@ -30,8 +31,8 @@ pub struct Roster {
     pub epoch: u64,
     /// Host to weight.
     pub members: BTreeMap<u64, u32>,
-    /// Hosts that were members of an earlier roster and may not have heard of this one.
-    pub removed: BTreeSet<u64>,
+    /// Hosts that were members of an earlier roster and may not have heard of this one, and how long from here loans of theirs may last.
+    pub removed: BTreeMap<u64, Duration>,
     /// Nobody uses an older one: the mesh's first, or one heard to be settled.
     pub settled: bool,
 }
@@ -153,13 +154,14 @@ impl Rosters {
         counting.map(|share| capacity.part(share.weight, share.total)).min().unwrap_or(Micros::ZERO)
     }
 
-    /// Who must have said that it is clear before the newest roster is settled: its members, and those removed as long as their loans, which
-    /// last at most `loans_last`, may not have ended.
-    pub fn awaited(&self, now: Instant, loans_last: Duration) -> impl Iterator<Item = u64> {
-        let gone =
-            self.since.is_some_and(|since| now.saturating_duration_since(since) > loans_last);
-        let removed = self.newest.removed.iter().filter(move |_| !gone);
-        self.newest.members.keys().chain(removed).copied()
+    /// Who must have said that it is clear before the newest roster is settled: its members, and those removed as long as their loans may
+    /// not have ended.
+    pub fn awaited(&self, now: Instant) -> impl Iterator<Item = u64> {
+        let known_for = self.since.map(|since| now.saturating_duration_since(since));
+        let may_lend =
+            move |lasts: Duration| known_for.is_none_or(|known| known <= lasts + lasts / DRIFT);
+        let removed = self.newest.removed.iter().filter(move |(_, lasts)| may_lend(**lasts));
+        self.newest.members.keys().chain(removed.map(|(host, _)| host)).copied()
     }
 
     /// Members of the newest roster.
@@ -203,12 +205,13 @@ mod tests {
         Roster {
             epoch,
             members: members.iter().copied().collect(),
-            removed: removed.iter().copied().collect(),
+            removed: removed.iter().map(|host| (*host, LOANS)).collect(),
             settled,
         }
     }
 
     const C: Micros = Micros::units(100);
+    const LOANS: Duration = Duration::from_secs(20);
 
     #[test]
     fn a_member_that_goes_moves_only_its_own_resources() {
@@ -247,7 +250,7 @@ mod tests {
         assert_eq!(joiner.settled(0), 0);
         assert_eq!(joiner.right(C, 0), Micros::ZERO, "more only when it is settled");
         assert_eq!(joiner.right(C, 1), Micros::ZERO, "settled is one that it never knew");
-        assert_eq!(joiner.awaited(t0, Duration::ZERO).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(joiner.awaited(t0).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(joiner.right(C, 2), Micros::units(50));
         assert_eq!(old.add(t0, roster(2, &[], &[], false)), Err(BadRoster::Stale));
         assert_eq!(old.settled(u64::MAX), 1, "settled is one that it has not heard of");
@@ -264,10 +267,9 @@ mod tests {
         rosters.add(t0, roster(3, &[(1, 1), (3, 3)], &[2], false)).unwrap();
         assert_eq!(rosters.right(C, 1), Micros::units(25), "the least of 50, 100 and 25");
         assert_eq!(rosters.right(C, 2), Micros::units(25));
-        let loans = Duration::from_secs(20);
-        assert_eq!(rosters.awaited(t0 + loans, loans).collect::<Vec<_>>(), [1, 3, 2]);
+        assert_eq!(rosters.awaited(t0 + LOANS).collect::<Vec<_>>(), [1, 3, 2]);
         assert_eq!(
-            rosters.awaited(t0 + loans * 2, loans).collect::<Vec<_>>(),
+            rosters.awaited(t0 + LOANS * 2).collect::<Vec<_>>(),
             [1, 3],
             "dead by now, and its loans ended"
         );

@@ -23,7 +23,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::client::BASE;
 use crate::election::{Roster, root_of};
+use crate::lease::DRIFT;
 
 /// Writes rosters where it is this host's turn.
 #[derive(Debug)]
@@ -38,8 +40,10 @@ pub struct Registrar {
     agreed: Option<Instant>,
     /// Members that are not there, since when.
     missed: BTreeMap<u64, Instant>,
-    /// Hosts that were taken off, since when.
-    removed: BTreeMap<u64, Instant>,
+    /// Hosts that were taken off, since when, and how long from then their loans last.
+    removed: BTreeMap<u64, (Instant, Duration)>,
+    /// How long clients of members hold their leases, as these last said.
+    clients: BTreeMap<u64, Duration>,
 }
 
 /// Who is there.
@@ -53,10 +57,10 @@ pub struct Census {
     pub known: BTreeMap<u64, u64>,
     /// This host has met the others, or has waited for them in vain.
     pub may_begin: bool,
+    /// How long Doorman clients of a host hold their leases, of those that have any.
+    pub clients: BTreeMap<u64, Duration>,
     /// A host that is silent for so long is taken off.
     pub absent: Duration,
-    /// No loan of any resource lasts longer.
-    pub loans_last: Duration,
 }
 
 impl Registrar {
@@ -71,6 +75,7 @@ impl Registrar {
             agreed: None,
             missed: BTreeMap::new(),
             removed: BTreeMap::new(),
+            clients: BTreeMap::new(),
         }
     }
 
@@ -127,6 +132,13 @@ impl Registrar {
     /// Writes the next roster, or that the newest is settled, if this host is to do so now; whether it did. Call it about every second and when the
     /// census changes.
     pub fn write(&mut self, now: Instant, census: &Census) -> bool {
+        self.clients.retain(|host, _| self.newest.members.contains_key(host));
+        for host in &census.present {
+            match census.clients.get(host) {
+                Some(lease) => self.clients.insert(*host, *lease),
+                None => self.clients.remove(host),
+            };
+        }
         for host in self.newest.members.keys() {
             if census.present.contains(host) {
                 self.missed.remove(host);
@@ -152,9 +164,9 @@ impl Registrar {
     }
 
     fn follow(&mut self, now: Instant, roster: Roster) {
-        self.removed.retain(|host, _| roster.removed.contains(host));
-        for host in &roster.removed {
-            self.removed.entry(*host).or_insert(now);
+        self.removed.retain(|host, _| roster.removed.contains_key(host));
+        for (host, lasts) in &roster.removed {
+            self.removed.entry(*host).or_insert((now, *lasts));
         }
         self.missed.retain(|host, _| roster.members.contains_key(host));
         self.newest = roster;
@@ -174,8 +186,13 @@ impl Registrar {
             return false;
         }
         let agreed = *self.agreed.get_or_insert(now);
-        let last = self.removed.values().copied().chain([agreed]).max().unwrap_or(agreed);
-        if now.saturating_duration_since(last) <= census.loans_last {
+        let is_over = |since: Instant, lasts: Duration| {
+            now.saturating_duration_since(since) > lasts + lasts / DRIFT
+        };
+        let mut removed = self.removed.values();
+        if !is_over(agreed, self.loans_last())
+            || !removed.all(|(since, lasts)| is_over(*since, *lasts))
+        {
             return false;
         }
         self.newest.settled = true;
@@ -187,7 +204,7 @@ impl Registrar {
         Roster {
             epoch: self.epoch(1),
             members: census.present.iter().map(|host| (*host, 1)).collect(),
-            removed: BTreeSet::new(),
+            removed: BTreeMap::new(),
             settled: true,
         }
     }
@@ -211,13 +228,20 @@ impl Registrar {
             return None;
         }
         // Those whose loans have ended need not be waited for any more.
-        let recent = self.removed.iter().filter(|(host, since)| {
-            now.saturating_duration_since(**since) <= census.loans_last && !next.contains_key(*host)
+        let recent = self.removed.iter().filter_map(|(host, (since, lasts))| {
+            let left = lasts.checked_sub(now.saturating_duration_since(*since))?;
+            Some((*host, left))
         });
-        let left = members.keys().filter(|host| !next.contains_key(*host));
-        let removed = recent.map(|(host, _)| *host).chain(left.copied()).collect();
+        let lasts = self.loans_last();
+        let left = members.keys().map(|host| (*host, lasts));
+        let removed = recent.chain(left).filter(|(host, _)| !next.contains_key(host)).collect();
         let counter = (self.newest.epoch >> WRITER_BITS) + 1;
         Some(Roster { epoch: self.epoch(counter), members: next, removed, settled: false })
+    }
+
+    /// No loan of a member lasts longer: what a host lends to a root lasts as long as the clients of any host need it.
+    fn loans_last(&self) -> Duration {
+        BASE + self.clients.values().copied().max().unwrap_or_default()
     }
 
     fn epoch(&self, counter: u64) -> u64 {
@@ -245,6 +269,8 @@ mod tests {
 
     const ABSENT: Duration = Duration::from_secs(600);
     const LOANS: Duration = Duration::from_secs(22);
+    /// Of one host's clients.
+    const LEASE: Duration = Duration::from_secs(20);
 
     fn census(present: &[u64], gone: &[u64]) -> Census {
         Census {
@@ -252,8 +278,8 @@ mod tests {
             present: present.iter().copied().collect(),
             gone: gone.iter().copied().collect(),
             may_begin: true,
+            clients: present.iter().take(1).map(|host| (*host, LEASE)).collect(),
             absent: ABSENT,
-            loans_last: LOANS,
         }
     }
 
@@ -353,16 +379,34 @@ mod tests {
         mesh.run(&census(&[1, 2, 3, 4], &[]), MINUTE);
         mesh.run(&census(&[1, 2, 3], &[4]), Duration::from_secs(2));
         assert_eq!(mesh.members(), [1, 2, 3]);
-        assert_eq!(mesh.written[1].removed, [4].into());
+        assert_eq!(mesh.written[1].removed, [(4, LOANS)].into());
         mesh.run(&census(&[1, 2], &[3, 4]), Duration::from_secs(5));
-        assert_eq!(mesh.written[2].removed, [3, 4].into(), "4 may still have loans out");
+        assert_eq!(mesh.written[2].removed.keys().collect::<Vec<_>>(), [&3, &4], "4 may still have loans out");
+        assert!(mesh.written[2].removed[&4] < mesh.written[2].removed[&3]);
         mesh.run(&census(&[1, 2], &[3, 4]), LOANS);
         mesh.run(&census(&[1], &[2, 3, 4]), MINUTE);
-        assert_eq!(mesh.written[3].removed, [2].into());
+        assert_eq!(mesh.written[3].removed.keys().collect::<Vec<_>>(), [&2]);
         mesh.run(&census(&[1, 2], &[3, 4]), MINUTE);
         assert_eq!(mesh.members(), [1, 2], "who comes back is on it again");
         assert!(mesh.written[4].removed.is_empty());
         assert_eq!(mesh.written.len(), 5);
+    }
+
+    #[test]
+    fn without_clients_nobody_is_waited_for_longer_than_hosts_lend_to_each_other() {
+        let mut mesh = Mesh::new(1..=3);
+        let alone = |present: &[u64], gone: &[u64]| Census {
+            clients: BTreeMap::new(),
+            ..census(present, gone)
+        };
+        mesh.run(&census(&[1, 2, 3], &[]), MINUTE);
+        mesh.run(&census(&[2, 3], &[1]), Duration::from_secs(2));
+        assert_eq!(mesh.written[1].removed, [(1, LOANS)].into(), "1 had clients when it went");
+        mesh.run(&alone(&[2, 3], &[1]), MINUTE);
+        mesh.run(&alone(&[3], &[1, 2]), Duration::from_secs(2));
+        assert_eq!(mesh.written[2].removed, [(2, BASE)].into());
+        mesh.run(&alone(&[3], &[1, 2]), BASE + Duration::from_secs(1));
+        assert!(mesh.written[2].settled);
     }
 
     #[test]

@@ -19,9 +19,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::algorithm::{Algorithm, Allocation, Claim, Floors};
-use crate::client::{BASE, RESERVE, is_material, stamp};
+use crate::client::{RESERVE, is_material, stamp};
 use crate::election::Rosters;
-use crate::lease::{DRIFT, Ledger, Loan, Party, Room};
+use crate::lease::{Ledger, Loan, Party, Room};
 use crate::quantity::Micros;
 use crate::quotas::HostShare;
 use crate::wire::{Answer, Ask, Message, Wants};
@@ -36,8 +36,6 @@ pub struct Root {
     algorithm: Algorithm,
     capacity: Micros,
     floors: Floors,
-    /// No loan of this resource lasted longer.
-    longest: Duration,
     ledger: Ledger,
     holders: BTreeMap<Party, Holder>,
     settling: Settling,
@@ -93,7 +91,6 @@ impl Root {
             algorithm: Algorithm::default(),
             capacity: Micros::ZERO,
             floors: Floors::default(),
-            longest: BASE,
             ledger: Ledger::new(None, stamp(epoch, now)),
             holders: BTreeMap::new(),
             settling: Settling::default(),
@@ -106,16 +103,14 @@ impl Root {
         }
     }
 
-    /// Shares out so much in this way from now on. `lease` is how long clients of a host hold what they get: loans last longer by at most that.
+    /// Shares out so much in this way from now on.
     pub fn set_rules(
         &mut self,
         now: Instant,
         algorithm: Algorithm,
         capacity: Micros,
         floors: &Floors,
-        lease: Duration,
     ) {
-        self.longest = self.longest.max(BASE + lease);
         if (self.algorithm, self.capacity, &self.floors) != (algorithm, capacity, floors) {
             (self.algorithm, self.capacity, self.floors) = (algorithm, capacity, floors.clone());
             self.settle_soon(now);
@@ -208,11 +203,10 @@ impl Root {
             self.settle_at = Some(oldest + HEARD + Duration::from_nanos(1));
         }
         let extra = self.holders.values().map(|holder| holder.extra).max().unwrap_or_default();
-        let loans_last = self.longest + self.longest / DRIFT;
-        self.settling.judge(now, rosters, loans_last);
+        self.settling.judge(now, rosters);
 
         let aims = self.aims();
-        self.summon(now, &aims, rosters, loans_last);
+        self.summon(now, &aims, rosters);
         let mut room = self.ledger.room(now, now + LEASE + extra);
         let long = room.covers();
         if !long {
@@ -231,7 +225,7 @@ impl Root {
 
     /// Members that do not speak to us, because they want nothing, are asked to: where there is too little for all, since they own
     /// something; and while a roster is not settled, since they must say that they are clear for it.
-    fn summon(&mut self, now: Instant, aims: &[Aim], rosters: &Rosters, loans_last: Duration) {
+    fn summon(&mut self, now: Instant, aims: &[Aim], rosters: &Rosters) {
         let wanted = Micros::sum(self.holders.values().map(Holder::total_wants));
         let shared = Micros::sum(aims.iter().map(|aim| aim.target));
         let recently =
@@ -241,7 +235,7 @@ impl Root {
         }
         self.summoned = Some(now);
         let heard: BTreeSet<u64> = self.holders.keys().map(|party| party.host).collect();
-        for host in rosters.awaited(now, loans_last).filter(|host| !heard.contains(host)) {
+        for host in rosters.awaited(now).filter(|host| !heard.contains(host)) {
             self.outbox.push_back((host, Message::Summon(Arc::clone(&self.resource))));
         }
     }
@@ -371,10 +365,10 @@ impl Settling {
     }
 
     /// Settled is the newest roster if everyone who is awaited has said to be clear for it.
-    fn judge(&mut self, now: Instant, rosters: &Rosters, loans_last: Duration) {
+    fn judge(&mut self, now: Instant, rosters: &Rosters) {
         self.follow(rosters);
         self.settled = self.settled.max(rosters.settled(0));
-        let mut awaited = rosters.awaited(now, loans_last);
+        let mut awaited = rosters.awaited(now);
         if self.epoch > self.settled && awaited.all(|host| self.clear.contains(&host)) {
             self.settled = self.epoch;
         }

@@ -221,7 +221,10 @@ pub fn encode_rosters(rosters: &[Roster], part_max: usize) -> Vec<Vec<u8>> {
             put(&mut whole, u64::from(*weight));
         }
         put(&mut whole, removed.len() as u64);
-        removed.iter().for_each(|host| whole.extend_from_slice(&host.to_be_bytes()));
+        for (host, lasts) in removed {
+            whole.extend_from_slice(&host.to_be_bytes());
+            put_duration(&mut whole, *lasts);
+        }
     }
     whole.chunks(part_max.max(1)).map(<[u8]>::to_vec).collect()
 }
@@ -323,7 +326,8 @@ impl<'a> Reader<'a> {
             Ok((self.host()?, weight(self)?))
         });
         let members = members.collect::<Result<_, _>>()?;
-        let removed = (0..count(self)?).map(|_| self.host()).collect::<Result<_, _>>()?;
+        let removed = (0..count(self)?).map(|_| Ok((self.host()?, self.duration()?)));
+        let removed = removed.collect::<Result<_, _>>()?;
         Ok(Roster { epoch, members, removed, settled })
     }
 
@@ -496,7 +500,7 @@ mod tests {
         fn rosters_survive_the_wire_in_parts_of_any_size(
             mut epochs in proptest::collection::btree_set(any::<u64>(), 0..=2),
             members in proptest::collection::btree_map(any::<u64>(), any::<u32>(), 0..50),
-            removed in proptest::collection::btree_set(any::<u64>(), 0..5),
+            removed in proptest::collection::btree_map(any::<u64>(), duration(), 0..5),
             settled in any::<bool>(),
             part_max in 1usize..200,
             lost in any::<prop::sample::Index>(),

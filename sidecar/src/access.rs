@@ -123,6 +123,14 @@ impl Line {
             request_id: request_id.and_then(|id| id.to_str().ok()).map(String::from),
         }
     }
+
+    /// A request to the proxy whose head could not be read.
+    pub fn unreadable(status: u16, reason: &'static str, took: Duration, peer: SocketAddr) -> Line {
+        Line {
+            method: String::new(),
+            ..Line::new("outbound", "", &Method::GET, None, status, Some(reason), took, peer, None)
+        }
+    }
 }
 
 const OFF: u8 = 0;

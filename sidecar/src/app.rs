@@ -7,7 +7,7 @@
 //! | `ek-dns` | look-ups by DNS: [`crate::dns`] |
 //! | `ek-scout` | answers scouts: [`crate::scout`] |
 //! | `ek-quotas` | leases: [`crate::quotas`] |
-//! | `ek-control` | catalogue, admin, checks: [`crate::control`] |
+//! | `ek-control` | catalogue, admin, checks: [`crate::control`]; Doorman clients: [`crate::doorman`] |
 //! | `access-log` | the access log's writer: [`crate::access`] |
 //! | main | signals, reloads, and the router's next snapshot: this file |
 //!
@@ -34,6 +34,7 @@ use tracing::{error, info, warn};
 use crate::balancer_metrics::BalancerMetrics;
 use crate::control::{self, Surface};
 use crate::data_plane::{self, DataPlane, Sockets};
+use crate::doorman::Doorman;
 use crate::events::Events;
 use crate::gossip::{self, Gossip, GossipArgs, GossipHandle};
 use crate::limit::Limits;
@@ -133,6 +134,8 @@ impl App {
         let dns_sockets =
             control::optional("discovery.dns", settings.discovery.dns, dns::Sockets::bind)?;
         let http = control::optional("discovery.http", settings.discovery.http, TcpListener::bind)?;
+        let doorman =
+            control::optional("ratelimit.listen", settings.ratelimit.listen, TcpListener::bind)?;
 
         let mut listeners = BTreeMap::from([
             ("mesh".to_owned(), mesh.address),
@@ -205,11 +208,18 @@ impl App {
             }
             None => None,
         };
+        if let Some(listener) = &doorman {
+            listeners.insert("doorman".to_owned(), listener.local_addr()?);
+        }
         for (name, address) in &listeners {
             info!(name, %address, "listening");
         }
 
         let settings = Arc::new(ArcSwap::new(settings));
+        let doorman = doorman.map(|listener| {
+            Doorman::new(listener, quotas.handle().clone(), Arc::clone(&settings), &registry)
+        });
+        let doorman = doorman.transpose()?;
         let draining = Arc::new(AtomicBool::new(false));
         let scouts = scout::spawn(scouts, Arc::clone(plane.shared()), Arc::clone(&draining))?;
         plane.keep_from_callers(listeners.values().copied());
@@ -229,7 +239,12 @@ impl App {
             timeout: admin::ANSWER_TIMEOUT,
         });
         let (local, commands) = (handle.local(), handle.commands());
-        let control = control::start(surfaces, move || checks::run(local, commands))?;
+        let control = control::start(surfaces, move || async {
+            if let Some(doorman) = doorman {
+                tokio::task::spawn_local(doorman.serve());
+            }
+            checks::run(local, commands).await;
+        })?;
         metrics.reload_successful.set(1);
         metrics.reload_time.set(unix_seconds());
         Ok(App {

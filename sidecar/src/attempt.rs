@@ -3,13 +3,16 @@
 //! [`send`] is the loop of the data plane: it picks an endpoint, sends, arms one timer for the next copy or the
 //! deadline, and takes what comes first. A success ends it: the other attempts are dropped, which resets
 //! their streams or closes their connections, through to the applications. A failure waits for the copies that are
-//! still out; when none is, [`repeat::may_retry`] alone says whether the request may be sent again.
+//! still out; when none is, [`may_retry`](evenkeel_balancer::repeat::may_retry) alone says whether the request may be sent again. What an attempt costs and where it goes
+//! is in `sending`.
 //!
 //! Invariants: at most `1 + retry.max + hedge.max` attempts; a copy never goes to an endpoint this request
 //! has tried; every [`Ticket`] ends once, at the end of the response's body ([`Exchange`](crate::exchange::Exchange)), with the
 //! failure, or when its attempt is dropped.
 //!
 //! Sources: The Tail at Scale (hedged requests); RFC 9110 §9.2.2 (which requests may be repeated).
+
+mod sending;
 
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
@@ -19,12 +22,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::repeat::{self, Outcome, Pushback};
-use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket, Verdict};
+use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, Ticket, Verdict};
 use evenkeel_config::policy::{Mode, Policy, ScoutMode};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use rand::RngExt as _;
 use smallvec::SmallVec;
 
 use crate::alarm::Alarm;
@@ -39,6 +40,8 @@ use crate::route::{Route, Upstream};
 use crate::scout;
 use crate::template::Template;
 use crate::worker::Worker;
+
+use sending::{Next, NoCopy, Sending};
 
 /// When a request must have its response's head.
 #[derive(Debug, Clone, Copy)]
@@ -62,47 +65,15 @@ pub async fn send(
     start: Instant,
     mut deadline: Deadline,
 ) -> Result<Won, Error> {
-    let policy = &route.policy;
-    let metrics = upstream.metrics.of(worker.id);
-    let grpc_path = template.grpc.then(|| template.path.path());
-    let safe = repeat::is_safe(&policy.repeat, template.method.as_str(), grpc_path);
-    let keyed = policy
-        .repeat
-        .key_header
-        .as_ref()
-        .is_some_and(|name| template.headers.contains_key(name.as_str()));
-    // Streams and requests that the hop before marked as retries cannot be told apart yet.
-    let facts = |retries| repeat::Request {
-        safe,
-        keyed,
-        body: body_state(body.as_ref()),
-        streaming: false,
-        retry_of_retry: false,
-        retries,
-    };
-    // A body that is still coming may be complete when a copy is due: that is looked at then.
-    let may_copy = repeat::may_copy(
-        &repeat::Request { body: repeat::Body::Complete, ..facts(0) },
-        &policy.hedge,
-    );
+    let (policy, metrics) = (&route.policy, upstream.metrics.of(worker.id));
+    let request = Sending::new(worker, upstream, route, template, body.as_ref());
+    let may_copy = request.may_copy();
     upstream.retries.request(start);
     route.hedger.request(start);
-    let pick = |now, kind, tried: &[u64]| {
-        let wish = template.keys.wish(kind, tried);
-        upstream.balancer.pick(now, &mut *worker.rng.borrow_mut(), policy, &wish)
-    };
 
-    let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
-    let begin = |endpoint: &Arc<Endpoint>, deadline: Deadline, wait: Duration, fresh: bool| {
-        // While the caller still sends its body the policy's time has not begun: the other side must not count it.
-        let counts = deadline.hard || body.as_ref().is_none_or(Replay::complete);
-        let left = counts.then(|| deadline.at.saturating_duration_since(Instant::now()));
-        let request = template.request(upstream, endpoint, again(body.as_ref()), left);
-        attempt(worker, upstream, policy, Arc::clone(endpoint), request, wait, fresh)
-    };
     let wish = template.keys.wish(Attempt::First, &[]);
     let (ticket, mut dispatched) = match policy.scouting() {
-        ScoutMode::Off => (pick(start, Attempt::First, &tried), start),
+        ScoutMode::Off => (request.pick(start, Attempt::First, &[]), start),
         // Seldom, and large: kept out of every other request.
         _ => {
             let scouted = Box::pin(scout::first(worker, upstream, policy, wish));
@@ -112,8 +83,8 @@ pub async fn send(
     };
     let ticket = ticket.map_err(|why| no_endpoint(upstream, why))?;
     metrics.attempts[Attempt::First as usize].inc();
-    tried.push(ticket.endpoint().serial());
-    let mut first = pin!(Some(begin(ticket.endpoint(), deadline, Duration::ZERO, false)));
+    let mut tried: SmallVec<[u64; 4]> = SmallVec::from_slice(&[ticket.endpoint().serial()]);
+    let mut first = pin!(Some(request.begin(ticket.endpoint(), deadline, Duration::ZERO, false)));
     let mut ticket = Waiting::new(ticket, start);
     if body.is_none()
         && may_copy
@@ -144,51 +115,37 @@ pub async fn send(
                 {
                     deadline.at = now + policy.timeout;
                 } else {
-                    let waiting = std::iter::once(&mut ticket)
-                        .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
-                    waiting.for_each(|waiting| waiting.timed_out(now, policy.timeout));
+                    waiting(&mut ticket, &mut copies)
+                        .for_each(|w| w.timed_out(now, policy.timeout));
                     metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
                     return Err(too_late(upstream, start));
                 }
             }
             Event::Timer if copy_at.is_some_and(|at| now >= at) => {
                 // Whether or not a copy goes out: who is this late is avoided until it answers.
-                let waiting = std::iter::once(&mut ticket)
-                    .chain(copies.iter_mut().map(|copy| &mut copy.ticket));
-                waiting.filter_map(|w| w.ticket.as_mut()).for_each(|ticket| ticket.late(now));
+                waiting(&mut ticket, &mut copies).for_each(|waiting| waiting.late(now));
                 let again = delay.map(|delay| now + delay);
-                let later = now + patience;
                 copy_at = if !may_copy || story.copies >= policy.hedge.max {
                     None
                 } else if body.as_ref().is_some_and(|body| !body.complete()) {
                     again
-                } else if !route.hedger.try_copy(
-                    now,
-                    &policy.hedge,
-                    &policy.retry,
-                    &upstream.retries,
-                ) {
-                    let observed = policy.hedge.mode == Mode::Observe;
-                    let what = if observed { Hedges::Observed } else { Hedges::Refused };
-                    metrics.hedges[what as usize].inc();
-                    patience *= 2;
-                    (!observed).then_some(later)
                 } else {
-                    match pick(now, Attempt::Hedge, &tried) {
+                    match request.copy(now, &tried) {
                         Ok(ticket) => {
                             story.copies += 1;
-                            metrics.attempts[Attempt::Hedge as usize].inc();
                             tried.push(ticket.endpoint().serial());
                             let future =
-                                Box::pin(begin(ticket.endpoint(), deadline, Duration::ZERO, false));
-                            copies.push(Copied { ticket: Waiting::new(ticket, now), future });
+                                request.begin(ticket.endpoint(), deadline, Duration::ZERO, false);
+                            let (ticket, future) = (Waiting::new(ticket, now), Box::pin(future));
+                            copies.push(Copied { ticket, future });
                             again
                         }
-                        Err(why) => {
-                            route.hedger.not_sent(now, &upstream.retries);
+                        Err(NoCopy::Now) => {
+                            let later = now + patience;
                             patience *= 2;
-                            (why == NoEndpoint::CircuitOpen).then_some(later)
+                            Some(later)
                         }
+                        Err(NoCopy::AtAll) => None,
                     }
                 };
             }
@@ -234,36 +191,13 @@ pub async fn send(
             && let Some(why) = failed.take()
         {
             // Also while a copy is out: it may have gone to somebody who is silent.
-            let asked = match why.outcome {
-                Outcome::Response { pushback: Some(Pushback::After(wait)), .. } => wait,
-                _ => Duration::ZERO,
-            };
             let left = deadline.at.saturating_duration_since(now);
-            let may = asked < left
-                && repeat::may_retry(&facts(story.retries), &why.outcome, &policy.retry)
-                && upstream.retries.withdraw(now, policy.retry.budget, RETRY_FLOOR_PER_SEC);
-            let mut next = may.then(|| pick(now, Attempt::Retry, &tried).ok()).flatten();
-            let same = next.as_ref().is_some_and(|next| tried.contains(&next.endpoint().serial()));
-            let wait = if same && asked.is_zero() {
-                backoff(&mut *worker.rng.borrow_mut(), story.retries + 1)
-            } else {
-                asked
-            };
-            // What we wait says nothing of the endpoint.
-            if let Some(next) = next.as_mut().filter(|_| !wait.is_zero()) {
-                next.no_sample();
-            }
-            let next = next.filter(|_| wait < left);
-            if may && next.is_none() {
-                upstream.retries.refund(now);
-            }
-            match next {
-                Some(next) => {
+            match request.retry(now, left, &why.outcome, story.retries, &tried) {
+                Some(Next { ticket: next, wait, fresh }) => {
                     story.retries += 1;
-                    metrics.attempts[Attempt::Retry as usize].inc();
                     tried.push(next.endpoint().serial());
                     dispatched = now + wait;
-                    first.set(Some(begin(next.endpoint(), deadline, wait, same)));
+                    first.set(Some(request.begin(next.endpoint(), deadline, wait, fresh)));
                     ticket = Waiting::new(next, dispatched);
                 }
                 None if copies.is_empty() => return why.give_up(body.as_ref(), story),
@@ -369,6 +303,12 @@ impl Waiting {
         }
     }
 
+    fn late(&mut self, now: Instant) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.late(now);
+        }
+    }
+
     fn take(&mut self) -> Ticket {
         self.ticket.take().expect("an attempt has one ticket and ends once")
     }
@@ -380,6 +320,14 @@ impl Drop for Waiting {
             ticket.caller_gone(Instant::now());
         }
     }
+}
+
+/// The tickets of all attempts that are out.
+fn waiting<'w, F>(
+    first: &'w mut Waiting,
+    copies: &'w mut [Copied<F>],
+) -> impl Iterator<Item = &'w mut Waiting> {
+    std::iter::once(first).chain(copies.iter_mut().map(|copy| &mut copy.ticket))
 }
 
 fn poll_event<F: Future<Output = Ended>>(
@@ -455,19 +403,6 @@ pub async fn once(
     }
 }
 
-fn again(body: Option<&Replay>) -> Body {
-    body.map_or(Body::Empty, |body| Body::Replay(body.again()))
-}
-
-fn body_state(body: Option<&Replay>) -> repeat::Body {
-    match body {
-        None => repeat::Body::Complete,
-        Some(body) if body.complete() => repeat::Body::Complete,
-        Some(body) if body.replayable() => repeat::Body::Partial,
-        Some(_) => repeat::Body::Lost,
-    }
-}
-
 fn too_late(upstream: &Upstream, start: Instant) -> Error {
     let waited = start.elapsed();
     Error::Timeout(format!("{} did not answer within {waited:.1?}", upstream.name))
@@ -489,12 +424,3 @@ fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {
 fn earliest(copy_at: Option<Instant>, deadline: Instant) -> Instant {
     copy_at.map_or(deadline, |at| at.min(deadline))
 }
-
-/// Before the same endpoint is tried again: 5 to 10 ms, doubled each time.
-fn backoff(rng: &mut impl rand::Rng, retries: u32) -> Duration {
-    let most = BACKOFF * 2u32.saturating_pow(retries.min(BACKOFF_DOUBLINGS_MAX));
-    most.mul_f64(rng.random_range(0.5..1.0))
-}
-
-const BACKOFF: Duration = Duration::from_millis(5);
-const BACKOFF_DOUBLINGS_MAX: u32 = 6;

@@ -101,12 +101,14 @@ impl HttpBody for Body {
 pub struct Buffers {
     used: AtomicUsize,
     max: AtomicUsize,
+    /// Bodies that found no room.
+    refused: prometheus::IntCounter,
 }
 
 impl Buffers {
     /// At most `max` bytes.
-    pub fn new(max: usize) -> Buffers {
-        Buffers { used: AtomicUsize::new(0), max: AtomicUsize::new(max) }
+    pub fn new(max: usize, refused: prometheus::IntCounter) -> Buffers {
+        Buffers { used: AtomicUsize::new(0), max: AtomicUsize::new(max), refused }
     }
 
     /// Changes the limit; what is kept stays.
@@ -120,6 +122,7 @@ impl Buffers {
         let fits = before.saturating_add(bytes) <= max;
         if !fits {
             self.used.fetch_sub(bytes, Ordering::Relaxed);
+            self.refused.inc();
         }
         fits
     }
@@ -394,5 +397,22 @@ impl HttpBody for Reply {
             }
             Reply::Stream(incoming, _) => incoming.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_finds_no_room_takes_none_and_is_counted() {
+        let refused = prometheus::IntCounter::new("refused", "refused").expect("a name");
+        let buffers = Buffers::new(100, refused.clone());
+        assert!(buffers.take(60) && !buffers.take(41) && buffers.take(40));
+        buffers.give_back(40);
+        assert!(buffers.take(40), "what was refused took nothing");
+        buffers.set_max(50);
+        assert!(!buffers.take(1), "a smaller limit holds for what comes");
+        assert_eq!(refused.get(), 2);
     }
 }

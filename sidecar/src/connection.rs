@@ -26,7 +26,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::access::Line;
 use crate::body::Reply;
+use crate::error::Error;
 use crate::listener::Role;
 use crate::passthrough::Tunnel;
 use crate::pool::{CONNECTION_WINDOW, HEAD_MAX, STREAM_WINDOW};
@@ -135,6 +137,19 @@ impl Link {
         self.idle_since.set(now);
     }
 
+    /// What the peer was told when its connection ended with a head that could not be read, or (0) that never came to its end.
+    fn refused_with(&self, error: Option<&hyper::Error>) -> Option<u16> {
+        match error {
+            // hyper does not say which of 414 and 431 it sent.
+            Some(error) if error.is_parse_too_large() => Some(431),
+            Some(error) => error.is_parse().then_some(400),
+            None => {
+                let late = self.ending.get() == Ending::Now && self.in_flight.get() == 0;
+                (late && self.head_since.get().is_some()).then_some(0)
+            }
+        }
+    }
+
     fn read(&self, bytes: &[u8]) {
         if self.in_flight.get() > 0 || bytes.is_empty() {
             return;
@@ -220,13 +235,16 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .serve_connection(io, service);
-    until_end(&link, |cx, graceful| {
+    let error = until_end(&link, |cx, graceful| {
         if graceful {
             Pin::new(&mut connection).graceful_shutdown();
         }
         connection.poll_without_shutdown(cx)
     })
     .await;
+    if let Some(status) = link.refused_with(error.as_ref()) {
+        refused(&worker, &link, status);
+    }
     let tunnel = link.tunnel.take();
     if let Some(tunnel) = tunnel {
         let parts = connection.into_parts();
@@ -255,23 +273,35 @@ fn answer(
     })
 }
 
-/// Polls a connection (its second argument: end gracefully) until it ends or its link says so.
+/// A head that could not be read is no request to us. hyper has answered it, with a status and nothing else; we count and log it.
+fn refused(worker: &Worker, link: &Link, status: u16) {
+    let shared = &worker.shared;
+    let reason = Error::BadRequest("the head cannot be read").reason();
+    let took = link.head_since.get().map_or(Duration::ZERO, |since| since.elapsed());
+    shared.other.of(worker.id).request(status, Some(reason), took);
+    if shared.access.wants(true) {
+        shared.access.write(Line::unreadable(status, reason, took, link.peer));
+    }
+}
+
+/// Polls a connection (its second argument: end gracefully) until it ends or its link says so; returns why it broke, if it did.
 async fn until_end(
     link: &Link,
     mut poll: impl FnMut(&mut Context<'_>, bool) -> Poll<hyper::Result<()>>,
-) {
+) -> Option<hyper::Error> {
     let mut told = false;
     std::future::poll_fn(|cx| {
         let graceful = match link.ending.get() {
-            Ending::Now => return Poll::Ready(()),
+            Ending::Now => return Poll::Ready(None),
             Ending::Graceful => !std::mem::replace(&mut told, true),
             Ending::No => false,
         };
         if let Poll::Ready(outcome) = poll(cx, graceful) {
-            if let Err(error) = outcome {
+            let broke = outcome.err();
+            if let Some(error) = &broke {
                 tracing::debug!(peer = %link.peer, %error, "connection ended");
             }
-            return Poll::Ready(());
+            return Poll::Ready(broke);
         }
         let mut waker = link.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -279,7 +309,7 @@ async fn until_end(
         }
         Poll::Pending
     })
-    .await;
+    .await
 }
 
 /// Tells HTTP/2 by its preface without taking a byte off the socket.

@@ -92,7 +92,10 @@ impl DataPlane {
             loads: (0..count).map(|_| AtomicUsize::new(0)).collect(),
             connections_max: AtomicUsize::new(settings.limits.connections),
             accepted: Default::default(),
-            buffers: Arc::new(Buffers::new(settings.limits.buffers)),
+            buffers: Arc::new(Buffers::new(
+                settings.limits.buffers,
+                metrics.bodies_refused.clone(),
+            )),
             refusing: AtomicBool::new(false),
             in_flight: Default::default(),
             other: metrics.upstream(Arc::from(""), "outbound"),

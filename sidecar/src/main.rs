@@ -15,6 +15,7 @@ mod control;
 mod data_plane;
 mod demo;
 mod dns;
+mod doorman;
 mod error;
 mod events;
 mod exchange;

@@ -21,6 +21,8 @@ pub struct Metrics {
     pub connections_refused: IntCounter,
     /// Times this process itself was not running.
     pub own_pauses: IntCounter,
+    /// Request bodies that were not kept, at `limits.buffers`.
+    pub bodies_refused: IntCounter,
     /// Access log lines that were lost.
     pub access_dropped: IntCounter,
     /// Datagrams that came as answers to scouts and were none of ours.
@@ -188,6 +190,10 @@ impl Metrics {
             own_pauses: counter(
                 "evenkeel_own_pauses_total",
                 "Times a worker was not running for more than 50 ms.",
+            )?,
+            bodies_refused: counter(
+                "evenkeel_bodies_refused_total",
+                "Request bodies not kept for a repeat, at limits.buffers.",
             )?,
             access_dropped: counter(
                 "evenkeel_access_log_dropped_total",

@@ -76,7 +76,7 @@ impl Data {
                 state: state(&report),
                 in_flight: u64::from(report.in_flight),
                 latency_ms: report.latency_ms,
-                stall_ms: report.stall_ms.unwrap_or_default(),
+                stall_ms: report.stall_ms,
                 ejected_ms: report.ejected_for_ms.map(|ms| ms as u64),
                 ejections: report.ejections,
                 address: report.address,

@@ -25,6 +25,7 @@ mod e2e {
     pub mod trio;
 
     pub mod bad_input;
+    pub mod doorman;
     pub mod errors;
     pub mod find;
     pub mod grpc;

@@ -382,6 +382,24 @@ fn a_caller_that_goes_away_early_says_nothing_about_the_endpoint() {
     assert!(endpoint.stall_age(bench.now + 31 * MS).is_some(), "it had waited longer than usual");
 }
 
+/// An operator would look for the request that has been stuck for an hour.
+#[test]
+fn an_endpoint_without_requests_is_not_shown_as_stalled() {
+    let mut bench = Bench::new(1, Balance::P2c);
+    let shown = |bench: &Bench| {
+        let report = bench.balancer.explain(bench.now, &bench.policy, &Wish::FIRST).remove(0);
+        (report.in_flight, report.stall_ms)
+    };
+    let ticket = bench.first();
+    bench.now += 40 * MS;
+    assert_eq!(shown(&bench), (1, Some(40.0)));
+    // A copy won.
+    drop(ticket);
+    bench.now += 3600 * S;
+    assert!(bench.balancer.endpoints()[0].stall_age(bench.now).is_some(), "it never answered");
+    assert_eq!(shown(&bench), (0, None));
+}
+
 #[test]
 fn explain_names_every_filter() {
     let mut bench = Bench::new(3, Balance::P2c);

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use evenkeel_config::policy::{Balance, Factor, KeySource};
+use evenkeel_config::policy::{Balance, Factor, KeySource, Share};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -254,6 +254,38 @@ fn a_probe_stays_in_its_requests_shard() {
     }
     assert!((30..70).contains(&outside), "{outside}: half of the shards have it");
     assert!(bench.balancer.probations().probes > 10);
+}
+
+/// Several workers find the same probe due, because in a shard each request looks.
+#[test]
+fn of_several_workers_one_gets_the_probe() {
+    let mut bench = Bench::new(&FOUR);
+    bench.seconds(8, &[10, 10, 90, 10]);
+    assert_eq!(bench.out(), [2]);
+    (bench.policy.shard.key, bench.policy.shard.size) = (Some(KeySource::Identity), 4);
+    bench.policy.hedge.budget = Share::percent(100);
+    let wish = Wish { shard: Some(1), ..Wish::FIRST };
+    for round in 0..200 {
+        bench.now += Duration::from_millis(250);
+        (0..10).for_each(|_| bench.hedger.request(bench.now));
+        let (bench, start) = (&bench, std::sync::Barrier::new(4));
+        let probes = std::thread::scope(|scope| {
+            let worker = || {
+                start.wait();
+                bench.probe_for(&wish)
+            };
+            let workers = [(); 4].map(|()| scope.spawn(worker));
+            workers.into_iter().filter_map(|worker| worker.join().unwrap()).count()
+        });
+        assert!(probes <= 1, "{probes} in round {round}");
+        assert_eq!(
+            (bench.balancer.circuit().requests(), bench.balancer.circuit().copies()),
+            (0, 0)
+        );
+    }
+    let (counts, (_, paid)) = (bench.balancer.probations(), bench.retries.recent(bench.now));
+    assert!(counts.probes >= 30, "{counts:?}");
+    assert!(paid <= 41, "{paid} paid for in the last 10 s, of {counts:?}");
 }
 
 /// Costly keys make their endpoint slow: to send them elsewhere would make the next one slow.

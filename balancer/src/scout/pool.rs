@@ -69,12 +69,12 @@ impl Default for Pool {
 }
 
 impl Pool {
-    /// A request comes: how many scouts go out with it.
-    pub fn scouts_due(&mut self, now: Instant) -> usize {
+    /// A request comes: how many scouts go out with it, at most `most`.
+    pub fn scouts_due(&mut self, now: Instant, most: usize) -> usize {
         let since = self.refilled.replace(now).unwrap_or(now);
         let gained = now.saturating_duration_since(since).as_secs_f64() * SCOUTS_PER_SEC_MAX;
         self.tokens = (self.tokens + gained).min(SCOUTS_BURST_MAX);
-        let due = self.tokens.min(SCOUTS_PER_REQUEST).floor();
+        let due = self.tokens.min(SCOUTS_PER_REQUEST).min(most as f64).floor();
         self.tokens -= due;
         self.rate += (due - self.rate) / RATE_OVER;
         due as usize
@@ -331,14 +331,27 @@ mod tests {
     fn scouts_are_three_a_request_within_the_rate() {
         let t0 = start();
         let mut pool = Pool::default();
-        assert_eq!(pool.scouts_due(t0), 3);
+        let all = usize::MAX;
+        assert_eq!(pool.scouts_due(t0, all), 3);
         let sent: usize =
-            (0..10_000).map(|i| pool.scouts_due(t0 + Duration::from_micros(100 * i))).sum();
+            (0..10_000).map(|i| pool.scouts_due(t0 + Duration::from_micros(100 * i), all)).sum();
         let most = SCOUTS_PER_SEC_MAX as usize;
         assert!((most - 100..=most + 64).contains(&sent), "{sent} in a second of 10,000 requests");
-        let quiet: usize =
-            (0..100).map(|i| pool.scouts_due(t0 + Duration::from_millis(2_000 + 10 * i))).sum();
+        let quiet: usize = (0..100)
+            .map(|i| pool.scouts_due(t0 + Duration::from_millis(2_000 + 10 * i), all))
+            .sum();
         assert_eq!(quiet, 300);
+    }
+
+    /// One that is sent takes one of the rate, not the three that might have been.
+    #[test]
+    fn who_asks_for_one_takes_one() {
+        let t0 = start();
+        let mut pool = Pool::default();
+        let sent: usize =
+            (0..1_500).map(|i| pool.scouts_due(t0 + Duration::from_micros(667 * i), 1)).sum();
+        assert_eq!(sent, 1_500, "1,500 a second are within the rate");
+        assert_eq!(pool.scouts_due(t0 + Duration::from_secs(2), 0), 0);
     }
 
     proptest! {

@@ -157,3 +157,26 @@ proptest! {
         prop_assert_eq!(members(&balancer(specs(&[false; 12])), key, 3), members(&balancer(specs(&ill)), key, 3));
     }
 }
+
+/// A report looks at thousands of keys that no request has: what is kept of those that requests have must survive it.
+#[test]
+fn a_report_takes_no_place_in_the_memo() {
+    let balancer = balancer((0..8).map(|index| spec(index, None, 1 + u32::from(index))).collect());
+    let set = balancer.endpoints();
+    let report = balancer.shard(7, 2);
+    assert!(!report.exact, "weights differ, so that it is counted over a sample");
+    let (order, size) = set.shard_order(7, 2);
+    let mut computed = false;
+    let few = set.memo().get(order, || {
+        computed = true;
+        set.compute_shard(order, size)
+    });
+    assert!(computed, "the report has kept it");
+    let nodes = |few: &Few| few.iter().map(|index| set[index].spec.address.to_string()).collect();
+    let reported: Vec<String> = report.members.iter().map(|one| one.address.clone()).collect();
+    let (kept, asked): (Vec<String>, Vec<String>) = (nodes(&few), nodes(&set.shard(7, 2)));
+    assert_eq!((&reported, &reported), (&kept, &asked), "and says what requests do");
+    // Whatever another report looks at, this one stays.
+    assert_eq!(balancer.shard(8, 2).members.len(), 2);
+    set.memo().get(order, || panic!("it was kept"));
+}

@@ -45,6 +45,7 @@ fn loads_again_to_the_same() {
         FULL,
         "services: [{name: a, address: '10.0.0.1:1'}]",
         "upstreams: [{name: a, routes: []}]",
+        "mesh: {bounds: {retry: {max: 1}, hedge: {mode: off}}}",
     ] {
         let settings = load(text);
         assert_eq!(meaning(load(&with_keys(&settings))), meaning(settings), "{text}");

@@ -98,6 +98,22 @@ fn warns_of_what_is_likely_not_meant() {
     for (text, expected) in table {
         assert_eq!(warnings(&text), expected, "{text}");
     }
+    // Allowed to be reached by others, and not reached by them.
+    let deaf =
+        "mesh: {insecure: true, join: ['127.0.0.1:7111', 'seeds.example:7111', '10.0.0.6:7111']}";
+    let message = "1:49: mesh.join[1]: `seeds.example:7111` is on another machine and could not reach this one: \
+                   write mesh.gossip.listen: \"0.0.0.0:7111\", mesh.data.listen: \"0.0.0.0:7110\", \
+                   node.address: an address of this host that others can dial";
+    assert_eq!(warnings(deaf), [message]);
+    let heard = "mesh: {insecure: true, join: ['10.0.0.6:7111'], gossip: {listen: '0.0.0.0:7111'}, \
+                 data: {listen: '10.0.0.5:7110'}}\nnode: {address: 10.0.0.5}";
+    assert_eq!(warnings(heard), [""; 0]);
+    let half = heard.replace("0.0.0.0", "127.0.0.1");
+    let message = "1:31: mesh.join[0]: `10.0.0.6:7111` is on another machine and could not reach this one: \
+                   write mesh.gossip.listen: \"0.0.0.0:7111\"";
+    assert_eq!(warnings(&half), [message]);
+    let nearby = "mesh: {insecure: true, join: ['127.0.0.2:7111', '[::1]:7111', 'localhost:7111']}";
+    assert_eq!(warnings(nearby), [""; 0]);
     let covered =
         "upstreams: [{name: a, routes: [{match: {path: /v1/*}}, {match: {path: /v1/x}}]}]";
     let message = "1:57: upstreams[0].routes[1].match: routes[0] takes all of these requests, so this one never would";
@@ -325,8 +341,17 @@ fn what_is_no_configuration_is_refused_with_a_reason() {
     let problem = refusal(b"node:\n  name: a\xff\n");
     assert_eq!((problem.line, problem.column, problem.message.as_str()), (2, 10, "not UTF-8 text"));
     assert_eq!(refusal(&vec![b'#'; FILE_MAX + 1]).message, format!("larger than {FILE_MAX} bytes"));
-    let none = load(&directory.path().join("none"), &env()).expect_err("refused");
-    assert!(none.to_string().contains("none:1:1: cannot be read: "), "{none}");
+    // No line of a file that is not there: the reason is the system's.
+    let none = load(&directory.path().join("none"), &env()).expect_err("refused").to_string();
+    assert!(
+        none.contains("/none: this configuration file cannot be read: No such file or directory"),
+        "{none}"
+    );
+    let folder = load(directory.path(), &env()).expect_err("refused").to_string();
+    assert!(
+        folder.contains(": this configuration file cannot be read: Is a directory"),
+        "{folder}"
+    );
 }
 
 #[test]

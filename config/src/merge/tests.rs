@@ -133,6 +133,76 @@ fn what_others_ask_is_bounded_and_what_this_file_says_is_not() {
     assert!(strict.effective("web", Some(&modest), None).default.bounded.is_empty());
 }
 
+/// A service must not get more by leaving a field out than by naming it.
+#[test]
+fn what_nobody_says_is_bounded_and_what_this_file_says_is_not() {
+    const STRICT: &str = "mesh: {bounds: {timeout: 5s, repeat: {methods: [GET]}, retry: {max: 1}, \
+                          hedge: {mode: off, min: 5ms}, circuit: {requests: 10}}}";
+    const BOUNDED: [&str; 6] =
+        ["circuit.requests", "hedge.min", "hedge.mode", "repeat.methods", "retry.max", "timeout"];
+    let bounded = |merged: &Merged| merged.bounded.iter().copied().collect::<Vec<_>>();
+    let published = publishes("policy: {idle_timeout: 1m}");
+    let strict = load(STRICT);
+    for published in [Some(&published), None] {
+        let merged = strict.effective("web", published, None).default;
+        assert_eq!(bounded(&merged), BOUNDED);
+        let policy = &merged.policy;
+        assert_eq!((policy.timeout.as_secs(), policy.retry.max), (5, 1));
+        assert_eq!((policy.hedge.mode, policy.hedge.min.as_millis()), (Mode::Off, 5));
+        assert_eq!(
+            (&*policy.repeat.methods, policy.circuit.requests),
+            (&["GET".to_owned()][..], 10)
+        );
+        assert_eq!(merged.origins["retry.max"], Origin::BuiltIn);
+    }
+    // What `check` prints is what holds where nobody else says anything.
+    assert_eq!(strict.policy, strict.effective("web", None, None).default.policy);
+
+    // The same values, said here: for all services, for this one, and for some of its requests.
+    let own = load(&format!(
+        "{STRICT}\npolicy: {{retry: {{max: 2}}, circuit: {{requests: 4096}}}}\n\
+         upstreams: [{{name: web, policy: {{hedge: {{mode: observe, min: 1ms}}}}, \
+                       routes: [{{match: {{path: /x}}, policy: {{timeout: 15s}}}}]}}]"
+    ));
+    let effective = own.effective("web", Some(&published), None);
+    assert_eq!(bounded(of(&effective, "GET", "/x")), ["repeat.methods"]);
+    assert_eq!(bounded(&effective.default), ["repeat.methods", "timeout"]);
+    let policy = &of(&effective, "GET", "/x").policy;
+    assert_eq!((policy.timeout.as_secs(), policy.retry.max), (15, 2));
+    assert_eq!((policy.hedge.mode, policy.hedge.min.as_millis()), (Mode::Observe, 1));
+    assert_eq!(policy.circuit.requests, 4096);
+    // Others say more than this file: the bound holds again, and where they say less there is nothing to bound.
+    let more = publishes("policy: {retry: {max: 9}, circuit: {requests: 5}}");
+    let merged = own.effective("web", Some(&more), None).default;
+    assert_eq!((merged.policy.retry.max, merged.policy.circuit.requests), (1, 5));
+    assert_eq!(bounded(&merged), ["repeat.methods", "retry.max", "timeout"]);
+}
+
+#[test]
+fn others_make_this_host_send_no_more_scouts_than_it_allows() {
+    let asked = |bounds: &str, own: &str, policy: &str| {
+        let own = load(&format!("mesh: {{bounds: {bounds}}}\n{own}"));
+        let merged = own.effective("web", Some(&publishes(&format!("policy: {policy}"))), None);
+        let Merged { policy, bounded, .. } = merged.default;
+        (policy.scouting().name(), policy.balance.name(), bounded.into_iter().collect::<Vec<_>>())
+    };
+    let before_each = "{scout: {mode: before_each}}";
+    assert_eq!(asked("{}", "", before_each), ("before_each", "p2c", vec![]));
+    assert_eq!(
+        asked("{scout: {mode: pool}}", "", before_each),
+        ("pool", "p2c", vec!["scout.mode"])
+    );
+    // Without a word of its mode `balance: scout` sends some too.
+    let off = "{scout: {mode: off}}";
+    assert_eq!(asked(off, "", "{balance: scout}"), ("off", "p2c", vec!["balance"]));
+    assert_eq!(asked(off, "policy: {balance: scout}", "{timeout: 1s}"), ("pool", "scout", vec![]));
+}
+
+#[test]
+fn the_built_in_policy_is_within_the_built_in_bounds() {
+    assert!(crate::Bounds::default().tighter_than_built_in().is_empty());
+}
+
 #[test]
 fn too_many_pairs_leave_published_routes_out_and_say_so() {
     let own: Vec<String> = (0..700)

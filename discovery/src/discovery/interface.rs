@@ -239,7 +239,9 @@ pub struct Counters {
     /// Packets for a host whose address is not known yet.
     pub unroutable: u64,
     /// Datagrams lost because the shell did not take them.
-    pub overflow: u64,
+    pub datagrams_dropped: u64,
+    /// Events lost because the shell did not take them.
+    pub events_dropped: u64,
     /// How much slower than configured this host probes, because it seems to be the slow one (0 to 3).
     pub slowdown: u64,
 }

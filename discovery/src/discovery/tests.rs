@@ -583,11 +583,34 @@ fn what_is_said_about_quotas_arrives_as_it_was_said() {
     hosts[0].send_quota(2, vec![0xff; QUOTA_MAX]);
     hosts[0].send_quota(2, vec![0; QUOTA_MAX + 1]);
     hosts[0].send_quota(1, vec![1]);
-    assert_eq!(hosts[0].counters().overflow, 1);
+    assert_eq!(hosts[0].counters().datagrams_dropped, 1);
     talk(now, &mut hosts);
     let quotas: Vec<Event> = events(&mut hosts[1])
         .into_iter()
         .filter(|event| matches!(event, Event::Quota { .. }))
         .collect();
     assert_eq!(quotas, [Event::Quota { from: 1, bytes: vec![0xff; QUOTA_MAX] }]);
+}
+
+#[test]
+fn what_a_slow_shell_loses_is_counted() {
+    let now = t0();
+    let mut host = host(1, now);
+    while host.poll_transmit().is_some() {}
+    while host.poll_event().is_some() {}
+    for _ in 0..TRANSMITS_MAX + 3 {
+        host.send_to(address(2), &[]);
+    }
+    for node in 0..EVENTS_MAX as u64 + 5 {
+        host.tell(Event::NewIdentity { node });
+    }
+    let counters = host.counters();
+    assert_eq!((counters.datagrams_dropped, counters.events_dropped), (3, 5));
+    // What asks for something to be done is never lost, and asked for once.
+    host.tell(Event::SaveDue);
+    host.tell(Event::SaveDue);
+    assert_eq!(host.counters().events_dropped, 5);
+    assert_eq!(std::iter::from_fn(|| host.poll_transmit()).count(), TRANSMITS_MAX);
+    let told = events(&mut host);
+    assert_eq!((told.len(), told.last()), (EVENTS_MAX + 1, Some(&Event::SaveDue)));
 }

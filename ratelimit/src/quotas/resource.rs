@@ -197,7 +197,7 @@ impl Resource {
     pub fn root(&mut self, now: Instant, me: Party, epoch: Instant) -> &mut Root {
         let (id, rules) = (self.client.resource(), &self.rules);
         let root = self.root.get_or_insert_with(|| Root::new(id, me, epoch, now));
-        root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors, rules.lease);
+        root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors);
         root
     }
 
@@ -225,7 +225,7 @@ impl Resource {
         self.client.set_right(now, rosters, self.rules.capacity);
         let rules = &self.rules;
         if let Some(root) = &mut self.root {
-            root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors, rules.lease);
+            root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors);
         }
     }
 

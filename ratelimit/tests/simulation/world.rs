@@ -172,8 +172,9 @@ impl World {
         hearers: impl IntoIterator<Item = u64>,
     ) {
         let members: BTreeMap<u64, u32> = members.into_iter().map(|host| (host, 1)).collect();
-        let before = self.roster.members.keys().chain(&self.roster.removed).copied();
-        let removed = before.filter(|host| !members.contains_key(host)).collect();
+        let before = self.roster.members.keys().chain(self.roster.removed.keys()).copied();
+        let removed = before.filter(|host| !members.contains_key(host));
+        let removed = removed.map(|host| (host, self.longest)).collect();
         self.roster = Roster { epoch: self.roster.epoch + 1, members, removed, settled: false };
         for host in hearers {
             let roster = self.roster.clone();

@@ -128,8 +128,9 @@ pub struct Endpoint {
     pub in_flight: u64,
     /// Peak EWMA of the time to the response's head; none before the first answer.
     pub latency_ms: Option<f64>,
-    /// How long a response's head has been awaited without any progress.
-    pub stall_ms: f64,
+    /// How long the requests in flight have been owed a head without any progress; none: nothing is owed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stall_ms: Option<f64>,
     /// How long it stays ejected.
     pub ejected_ms: Option<u64>,
     /// How often it was ejected.

@@ -165,7 +165,10 @@ fn endpoints_table(report: &Endpoints, colour: bool) -> String {
             Cell::number(
                 endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms")),
             ),
-            Cell::number(format!("{:.1}ms", endpoint.stall_ms)).tone(stall_tone(endpoint.stall_ms)),
+            endpoint.stall_ms.map_or_else(
+                || Cell::number("-"),
+                |ms| Cell::number(format!("{ms:.1}ms")).tone(stall_tone(ms)),
+            ),
             Cell::number(endpoint.ejections).tone(if endpoint.ejections > 0 {
                 Tone::Warn
             } else {
@@ -356,6 +359,31 @@ mod tests {
             services_table(&Services { services: vec![service] }, false),
             "SERVICE  USABLE  INSTANCES  CRITICAL  DRAINING  TAGS\n\
              web           2          3         1         0  v1,v2\n"
+        );
+    }
+
+    #[test]
+    fn only_what_is_in_flight_is_stalled() {
+        let idle = Endpoint {
+            instance: "web-1".into(),
+            host: "host-b".into(),
+            address: "10.0.0.6:80".into(),
+            state: "usable".into(),
+            latency_ms: Some(1.25),
+            ..Endpoint::default()
+        };
+        let stuck = Endpoint { in_flight: 2, stall_ms: Some(120.0), ..idle.clone() };
+        let report = Endpoints {
+            service: "web".into(),
+            balance: "p2c".into(),
+            endpoints: vec![idle, stuck],
+        };
+        assert_eq!(
+            endpoints_table(&report, false),
+            "web, balance: p2c\n\
+             INSTANCE  HOST    ADDRESS      STATE   IN FLIGHT  LATENCY  STALLED  EJECTIONS\n\
+             web-1     host-b  10.0.0.6:80  usable          0   1.25ms        -          0\n\
+             web-1     host-b  10.0.0.6:80  usable          2   1.25ms  120.0ms          0\n"
         );
     }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use crate::admin::report;
 use crate::events::Events;
 
-/// Notes instances that came, went or changed their health. At most [`NOTED_MAX`] for one snapshot: at a join to
-/// a large mesh everything is new, and a log of everything says nothing.
+/// Notes orders and policies that came, changed or ended, and instances that came, went or changed their health. At most [`NOTED_MAX`]
+/// for one snapshot, orders first: at a join to a large mesh everything is new, and a log of everything says nothing.
 pub fn note(old: &Catalog, new: &Catalog, events: &Events) {
     let mut noted = Noted { events, left: NOTED_MAX, suppressed: 0 };
+    note_orders(old, new, &mut noted);
     for (name, view) in &new.services {
         match old.services.get(name) {
             Some(before) if Arc::ptr_eq(before, view) => {}
@@ -19,18 +20,14 @@ pub fn note(old: &Catalog, new: &Catalog, events: &Events) {
     for (_, before) in old.services.iter().filter(|(name, _)| !new.services.contains_key(*name)) {
         compare(Some(before), None, &mut noted);
     }
-    note_orders(old, new, events);
     if noted.suppressed > 0 {
-        events.info(
-            "instances_changed",
-            "mesh",
-            format!("and {} more instances changed", noted.suppressed),
-        );
+        let more = format!("and {} more instances, policies or orders changed", noted.suppressed);
+        events.info("more_changed", "mesh", more);
     }
 }
 
 /// Orders that came, were replaced, or ended.
-fn note_orders(old: &Catalog, new: &Catalog, events: &Events) {
+fn note_orders(old: &Catalog, new: &Catalog, noted: &mut Noted<'_>) {
     let name = |catalog: &Catalog, subject: &Subject| match subject {
         Subject::Override(service) => service.clone(),
         Subject::Drain(node) => {
@@ -44,7 +41,7 @@ fn note_orders(old: &Catalog, new: &Catalog, events: &Events) {
                 Subject::Drain(_) => "drain_issued",
             };
             let said = report::Order::of(subject, order);
-            events.warn(kind, name(new, subject), format!("by {said}"));
+            noted.note(true, kind, name(new, subject), format!("by {said}"));
         }
     }
     for (subject, order) in old.orders.iter().filter(|(gone, _)| !new.orders.contains_key(gone)) {
@@ -52,7 +49,7 @@ fn note_orders(old: &Catalog, new: &Catalog, events: &Events) {
             Subject::Override(_) => "override_ended",
             Subject::Drain(_) => "drain_ended",
         };
-        events.info(kind, name(new, subject), format!("was issued at {}", order.by));
+        noted.note(false, kind, name(new, subject), format!("was issued at {}", order.by));
     }
 }
 
@@ -63,19 +60,12 @@ struct Noted<'e> {
 }
 
 impl Noted<'_> {
-    fn note(
-        &mut self,
-        worth_a_look: bool,
-        kind: &'static str,
-        instance: &Instance,
-        detail: String,
-    ) {
+    fn note(&mut self, worth_a_look: bool, kind: &'static str, subject: String, detail: String) {
         if self.left == 0 {
             self.suppressed += 1;
             return;
         }
         self.left -= 1;
-        let subject = format!("{}/{}", instance.service, instance.id);
         if worth_a_look {
             self.events.warn(kind, subject, detail);
         } else {
@@ -91,7 +81,8 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
             view.map(|view| view.instances.iter().map(|one| (key(one), Arc::clone(one))).collect())
                 .unwrap_or_default()
         };
-    let policies = (old, new);
+    note_policy(old, new, noted);
+    let subject = |instance: &Instance| format!("{}/{}", instance.service, instance.id);
     let (old, new) = (instances(old), instances(new));
     for (key, instance) in &new {
         let on = format!(
@@ -101,7 +92,7 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
             instance.status.as_str()
         );
         match old.get(key) {
-            None => noted.note(false, "instance_registered", instance, on),
+            None => noted.note(false, "instance_registered", subject(instance), on),
             Some(before) if before.status != instance.status => {
                 let said = instance
                     .checks
@@ -114,31 +105,31 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
                     before.status.as_str(),
                     instance.status.as_str()
                 );
-                noted.note(instance.status != Status::Passing, "health_changed", instance, detail);
+                let worth_a_look = instance.status != Status::Passing;
+                noted.note(worth_a_look, "health_changed", subject(instance), detail);
             }
             Some(_) => {}
         }
     }
-    note_policy(&policies, noted);
     for (_, instance) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
         noted.note(
             false,
             "instance_gone",
-            instance,
+            subject(instance),
             format!("{} on {}", instance.address, instance.node.name),
         );
     }
 }
 
 /// What holds for a service that was there before is another now.
-fn note_policy((old, new): &(Option<&ServiceView>, Option<&ServiceView>), noted: &Noted<'_>) {
+fn note_policy(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Noted<'_>) {
     let (Some(old), Some(new)) = (old, new) else { return };
     if old.policies.winner() != new.policies.winner() {
         let said = match new.policies.winner() {
             Some(policy) => format!("published now: {}", policy.text()),
             None => "none is published any more".to_owned(),
         };
-        noted.events.info("policy_changed", new.name.clone(), said);
+        noted.note(false, "policy_changed", new.name.clone(), said);
     }
 }
 
@@ -261,5 +252,23 @@ mod tests {
             "{:?}",
             all.last()
         );
+    }
+
+    #[test]
+    fn a_flood_of_orders_is_cut_too_and_comes_before_instances() {
+        let mut many = catalog(vec![instance(1, "a", Status::Passing)]);
+        for node in 0..NOTED_MAX as u64 {
+            let order = Order {
+                instruction: Instruction::Drain,
+                issued_us: 1,
+                until_us: 2,
+                by: "host-a".to_owned(),
+            };
+            many.orders.insert(Subject::Drain(node), Arc::new(order));
+        }
+        let kinds: Vec<String> =
+            noted(&catalog(Vec::new()), &many).into_iter().map(|(kind, _)| kind).collect();
+        assert_eq!(kinds.len(), NOTED_MAX + 1);
+        assert_eq!((&*kinds[NOTED_MAX - 1], &*kinds[NOTED_MAX]), ("drain_issued", "more_changed"));
     }
 }

@@ -176,6 +176,7 @@ impl Driver {
             // A full buffer or an unreachable network loses the datagram, as the network itself may.
             if let Err(cause) = round.udp.try_send_to(&transmit.payload, transmit.to) {
                 debug!(to = %transmit.to, %cause, "a gossip datagram was not sent");
+                self.published.unsent.fetch_add(1, Ordering::Relaxed);
             }
         }
         while let Some(dial) = self.discovery.poll_dial() {

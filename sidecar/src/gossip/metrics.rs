@@ -1,5 +1,6 @@
 //! Gossip's numbers in Prometheus's form: read at each scrape, nothing is counted twice.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -12,6 +13,8 @@ use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
 pub struct Published {
     /// Its counters, after each round.
     pub counters: Mutex<Counters>,
+    /// Datagrams that the socket did not take.
+    pub unsent: AtomicU64,
     /// The snapshot that readers see.
     pub catalog: Arc<ArcSwap<Catalog>>,
 }
@@ -24,6 +27,7 @@ pub struct GossipMetrics {
     streams: IntCounterVec,
     refused: IntCounterVec,
     oddities: IntCounterVec,
+    dropped: IntCounterVec,
     slowdown: IntGauge,
     members: IntGaugeVec,
     instances: IntGaugeVec,
@@ -65,6 +69,11 @@ impl GossipMetrics {
                 "evenkeel_gossip_oddities_total",
                 "Unknown senders asked to prove that they are there; packets for a host whose address is not known yet.",
                 "kind",
+            )?,
+            dropped: counter(
+                "evenkeel_gossip_dropped_total",
+                "What this host itself lost: datagrams that found its queue full or that the socket did not take, and events.",
+                "what",
             )?,
             slowdown: IntGauge::new(
                 "evenkeel_gossip_slowdown",
@@ -122,6 +131,9 @@ impl GossipMetrics {
         }
         raise(&self.oddities, "challenge", counters.challenges);
         raise(&self.oddities, "unroutable", counters.unroutable);
+        raise(&self.dropped, "queued", counters.datagrams_dropped);
+        raise(&self.dropped, "unsent", self.published.unsent.load(Ordering::Relaxed));
+        raise(&self.dropped, "event", counters.events_dropped);
         self.slowdown.set(i64::try_from(counters.slowdown).unwrap_or(i64::MAX));
         let catalog = self.published.catalog.load();
         for (label, status) in [
@@ -163,13 +175,14 @@ impl GossipMetrics {
         }
     }
 
-    fn families(&self) -> [&dyn Collector; 13] {
+    fn families(&self) -> [&dyn Collector; 14] {
         [
             &self.datagrams,
             &self.bytes,
             &self.streams,
             &self.refused,
             &self.oddities,
+            &self.dropped,
             &self.slowdown,
             &self.members,
             &self.instances,

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -196,6 +196,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let published = Arc::new(metrics::Published {
         counters: Mutex::new(Counters::default()),
+        unsent: AtomicU64::new(0),
         catalog: Arc::clone(&catalog),
     });
     metrics::GossipMetrics::new(Arc::clone(&published))

@@ -21,6 +21,8 @@ use crate::gossip::GossipHandle;
 use crate::limit::{Limits, Wanted};
 use crate::state::State;
 
+#[cfg(test)]
+pub mod alone;
 mod metrics;
 mod notes;
 mod owner;

@@ -7,17 +7,24 @@ use evenkeel_discovery::discovery::NOTE_MAX;
 use evenkeel_discovery::{Catalog, HostNotes, Node, NodeStatus};
 use evenkeel_ratelimit::{Census, Roster, decode_rosters, encode_rosters};
 
-/// The note of who takes part: the newest roster that it knows.
-pub const KNOWN: &str = "quota";
+/// The note of who takes part: the newest roster that it knows, and how long its clients hold their leases.
+pub const TAKES_PART: &str = "quota";
 /// The notes of the registrar: its rosters, in parts.
 const ROSTER: &str = "roster/";
 
 /// A host that has just come has so long to say that it takes part.
 const DECLINES_S: u64 = 10;
 
-/// The newest roster known, as it stands in the note.
-pub fn known(epoch: u64) -> Vec<u8> {
-    epoch.to_be_bytes().to_vec()
+/// What stands in that note.
+pub fn takes_part(epoch: u64, clients: Duration) -> Vec<u8> {
+    let clients = u32::try_from(clients.as_millis()).unwrap_or(u32::MAX);
+    [&epoch.to_be_bytes()[..], &clients.to_be_bytes()].concat()
+}
+
+fn read_takes_part(note: &[u8]) -> Option<(u64, Duration)> {
+    let (epoch, rest) = note.split_first_chunk()?;
+    let clients = u32::from_be_bytes(*rest.first_chunk()?);
+    Some((u64::from_be_bytes(*epoch), Duration::from_millis(clients.into())))
 }
 
 /// Names and bodies of the registrar's notes. Names have a fixed width, so that they stand in order.
@@ -43,16 +50,16 @@ pub fn census(
     may_begin: bool,
     wall_s: u64,
     absent: Duration,
-    loans_last: Duration,
 ) -> Census {
-    let known: BTreeMap<u64, u64> = catalog
-        .notes
-        .iter()
-        .filter_map(|(host, notes)| {
-            let epoch = notes.get(KNOWN)?.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))?;
-            Some((*host, epoch))
-        })
-        .collect();
+    let (mut known, mut clients) = (BTreeMap::new(), BTreeMap::new());
+    for (host, notes) in &catalog.notes {
+        let note = notes.get(TAKES_PART).and_then(|note| read_takes_part(note));
+        let Some((epoch, lease)) = note else { continue };
+        known.insert(*host, epoch);
+        if !lease.is_zero() {
+            clients.insert(*host, lease);
+        }
+    }
     let ended = |status| matches!(status, NodeStatus::Left | NodeStatus::Dead);
     // Up for a while, and it does not say that it takes part: it was told not to. Indices are unix microseconds.
     let declines = |host: &u64, node: &Node| {
@@ -69,7 +76,7 @@ pub fn census(
         present: known.keys().copied().collect(),
         known,
         may_begin,
+        clients,
         absent,
-        loans_last,
     }
 }

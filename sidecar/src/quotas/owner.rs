@@ -13,7 +13,7 @@ use evenkeel_ratelimit::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::report::{self, View};
-use super::{Command, Message, VIEW_EVERY, notes, templates};
+use super::{COMMANDS_MAX, Command, Message, VIEW_EVERY, notes, templates};
 use crate::gossip::GossipHandle;
 use crate::limit::{Limits, Meter, Resource, Wanted};
 use crate::state::State;
@@ -38,13 +38,23 @@ pub(super) struct Owner {
     /// The notes in this host's record, by name.
     written: BTreeMap<String, Vec<u8>>,
     state: Arc<State>,
-    /// Whether it is kept that clients hold leases.
-    kept_clients: bool,
+    clients: Clients,
+    /// Clients of an earlier life may hold leases until then.
+    earlier_clients: Option<Instant>,
     view: Arc<ArcSwap<View>>,
     /// When this host may take the mesh for one without a roster; `None`: it has not met the others.
     may_begin: Option<Instant>,
     dropped: u64,
     left: bool,
+}
+
+/// Whether Doorman clients hold leases of this host. The others and the next life must know before the first has one: what
+/// this host owns is then lent for longer than it may live.
+enum Clients {
+    None,
+    /// Being told. What they ask meanwhile waits.
+    Announced(Instant, Vec<Command>),
+    Some,
 }
 
 /// A meter, and what is asked for it.
@@ -92,14 +102,15 @@ impl Owner {
             rights_changed: true,
             written: BTreeMap::new(),
             state,
-            kept_clients: saved.is_some_and(|saved| saved.clients),
+            clients: Clients::None,
+            earlier_clients: saved.as_ref().filter(|saved| saved.clients).and(locked_until),
             view,
             may_begin: met.then_some(now),
             dropped: 0,
             left: false,
         };
         owner.quotas.set_templates(now, templates);
-        owner.keep(owner.kept_clients);
+        owner.save(Saved { clients: saved.is_some_and(|saved| saved.clients), alone: false });
         owner
     }
 
@@ -118,7 +129,12 @@ impl Owner {
         demand.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             self.carry_out();
-            let due = self.quotas.poll_timeout().unwrap_or_else(|| Instant::now() + IDLE);
+            let announced = match &self.clients {
+                Clients::Announced(at, _) => Some(*at),
+                Clients::None | Clients::Some => None,
+            };
+            let due = self.quotas.poll_timeout().into_iter().chain(announced).min();
+            let due = due.unwrap_or_else(|| Instant::now() + IDLE);
             tokio::select! {
                 _ = &mut stopped => return,
                 Some(command) = commands.recv() => {
@@ -138,7 +154,12 @@ impl Owner {
                 _ = census.tick() => self.take_census(),
                 _ = demand.tick(), if !self.leased.is_empty() => self.measure(),
                 _ = view.tick() => self.show(),
-                () = tokio::time::sleep_until(due.into()) => self.quotas.handle_timeout(Instant::now()),
+                () = tokio::time::sleep_until(due.into()) => {
+                    self.quotas.handle_timeout(Instant::now());
+                    if announced.is_some_and(|at| at <= Instant::now()) {
+                        self.serve_clients();
+                    }
+                }
             }
         }
     }
@@ -155,14 +176,14 @@ impl Owner {
     fn command(&mut self, command: Command) {
         let now = Instant::now();
         match command {
+            Command::Ask { .. } if !matches!(self.clients, Clients::Some) => {
+                self.announce(now, command);
+            }
             Command::Ask { client, requests, answer } => {
                 let grants = requests
                     .iter()
                     .map(|(id, request)| self.quotas.handle_client(now, id, &client, *request));
                 let grants: Vec<_> = grants.collect();
-                if grants.iter().any(Result::is_ok) {
-                    self.keep(true);
-                }
                 let _ = answer.send(grants);
             }
             Command::Release { client, resources } => {
@@ -187,7 +208,7 @@ impl Owner {
                 }
                 self.carry_out();
                 // Then nobody holds anything of this host's when it comes again.
-                if self.census.present.len() <= 1 && !self.kept_clients {
+                if self.census.present.len() <= 1 && matches!(self.clients, Clients::None) {
                     self.save(Saved { clients: false, alone: true });
                 }
                 let _ = done.send(());
@@ -264,8 +285,6 @@ impl Owner {
             news |= self.registrar.heard(now, notes::read(notes));
         }
         let wall_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let lease = longest_lease(&self.settings);
-        let loans_last = (BASE + lease) * 2;
         if self.gossip.joined() {
             // What the others know of rosters is still on its way.
             self.may_begin.get_or_insert(now + HEARING);
@@ -275,7 +294,6 @@ impl Owner {
             self.may_begin.is_some_and(|at| at <= now),
             wall_s,
             self.settings.absent,
-            loans_last,
         );
         census.present.insert(catalog.own);
         census.known.insert(catalog.own, self.registrar.newest().epoch);
@@ -291,7 +309,12 @@ impl Owner {
             self.quotas.set_live(now, census.present.clone());
         }
         let mut written = BTreeMap::new();
-        written.insert(notes::KNOWN.to_owned(), notes::known(self.registrar.newest().epoch));
+        let clients = match self.clients {
+            Clients::None => Duration::ZERO,
+            _ => longest_lease(&self.settings),
+        };
+        let takes_part = notes::takes_part(self.registrar.newest().epoch, clients);
+        written.insert(notes::TAKES_PART.to_owned(), takes_part);
         if self.registrar.is_registrar(&census) || self.is_the_only_one_to_tell(&catalog) {
             written.extend(notes::rosters(&self.registrar.rosters()));
         }
@@ -414,8 +437,16 @@ impl Owner {
         let now = Instant::now();
         let catalog = self.gossip.catalog();
         let reports: Vec<Report> = self.quotas.reports(now).collect();
-        if self.kept_clients && reports.iter().all(|report| report.clients == 0) {
-            self.keep(false);
+        let have_clients = reports.iter().any(|report| report.clients > 0);
+        if matches!(self.clients, Clients::Some) && !have_clients {
+            self.clients = Clients::None;
+            self.earlier_clients = Some(now);
+            self.take_census();
+        }
+        if matches!(self.clients, Clients::None)
+            && self.earlier_clients.take_if(|until| *until <= now).is_some()
+        {
+            self.save(Saved { clients: false, alone: false });
         }
         let counters = self.quotas.counters();
         let newest = self.registrar.newest();
@@ -468,13 +499,28 @@ impl Owner {
         }
     }
 
-    /// Keeps whether clients hold leases: the next life has to count them.
-    fn keep(&mut self, clients: bool) {
-        if self.kept_clients == clients && clients {
+    /// The first client asks: the others hear of it first.
+    fn announce(&mut self, now: Instant, ask: Command) {
+        if let Clients::Announced(_, waiting) = &mut self.clients {
+            if waiting.len() < COMMANDS_MAX {
+                waiting.push(ask);
+            }
             return;
         }
-        self.kept_clients = clients;
-        self.save(Saved { clients, alone: false });
+        self.save(Saved { clients: true, alone: false });
+        // Nobody else has to hear of it in a mesh of one.
+        let wait = if self.census.present.len() > 1 { ANNOUNCED } else { Duration::ZERO };
+        self.clients = Clients::Announced(now + wait, vec![ask]);
+        self.take_census();
+    }
+
+    /// The others have heard of the clients.
+    fn serve_clients(&mut self) {
+        if let Clients::Announced(_, waiting) =
+            std::mem::replace(&mut self.clients, Clients::Some)
+        {
+            waiting.into_iter().for_each(|ask| self.command(ask));
+        }
     }
 
     fn save(&self, saved: Saved) {
@@ -510,6 +556,8 @@ fn longest_lease(settings: &RateLimit) -> Duration {
 
 /// How often demand is measured: half of the window in which a step shows.
 const DEMAND_EVERY: Duration = Duration::from_millis(50);
+/// So long the others take to hear that this host has clients, and some.
+const ANNOUNCED: Duration = Duration::from_secs(1);
 /// A host that has just met the others hears within this time what they know.
 const HEARING: Duration = Duration::from_secs(2);
 /// How often the registrar looks, beside each change.

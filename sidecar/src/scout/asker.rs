@@ -151,17 +151,16 @@ impl Asker {
         Some(Waiting { asker: Rc::clone(self), nonce })
     }
 
-    /// Asks for some at random: `count`, or as many as are due beside a request, within the pool's rate.
+    /// Asks for some at random: as many as are due beside a request, at most `most`.
     pub fn ask_some(
         self: &Rc<Self>,
         worker: &Worker,
         upstream: &Upstream,
         policy: &Policy,
         wish: &Wish<'_>,
-        count: Option<usize>,
+        most: usize,
     ) {
-        let due = self.with_pool(&upstream.name, |pool| pool.scouts_due(Instant::now()));
-        let due = count.map_or(due, |count| count.min(due));
+        let due = self.with_pool(&upstream.name, |pool| pool.scouts_due(Instant::now(), most));
         if due == 0 {
             return;
         }

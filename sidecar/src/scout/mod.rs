@@ -85,11 +85,8 @@ pub async fn first(
     };
     let Some(asker) = worker.asker() else { return pick(&wish, None) };
     let each = policy.scouting() == ScoutMode::BeforeEach;
-    if !each || policy.balance == Balance::Scout {
-        asker.ask_some(worker, upstream, policy, &wish, None);
-    } else {
-        asker.ask_some(worker, upstream, policy, &wish, Some(BESIDE));
-    }
+    let most = if each && policy.balance != Balance::Scout { BESIDE } else { usize::MAX };
+    asker.ask_some(worker, upstream, policy, &wish, most);
     let metrics = upstream.metrics.of(worker.id);
     if !each {
         let ticket = pick(&wish, Some(asker))?;

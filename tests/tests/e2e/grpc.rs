@@ -10,7 +10,7 @@ use evenkeel_tests::wait;
 use serde_json::{Value, json};
 
 /// The Python that `make test` has given grpcio.
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     if let Some(path) = std::env::var_os("EVENKEEL_TEST_PYTHON") {
         return path.into();
     }
@@ -21,7 +21,8 @@ fn python() -> PathBuf {
     path
 }
 
-fn script(name: &str) -> PathBuf {
+/// One of the scripts beside these tests.
+pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("grpc").join(name)
 }
 

@@ -100,8 +100,8 @@ impl World {
         let policy = self.load.policy.clone();
         let each = policy.scouting() == ScoutMode::BeforeEach;
         let pooled = policy.balance == Balance::Scout;
-        let due = self.scouting.pool.scouts_due(self.instant());
-        let due = if each && !pooled { due.min(1) } else { due };
+        let most = if each && !pooled { 1 } else { usize::MAX };
+        let due = self.scouting.pool.scouts_due(self.instant(), most);
         let mut chosen = Vec::new();
         self.balancer.scout_some(
             &mut self.rng,

@@ -1,0 +1,115 @@
+//! Connections of Doorman clients, each under the limits at the end of this file.
+//!
+//! HTTP/2 with prior knowledge, which is what gRPC without TLS is. hyper's connection directly, as on the other listeners: tonic's server has no limit on
+//! connections, and like hyper waits for ever for the first bytes, which are read here first. A client that holds a connection for days is welcome; one
+//! that does not answer pings any more is not.
+
+use std::convert::Infallible;
+use std::io::Cursor;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::Service as _;
+use tracing::{debug, warn};
+
+use super::calls::Calls;
+use crate::worker::LocalExecutor;
+
+/// Accepts until it is dropped.
+pub async fn serve(listener: StdTcpListener, routes: Routes, calls: Calls) -> anyhow::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = Arc::clone(&places).acquire_owned().await?;
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let connection = connection(stream, peer, routes.clone(), calls.clone());
+                tokio::task::spawn_local(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
+            Err(cause) => {
+                warn!(%cause, "ratelimit.listen: cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, routes: Routes, calls: Calls) {
+    let _ = stream.set_nodelay(true);
+    let (mut read, write) = stream.into_split();
+    let mut preface = [0; PREFACE.len()];
+    match timeout(PREFACE_TIMEOUT, read.read_exact(&mut preface)).await {
+        Ok(Ok(_)) if preface == *PREFACE => {}
+        _ => return debug!(%peer, "a connection to ratelimit.listen does not speak HTTP/2"),
+    }
+    let io = tokio::io::join(Cursor::new(preface).chain(read), write);
+    let service = service_fn(move |request| answered(routes.clone(), calls.clone(), request));
+    let ended = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .serve_connection(TokioIo::new(io), service)
+        .await;
+    if let Err(cause) = ended {
+        debug!(%peer, %cause, "a connection to ratelimit.listen broke off");
+    }
+}
+
+/// One call: its request is read, and its answer begins, within [`CALL_MAX`].
+async fn answered(
+    mut routes: Routes,
+    calls: Calls,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    if let Some(authority) = request.uri().authority().cloned() {
+        request.extensions_mut().insert(authority);
+    }
+    let call = async {
+        let _place = calls.place().await;
+        routes.call(request).await
+    };
+    let answer = match timeout(CALL_MAX, call).await {
+        Ok(Ok(answer)) => answer,
+        Err(_) => {
+            Status::deadline_exceeded("not done in time: ask again, or another host").into_http()
+        }
+    };
+    calls.count(&path, &answer);
+    Ok(answer)
+}
+
+/// RFC 9113, section 3.4.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Open connections; further ones wait.
+const CONNECTIONS_MAX: usize = 4_096;
+/// Calls at a time on one of them.
+const STREAMS_MAX: u32 = 64;
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// From the connection's opening to the end of the preface.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that is gone without a word is noticed after both.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+const CALL_MAX: Duration = Duration::from_secs(10);
+/// After a failed accept, so that a lack of file descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
