@@ -454,7 +454,8 @@ const BUCKETS: [u64; 14] = [
 ];
 
 /// Every reason of [`crate::error::Error`], and of a response that broke.
-const REASONS: [&str; 17] = [
+const REASONS: [&str; 18] = [
+    "limited",
     "unknown_service",
     "no_endpoint",
     "circuit_open",

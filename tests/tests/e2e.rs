@@ -31,6 +31,9 @@ mod e2e {
     pub mod grpc;
     pub mod reach;
 
+    pub mod limits;
+    pub mod shares;
+
     pub mod change;
     pub mod demo;
     pub mod faults;
