@@ -516,8 +516,7 @@ impl Owner {
 
     /// The others have heard of the clients.
     fn serve_clients(&mut self) {
-        if let Clients::Announced(_, waiting) =
-            std::mem::replace(&mut self.clients, Clients::Some)
+        if let Clients::Announced(_, waiting) = std::mem::replace(&mut self.clients, Clients::Some)
         {
             waiting.into_iter().for_each(|ask| self.command(ask));
         }
