@@ -429,17 +429,13 @@ impl Discovery {
 
     /// Queues an event. What asks for something to be done once is queued once.
     fn tell(&mut self, event: Event) {
-        match event {
-            Event::ResolveJoin | Event::SnapshotChanged | Event::SaveDue => {
-                if self.events.contains(&event) {
-                    return;
-                }
-            }
-            _ if self.events.len() >= EVENTS_MAX => {
-                self.counters.events_dropped += 1;
-                return;
-            }
-            _ => {}
+        let asks = matches!(event, Event::ResolveJoin | Event::SnapshotChanged | Event::SaveDue);
+        if asks && self.events.contains(&event) {
+            return;
+        }
+        if !asks && self.events.len() >= EVENTS_MAX {
+            self.counters.events_dropped += 1;
+            return;
         }
         self.events.push_back(event);
     }

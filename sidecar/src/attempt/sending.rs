@@ -176,7 +176,7 @@ impl<'r> Sending<'r> {
         });
         match &next {
             Some(_) => {
-                self.upstream.metrics.of(self.worker.id).attempts[Attempt::Retry as usize].inc()
+                self.upstream.metrics.of(self.worker.id).attempts[Attempt::Retry as usize].inc();
             }
             None => budget.refund(now),
         }
