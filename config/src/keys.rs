@@ -388,7 +388,7 @@ const DISCOVERY: &[Key] = &[
 #[rustfmt::skip]
 const RATELIMIT: &[Key] = &[
     key("listen", Shape::Text { pattern: forms::SOCKET }, "\"127.0.0.1:7113\"", "Leases for Doorman clients, gRPC."),
-    key("absent", Shape::Duration { zero: false }, "\"10m\"",
+    key("absent", Shape::Duration { zero: false }, "\"1m\"",
         "A host that was not heard of for so long, and did not say goodbye, loses its part of every resource to the others."),
     key("resources", Shape::List { of: &Shape::Map(RESOURCE), max: RESOURCES_MAX }, "[]",
         "What is shared. Of an id counts the first that names it, else the first whose glob matches it."),
@@ -429,7 +429,7 @@ const APPLY: &[Key] = &[
     key("cost", Shape::Int { min: 1, max: 1_000_000 }, "1", "What one request takes."),
     key("key", Shape::Text { pattern: forms::KEY_SOURCE }, "\"none\"",
         "Each value has a resource of its own: header:NAME, cookie:NAME, path:N, address or identity."),
-    key("wait", Shape::Duration { zero: true }, "\"0s\"", "A request may be held back for so long instead of refused, at most 1m."),
+    key("wait", Shape::Duration { zero: true }, "\"0s\"", "A request may be held back for so long instead of refused, at most 1s; not for what is held."),
     key("fail", Shape::Choice { built: &["open", "safe", "closed"], later: &[] }, "\"safe\"",
         "What goes while the resource's root does not answer: everything, what `safe` of the resource says, nothing."),
     key("mode", Shape::Choice { built: &["enforce", "observe"], later: &[] }, "\"enforce\"",

@@ -340,7 +340,7 @@ impl Settings {
             discovery: Discovery { http: listen(8500), dns: listen(8600) },
             ratelimit: RateLimit {
                 listen: listen(7113),
-                absent: Duration::from_secs(600),
+                absent: Duration::from_secs(60),
                 resources: Vec::new(),
                 apply: Vec::new(),
             },

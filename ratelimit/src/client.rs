@@ -40,6 +40,7 @@ pub struct Client {
     roster: u64,
     settled: u64,
     heard_settled: u64,
+    whole: bool,
     /// A root wants to hear from it even if it wants nothing.
     summoned: bool,
     /// Its last ask said that it wants nothing.
@@ -83,6 +84,7 @@ impl Client {
             roster: 0,
             settled: 0,
             heard_settled: 0,
+            whole: false,
             summoned: false,
             said_nothing: true,
             number: 0,
@@ -128,6 +130,12 @@ impl Client {
         now.saturating_duration_since(self.touched) <= BASE
     }
 
+    /// Whether it knows a roster, and no earlier life may have lent what it owns.
+    #[must_use]
+    pub fn has_begun(&self, now: Instant) -> bool {
+        self.roster > 0 && !self.ledger.is_locked(now)
+    }
+
     /// Whether it may be forgotten: nothing is wanted and no loan is remembered.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -161,6 +169,11 @@ impl Client {
         if changed {
             self.ask_soon(now);
         }
+    }
+
+    /// Its capacity is held in whole units: it is called to lend all that it does not need.
+    pub fn set_whole(&mut self, whole: bool) {
+        self.whole = whole;
     }
 
     /// Asks `root` from now on; `None`: there is none, or this resource is not shared.
@@ -329,7 +342,8 @@ impl Client {
             return self.ledger.loan(now, contact.party);
         }
         let right = self.ledger.right(now);
-        let most = right.minus(right.part(1, RESERVE));
+        let reserve = if self.whole { Micros::ZERO } else { right.part(1, RESERVE) };
+        let most = right.minus(reserve);
         let until = now + BASE + contact.extra;
         let mut room = self.ledger.room(now, until);
         self.ledger.lend(&mut room, contact.party, contact.call.min(most), until)

@@ -66,7 +66,21 @@ struct Share {
     epoch: u64,
     weight: u64,
     total: u64,
+    /// What members before the host weigh, so that all rights make up the capacity exactly; `None`: of a merged roster.
+    before: Option<u64>,
     settled: bool,
+}
+
+impl Share {
+    fn of(self, capacity: Micros) -> Micros {
+        match self.before {
+            Some(before) => {
+                let upto = capacity.part(before + self.weight, self.total);
+                upto.minus(capacity.part(before, self.total))
+            }
+            None => capacity.part(self.weight, self.total),
+        }
+    }
 }
 
 /// The live member that is root of `resource`.
@@ -122,6 +136,7 @@ impl Rosters {
             epoch: roster.epoch,
             weight: roster.members.get(&self.host).copied().map_or(0, u64::from),
             total: roster.members.values().copied().map(u64::from).sum(),
+            before: Some(roster.members.range(..self.host).map(|(_, w)| u64::from(*w)).sum()),
             settled: roster.settled,
         });
         self.newest = roster;
@@ -151,7 +166,7 @@ impl Rosters {
             return Micros::ZERO;
         }
         let counting = self.shares.iter().filter(|share| share.epoch >= settled);
-        counting.map(|share| capacity.part(share.weight, share.total)).min().unwrap_or(Micros::ZERO)
+        counting.map(|share| share.of(capacity)).min().unwrap_or(Micros::ZERO)
     }
 
     /// Who must have said that it is clear before the newest roster is settled: its members, and those removed as long as their loans may
@@ -180,6 +195,7 @@ impl Rosters {
         {
             (next.weight, next.total) = (oldest.weight, oldest.total);
         }
+        next.before = None;
         if oldest.settled {
             // The one that it is merged into is not: a member that has not heard of it may still use more.
             self.merged_settled = oldest.epoch;

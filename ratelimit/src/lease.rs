@@ -161,12 +161,13 @@ impl Ledger {
         Micros::from_u128(held.saturating_sub(sum(&self.lent, now)))
     }
 
-    /// Whether what is lent, to hosts and to clients, fits into `right`, as if nothing were borrowed.
+    /// Whether what is lent, to hosts and to clients, and what requests hold fits into `right`, as if nothing were borrowed.
     #[must_use]
     pub fn fits(&self, now: Instant, right: Micros) -> bool {
         let clients = self.reserved.filter(|(_, end)| *end >= now);
         let clients = clients.map_or(0, |(amount, _)| u128::from(amount.micros()));
-        sum(&self.lent, now) + clients <= u128::from(right.micros())
+        let in_use = u128::from(self.in_use.micros());
+        sum(&self.lent, now) + clients + in_use <= u128::from(right.micros())
     }
 
     /// What may be lent from now until `until`; beyond the latest end of what is lent already, so that it also says what may be given back.

@@ -33,6 +33,11 @@ impl Micros {
         Micros(units.saturating_mul(UNIT)).clamped()
     }
 
+    /// So few millionths of a unit.
+    pub(crate) const fn tiny(micros: u32) -> Micros {
+        Micros(micros as u64)
+    }
+
     /// From millionths of a unit.
     pub const fn from_micros(micros: u64) -> Result<Micros, BadQuantity> {
         if micros > Micros::MAX.0 { Err(BadQuantity::TooLarge) } else { Ok(Micros(micros)) }

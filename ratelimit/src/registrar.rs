@@ -42,8 +42,8 @@ pub struct Registrar {
     missed: BTreeMap<u64, Instant>,
     /// Hosts that were taken off, since when, and how long from then their loans last.
     removed: BTreeMap<u64, (Instant, Duration)>,
-    /// How long clients of members hold their leases, as these last said.
-    clients: BTreeMap<u64, Duration>,
+    /// How long clients of members hold their leases, and when these last said so.
+    clients: BTreeMap<u64, (Duration, Instant)>,
 }
 
 /// Who is there.
@@ -134,10 +134,14 @@ impl Registrar {
     pub fn write(&mut self, now: Instant, census: &Census) -> bool {
         self.clients.retain(|host, _| self.newest.members.contains_key(host));
         for host in &census.present {
-            match census.clients.get(host) {
-                Some(lease) => self.clients.insert(*host, *lease),
-                None => self.clients.remove(host),
-            };
+            if let Some(lease) = census.clients.get(host) {
+                self.clients.insert(*host, (*lease, now));
+            } else if let Some((lease, said)) = self.clients.get(host)
+                // What was lent while there were clients has ended.
+                && now.saturating_duration_since(*said) > *lease + BASE * 2
+            {
+                self.clients.remove(host);
+            }
         }
         for host in self.newest.members.keys() {
             if census.present.contains(host) {
@@ -241,7 +245,7 @@ impl Registrar {
 
     /// No loan of a member lasts longer: what a host lends to a root lasts as long as the clients of any host need it.
     fn loans_last(&self) -> Duration {
-        BASE + self.clients.values().copied().max().unwrap_or_default()
+        BASE + self.clients.values().map(|(lease, _)| *lease).max().unwrap_or_default()
     }
 
     fn epoch(&self, counter: u64) -> u64 {

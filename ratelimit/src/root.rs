@@ -36,6 +36,8 @@ pub struct Root {
     algorithm: Algorithm,
     capacity: Micros,
     floors: Floors,
+    /// The capacity is held in whole units.
+    whole: bool,
     ledger: Ledger,
     holders: BTreeMap<Party, Holder>,
     settling: Settling,
@@ -91,6 +93,7 @@ impl Root {
             algorithm: Algorithm::default(),
             capacity: Micros::ZERO,
             floors: Floors::default(),
+            whole: false,
             ledger: Ledger::new(None, stamp(epoch, now)),
             holders: BTreeMap::new(),
             settling: Settling::default(),
@@ -103,14 +106,16 @@ impl Root {
         }
     }
 
-    /// Shares out so much in this way from now on.
+    /// Shares out so much in this way from now on; `whole`: in whole units.
     pub fn set_rules(
         &mut self,
         now: Instant,
         algorithm: Algorithm,
         capacity: Micros,
         floors: &Floors,
+        whole: bool,
     ) {
+        self.whole = whole;
         if (self.algorithm, self.capacity, &self.floors) != (algorithm, capacity, floors) {
             (self.algorithm, self.capacity, self.floors) = (algorithm, capacity, floors.clone());
             self.settle_soon(now);
@@ -247,13 +252,24 @@ impl Root {
             self.holders.values().flat_map(|holder| holder.wants.iter().copied()).collect();
         let allocation =
             Allocation::new(self.algorithm, owned.min(self.capacity), &claims, &self.floors);
+        let mut targets: Vec<Micros> = self
+            .holders
+            .values()
+            .map(|holder| {
+                let target = Micros::sum(holder.wants.iter().map(|wants| allocation.grant(*wants)));
+                Micros::from_u128(target)
+            })
+            .collect();
+        if self.whole {
+            round(&mut targets, owned.min(self.capacity));
+        }
         let mut aims: Vec<_> = self
             .holders
             .iter()
-            .map(|(party, holder)| {
-                let target = Micros::sum(holder.wants.iter().map(|wants| allocation.grant(*wants)));
-                let target = Micros::from_u128(target);
-                let keeps = target.max(holder.own.part(1, RESERVE));
+            .zip(targets)
+            .map(|((party, holder), target)| {
+                let reserve = if self.whole { Micros::ZERO } else { holder.own.part(1, RESERVE) };
+                let keeps = target.max(reserve);
                 Aim {
                     party: *party,
                     target,
@@ -340,6 +356,27 @@ struct Share {
     free: u128,
 }
 
+/// Makes shares of `total` whole: each is rounded down, and the units that this leaves go to the largest remainders.
+fn round(shares: &mut [Micros], total: Micros) {
+    let all = Micros::from_u128(Micros::sum(shares.iter().copied())).min(total);
+    // What is a hair below a unit, for rights are rounded down, is one.
+    let all = all.plus(HAIR).whole();
+    let mut by_remainder: Vec<(u64, usize)> = Vec::with_capacity(shares.len());
+    let mut given = 0;
+    for (at, share) in shares.iter_mut().enumerate() {
+        let whole = Micros::units(share.whole());
+        given += share.whole();
+        by_remainder.push((share.minus(whole).micros(), at));
+        *share = whole;
+    }
+    by_remainder.retain(|(remainder, _)| *remainder > 0);
+    by_remainder.sort_by_key(|(remainder, at)| (std::cmp::Reverse(*remainder), *at));
+    let left = usize::try_from(all.saturating_sub(given)).unwrap_or(usize::MAX);
+    for (_, at) in by_remainder.into_iter().take(left) {
+        shares[at] = shares[at].plus(Micros::units(1));
+    }
+}
+
 impl Share {
     fn of(&self, amount: Micros) -> Micros {
         if self.wanted <= self.free {
@@ -394,6 +431,8 @@ const HEARD: Duration = Duration::from_secs(1);
 const SPACING: Duration = Duration::from_millis(5);
 /// and for each host that takes part this much more, so that a large mesh does not keep its root busy with one resource.
 const SPACING_EACH: Duration = Duration::from_micros(20);
+/// As much as rounding can take from a sum of rights that make whole units.
+const HAIR: Micros = Micros::tiny(1_000);
 /// Members that are not heard are asked for what they own at most this often.
 const SUMMON_EVERY: Duration = Duration::from_millis(500);
 /// Most hosts that one root serves.

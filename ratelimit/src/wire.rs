@@ -226,16 +226,21 @@ pub fn encode_rosters(rosters: &[Roster], part_max: usize) -> Vec<Vec<u8>> {
             put_duration(&mut whole, *lasts);
         }
     }
+    let mut checked = hash(&whole).to_be_bytes().to_vec();
+    checked.append(&mut whole);
+    let whole = checked;
     whole.chunks(part_max.max(1)).map(<[u8]>::to_vec).collect()
 }
 
-/// Reads what [`encode_rosters`] wrote, from all parts in order. Parts of two writings do not fit together: the lengths say so, or the
-/// epochs do, which rise.
+/// Reads what [`encode_rosters`] wrote, from all parts in order. Parts of two writings do not fit together: the hash says so.
 pub fn decode_rosters<'a>(
     parts: impl IntoIterator<Item = &'a [u8]>,
 ) -> Result<Vec<Roster>, Malformed> {
     let whole: Vec<u8> = parts.into_iter().flatten().copied().collect();
     let mut reader = Reader(&whole);
+    if reader.host()? != hash(reader.0) {
+        return Err(Malformed);
+    }
     let count = reader.number()?;
     if count > 2 {
         return Err(Malformed);
@@ -243,6 +248,13 @@ pub fn decode_rosters<'a>(
     let rosters: Vec<Roster> = (0..count).map(|_| reader.roster()).collect::<Result<_, _>>()?;
     let rise = rosters.windows(2).all(|pair| pair[0].epoch < pair[1].epoch);
     if reader.0.is_empty() && rise { Ok(rosters) } else { Err(Malformed) }
+}
+
+/// FNV-1a.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 struct Reader<'a>(&'a [u8]);

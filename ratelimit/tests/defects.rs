@@ -145,8 +145,8 @@ fn defect_1_a_lease_expires_and_what_is_left_is_the_safe_capacity() {
     let granted = mesh.client(0, "c", 5, Micros::ZERO).unwrap();
     assert_eq!(
         granted.safe,
-        Some(units(100)),
-        "a client that reaches nobody has the capacity divided by the known clients"
+        Some(units(25)),
+        "clients that reach nobody have together what their host owns: others have the rest"
     );
     let granted = mesh.client(0, "d", 5, Micros::ZERO).unwrap();
     assert_eq!(granted.safe, Some(units(50)));

@@ -70,20 +70,18 @@ impl Limited {
     /// `Retry-After` (RFC 9110 §10.2.3), and `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) where the limit is a rate.
     pub fn headers(&self, headers: &mut HeaderMap) {
         let seconds = |time: Duration| time.as_secs() + u64::from(time.subsec_nanos() > 0);
-        let retry_after = self.retry_after.map(|time| seconds(time).max(1));
-        if let Some(retry_after) = retry_after {
-            headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
-        }
+        // Where nobody knows, a second: by then what hosts have may have changed.
+        let retry_after = self.retry_after.map_or(1, seconds).max(1);
+        headers.insert(RETRY_AFTER, HeaderValue::from(retry_after));
         let Some(window) = self.window else { return };
         let name: String = self
             .resource
             .chars()
             .filter(|c| (' '..='~').contains(c) && !matches!(c, '"' | '\\'))
             .collect();
-        let until = retry_after.map_or(String::new(), |seconds| format!(";t={seconds}"));
         let policy = format!("\"{name}\";q={};w={}", self.quota, seconds(window).max(1));
         for (header, value) in [
-            (HeaderName::from_static("ratelimit"), format!("\"{name}\";r=0{until}")),
+            (HeaderName::from_static("ratelimit"), format!("\"{name}\";r=0;t={retry_after}")),
             (HeaderName::from_static("ratelimit-policy"), policy),
         ] {
             if let Ok(value) = HeaderValue::from_str(&value) {
@@ -341,7 +339,7 @@ mod tests {
         let held = Limited { window: None, retry_after: None, ..limited };
         let response = Error::Limited(Box::new(held)).response(true);
         assert_eq!(response.headers()["grpc-status"], "8");
-        assert!(!response.headers().contains_key("retry-after"));
+        assert_eq!(response.headers()["retry-after"], "1");
         assert!(!response.headers().contains_key("ratelimit"));
     }
 

@@ -20,6 +20,8 @@ pub const INSTANCE: HeaderName = HeaderName::from_static("evenkeel-instance");
 pub const REFUSED: HeaderName = HeaderName::from_static("evenkeel-refused");
 /// On the mesh hop's response: the receiving host failed after the application may have seen the request.
 pub const FAILED: HeaderName = HeaderName::from_static("evenkeel-failed");
+/// On the mesh hop's response: a limit of the receiving host refused the request. It is the answer, and says nothing about the instance.
+pub const LIMITED: HeaderName = HeaderName::from_static("evenkeel-limited");
 /// Asks how a request went; on its response, the answer.
 pub const DEBUG: HeaderName = HeaderName::from_static("evenkeel-debug");
 /// gRPC's own remaining time.
@@ -52,6 +54,8 @@ pub struct Found {
     pub verdict: bool,
     /// `evenkeel-refused` or `evenkeel-failed`.
     pub peers_failure: bool,
+    /// `evenkeel-limited`.
+    pub limited: bool,
     /// `evenkeel-debug`: the caller wants to know how its request went.
     pub debug: bool,
 }
@@ -79,6 +83,7 @@ pub fn find(headers: &HeaderMap) -> Found {
                     found.ends_here = true;
                     found.timeout |= name == TIMEOUT.as_str();
                     found.peers_failure |= name == REFUSED.as_str() || name == FAILED.as_str();
+                    found.limited |= name == LIMITED.as_str();
                     found.debug |= name == DEBUG.as_str();
                 }
                 _ => {}

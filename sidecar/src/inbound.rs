@@ -48,7 +48,7 @@ pub async fn handle(
             let (name, why) = match told {
                 Told::Refused(why) => (headers::REFUSED, why),
                 Told::Failed(why) => (headers::FAILED, why),
-                Told::Limited => return response,
+                Told::Limited => (headers::LIMITED, "limited"),
             };
             response.headers_mut().insert(name, HeaderValue::from_static(why));
             response

@@ -162,6 +162,10 @@ fn check_resource(apply: &ApplyKeys, named: &[Named], all_named: bool, report: &
                 );
                 cost.problem(report, &why);
             }
+            if let Some(wait) = apply.wait.as_ref().filter(|wait| !wait.value.is_zero()) {
+                let why = format!("`{}` has no `per`: nobody knows when one is free", resource.value);
+                wait.problem(report, &why);
+            }
         }
         Some(_) => {}
         None if all_named => {
@@ -180,7 +184,7 @@ fn check_resource(apply: &ApplyKeys, named: &[Named], all_named: bool, report: &
 /// The rule, and where it names its resource.
 fn apply(written: ApplyKeys, report: &Report) -> Option<(Apply, At<String>)> {
     if let Some(wait) = written.wait.as_ref().filter(|wait| wait.value > WAIT_MAX) {
-        wait.problem(report, "is longer than 1m: a request that waits so long is refused");
+        wait.problem(report, "is longer than 1s: what a host has may change within that time");
     }
     let resource = written.resource?;
     let rule = Apply {
@@ -202,5 +206,5 @@ const LEASE: Duration = Duration::from_secs(20);
 const REFRESH: Duration = Duration::from_secs(5);
 /// Doorman's wire has whole seconds.
 const REFRESH_MIN: Duration = Duration::from_secs(1);
-/// Callers have given up by then.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+/// A lease between hosts lasts so long: who waits longer may wait for what is somebody else's by then.
+const WAIT_MAX: Duration = Duration::from_secs(1);

@@ -151,8 +151,9 @@ impl Resource {
             Algorithm::Static => self.rules.capacity,
             _ => self.client.usable(now).minus(self.store.held()),
         };
-        // What is not shared needs no root.
-        Spending { amount, in_touch: !self.is_shared() || self.client.in_touch(now) }
+        // What is not shared needs no root. Who has just begun and has nothing yet is as good as cut off.
+        let has_begun = self.client.has_begun(now) || !amount.is_zero();
+        Spending { amount, in_touch: !self.is_shared() || self.client.in_touch(now) && has_begun }
     }
 
     /// A Doorman client asks.
@@ -180,6 +181,7 @@ impl Resource {
         let (amount, until) = granted.map_err(|_| AskError::TooManyClients)?;
         let lease = until.saturating_duration_since(now);
         let safe = match rules.safe {
+            Safe::Share if shared => Some(client.owned().part(1, store.len() as u64)),
             Safe::Share => Some(rules.capacity.part(1, store.len() as u64)),
             Safe::Each(amount) => Some(amount),
             Safe::Stop => Some(Micros::ZERO),
@@ -197,7 +199,7 @@ impl Resource {
     pub fn root(&mut self, now: Instant, me: Party, epoch: Instant) -> &mut Root {
         let (id, rules) = (self.client.resource(), &self.rules);
         let root = self.root.get_or_insert_with(|| Root::new(id, me, epoch, now));
-        root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors);
+        root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors, rules.per.is_none());
         root
     }
 
@@ -220,12 +222,13 @@ impl Resource {
         } else {
             self.rules.lease
         });
+        self.client.set_whole(self.rules.per.is_none());
         self.client.set_root(now, root);
         self.client.set_summoned(now, self.summoned_until.is_some_and(|until| until > now));
         self.client.set_right(now, rosters, self.rules.capacity);
         let rules = &self.rules;
         if let Some(root) = &mut self.root {
-            root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors);
+            root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors, rules.per.is_none());
         }
     }
 

@@ -1,6 +1,6 @@
 //! `POST /v1/limits/RESOURCE/acquire`: an application asks whether it may go, for what is no request through the proxy.
 //!
-//! The query has `cost` (1), `key` (none) and `wait_ms` (0): how long it would rather wait than hear no. Yes is a 200, no a 429 with the headers
+//! The query has `cost` (1), `key` (none) and `wait_ms` (0, at most 1000): how long it would rather wait than hear no. Yes is a 200, no a 429 with the headers
 //! that a limited request has. Only for what is spent: a place that is held would have to be given back by an application that may die.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use axum::routing::post;
 use evenkeel_ratelimit::Fail;
 use serde::Deserialize;
 
-use super::Limits;
+use super::{FIRST_WAIT, Limits, Patience};
 use crate::admin::host_is_ours;
 use crate::error::Error;
 
@@ -76,7 +76,8 @@ async fn acquire(
         );
         return refuse(StatusCode::CONFLICT, &why);
     }
-    let patience = Duration::from_millis(wish.wait_ms.unwrap_or(0)).min(WAIT_MAX);
+    let wait = Duration::from_millis(wish.wait_ms.unwrap_or(0)).min(WAIT_MAX);
+    let patience = Patience { wait, first: FIRST_WAIT };
     let key = wish.key.unwrap_or_default();
     let taken = resource.acquire(Instant::now(), key.as_bytes(), cost, Fail::Safe, patience);
     match taken.await {
@@ -104,5 +105,5 @@ async fn acquire(
 
 /// As `ratelimit.apply` allows.
 const COST_MAX: u32 = 1_000_000;
-/// Longer waits are the caller's to make.
-const WAIT_MAX: Duration = Duration::from_secs(60);
+/// As for `ratelimit.apply`: longer waits are the caller's to make.
+const WAIT_MAX: Duration = Duration::from_secs(1);

@@ -30,7 +30,7 @@ use crate::route;
 pub mod acquire;
 mod resource;
 
-pub use resource::{Meter, Refusal, Resource};
+pub use resource::{Meter, Patience, Refusal, Resource};
 
 /// Every resource that this host's own requests draw on.
 #[derive(Debug)]
@@ -109,16 +109,22 @@ impl Limits {
         self.resources.load().get(name).cloned()
     }
 
-    /// The resource of this name, which comes into being if a template matches it and there is room.
+    /// The resource of this name, which comes into being if a template matches it and there is room for one that no rule names.
     pub fn resource_or_new(&self, name: &[u8]) -> Option<Arc<Resource>> {
+        // What stands behind a NUL is a key.
+        let is_name = (1..=NAME_MAX).contains(&name.len()) && !name.contains(&0);
+        if let Some(known) = self.resource(name) {
+            return Some(known);
+        }
+        (is_name && self.resources.load().len() < NAMES_MAX).then(|| self.named(name))?
+    }
+
+    fn named(&self, name: &[u8]) -> Option<Arc<Resource>> {
         if let Some(known) = self.resource(name) {
             return Some(known);
         }
         let templates = self.templates.load();
-        let rules = templates.find(name).filter(|_| name.len() <= NAME_MAX)?;
-        if self.resources.load().len() >= evenkeel_ratelimit::RESOURCES_MAX {
-            return None;
-        }
+        let rules = templates.find(name)?;
         let name: Arc<[u8]> = Arc::from(name);
         let new = Arc::new(Resource::new(Arc::clone(&name), rules.clone(), self.wanted.clone()));
         self.resources.rcu(|known| {
@@ -131,17 +137,18 @@ impl Limits {
 
     /// Follows changed templates: resources whose rules changed are replaced, those without any go.
     pub fn follow(&self, templates: Templates) {
-        let known = self.resources.load_full();
-        let next = known.iter().filter_map(|(name, resource)| {
-            let rules = templates.find(name)?;
-            let next = if *rules == *resource.rules() {
-                Arc::clone(resource)
-            } else {
-                Arc::new(resource.under(rules.clone()))
-            };
-            Some((Arc::clone(name), next))
+        self.resources.rcu(|known| {
+            let next = known.iter().filter_map(|(name, resource)| {
+                let rules = templates.find(name)?;
+                let next = if *rules == *resource.rules() {
+                    Arc::clone(resource)
+                } else {
+                    Arc::new(resource.under(rules.clone()))
+                };
+                Some((Arc::clone(name), next))
+            });
+            next.collect::<BTreeMap<_, _>>()
         });
-        self.resources.store(Arc::new(next.collect()));
         self.templates.store(Arc::new(templates));
     }
 
@@ -154,7 +161,7 @@ impl Limits {
 
     fn rule(&self, rule: &Apply) -> Option<Rule> {
         // The file was checked: there is a template.
-        let resource = self.resource_or_new(rule.resource.as_bytes())?;
+        let resource = self.named(rule.resource.as_bytes())?;
         let direction = rule.direction.name();
         let counter = |outcome: &str| {
             let labels = [direction, &rule.service, &rule.resource, outcome];
@@ -189,7 +196,8 @@ pub async fn admit(rules: &[Rule], asked: Asked<'_>) -> Result<Vec<Place>, Error
         let resource = &rule.resource;
         let taken = if rule.enforce {
             let left = asked.deadline.saturating_duration_since(now);
-            resource.acquire(now, &key, rule.cost, rule.fail, rule.wait.min(left)).await
+            let patience = Patience { wait: rule.wait.min(left), first: FIRST_WAIT.min(left) };
+            resource.acquire(now, &key, rule.cost, rule.fail, patience).await
         } else {
             resource.observe(now, &key, rule.cost, rule.fail)
         };
@@ -222,6 +230,8 @@ impl Refusal {
     }
 }
 
+/// Most resources, beside those that rules name.
+const NAMES_MAX: usize = 1_000;
 /// Longest name of a resource: in an id, a key stands beside it.
 pub const NAME_MAX: usize = 128;
 /// The first request for a key that has used up this host's own part waits for leases so long.

@@ -21,7 +21,7 @@ pub struct Resource {
     name: Arc<[u8]>,
     rules: Template,
     /// What is leased, by key; the empty key where there are none.
-    meters: Arc<ArcSwap<HashMap<Box<[u8]>, Arc<Meter>, foldhash::fast::RandomState>>>,
+    meters: Arc<ArcSwap<HashMap<Arc<[u8]>, Arc<Meter>, foldhash::fast::RandomState>>>,
     /// All other keys: each has this host's own part. Not for what is held.
     own_part: ArcSwap<OwnPart>,
     /// Something became leased.
@@ -44,6 +44,15 @@ pub struct Meter {
     demand: Demand,
     /// No root answers: what goes is for `fail` to say.
     alone: AtomicBool,
+}
+
+/// How long a request may be held back.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For its turn.
+    pub wait: Duration,
+    /// For the first leases of a key, at most [`FIRST_WAIT`].
+    pub first: Duration,
 }
 
 /// The request may not go now.
@@ -115,27 +124,46 @@ impl Resource {
         key: &[u8],
         cost: u32,
         fail: Fail,
-        patience: Duration,
+        patience: Patience,
     ) -> Result<Option<Place>, Refusal> {
         let key = &*self.fitting(key);
         if let Some(meter) = self.meter(key) {
-            return self.draw(&meter, now, cost, fail, patience).await;
+            return self.draw(&meter, now, cost, fail, patience.wait).await;
         }
         if self.spend_own_part(now, key, cost) {
             return Ok(None);
         }
         let mut changed = self.changed.subscribe();
         self.want(key);
-        let end = now + FIRST_WAIT;
+        let end = now + patience.first;
         loop {
             if let Some(meter) = self.meter(key) {
-                let now = Instant::now();
-                let patience = patience.max(end.saturating_duration_since(now));
-                return self.draw(&meter, now, cost, fail, patience).await;
+                return self.draw_first(&meter, cost, fail, patience.wait, end).await;
             }
             if tokio::time::timeout_at(end.into(), changed.changed()).await.is_err() {
                 return Err(Refusal { retry_after: Some(FIRST_WAIT) });
             }
+        }
+    }
+
+    /// Draws on what has just been leased: more of it is on its way.
+    async fn draw_first(
+        &self,
+        meter: &Meter,
+        cost: u32,
+        fail: Fail,
+        wait: Duration,
+        end: Instant,
+    ) -> Result<Option<Place>, Refusal> {
+        loop {
+            let now = Instant::now();
+            let left = end.saturating_duration_since(now);
+            let drawn = self.draw(meter, now, cost, fail, wait.max(left)).await;
+            // A place may be lent within a moment; a turn at a rate was waited for.
+            if drawn.is_ok() || self.rules.per.is_some() || left.is_zero() {
+                return drawn;
+            }
+            tokio::time::sleep(LENDING.min(left)).await;
         }
     }
 
@@ -230,13 +258,24 @@ impl Resource {
         let meter = Arc::new(Meter::new(now));
         meter.set(now, &self.rules, spending);
         meter.bucket.drain(now);
+        self.insert(key, &meter);
+        meter
+    }
+
+    /// A meter that is there already is this resource's from now on.
+    pub fn adopt(&self, key: &[u8], meter: &Arc<Meter>) {
+        if self.meter(key).is_none_or(|known| !Arc::ptr_eq(&known, meter)) {
+            self.insert(key, meter);
+        }
+    }
+
+    fn insert(&self, key: &[u8], meter: &Arc<Meter>) {
         self.meters.rcu(|known| {
             let mut next = HashMap::clone(known);
-            next.insert(Box::from(key), Arc::clone(&meter));
+            next.insert(Arc::from(key), Arc::clone(meter));
             next
         });
         self.changed.send_replace(());
-        meter
     }
 
     /// A key is not leased any more: it has this host's own part again.
@@ -298,6 +337,11 @@ impl Meter {
         }
     }
 
+    /// Whether nothing that was taken still weighs: as good as a new one.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        self.bucket.remaining(now).1.is_zero() && self.places.held().is_zero()
+    }
+
     /// What is held now; nothing where it is spent.
     pub fn held(&self) -> Micros {
         self.places.held()
@@ -315,7 +359,9 @@ impl From<evenkeel_ratelimit::Refused> for Refusal {
 }
 
 /// Keys of one resource that have a bucket of their own without a lease: 16 bytes each.
-const KEYS: usize = 4096;
+const KEYS: usize = 1024;
+/// A place that is lent comes within a few of these.
+const LENDING: Duration = Duration::from_millis(5);
 
 #[cfg(test)]
 mod tests {
@@ -350,7 +396,7 @@ mod tests {
         Spending { amount: Micros::units(units), in_touch: true }
     }
 
-    const NOW: Duration = Duration::ZERO;
+    const NOW: Patience = Patience { wait: Duration::ZERO, first: FIRST_WAIT };
 
     #[tokio::test]
     async fn a_key_has_this_hosts_part_first_and_leases_when_that_is_used_up() {
@@ -401,7 +447,7 @@ mod tests {
         let refused = resource.acquire(now, b"", 1, Fail::Safe, NOW).await.unwrap_err();
         let wait = refused.retry_after.unwrap();
         assert!(wait > Duration::from_millis(20) && wait < Duration::from_millis(60), "{wait:?}");
-        assert!(resource.acquire(now, b"", 1, Fail::Safe, wait).await.is_ok());
+        assert!(resource.acquire(now, b"", 1, Fail::Safe, Patience { wait, ..NOW }).await.is_ok());
         assert!(now.elapsed() >= wait);
     }
 
@@ -418,7 +464,7 @@ mod tests {
             let (resource, _wants) = resource(Template { safe, ..rate() });
             let alone = Spending { amount: Micros::ZERO, in_touch: false };
             resource.lease(Instant::now(), b"", alone);
-            let patience = Duration::from_millis(500);
+            let patience = Patience { wait: Duration::from_millis(500), ..NOW };
             let now = Instant::now();
             let taken = resource.acquire(now, b"", 1, fail, patience).await;
             assert_eq!(taken.is_ok(), goes, "{fail:?} {safe:?}");

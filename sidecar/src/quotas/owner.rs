@@ -1,14 +1,18 @@
 //! The loop of the quotas thread: waits for whatever comes first, lets [`Quotas`] and the [`Registrar`] handle it, carries out what they ask.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use evenkeel_config::settings::RateLimit;
 use evenkeel_discovery::Catalog;
 use evenkeel_ratelimit::{
-    BASE, Census, Event, Micros, Party, Quotas, Registrar, Report, Spending, Templates,
+    BASE, Census, Event, Micros, Party, Quotas, Registrar, Report, Roster, Spending, Templates,
+    decode_rosters, encode_rosters,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -39,9 +43,17 @@ pub(super) struct Owner {
     written: BTreeMap<String, Vec<u8>>,
     state: Arc<State>,
     clients: Clients,
-    /// Clients of an earlier life may hold leases until then.
-    earlier_clients: Option<Instant>,
+    /// Until when something may be lent for as long as Doorman clients hold it, here or to another host for its clients.
+    long_loans: Option<Instant>,
+    /// What is saved says so.
+    saved_long: bool,
     view: Arc<ArcSwap<View>>,
+    /// Where members were when they were last up.
+    addresses: BTreeMap<u64, SocketAddr>,
+    /// The earlier life's long loans may run.
+    lent_long_before: bool,
+    /// Leases for new keys that may be asked for in this second.
+    new_leases: u32,
     /// When this host may take the mesh for one without a roster; `None`: it has not met the others.
     may_begin: Option<Instant>,
     dropped: u64,
@@ -87,6 +99,8 @@ impl Owner {
             now + BASE + clients
         });
         let met = gossip.joined() && locked_until.is_none();
+        let rosters = saved.as_ref().and_then(|saved| BASE64.decode(&saved.rosters).ok());
+        let rosters = rosters.and_then(|bytes| decode_rosters([&*bytes]).ok()).unwrap_or_default();
         let mut owner = Owner {
             life,
             quotas: Quotas::new(now, Party { host, life }, locked_until),
@@ -103,14 +117,19 @@ impl Owner {
             written: BTreeMap::new(),
             state,
             clients: Clients::None,
-            earlier_clients: saved.as_ref().filter(|saved| saved.clients).and(locked_until),
+            long_loans: saved.as_ref().filter(|saved| saved.clients).and(locked_until),
+            saved_long: false,
             view,
+            addresses: BTreeMap::new(),
+            lent_long_before: saved.as_ref().is_some_and(|saved| saved.clients && !saved.alone),
+            new_leases: NEW_LEASES_MAX,
             may_begin: met.then_some(now),
             dropped: 0,
             left: false,
         };
         owner.quotas.set_templates(now, templates);
-        owner.save(Saved { clients: saved.is_some_and(|saved| saved.clients), alone: false });
+        owner.follow(now, rosters);
+        owner.save(false);
         owner
     }
 
@@ -208,9 +227,8 @@ impl Owner {
                 }
                 self.carry_out();
                 // Then nobody holds anything of this host's when it comes again.
-                if self.census.present.len() <= 1 && matches!(self.clients, Clients::None) {
-                    self.save(Saved { clients: false, alone: true });
-                }
+                let members = &self.registrar.newest().members;
+                self.save(members.len() == 1 && self.long_loans.is_none());
                 let _ = done.send(());
             }
         }
@@ -224,9 +242,12 @@ impl Owner {
     /// A request wants leases for a key.
     fn lease(&mut self, Wanted { resource, key }: Wanted) {
         let id = resource.id(&key);
-        if self.left || self.leased.contains_key(&id) {
+        // Strangers can invent keys: beyond this they have this host's own part, all of them together where its table is full.
+        let is_flood = self.new_leases == 0 || self.leased.len() >= LEASED_MAX;
+        if self.left || is_flood || self.leased.contains_key(&id) {
             return;
         }
+        self.new_leases -= 1;
         let now = Instant::now();
         // It has been asked for more than this host owns; how much more is not known yet.
         let right = self.quotas.unused_right(resource.rules());
@@ -257,7 +278,10 @@ impl Owner {
         for (id, leased) in &mut self.leased {
             let rules = leased.resource.rules();
             let mut wants = leased.meter.wants(now, rules);
-            if now.saturating_duration_since(leased.since) < FIRST_LASTS {
+            // Not forgotten while what was taken still weighs: the table would know nothing of it.
+            if now.saturating_duration_since(leased.since) < FIRST_LASTS
+                || !leased.meter.is_idle(now)
+            {
                 wants = wants.max(FIRST_WANTS);
             }
             if rules.per.is_none() {
@@ -282,7 +306,7 @@ impl Owner {
         }
         let mut news = false;
         for notes in catalog.notes.values() {
-            news |= self.registrar.heard(now, notes::read(notes));
+            news |= self.follow(now, notes::read(notes));
         }
         let wall_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if self.gossip.joined() {
@@ -295,22 +319,21 @@ impl Owner {
             wall_s,
             self.settings.absent,
         );
+        census.gone.extend(self.replaced(&catalog));
         census.present.insert(catalog.own);
         census.known.insert(catalog.own, self.registrar.newest().epoch);
-        news |= self.registrar.write(now, &census);
-        if news {
-            for roster in self.registrar.rosters() {
-                // What is known already changes nothing.
-                let _ = self.quotas.set_roster(now, roster);
-            }
-            self.rights_changed = true;
+        if self.registrar.write(now, &census) {
+            self.hand_on_rosters(now);
+            news = true;
         }
         if census.present != self.census.present {
             self.quotas.set_live(now, census.present.clone());
         }
         let mut written = BTreeMap::new();
-        let clients = match self.clients {
-            Clients::None => Duration::ZERO,
+        // What an earlier life has lent counts as well.
+        let clients = match (&self.clients, self.long_loans) {
+            (Clients::None, None) => Duration::ZERO,
+            (Clients::None, Some(_)) if !self.lent_long_before => Duration::ZERO,
             _ => longest_lease(&self.settings),
         };
         let takes_part = notes::takes_part(self.registrar.newest().epoch, clients);
@@ -319,7 +342,24 @@ impl Owner {
             written.extend(notes::rosters(&self.registrar.rosters()));
         }
         self.census = census;
+        self.keep_long_loans(now);
         self.write_notes(written);
+        if news {
+            self.save(false);
+        }
+    }
+
+    /// Members at whose address another host is up: processes without a data directory come again under another id.
+    fn replaced(&mut self, catalog: &Catalog) -> BTreeSet<u64> {
+        let up: BTreeMap<SocketAddr, u64> =
+            catalog.alive().map(|node| (node.address, node.id)).collect();
+        self.addresses.extend(up.iter().map(|(address, id)| (*id, *address)));
+        let members = &self.registrar.newest().members;
+        self.addresses.retain(|id, address| members.contains_key(id) || up.get(address) == Some(id));
+        let is_replaced = |(id, address): &(&u64, &SocketAddr)| {
+            up.get(*address).is_some_and(|other| other != *id) && members.contains_key(id)
+        };
+        self.addresses.iter().filter(is_replaced).map(|(id, _)| *id).collect()
     }
 
     /// Whether this host, which was the registrar, still has to say what the next one has not taken over.
@@ -359,6 +399,7 @@ impl Owner {
         self.quotas = Quotas::new(now, Party { host, life: self.life }, None);
         self.quotas.set_templates(now, self.templates.clone());
         self.registrar = Registrar::new(host);
+        self.addresses.clear();
         self.census = Census::default();
         for leased in std::mem::take(&mut self.leased).into_values() {
             leased.resource.forget(&leased.key);
@@ -427,6 +468,7 @@ impl Owner {
         });
         for (id, leased) in of_it {
             leased.resource = Arc::clone(resource);
+            resource.adopt(&leased.key, &leased.meter);
             if let Some(spending) = self.quotas.spending(now, id) {
                 leased.meter.set(now, resource.rules(), spending);
             }
@@ -435,19 +477,16 @@ impl Owner {
 
     fn show(&mut self) {
         let now = Instant::now();
+        self.new_leases = NEW_LEASES_MAX;
+        self.lent_long_before &= self.long_loans.is_some();
         let catalog = self.gossip.catalog();
         let reports: Vec<Report> = self.quotas.reports(now).collect();
         let have_clients = reports.iter().any(|report| report.clients > 0);
         if matches!(self.clients, Clients::Some) && !have_clients {
             self.clients = Clients::None;
-            self.earlier_clients = Some(now);
             self.take_census();
         }
-        if matches!(self.clients, Clients::None)
-            && self.earlier_clients.take_if(|until| *until <= now).is_some()
-        {
-            self.save(Saved { clients: false, alone: false });
-        }
+        self.keep_long_loans(now);
         let counters = self.quotas.counters();
         let newest = self.registrar.newest();
         let name = |host: u64| host_name(&catalog, host);
@@ -507,7 +546,7 @@ impl Owner {
             }
             return;
         }
-        self.save(Saved { clients: true, alone: false });
+        self.lend_long(now);
         // Nobody else has to hear of it in a mesh of one.
         let wait = if self.census.present.len() > 1 { ANNOUNCED } else { Duration::ZERO };
         self.clients = Clients::Announced(now + wait, vec![ask]);
@@ -522,7 +561,46 @@ impl Owner {
         }
     }
 
-    fn save(&self, saved: Saved) {
+    /// From now on something may be lent for long.
+    fn lend_long(&mut self, now: Instant) {
+        let until = now + (BASE + longest_lease(&self.settings)) * 2;
+        self.long_loans = self.long_loans.max(Some(until));
+        if !self.saved_long {
+            self.save(false);
+        }
+    }
+
+    /// Follows whether anybody has clients: what is lent to a root lasts as long as the clients of any host need it.
+    fn keep_long_loans(&mut self, now: Instant) {
+        if !matches!(self.clients, Clients::None) || !self.census.clients.is_empty() {
+            self.lend_long(now);
+        } else if self.long_loans.take_if(|until| *until <= now).is_some() {
+            self.save(false);
+        }
+    }
+
+    /// Follows rosters, in this order; whether any of that is new.
+    fn follow(&mut self, now: Instant, rosters: Vec<Roster>) -> bool {
+        if !self.registrar.heard(now, rosters) {
+            return false;
+        }
+        self.hand_on_rosters(now);
+        true
+    }
+
+    fn hand_on_rosters(&mut self, now: Instant) {
+        for roster in self.registrar.rosters() {
+            // What is known already changes nothing.
+            let _ = self.quotas.set_roster(now, roster);
+        }
+        self.rights_changed = true;
+    }
+
+    fn save(&mut self, alone: bool) {
+        self.saved_long = self.long_loans.is_some();
+        let rosters = encode_rosters(&self.registrar.rosters(), usize::MAX).concat();
+        let rosters = BASE64.encode(rosters);
+        let saved = Saved { clients: self.saved_long, alone, rosters };
         if let Ok(bytes) = serde_json::to_vec(&saved) {
             // What cannot be written is reported where it is written.
             drop(self.state.write(SAVED_FILE, bytes));
@@ -533,10 +611,12 @@ impl Owner {
 /// What outlives the process.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Saved {
-    /// Doorman clients held leases.
+    /// Something may be lent for as long as Doorman clients hold it.
     clients: bool,
     /// It ended in good order, and nobody shared resources with it.
     alone: bool,
+    /// The rosters that it knew, in base64: so a restart that is cut off owns what the others leave it.
+    rosters: String,
 }
 
 /// A resource's name, and the key behind it; empty: none.
@@ -567,6 +647,9 @@ const IDLE: Duration = Duration::from_secs(3600);
 const FIRST_WANTS: Micros = Micros::units(1);
 /// for so long: the request that it is leased for has not been counted yet.
 const FIRST_LASTS: Duration = Duration::from_secs(1);
+/// Keys leased at a time, and newly in a second.
+const LEASED_MAX: usize = 4_000;
+const NEW_LEASES_MAX: u32 = 200;
 /// Messages or commands taken before anything else has its turn.
 const BATCH_MAX: usize = 256;
 /// In the data directory.
