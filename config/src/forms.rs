@@ -99,7 +99,10 @@ pub(crate) fn resource(text: &str) -> Result<String, String> {
         return Err(format!("`{text}` is a glob: name one resource"));
     }
     if text.len() > ID_MAX {
-        return Err(format!("has {} bytes, at most {ID_MAX} are allowed: keys stand beside it", text.len()));
+        return Err(format!(
+            "has {} bytes, at most {ID_MAX} are allowed: keys stand beside it",
+            text.len()
+        ));
     }
     filled(text)
 }

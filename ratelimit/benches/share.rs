@@ -78,6 +78,7 @@ fn rounds(criterion: &mut Criterion<CpuTime>) {
             Algorithm::FairShare,
             Micros::units(1_000 * u64::from(hosts)),
             &Floors::default(),
+            false,
         );
         let (mut now, mut number) = (start, 0);
         group.bench_function(hosts.to_string(), |bencher| {

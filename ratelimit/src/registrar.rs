@@ -385,7 +385,11 @@ mod tests {
         assert_eq!(mesh.members(), [1, 2, 3]);
         assert_eq!(mesh.written[1].removed, [(4, LOANS)].into());
         mesh.run(&census(&[1, 2], &[3, 4]), Duration::from_secs(5));
-        assert_eq!(mesh.written[2].removed.keys().collect::<Vec<_>>(), [&3, &4], "4 may still have loans out");
+        assert_eq!(
+            mesh.written[2].removed.keys().collect::<Vec<_>>(),
+            [&3, &4],
+            "4 may still have loans out"
+        );
         assert!(mesh.written[2].removed[&4] < mesh.written[2].removed[&3]);
         mesh.run(&census(&[1, 2], &[3, 4]), LOANS);
         mesh.run(&census(&[1], &[2, 3, 4]), MINUTE);

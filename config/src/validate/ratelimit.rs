@@ -163,7 +163,8 @@ fn check_resource(apply: &ApplyKeys, named: &[Named], all_named: bool, report: &
                 cost.problem(report, &why);
             }
             if let Some(wait) = apply.wait.as_ref().filter(|wait| !wait.value.is_zero()) {
-                let why = format!("`{}` has no `per`: nobody knows when one is free", resource.value);
+                let why =
+                    format!("`{}` has no `per`: nobody knows when one is free", resource.value);
                 wait.problem(report, &why);
             }
         }

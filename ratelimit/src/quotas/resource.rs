@@ -228,7 +228,13 @@ impl Resource {
         self.client.set_right(now, rosters, self.rules.capacity);
         let rules = &self.rules;
         if let Some(root) = &mut self.root {
-            root.set_rules(now, rules.algorithm, rules.capacity, &rules.floors, rules.per.is_none());
+            root.set_rules(
+                now,
+                rules.algorithm,
+                rules.capacity,
+                &rules.floors,
+                rules.per.is_none(),
+            );
         }
     }
 

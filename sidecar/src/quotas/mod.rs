@@ -1,4 +1,4 @@
-//! The leases of this host: the thread that owns [`Quotas`], and what the rest of the program holds of it.
+//! The leases of this host: the thread that owns [`Quotas`](evenkeel_ratelimit::Quotas), and what the rest of the program holds of it.
 //!
 //! The thread (`ek-quotas`) is the one owner of what this host wants, has, lends and owes. To it come messages of other hosts (by the gossip
 //! thread, which opens the envelope), what Doorman clients ask ([`QuotasHandle`]), keys that requests want leases for, and the catalogue; from it go

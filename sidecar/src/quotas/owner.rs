@@ -355,7 +355,8 @@ impl Owner {
             catalog.alive().map(|node| (node.address, node.id)).collect();
         self.addresses.extend(up.iter().map(|(address, id)| (*id, *address)));
         let members = &self.registrar.newest().members;
-        self.addresses.retain(|id, address| members.contains_key(id) || up.get(address) == Some(id));
+        self.addresses
+            .retain(|id, address| members.contains_key(id) || up.get(address) == Some(id));
         let is_replaced = |(id, address): &(&u64, &SocketAddr)| {
             up.get(*address).is_some_and(|other| other != *id) && members.contains_key(id)
         };
