@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use evenkeel_tests::client::{self, Answer, Version, request};
 use evenkeel_tests::load::{Load, Plan};
 use evenkeel_tests::mesh::{App, Host, Lab, Setup};
-use evenkeel_tests::raw::Raw;
+use evenkeel_tests::raw::{Raw, noise};
 use evenkeel_tests::wait;
 use http::Method;
 use rustix::process::Signal;
@@ -551,6 +551,43 @@ fn applications_acquire_and_operators_look_and_change(workers: usize) {
     });
 }
 
+fn strangers_at_the_port_for_leases_do_no_harm(workers: usize) {
+    let lab = Lab::new(workers);
+    let app = lab.app(1);
+    let limits = "resources: [{match: db, capacity: 1000, per: 1s}], \
+                  apply: [{direction: outbound, service: db, resource: db}]";
+    let hosts = lab.mesh(&[alone(&app, limits)]);
+    let host = &hosts[0];
+    host.wait_for_roster(1);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for seed in 0..40 {
+        let mut raw = Raw::connect(host.leases().into()).unwrap();
+        if seed % 2 == 0 {
+            raw.say(preface);
+        }
+        raw.say(noise(seed, 1 + 200 * usize::try_from(seed).unwrap()));
+        // A frame of the largest length that it can have.
+        raw.say([0xff; 9]);
+    }
+    let mut http1 = Raw::connect(host.leases().into()).unwrap();
+    http1.say("GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+    let heard = http1.hear(SOON);
+    assert!(heard.closed, "{}", heard.text());
+    // A message that says to be 4 GiB long, and one that is none.
+    for body in [&b"\0\xff\xff\xff\xff"[..], b"\0\0\0\0\x03\xff\xff\xff", b""] {
+        let call = http::Request::post("/doorman.Capacity/GetCapacity")
+            .header("host", "leases")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(http_body_util::Full::new(bytes::Bytes::copy_from_slice(body)))
+            .unwrap();
+        let answer = client::send(host.leases().into(), Version::Http2, call).unwrap();
+        assert_ne!(answer.trailer("grpc-status"), "0", "{body:?}");
+    }
+    assert_eq!(host.get("db", "/").status, 200);
+    assert_eq!(host.ask_admin("/livez").unwrap().status, 200);
+}
+
 each_workers!(
     an_outbound_limit_refuses_in_full_and_spares_the_application,
     an_inbound_limit_holds_for_everyone_and_is_not_tried_elsewhere,
@@ -560,4 +597,5 @@ each_workers!(
     a_request_waits_where_the_rule_lets_it_and_observe_refuses_nobody,
     without_a_root_fail_says_what_goes,
     applications_acquire_and_operators_look_and_change,
+    strangers_at_the_port_for_leases_do_no_harm,
 );
