@@ -247,6 +247,10 @@ impl Owner {
         spending: Spending,
     ) {
         let meter = resource.lease(now, &key, spending);
+        if resource.rules().per.is_none() {
+            // It is in use: it has just been asked for, or told of.
+            let _ = self.quotas.hold(now, &id, Arc::clone(meter.places()));
+        }
         let leased = Leased { resource, key, meter, since: now, offered: Micros::ZERO };
         self.leased.insert(id, leased);
     }
@@ -259,9 +263,6 @@ impl Owner {
             let mut wants = leased.meter.wants(now, rules);
             if now.saturating_duration_since(leased.since) < FIRST_LASTS {
                 wants = wants.max(FIRST_WANTS);
-            }
-            if rules.per.is_none() {
-                let _ = self.quotas.hold(now, id, leased.meter.held());
             }
             if wants != leased.offered && self.quotas.offer(now, id, wants).is_ok() {
                 leased.offered = wants;
@@ -516,8 +517,7 @@ impl Owner {
 
     /// The others have heard of the clients.
     fn serve_clients(&mut self) {
-        if let Clients::Announced(_, waiting) =
-            std::mem::replace(&mut self.clients, Clients::Some)
+        if let Clients::Announced(_, waiting) = std::mem::replace(&mut self.clients, Clients::Some)
         {
             waiting.into_iter().for_each(|ask| self.command(ask));
         }
