@@ -152,6 +152,7 @@ refreshed = get(
 )
 greedy = get("b", resource("db", 1e6), to=other)
 released = fields(call("doorman.Capacity/ReleaseCapacity", release("a", "db", "minute")))
+call("doorman.Capacity/ReleaseCapacity", release("b", "db"), to=other)
 server = fields(call("doorman.Capacity/GetServerCapacity", get_server_capacity("s", "jobs", (0, 3, 2.0), (1, 1, 1.0))))
 server = fields(server[1][0])
 

@@ -120,10 +120,11 @@ pub fn server(
     Ok((server, asked))
 }
 
+/// A client, and the resources that it gives back.
+pub type Released = (Arc<[u8]>, Vec<Arc<[u8]>>);
+
 /// The client's id and what it gives back.
-pub fn release(
-    request: proto::ReleaseCapacityRequest,
-) -> Result<(Arc<[u8]>, Vec<Arc<[u8]>>), Status> {
+pub fn release(request: proto::ReleaseCapacityRequest) -> Result<Released, Status> {
     let client = id("client_id", request.client_id)?;
     within("resource_id", request.resource_id.len(), RESOURCES_MAX)?;
     let resources =

@@ -413,7 +413,8 @@ fn what_is_too_much_is_refused() {
             .get_metric()
             .iter()
             .map(|metric| {
-                let labels: Vec<_> = metric.get_label().iter().map(|label| label.value()).collect();
+                let labels: Vec<_> =
+                    metric.get_label().iter().map(prometheus::proto::LabelPair::value).collect();
                 (labels.join(" "), metric.get_counter().get_value())
             })
             .collect();

@@ -45,12 +45,7 @@ pub fn is_roster(name: &str) -> bool {
 }
 
 /// Who is there, by the catalogue.
-pub fn census(
-    catalog: &Catalog,
-    may_begin: bool,
-    wall_s: u64,
-    absent: Duration,
-) -> Census {
+pub fn census(catalog: &Catalog, may_begin: bool, wall_s: u64, absent: Duration) -> Census {
     let (mut known, mut clients) = (BTreeMap::new(), BTreeMap::new());
     for (host, notes) in &catalog.notes {
         let note = notes.get(TAKES_PART).and_then(|note| read_takes_part(note));

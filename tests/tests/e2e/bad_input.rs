@@ -176,6 +176,10 @@ fn hosts_of_another_mesh_or_with_another_key_stay_strangers(workers: usize) {
 
 fn malformed_requests_get_a_400_and_the_connection_ends(workers: usize) {
     let mut trio = Trio::start(Lab::new(workers), &Setup::default());
+    let counted = |what: &[(&str, &str)]| {
+        trio.caller.metrics().sum("evenkeel_failures_total", &[what, &[("upstream", "")]].concat())
+    };
+    assert_eq!(counted(&[]), 0.0);
     let ask = |bytes: &str| -> Heard {
         let mut stream = Raw::connect(trio.caller.outbound().into()).unwrap();
         stream.say(bytes);
@@ -211,6 +215,17 @@ fn malformed_requests_get_a_400_and_the_connection_ends(workers: usize) {
         assert!(allowed.contains(&heard.status()), "{} → {:?}", &bad[..40], heard.text());
         assert!(heard.closed);
     }
+    // Whoever answers them: each is counted, as nothing else, and has a line in the access log.
+    let lines = || -> Vec<String> {
+        let log = trio.caller.process.output().unwrap();
+        log.lines().filter(|line| line.contains("\"bad_request\"")).map(str::to_owned).collect()
+    };
+    wait::for_true("each is counted and logged", Duration::from_secs(5), || {
+        counted(&[("reason", "bad_request")]) >= 14.0 && lines().len() >= 14
+    });
+    assert_eq!((counted(&[]), lines().len()), (14.0, 14));
+    let too_large = |line: &&String| line.contains("\"status\":431");
+    assert_eq!(lines().iter().filter(too_large).count(), 3, "{:#?}", lines());
     assert_unharmed(&mut trio);
 }
 
@@ -252,6 +267,10 @@ fn slow_headers_are_not_waited_for(workers: usize) {
         assert!(heard.closed, "a request that never ends keeps its connection");
         assert!([0, 408, 400].contains(&heard.status()), "{}", heard.text());
     }
+    wait::for_true("each is counted", Duration::from_secs(5), || {
+        let labels = [("upstream", ""), ("reason", "bad_request")];
+        trio.caller.metrics().sum("evenkeel_failures_total", &labels) == 20.0
+    });
     assert_unharmed(&mut trio);
 }
 

@@ -78,7 +78,6 @@ fn reloading_under_load_loses_nothing_and_keeps_the_listeners(workers: usize) {
     let loads = start_loads(&trio.caller);
     after(&loads, 100);
 
-    let reloads = |host: &Host| host.metrics().sum("evenkeel_config_reloads_total", &[]);
     for round in 1..=3 {
         let catalog =
             format!("[{{name: catalog-{round}, endpoints: [\"{}\"]}}]", trio.apps[0].address);
@@ -112,10 +111,6 @@ fn reloading_under_load_loses_nothing_and_keeps_the_listeners(workers: usize) {
         found.json().as_array().unwrap().len() == 2
     });
     assert_eq!(trio.caller.metrics().sum(RELOADED, &[]), 1.0);
-    assert!(
-        reloads(&trio.caller) >= 3.0
-            || !trio.caller.metrics().has("evenkeel_config_reloads_total", &[])
-    );
     after(&loads, 100);
     let report = finish(loads);
     check(&trio, &report);

@@ -36,7 +36,7 @@ fn a_doorman_client_gets_leases_from_any_host(workers: usize) {
     let _hosts = lab.mesh(&[setup(&lab, 1), setup(&lab, 2)]);
     let target = |number: u8| format!("{}:7113", lab.ip(number));
     let unix = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    // Hosts that have just met do not yet know what each of them owns.
+    // Hosts that have just met do not yet know what each of them owns. Everything is given back, so the next try begins anew.
     let mut answer = Value::Null;
     wait::for_true("both hosts lend", Duration::from_secs(30), || {
         answer = answers(&target(1), &target(2));

@@ -4,11 +4,13 @@
 //! Scouts have 20 ms here: a test machine that does much else is late for a millisecond without any pause.
 
 use std::net::UdpSocket;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use evenkeel_tests::client::{self, Version, request};
 use evenkeel_tests::load::{Load, Report};
 use evenkeel_tests::mesh::{App, Host, Lab, SCOUT_PORT, Setup};
 use evenkeel_tests::wait;
+use http::{HeaderValue, Method};
 use rustix::process::Signal;
 
 use super::faults::{after, finish, start_loads};
@@ -111,12 +113,7 @@ fn requests_follow_the_best_answers(workers: usize) {
 fn the_last_is_tried_whatever_its_scout_says(workers: usize) {
     let setup = setup("before_each", &[]);
     let mut trio = Trio::start_with(Lab::new(workers), &setup, with_a_scout_port);
-    wait::for_true("both hosts have answered a scout", Duration::from_secs(10), || {
-        assert_eq!(trio.caller.get("payments.mesh", "/").status, 200);
-        let explain = trio.caller.ask_admin("/v1/explain/payments").expect("it answers").json();
-        let endpoints = explain["endpoints"].as_array().expect("a list").clone();
-        endpoints.iter().all(|endpoint| endpoint["verdicts"].to_string().contains("scout"))
-    });
+    make_known(&trio.caller);
     trio.apps.iter_mut().for_each(|app| app.process.signal(Signal::STOP));
     let caller = &trio.caller;
     let answers: Vec<http::StatusCode> = std::thread::scope(|scope| {
@@ -132,18 +129,109 @@ fn the_last_is_tried_whatever_its_scout_says(workers: usize) {
     assert!(answers.iter().all(http::StatusCode::is_success), "{answers:?}");
 }
 
-fn static_endpoints_answer_on_their_scout_port(workers: usize) {
-    let lab = Lab::new(workers);
-    let mut apps: Vec<App> = [2, 3].map(|number| lab.app(number)).into();
+/// A host alone, and two applications that it knows by their addresses.
+fn with_static_endpoints(lab: &Lab, setup: Setup) -> (Host, Vec<App>) {
+    let apps: Vec<App> = [2, 3].map(|number| lab.app(number)).into();
     let endpoints: Vec<String> = apps.iter().map(|app| format!("\"{}\"", app.address)).collect();
     let upstreams = format!(
         "[{{name: payments, endpoints: [{}], scout: {{tcp: {SCOUT_PORT}}}}}]",
         endpoints.join(", ")
     );
-    let setup = Setup { upstreams, join: vec![1], ..setup("before_each", &[]) };
-    let caller = lab.mesh(&[setup]).remove(0);
+    let setup = Setup { upstreams, join: vec![1], ..setup };
+    (lab.mesh(&[setup]).remove(0), apps)
+}
+
+/// Requests until a scout of each endpoint has been answered.
+fn make_known(caller: &Host) {
+    wait::for_true("all have answered a scout", Duration::from_secs(10), || {
+        assert_eq!(caller.get("payments.mesh", "/").status, 200);
+        last_scouts(caller).iter().all(Option::is_some)
+    });
+}
+
+/// What `explain` says of the last scout of each endpoint.
+fn last_scouts(caller: &Host) -> Vec<Option<String>> {
+    let explain = caller.ask_admin("/v1/explain/payments").expect("the admin answers").json();
+    let endpoints = explain["endpoints"].as_array().expect("a list").clone();
+    let scout = |endpoint: &serde_json::Value| {
+        let verdicts = endpoint["verdicts"].as_array().expect("a list").iter();
+        let scout = verdicts.clone().find(|verdict| verdict["filter"] == "scout")?;
+        scout["reason"].as_str().map(str::to_owned)
+    };
+    endpoints.iter().map(scout).collect()
+}
+
+fn static_endpoints_answer_on_their_scout_port(workers: usize) {
+    let lab = Lab::new(workers);
+    let (caller, mut apps) = with_static_endpoints(&lab, setup("before_each", &[]));
     few_wait(&caller, &mut apps[0], IN_FLIGHT_MAX);
     assert!(caller.metrics().sum("evenkeel_scouts_total", &[("event", "lost")]) > 0.0);
+}
+
+fn the_deadline_holds_while_a_scout_is_waited_for(workers: usize) {
+    let lab = Lab::new(workers);
+    // Much longer than the caller will wait.
+    let policy = "{hedge: {mode: off}, scout: {mode: before_each, timeout: 20s}}".into();
+    let (caller, mut apps) = with_static_endpoints(&lab, Setup { policy, ..Setup::default() });
+    make_known(&caller);
+    apps.iter_mut().for_each(|app| app.process.signal(Signal::STOP));
+    let began = Instant::now();
+    // The first may still go by an answer from just before the stop.
+    for _ in 0..2 {
+        let mut request = request(Method::GET, "payments.mesh", "/");
+        request.headers_mut().insert("evenkeel-timeout", HeaderValue::from_static("300"));
+        let answer = client::send(caller.outbound().into(), Version::Http1, request).unwrap();
+        assert_eq!(answer.status, 504, "{}", answer.text());
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "after {:?}", began.elapsed());
+    let asked = caller.metrics().sum("evenkeel_scouts_total", &[("event", "lost")]);
+    assert_eq!(asked, 0.0, "the scout was still waited for when the time was over");
+    apps.iter_mut().for_each(|app| app.process.signal(Signal::CONT));
+}
+
+fn an_application_answers_scouts_on_a_path_of_its_own(workers: usize) {
+    let setup = setup("before_each", &[]);
+    let with_a_path = |app: &App| payments(app, ", scout: {http: /scout}");
+    let mut trio = Trio::start_with(Lab::new(workers), &setup, with_a_path);
+    few_wait(&trio.caller, &mut trio.apps[0], IN_FLIGHT_MAX);
+    let answered = trio.hosts[0].metrics();
+    assert!(answered.sum("evenkeel_scout_questions_total", &[("result", "answered")]) > 50.0);
+}
+
+/// The application says it, not what is in flight.
+fn nobody_answers_for_an_application_whose_path_does_not(workers: usize) {
+    let setup = setup("before_each", &[]);
+    let ill = |app: &App| payments(app, ", scout: {http: /status/503}");
+    let trio = Trio::start_with(Lab::new(workers), &setup, ill);
+    let questions = |result| {
+        trio.hosts[0].metrics().sum("evenkeel_scout_questions_total", &[("result", result)])
+    };
+    wait::for_true("the host was asked", Duration::from_secs(20), || {
+        assert_eq!(trio.caller.get("payments.mesh", "/").status, 200, "the last is tried");
+        questions("silent") > 3.0
+    });
+    assert_eq!(questions("answered"), 0.0);
+}
+
+/// The news of a drain by gossip takes longer than a datagram: whoever asks hears it first.
+fn a_draining_host_is_heard_by_a_scout(workers: usize) {
+    let trio = Trio::start(Lab::new(workers), &setup("before_each", &[]));
+    let host = &trio.hosts[0];
+    let loads = start_loads(&trio.caller);
+    after(&loads, 50);
+    // Whether a scout comes before the gossip is a race, but not one that is lost each time.
+    let heard = (0..10).any(|_| {
+        assert!(host.cli(&["drain", &host.name()]).status.success());
+        trio.caller.wait_for_instances("payments", 1);
+        let scouts = last_scouts(&trio.caller);
+        assert!(host.cli(&["drain", &host.name(), "--undo"]).status.success());
+        trio.caller.wait_for_instances("payments", 2);
+        scouts.iter().flatten().any(|scout| scout.contains("drains"))
+    });
+    assert!(heard, "no scout said so");
+    let report = finish(loads);
+    report.assert_no_failed_get();
+    report.assert_no_failed_post();
 }
 
 fn what_is_no_scout_is_counted_and_not_answered(workers: usize) {
@@ -185,5 +273,9 @@ each_workers!(
     requests_follow_the_best_answers,
     the_last_is_tried_whatever_its_scout_says,
     static_endpoints_answer_on_their_scout_port,
+    the_deadline_holds_while_a_scout_is_waited_for,
+    an_application_answers_scouts_on_a_path_of_its_own,
+    nobody_answers_for_an_application_whose_path_does_not,
+    a_draining_host_is_heard_by_a_scout,
     what_is_no_scout_is_counted_and_not_answered,
 );

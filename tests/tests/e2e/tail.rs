@@ -1,6 +1,7 @@
 //! Where requests go and where not: shards, hashing, zones, probation, and what a caller hears of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use evenkeel_tests::client::{self, Answer, Version};
@@ -155,6 +156,73 @@ fn the_own_zone_is_preferred_and_left_when_it_fails(workers: usize) {
     report.assert_no_failed_get();
 }
 
+fn copies_that_the_budget_refuses_ask_ever_less_often(workers: usize) {
+    let lab = Lab::new(workers);
+    let apps = [lab.app(1), lab.app(2)];
+    let policy = "{hedge: {mode: enforce, after: 1ms, budget: 0%}}";
+    let hosts = lab.mesh(&[catalog(&apps, policy)]);
+    assert_eq!(hosts[0].get("catalog.mesh", "/slow?ms=500").status, 200);
+    let refused = hosts[0].metrics().sum("evenkeel_hedges_total", &[("result", "refused")]);
+    // After 1, 2, 4, … 256 ms; each millisecond would be 500.
+    assert!((3.0..=12.0).contains(&refused), "{refused}");
+}
+
+fn a_retry_that_was_not_sent_costs_no_budget(workers: usize) {
+    let lab = Lab::new(workers);
+    let setup = |endpoints: &[SocketAddrV4], policy: &str| {
+        let endpoints: Vec<String> = endpoints.iter().map(|at| format!("\"{at}\"")).collect();
+        let endpoints = endpoints.join(", ");
+        let upstreams = format!("[{{name: catalog, endpoints: [{endpoints}], policy: {policy}}}]");
+        Setup { upstreams, join: vec![1], ..Setup::default() }
+    };
+    // Each key has an endpoint of its own, which is ejected at once: a retry is allowed, and has nowhere to go.
+    let nobody: Vec<SocketAddrV4> =
+        (20_001..=20_250).map(|port| SocketAddrV4::new(lab.ip(200), port)).collect();
+    let lonely = "{shard: {key: \"header:x-key\", size: 1}, eject: {consecutive: 1, base: 60s, max: 100%}, \
+                   panic: 0%, retry: {max: 2, budget: 0%}, hedge: {mode: off}}";
+    let mut host = lab.mesh(&[setup(&nobody, lonely)]).remove(0);
+    for key in 0..400 {
+        assert_eq!(ask(&host, "x-key", &key.to_string()).status, 503);
+    }
+    let attempts =
+        |host: &Host, kind| host.metrics().sum("evenkeel_attempts_total", &[("kind", kind)]);
+    assert!(attempts(&host, "first") > 120.0, "more than the floor of the budget pays for");
+    assert_eq!(attempts(&host, "retry"), 0.0);
+    // So all of it is there for those that can be sent.
+    let app = lab.app(1);
+    let plain = "{eject: {consecutive: 0}, retry: {max: 2, budget: 0%}, hedge: {mode: off}}";
+    host.reload(&setup(&[app.address], plain));
+    wait::for_true("the application is the endpoint", Duration::from_secs(10), || {
+        host.usable("catalog") == [app.address]
+    });
+    assert_eq!(host.get("catalog.mesh", "/status/503").status, 503);
+    assert_eq!(attempts(&host, "retry"), 2.0);
+}
+
+fn explain_says_what_hedging_would_win_and_cost(workers: usize) {
+    let lab = Lab::new(workers);
+    let apps = [lab.app(1), lab.app(2)];
+    let hosts = lab.mesh(&[catalog(&apps, "{hedge: {mode: observe}}")]);
+    for at in 0..180 {
+        let path = if at % 36 == 35 { "/slow?ms=250" } else { "/" };
+        assert_eq!(hosts[0].get("catalog.mesh", path).status, 200);
+    }
+    let shown = hosts[0].cli(&["explain", "catalog"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let sentence =
+        shown.lines().find_map(|line| line.strip_prefix("note:   hedging would take p99 from "));
+    let sentence = sentence.unwrap_or_else(|| panic!("no advice in\n{shown}"));
+    let words: Vec<&str> = sentence.split(' ').collect();
+    let ms = |at: usize| {
+        words[at].strip_suffix("ms").and_then(|ms| ms.parse::<f64>().ok()).expect(sentence)
+    };
+    assert!(ms(0) >= 240.0 && ms(2) < 125.0, "{sentence}");
+    let extra = words.iter().position(|word| *word == "%").expect(sentence) - 1;
+    let extra: f64 = words[extra].parse().expect(sentence);
+    assert!(extra > 0.0 && extra <= 5.0, "within hedge.budget: {sentence}");
+    assert!(sentence.ends_with("policy.hedge.mode: enforce does it"), "{sentence}");
+}
+
 fn a_caller_who_asks_is_told_how_it_went(workers: usize) {
     let lab = Lab::new(workers);
     let apps = [lab.app(1)];
@@ -178,6 +246,9 @@ each_workers!(
     a_key_keeps_its_endpoint,
     a_slow_application_is_on_probation_until_it_is_well,
     the_own_zone_is_preferred_and_left_when_it_fails,
+    copies_that_the_budget_refuses_ask_ever_less_often,
+    a_retry_that_was_not_sent_costs_no_budget,
+    explain_says_what_hedging_would_win_and_cost,
     a_caller_who_asks_is_told_how_it_went,
 );
 
