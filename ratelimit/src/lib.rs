@@ -86,7 +86,7 @@ mod spending;
 pub use algorithm::{Algorithm, Allocation, BANDS_MAX, BadFloors, Claim, Floors, SUBCLIENTS_MAX};
 pub use bucket::{Bucket, Pace, Refused};
 pub use client::{BASE, Client, REFRESH};
-pub use concurrency::{Concurrency, Place};
+pub use concurrency::{Concurrency, NoPlace, Place};
 pub use demand::Demand;
 pub use election::{BadRoster, MEMBERS_MAX, ROSTERS_MAX, Roster, Rosters, root_of};
 pub use keys::{KEYS_MAX, KeyTable};

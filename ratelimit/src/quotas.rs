@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::algorithm::Algorithm;
+use crate::concurrency::Concurrency;
 use crate::election::{BadRoster, Roster, Rosters, root_of};
 use crate::lease::Party;
 use crate::quantity::Micros;
@@ -153,10 +154,16 @@ impl Quotas {
         Ok(())
     }
 
-    /// Requests of this host hold so much of a resource that is held and not spent ([`crate::Concurrency::held`]); tell it with each offer.
-    pub fn hold(&mut self, now: Instant, id: &[u8], in_use: Micros) -> Result<(), AskError> {
+    /// Requests of this host take these places of a resource that is held and not spent. They are closed whenever it is decided how much of it is lent or given
+    /// back, which is never what is in use, and opened with what is left; the shell raises their limit when it hears of more.
+    pub fn hold(
+        &mut self,
+        now: Instant,
+        id: &[u8],
+        places: Arc<Concurrency>,
+    ) -> Result<(), AskError> {
         let (id, mut resource) = self.take(now, id)?;
-        resource.client.set_in_use(in_use);
+        resource.hold(places);
         self.put_back(now, id, resource);
         Ok(())
     }
@@ -202,7 +209,7 @@ impl Quotas {
 
     /// A Doorman client gives back what it has. That it has nothing is no error.
     pub fn handle_release(&mut self, now: Instant, id: &[u8], client: &[u8]) {
-        if let Some((id, mut resource)) = self.resources.remove_entry(id) {
+        if let Some((id, mut resource)) = self.take_known(id) {
             resource.store.release(client);
             self.put_back(now, id, resource);
         }
@@ -229,7 +236,7 @@ impl Quotas {
             && due <= now
         {
             self.timers.pop_first();
-            if let Some(mut resource) = self.resources.remove(&id) {
+            if let Some((id, mut resource)) = self.take_known(&id) {
                 resource.due = None;
                 self.put_back(now, id, resource);
             }
@@ -272,7 +279,7 @@ impl Quotas {
         let id = Arc::clone(id);
         if let Message::Answer(answer) = message {
             // About what is forgotten here it is late: all that it could say has ended.
-            if let Some((id, mut resource)) = self.resources.remove_entry(&id) {
+            if let Some((id, mut resource)) = self.take_known(&id) {
                 resource.client.handle_answer(now, from, &answer);
                 self.put_back(now, id, resource);
             }
@@ -294,13 +301,11 @@ impl Quotas {
 
     /// Takes out one resource, which comes into being if it is one.
     fn take(&mut self, now: Instant, id: &[u8]) -> Result<(Arc<[u8]>, Resource), AskError> {
-        match self.resources.remove_entry(id) {
-            Some((id, retired)) if retired.is_retired() => {
-                self.resources.insert(id, retired);
-                return Err(AskError::UnknownResource);
-            }
-            Some(known) => return Ok(known),
-            None => {}
+        if self.resources.get(id).is_some_and(Resource::is_retired) {
+            return Err(AskError::UnknownResource);
+        }
+        if let Some(known) = self.take_known(id) {
+            return Ok(known);
         }
         if id.len() > RESOURCE_ID_MAX {
             return Err(AskError::IdTooLong);
@@ -317,6 +322,13 @@ impl Quotas {
         Ok((id, resource))
     }
 
+    /// Takes out one that is there. Nobody enters its places until it is put back.
+    fn take_known(&mut self, id: &[u8]) -> Option<(Arc<[u8]>, Resource)> {
+        let (id, mut resource) = self.resources.remove_entry(id)?;
+        resource.close();
+        Some((id, resource))
+    }
+
     /// Does what is due for a resource that something happened to, and puts it back, unless it is no longer of use.
     fn put_back(&mut self, now: Instant, id: Arc<[u8]>, mut resource: Resource) {
         self.run(now, &id, &mut resource);
@@ -329,9 +341,11 @@ impl Quotas {
             self.timers.remove(&(before, Arc::clone(&id)));
         }
         if resource.is_idle(now) && self.events.len() < EVENTS_MAX + RESOURCES_MAX {
+            // Its places stay closed: what is told of it no longer holds.
             self.events.push_back(Event::Forgotten { resource: id });
             return;
         }
+        resource.open(spending);
         resource.due = resource.poll_timeout(now);
         if let Some(due) = resource.due {
             self.timers.insert((due, Arc::clone(&id)));
@@ -389,7 +403,7 @@ impl Quotas {
     fn run_all(&mut self, now: Instant) {
         let ids: Vec<_> = self.resources.keys().cloned().collect();
         for id in ids {
-            if let Some(resource) = self.resources.remove(&id) {
+            if let Some((id, resource)) = self.take_known(&id) {
                 self.put_back(now, id, resource);
             }
         }

@@ -35,13 +35,13 @@ def saturating(tools, port):
         child.wait()
 
 
-def at_rate(tools, rate, seconds, *ports, connections=CONNECTIONS):
+def at_rate(tools, rate, seconds, *ports, connections=CONNECTIONS, all_may_fail=False):
     """An open loop over so many connections, spread over the ports."""
     argv = [tools.openload, f"{rate:g}", f"{seconds:g}", connections, *(f"127.0.0.1:{port}" for port in ports)]
     argv = [str(arg) for arg in argv]
     said = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=seconds + LOAD_ENDS_WITHIN_S).stdout
     seen = json.loads(said)
-    if not seen["ok"]:
+    if not seen["ok"] and not all_may_fail:
         raise SystemExit(f"bench: not one good answer at port {ports[0]}: {seen['errors']}")
     return {"command": shown(argv), **seen}
 

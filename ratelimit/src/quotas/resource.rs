@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::AskError;
 use crate::algorithm::{Algorithm, Claim};
 use crate::client::Client;
+use crate::concurrency::Concurrency;
 use crate::election::Rosters;
 use crate::lease::Party;
 use crate::quantity::Micros;
@@ -35,6 +36,10 @@ pub(super) struct Resource {
     pub due: Option<Instant>,
     /// What the host itself was last told that it may spend.
     pub told: Option<Spending>,
+    /// What its requests take, where it is held and not spent.
+    places: Option<Arc<Concurrency>>,
+    /// What they held when they were last closed.
+    in_use: Micros,
 }
 
 /// What a Doorman client gets.
@@ -117,6 +122,30 @@ impl Resource {
             summoned_until: None,
             due: None,
             told: None,
+            places: None,
+            in_use: Micros::ZERO,
+        }
+    }
+
+    /// Its requests take these places.
+    pub fn hold(&mut self, places: Arc<Concurrency>) {
+        self.places = Some(places);
+        self.close();
+    }
+
+    /// Lets no request in, so that what they hold stays what it is.
+    pub fn close(&mut self) {
+        if let Some(places) = &self.places {
+            self.in_use = places.close();
+            self.client.set_in_use(self.in_use);
+        }
+    }
+
+    /// Lets them in again, up to this; unless the operator allows more while no root answers.
+    pub fn open(&self, spending: Spending) {
+        let is_more_allowed = !spending.in_touch && matches!(self.rules.safe, Safe::Each(_));
+        if let Some(places) = &self.places {
+            places.open(if is_more_allowed { Micros::MAX } else { spending.amount });
         }
     }
 
@@ -263,6 +292,7 @@ impl Resource {
         let summoned = self.summoned_until.is_some_and(|until| until > now);
         !summoned
             && self.own.wants.is_zero()
+            && self.in_use.is_zero()
             && self.store.is_empty()
             && self.root.is_none()
             && self.client.is_idle()

@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::algorithm::{Algorithm, Claim, Floors};
 use crate::client::BASE;
+use crate::concurrency::Concurrency;
 use crate::lease::{Loan, Word};
 use crate::template::Safe;
 use crate::wire::{Answer, Ask};
@@ -172,7 +173,10 @@ fn what_requests_hold_is_not_lent_to_others() {
     let mut quotas = quotas(now, 2);
     let id = (0..9u8).map(|id| vec![b'r', id]).find(|id| root_of(id, [1, 2]) == Some(2)).unwrap();
     quotas.offer(now, &id, units(40)).unwrap();
-    quotas.hold(now, &id, units(40)).unwrap();
+    let places = Concurrency::new();
+    places.set_limit(units(50));
+    let held: Vec<_> = (0..40).map(|_| places.try_enter().unwrap()).collect();
+    quotas.hold(now, &id, Arc::clone(&places)).unwrap();
     let call = Answer {
         resource: Arc::from(&id[..]),
         call: units(50),
@@ -183,6 +187,9 @@ fn what_requests_hold_is_not_lent_to_others() {
     run(&mut quotas, &mut now, Duration::from_millis(300));
     let pledged = quotas.resources[&id[..]].client.ledger().lent(now, Party { host: 2, life: 9 });
     assert_eq!(pledged, units(10), "40 of 50 are held");
+    assert!(places.try_enter().is_err(), "and the other ten are lent from the same moment on");
+    drop(held);
+    assert!(places.try_enter().is_ok());
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use evenkeel_ratelimit::{
-    Bucket, Concurrency, Demand, Fail, KeyTable, Micros, Pace, Place, RESOURCE_ID_MAX, Safe,
-    Spending, Template,
+    Bucket, Concurrency, Demand, Fail, KeyTable, Micros, NoPlace, Pace, Place, RESOURCE_ID_MAX,
+    Safe, Spending, Template,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -128,7 +128,11 @@ impl Resource {
     ) -> Result<Option<Place>, Refusal> {
         let key = &*self.fitting(key);
         if let Some(meter) = self.meter(key) {
-            return self.draw(&meter, now, cost, fail, patience.wait).await;
+            let drawn = self.draw(&meter, now, cost, fail, patience.wait).await;
+            // It may have been forgotten in this very moment.
+            if drawn.is_ok() || self.meter(key).is_some_and(|known| Arc::ptr_eq(&known, &meter)) {
+                return drawn;
+            }
         }
         if self.spend_own_part(now, key, cost) {
             return Ok(None);
@@ -207,7 +211,7 @@ impl Resource {
             return decided;
         }
         if self.rules.per.is_none() {
-            return meter.enter();
+            return meter.enter_soon().await;
         }
         let wait = meter.bucket.reserve(now, cost, patience)?;
         if !wait.is_zero() {
@@ -339,16 +343,28 @@ impl Meter {
 
     /// Whether nothing that was taken still weighs: as good as a new one.
     pub fn is_idle(&self, now: Instant) -> bool {
-        self.bucket.remaining(now).1.is_zero() && self.places.held().is_zero()
+        self.bucket.remaining(now).1.is_zero()
     }
 
-    /// What is held now; nothing where it is spent.
-    pub fn held(&self) -> Micros {
-        self.places.held()
+    /// What requests take of it, where it is held.
+    pub fn places(&self) -> &Arc<Concurrency> {
+        &self.places
     }
 
     fn enter(&self) -> Result<Option<Place>, Refusal> {
-        self.places.try_enter().map(Some).ok_or(Refusal { retry_after: None })
+        self.places.try_enter().map(Some).map_err(|_| Refusal { retry_after: None })
+    }
+
+    /// As `enter`, but while the places are closed it tries again.
+    async fn enter_soon(&self) -> Result<Option<Place>, Refusal> {
+        for _ in 0..CLOSED_TRIES {
+            match self.places.try_enter() {
+                Ok(place) => return Ok(Some(place)),
+                Err(NoPlace::Full) => break,
+                Err(NoPlace::Closed) => tokio::time::sleep(CLOSED_WAIT).await,
+            }
+        }
+        self.enter()
     }
 }
 
@@ -362,6 +378,10 @@ impl From<evenkeel_ratelimit::Refused> for Refusal {
 const KEYS: usize = 1024;
 /// A place that is lent comes within a few of these.
 const LENDING: Duration = Duration::from_millis(5);
+/// Places are closed for microseconds; a request that meets that tries again so often,
+const CLOSED_TRIES: usize = 20;
+/// after so long.
+const CLOSED_WAIT: Duration = Duration::from_millis(1);
 
 #[cfg(test)]
 mod tests {
@@ -481,9 +501,17 @@ mod tests {
         let (first, second) = (take().await.unwrap(), take().await.unwrap());
         assert!(first.is_some() && second.is_some());
         assert!(take().await.is_err());
-        assert_eq!(meter.held(), Micros::units(2));
         drop(first);
         assert!(take().await.is_ok());
+
+        // Whoever comes while it is decided what is lent waits for that moment, and is not refused.
+        let held = meter.places().close();
+        assert_eq!(held, Micros::units(1));
+        let (taken, ()) = tokio::join!(take(), async {
+            tokio::time::sleep(CLOSED_WAIT * 3).await;
+            meter.places().open(Micros::MAX);
+        });
+        assert!(taken.is_ok());
     }
 
     #[test]

