@@ -14,14 +14,17 @@ SHARING = ("allocate_10000/FairShare", "allocate_10000/ProportionalShare", "refr
 
 SECONDS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
+# A line's begin, or what the test runner has put before it.
+BEGIN = r"(?:^|\.\.\. )"
+
 # What the simulations print, each time they run.
 SAID = {
-    "used": r"^utilisation ([\d.]+), most ever",
+    "used": BEGIN + r"utilisation ([\d.]+), most ever",
     "most_of_500": r"most(?: ever usable)? ([\d.]+)(?: of 500)?$",
-    "step_s": r"^95 % settled after Some\(([^)]+)\)",
-    "step_of_1000_s": r"^95 % of a thousand settled after Some\(([^)]+)\)",
-    "crash_s": r"^95 % shared again after (\S+)",
-    "joined_s": r"^joined after Some\(([^)]+)\)",
+    "step_s": BEGIN + r"95 % settled after Some\(([^)]+)\)",
+    "step_of_1000_s": BEGIN + r"95 % of a thousand settled after Some\(([^)]+)\)",
+    "crash_s": BEGIN + r"95 % shared again after (\S+)",
+    "joined_s": BEGIN + r"joined after Some\(([^)]+)\)",
     "healed_s": r"healed after Some\(([^)]+)\)",
 }
 

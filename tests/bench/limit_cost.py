@@ -1,7 +1,7 @@
 """What one rule costs a request: each proxy at saturation with a limit that never refuses, and without.
 
-The load, the backends and the turns are those of `cost`. The rule of Evenkeel is leased: the first second of demand, which
-is more than what the host owns, sees to that, and the run checks it.
+The load, the backends and the turns are those of `cost`. Evenkeel's host is alone, so it owns all of the limit and decides as every host does
+about what it owns; what a lease adds to a decision is in `core`.
 """
 
 from contextlib import ExitStack

@@ -283,7 +283,7 @@ fn a_member_removed_while_it_lives_adds_at_most_its_right_until_it_hears_of_it()
         world.see(4, [4].into());
         world.roster(0..4, 0..4);
         // Not before its loans must have ended, were it dead.
-        world.run(secs(20));
+        world.run(millis(1_900));
         assert!(world.total() <= units(500), "seed {seed}: {}", world.total());
         world.allowance = units(100);
         world.run(secs(10));
