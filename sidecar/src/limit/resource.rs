@@ -24,6 +24,8 @@ pub struct Resource {
     meters: Arc<ArcSwap<Meters>>,
     /// All other keys: each has this host's own part. Not for what is held.
     own_part: ArcSwap<OwnPart>,
+    /// What this host owns is known.
+    told: AtomicBool,
     /// Something became leased.
     changed: Arc<watch::Sender<()>>,
     wanted: mpsc::Sender<Wanted>,
@@ -72,6 +74,7 @@ impl Resource {
             rules,
             meters: Arc::default(),
             own_part: ArcSwap::from_pointee(OwnPart::new(Pace::STOPPED, Micros::ZERO)),
+            told: AtomicBool::new(false),
             changed: Arc::new(watch::Sender::new(())),
             wanted,
         }
@@ -136,12 +139,18 @@ impl Resource {
                 return drawn;
             }
         }
+        let mut changed = self.changed.subscribe();
+        let end = now + patience.first;
+        if !self.is_told() {
+            // It has just come into being.
+            self.want(key);
+            let told = changed.wait_for(|_| self.is_told());
+            let _ = tokio::time::timeout_at(end.into(), told).await;
+        }
         if self.spend_own_part(now, key, cost) {
             return Ok(None);
         }
-        let mut changed = self.changed.subscribe();
         self.want(key);
-        let end = now + patience.first;
         loop {
             if let Some(meter) = self.meter(key) {
                 return self.draw_first(&meter, cost, fail, patience.wait, end).await;
@@ -245,6 +254,11 @@ impl Resource {
         }
     }
 
+    /// Whether it is known what this host owns.
+    pub fn is_told(&self) -> bool {
+        self.told.load(Relaxed)
+    }
+
     fn spend_own_part(&self, now: Instant, key: &[u8], cost: u32) -> bool {
         self.rules.per.is_some() && self.own_part.load().buckets.try_acquire(now, key, cost).is_ok()
     }
@@ -297,6 +311,9 @@ impl Resource {
     pub fn set_own_part(&self, right: Micros) {
         if self.own_part.load().right != right {
             self.own_part.store(Arc::new(OwnPart::new(self.rules.pace(right), right)));
+        }
+        if !self.told.swap(true, Relaxed) {
+            self.changed.send_replace(());
         }
     }
 }

@@ -240,6 +240,11 @@ impl Owner {
 
     /// A request wants leases for a key.
     fn lease(&mut self, Wanted { resource, key }: Wanted) {
+        if !resource.is_told() {
+            // Its first request: what this host owns may do. That is told after this.
+            self.rights_changed = true;
+            return;
+        }
         let id = resource.id(&key);
         // Strangers can invent keys: beyond this they have this host's own part, all of them together where its table is full.
         let is_flood = self.new_leases == 0 || self.leased.len() >= LEASED_MAX;
