@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 fn limits() -> String {
     format!(
-        "resources: [{{match: db, capacity: {RATE}, per: 1s, burst: {BURST}, lease: 1s, refresh: 1s}}], \
+        "absent: 10m, resources: [{{match: db, capacity: {RATE}, per: 1s, burst: {BURST}, lease: 1s, refresh: 1s}}], \
          apply: [{{direction: outbound, service: db, resource: db}}]"
     )
 }
