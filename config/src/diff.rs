@@ -182,7 +182,7 @@ mod tests {
             ),
             (
                 "ratelimit: {resources: [{match: a, capacity: 1}, {match: b, capacity: 1}]}",
-                "ratelimit: {resources: [{match: a, capacity: 2}, {match: c, capacity: 1}], absent: 1m, listen: '127.0.0.1:1'}",
+                "ratelimit: {resources: [{match: a, capacity: 2}, {match: c, capacity: 1}], absent: 2m, listen: '127.0.0.1:1'}",
                 &[
                     "ratelimit.listen restart",
                     "ratelimit.absent live",

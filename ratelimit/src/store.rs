@@ -245,7 +245,7 @@ impl Store {
 /// Most clients of one resource on one host.
 pub const CLIENTS_MAX: usize = 100_000;
 /// One part in so many is kept for newcomers.
-const NEWCOMERS: u64 = 128;
+pub(crate) const NEWCOMERS: u64 = 128;
 /// The shares are worked out again after so long for each client.
 const COUNT_EACH: Duration = Duration::from_micros(1);
 

@@ -15,7 +15,7 @@ use crate::lease::Party;
 use crate::quantity::Micros;
 use crate::root::Root;
 use crate::spending::Spending;
-use crate::store::{Request, Store, Terms};
+use crate::store::{NEWCOMERS, Request, Store, Terms};
 use crate::template::{Safe, Template};
 use crate::wire::Message;
 
@@ -236,6 +236,10 @@ impl Resource {
     pub fn prepare(&mut self, now: Instant, rosters: &Rosters, root: Option<u64>) {
         self.store.expire(now);
         let mut wants = self.store.wants();
+        for claim in &mut wants {
+            // So that they have what they want beside what is kept for newcomers.
+            claim.wants = claim.wants.plus(claim.wants.part(1, NEWCOMERS - 1));
+        }
         let band = self.rules.floors.band(self.own.priority);
         match wants.iter_mut().find(|claim| claim.priority == band) {
             Some(claim) => {

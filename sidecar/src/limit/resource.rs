@@ -21,13 +21,15 @@ pub struct Resource {
     name: Arc<[u8]>,
     rules: Template,
     /// What is leased, by key; the empty key where there are none.
-    meters: Arc<ArcSwap<HashMap<Arc<[u8]>, Arc<Meter>, foldhash::fast::RandomState>>>,
+    meters: Arc<ArcSwap<Meters>>,
     /// All other keys: each has this host's own part. Not for what is held.
     own_part: ArcSwap<OwnPart>,
     /// Something became leased.
     changed: Arc<watch::Sender<()>>,
     wanted: mpsc::Sender<Wanted>,
 }
+
+type Meters = HashMap<Arc<[u8]>, Arc<Meter>, foldhash::fast::RandomState>;
 
 /// The buckets of keys that are not leased, and the pace that they have.
 #[derive(Debug)]

@@ -201,7 +201,7 @@ pub fn templates(settings: &RateLimit) -> Templates {
         safe: match resource.safe {
             SafeSetting::Share => Safe::Share,
             SafeSetting::Unlimited => Safe::Unlimited,
-            SafeSetting::Each(units) if units == 0.0 => Safe::Stop,
+            SafeSetting::Each(0.0) => Safe::Stop,
             SafeSetting::Each(units) => Safe::Each(quantity(units)),
         },
     };

@@ -79,7 +79,6 @@ struct Leased {
 }
 
 impl Owner {
-    #[expect(clippy::too_many_arguments, reason = "what the thread is made of, once")]
     pub(super) fn new(
         life: u64,
         settings: Arc<RateLimit>,
