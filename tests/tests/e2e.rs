@@ -32,6 +32,7 @@ mod e2e {
     pub mod reach;
 
     pub mod limits;
+    pub mod places;
     pub mod shares;
 
     pub mod change;
