@@ -273,11 +273,14 @@ impl Resource {
         self.meters.load().get(key).cloned()
     }
 
-    /// A key is leased from now on, at this pace; until then it had this host's own part, which counts as used up.
-    pub fn lease(&self, now: Instant, key: &[u8], spending: Spending) -> Arc<Meter> {
+    /// A key is leased from now on, at this pace. `used_up`: until then it had this host's own part, and has used that up.
+    pub fn lease(&self, now: Instant, key: &[u8], spending: Spending, used_up: bool) -> Arc<Meter> {
         let meter = Arc::new(Meter::new(now));
+        if used_up {
+            meter.bucket.set_pace(now, self.rules.pace(self.own_part.load().right));
+            meter.bucket.drain(now);
+        }
         meter.set(now, &self.rules, spending);
-        meter.bucket.drain(now);
         self.insert(key, &meter);
         meter
     }
@@ -450,7 +453,7 @@ mod tests {
         let owner = async {
             let wanted = wants.recv().await.unwrap();
             assert_eq!(*wanted.key, *b"a");
-            wanted.resource.lease(Instant::now(), &wanted.key, has(90));
+            wanted.resource.lease(Instant::now(), &wanted.key, has(90), true);
         };
         let (taken, ()) = tokio::join!(resource.acquire(now, b"a", 1, Fail::Safe, NOW), owner);
         assert!(taken.is_ok(), "it waited for the leases, and for its turn");
@@ -480,7 +483,8 @@ mod tests {
     #[tokio::test]
     async fn a_request_waits_as_long_as_it_may_and_no_longer() {
         let (resource, _wants) = resource(rate());
-        resource.lease(Instant::now(), b"", has(20));
+        resource.set_own_part(Micros::units(20));
+        resource.lease(Instant::now(), b"", has(20), true);
         // The burst is used up at first: two units, a tenth of a second.
         let now = Instant::now();
         let refused = resource.acquire(now, b"", 1, Fail::Safe, NOW).await.unwrap_err();
@@ -502,7 +506,7 @@ mod tests {
         ] {
             let (resource, _wants) = resource(Template { safe, ..rate() });
             let alone = Spending { amount: Micros::ZERO, in_touch: false };
-            resource.lease(Instant::now(), b"", alone);
+            resource.lease(Instant::now(), b"", alone, true);
             let patience = Patience { wait: Duration::from_millis(500), ..NOW };
             let now = Instant::now();
             let taken = resource.acquire(now, b"", 1, fail, patience).await;
@@ -515,7 +519,7 @@ mod tests {
     #[tokio::test]
     async fn places_are_held_and_given_back() {
         let (resource, _wants) = resource(rules(None));
-        let meter = resource.lease(Instant::now(), b"", has(2));
+        let meter = resource.lease(Instant::now(), b"", has(2), false);
         let take = || resource.acquire(Instant::now(), b"", 1, Fail::Safe, NOW);
         let (first, second) = (take().await.unwrap(), take().await.unwrap());
         assert!(first.is_some() && second.is_some());

@@ -27,6 +27,8 @@ mod metrics;
 mod notes;
 mod owner;
 pub mod report;
+mod saved;
+mod view;
 
 /// The running thread. Dropping it stops it and waits for that.
 pub struct QuotasThread {
@@ -210,6 +212,12 @@ pub fn templates(settings: &RateLimit) -> Templates {
         tracing::error!(%problem, "the resources of ratelimit cannot be followed: none is limited");
         Templates::default()
     })
+}
+
+/// A resource's name, and the key behind it; empty: none.
+fn split(id: &[u8]) -> (&[u8], &[u8]) {
+    let name = evenkeel_config::ratelimit::name(id);
+    (name, id.get(name.len() + 1..).unwrap_or_default())
 }
 
 /// Commands that may wait for the thread.

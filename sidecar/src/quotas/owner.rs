@@ -11,13 +11,14 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use evenkeel_config::settings::RateLimit;
 use evenkeel_discovery::Catalog;
 use evenkeel_ratelimit::{
-    BASE, Census, Event, Micros, Party, Quotas, Registrar, Report, Roster, Spending, Templates,
+    BASE, Census, Event, Micros, Party, Quotas, Registrar, Roster, Spending, Templates,
     decode_rosters, encode_rosters,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::report::{self, View};
-use super::{COMMANDS_MAX, Command, Message, VIEW_EVERY, notes, templates};
+use super::report::View;
+use super::saved::{SAVED_FILE, Saved};
+use super::{COMMANDS_MAX, Command, Message, VIEW_EVERY, notes, split, templates, view};
 use crate::gossip::GossipHandle;
 use crate::limit::{Limits, Meter, Resource, Wanted};
 use crate::state::State;
@@ -171,7 +172,7 @@ impl Owner {
                 },
                 _ = census.tick() => self.take_census(),
                 _ = demand.tick(), if !self.leased.is_empty() => self.measure(),
-                _ = view.tick() => self.show(),
+                _ = view.tick() => self.every_second(),
                 () = tokio::time::sleep_until(due.into()) => {
                     self.quotas.handle_timeout(Instant::now());
                     if announced.is_some_and(|at| at <= Instant::now()) {
@@ -259,10 +260,11 @@ impl Owner {
         if self.quotas.offer(now, &id, first).is_ok()
             && let Some(spending) = self.quotas.spending(now, &id)
         {
-            self.begin(now, id, resource, key, spending);
+            self.begin(now, id, resource, key, spending, true);
         }
     }
 
+    /// `used_up`: requests have used up what this host owns.
     fn begin(
         &mut self,
         now: Instant,
@@ -270,8 +272,9 @@ impl Owner {
         resource: Arc<Resource>,
         key: Box<[u8]>,
         spending: Spending,
+        used_up: bool,
     ) {
-        let meter = resource.lease(now, &key, spending);
+        let meter = resource.lease(now, &key, spending, used_up);
         if resource.rules().per.is_none() {
             // It is in use: it has just been asked for, or told of.
             let _ = self.quotas.hold(now, &id, Arc::clone(meter.places()));
@@ -463,7 +466,7 @@ impl Owner {
         let (name, key) = split(&id);
         if let Some(resource) = self.limits.resource(name) {
             let key = Box::from(key);
-            self.begin(now, id, resource, key, spending);
+            self.begin(now, id, resource, key, spending, false);
         }
     }
 
@@ -481,67 +484,20 @@ impl Owner {
         }
     }
 
-    fn show(&mut self) {
+    /// What is to be done once a second.
+    fn every_second(&mut self) {
         let now = Instant::now();
         self.new_leases = NEW_LEASES_MAX;
         self.lent_long_before &= self.long_loans.is_some();
-        let catalog = self.gossip.catalog();
-        let reports: Vec<Report> = self.quotas.reports(now).collect();
-        let have_clients = reports.iter().any(|report| report.clients > 0);
+        let have_clients = self.quotas.reports(now).any(|report| report.clients > 0);
         if matches!(self.clients, Clients::Some) && !have_clients {
             self.clients = Clients::None;
             self.take_census();
         }
         self.keep_long_loans(now);
-        let counters = self.quotas.counters();
-        let newest = self.registrar.newest();
-        let name = |host: u64| host_name(&catalog, host);
-        self.view.store(Arc::new(View {
-            roster: (newest.epoch > 0).then(|| report::Roster {
-                epoch: newest.epoch,
-                settled: newest.settled,
-                members: newest.members.keys().map(|host| name(*host)).collect(),
-            }),
-            resources: reports.iter().map(|report| self.resource(now, &catalog, report)).collect(),
-            counters: report::Counters {
-                malformed: counters.malformed,
-                refused: counters.refused,
-                dropped: counters.dropped + self.dropped,
-            },
-        }));
-    }
-
-    fn resource(&self, now: Instant, catalog: &Catalog, report: &Report) -> report::Resource {
-        let (resource, key) = split(&report.resource);
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let has_key = resource.len() < report.resource.len();
-        let host = |share: &evenkeel_ratelimit::HostShare| report::Host {
-            host: host_name(catalog, share.host),
-            wants: share.wants.as_f64(),
-            has: share.has.as_f64(),
-        };
-        report::Resource {
-            resource: text(resource),
-            key: has_key.then(|| text(key)),
-            capacity: report.capacity.as_f64(),
-            per_s: self
-                .quotas
-                .rules(&report.resource)
-                .and_then(|rules| rules.per)
-                .map(|per| per.as_secs_f64()),
-            root: report.root.map(|root| host_name(catalog, root)),
-            in_touch: report.in_touch,
-            wants: report.wants.as_f64(),
-            has: report.has.as_f64(),
-            owns: report.right.as_f64(),
-            clients: report.clients,
-            clients_have: report.clients_hold.as_f64(),
-            root_for_s: report
-                .serves
-                .as_ref()
-                .map(|serves| now.saturating_duration_since(serves.since).as_secs_f64()),
-            hosts: report.serves.iter().flat_map(|serves| serves.hosts.iter().map(host)).collect(),
-        }
+        let view =
+            view::of(now, &self.quotas, &self.registrar, &self.gossip.catalog(), self.dropped);
+        self.view.store(Arc::new(view));
     }
 
     /// The first client asks: the others hear of it first.
@@ -614,27 +570,6 @@ impl Owner {
     }
 }
 
-/// What outlives the process.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Saved {
-    /// Something may be lent for as long as Doorman clients hold it.
-    clients: bool,
-    /// It ended in good order, and nobody shared resources with it.
-    alone: bool,
-    /// The rosters that it knew, in base64: so a restart that is cut off owns what the others leave it.
-    rosters: String,
-}
-
-/// A resource's name, and the key behind it; empty: none.
-fn split(id: &[u8]) -> (&[u8], &[u8]) {
-    let name = evenkeel_config::ratelimit::name(id);
-    (name, id.get(name.len() + 1..).unwrap_or_default())
-}
-
-fn host_name(catalog: &Catalog, host: u64) -> String {
-    catalog.nodes.get(&host).map_or_else(|| format!("{host:016x}"), |node| node.name.clone())
-}
-
 fn longest_lease(settings: &RateLimit) -> Duration {
     settings.resources.iter().map(|resource| resource.lease).max().unwrap_or_default()
 }
@@ -658,5 +593,3 @@ const LEASED_MAX: usize = 4_000;
 const NEW_LEASES_MAX: u32 = 200;
 /// Messages or commands taken before anything else has its turn.
 const BATCH_MAX: usize = 256;
-/// In the data directory.
-const SAVED_FILE: &str = "quotas.json";
