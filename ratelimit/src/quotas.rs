@@ -379,6 +379,10 @@ impl Quotas {
                         resource.client.handle_answer(now, to, &answer);
                         local = true;
                     }
+                    Message::Summon(_) if to == self.me.host => {
+                        resource.summon(now);
+                        local = true;
+                    }
                     message if self.live.contains(&to) => self.transmit(to, &message),
                     _ => {}
                 }

@@ -222,6 +222,7 @@ impl Resource {
     /// A root is short of what idle hosts own.
     pub fn summon(&mut self, now: Instant) {
         self.summoned_until = Some(now + SUMMONED);
+        self.client.set_summoned(now, true);
     }
 
     /// The root that this host is for others, from now on if it was none.

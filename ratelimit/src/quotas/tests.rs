@@ -337,3 +337,19 @@ fn a_pledge_counts_only_for_the_life_and_from_the_moment_it_names() {
     );
     assert_eq!(pledged(Ask { echo: echo(900), ..ask(DB, 4) }), units(50));
 }
+
+#[test]
+fn a_root_that_wants_nothing_lends_what_it_owns_too() {
+    let mut now = start();
+    let mut quotas = quotas(now, 2);
+    let names = (0u32..).map(|number| format!("db{number}").into_bytes());
+    let id = names.into_iter().find(|id| root_of(id, [1, 2]) == Some(1)).unwrap();
+    for number in 1..=20 {
+        let wants = vec![Claim { wants: units(100), subclients: 1, priority: 0 }];
+        let asks = Ask { wants, pledge: Loan::default(), ..ask(&id, number) };
+        quotas.handle_datagram(now, 2, &bytes(&Message::Ask(asks))).unwrap();
+        run(&mut quotas, &mut now, Duration::from_millis(100));
+    }
+    let left = amount(&quotas, now, &id).unwrap();
+    assert!(left < units(1), "{left}: the other needs it");
+}
