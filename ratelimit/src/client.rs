@@ -31,8 +31,8 @@ pub struct Client {
     /// Who to ask.
     root: Option<u64>,
     contact: Option<Contact>,
-    /// When the root last answered.
-    touched: Instant,
+    /// Since when it asks without an answer; `None`: all is answered, or it has nothing to ask.
+    waiting: Option<Instant>,
     /// The number of the last message of each root that was listened to.
     heard: BTreeMap<Party, u64>,
     wants: Vec<Wants>,
@@ -77,7 +77,7 @@ impl Client {
             ledger: Ledger::new(locked_until, stamp(epoch, now)),
             root: None,
             contact: None,
-            touched: now,
+            waiting: None,
             heard: BTreeMap::new(),
             wants: Vec::new(),
             extra: Duration::ZERO,
@@ -124,10 +124,10 @@ impl Client {
         self.ledger.right(now)
     }
 
-    /// Whether a root answers: one did within [`BASE`]. Who has just begun is given so long to find one.
+    /// Whether a root answers: what it was asked for [`BASE`] and longer ago is answered. Who has nothing to ask is in touch.
     #[must_use]
     pub fn in_touch(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.touched) <= BASE
+        self.waiting.is_none_or(|since| now.saturating_duration_since(since) <= BASE)
     }
 
     /// Whether it knows a roster, and no earlier life may have lent what it owns.
@@ -258,7 +258,7 @@ impl Client {
         let mut room = self.ledger.room(now, now);
         self.ledger.give_back(&mut room, party, answer.keep);
         if self.root == Some(from) {
-            self.touched = now;
+            self.waiting = None;
             self.contact = Some(Contact {
                 party,
                 stamp: answer.stamp,
@@ -286,8 +286,8 @@ impl Client {
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         // Just after an end, so that the loan has ended then.
         let end = self.ledger.next_end(now).map(|end| end + Duration::from_nanos(1));
-        let touch =
-            Some(self.touched + BASE + Duration::from_nanos(1)).filter(|_| self.in_touch(now));
+        let patience = self.waiting.map(|since| since + BASE + Duration::from_nanos(1));
+        let touch = patience.filter(|_| self.in_touch(now));
         self.ask_at.into_iter().chain(end).chain(touch).min()
     }
 
@@ -306,13 +306,14 @@ impl Client {
     fn ask(&mut self, now: Instant) {
         let silent = self.is_idle() && self.said_nothing && !self.summoned;
         let Some(root) = self.root.filter(|_| !silent) else {
-            self.ask_at = None;
+            (self.ask_at, self.waiting) = (None, None);
             return;
         };
         self.said_nothing = self.wants().is_zero();
         let stamp = stamp(self.epoch, now);
         self.number = stamp.max(self.number + 1);
         self.last_ask = Some(now);
+        self.waiting.get_or_insert(now);
         self.ask_at = Some(now + REFRESH);
         let party = self.contact.map(|contact| contact.party);
         let ask = Ask {

@@ -149,7 +149,7 @@ fn defect_1_a_lease_expires_and_what_is_left_is_the_safe_capacity() {
         "clients that reach nobody have together what their host owns: others have the rest"
     );
     let granted = mesh.client(0, "d", 5, Micros::ZERO).unwrap();
-    assert_eq!(granted.safe, Some(units(50)));
+    assert_eq!(granted.safe, Some(units(25).part(1, 2)));
     mesh.run(secs(21));
     assert_eq!(
         mesh.hosts[&0].reports(mesh.now).map(|report| report.clients).sum::<usize>(),
