@@ -353,7 +353,7 @@ async fn unknown(uri: Uri) -> Response {
     error(
         StatusCode::NOT_FOUND,
         &format!(
-            "{} is not served here: there are /livez, /readyz, /metrics, /config and, below /v1/, self, members, services, endpoints/S, explain/S, shards/S, events, orders, override/S and drain/HOST",
+            "{} is not served here: there are /livez, /readyz, /metrics, /config and, below /v1/, self, members, services, endpoints/S, explain/S, shards/S, quotas, events, orders, override/S and drain/HOST",
             uri.path()
         ),
     )

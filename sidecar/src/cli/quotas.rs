@@ -12,7 +12,7 @@ pub fn quotas(ask: &AskArgs, colour: bool) -> anyhow::Result<String> {
 
 fn shown(view: &View, colour: bool) -> String {
     let mut out = match &view.roster {
-        None => "No roster yet: this host shares nothing (ratelimit.resources is empty), or has not met the others.\n".to_owned(),
+        None => "No roster yet: this host owns nothing, so that limited requests are refused (or go, by `fail: open`). It takes part when ratelimit.resources has something, and waits until it has met the others: some seconds after a start.\n".to_owned(),
         Some(roster) => {
             let state = if roster.settled { "settled" } else { "being settled" };
             let members = printable(&roster.members.join(", "));
@@ -20,7 +20,7 @@ fn shown(view: &View, colour: bool) -> String {
         }
     };
     if view.resources.is_empty() {
-        out.push_str("No resource is in use at this host: what it is asked for is within what it owns, or nobody asks.\n");
+        out.push_str("No resource is leased at this host: what it is asked for is within what it owns, or nobody asks.\n");
         return out;
     }
     out.push('\n');
