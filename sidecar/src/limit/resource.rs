@@ -276,11 +276,11 @@ impl Resource {
     /// A key is leased from now on, at this pace. `used_up`: until then it had this host's own part, and has used that up.
     pub fn lease(&self, now: Instant, key: &[u8], spending: Spending, used_up: bool) -> Arc<Meter> {
         let meter = Arc::new(Meter::new(now));
+        meter.set(now, &self.rules, spending);
         if used_up {
-            meter.bucket.set_pace(now, self.rules.pace(self.own_part.load().right));
+            // Of the burst too: capacity that moves between hosts brings no new one.
             meter.bucket.drain(now);
         }
-        meter.set(now, &self.rules, spending);
         self.insert(key, &meter);
         meter
     }
@@ -483,7 +483,6 @@ mod tests {
     #[tokio::test]
     async fn a_request_waits_as_long_as_it_may_and_no_longer() {
         let (resource, _wants) = resource(rate());
-        resource.set_own_part(Micros::units(20));
         resource.lease(Instant::now(), b"", has(20), true);
         // The burst is used up at first: two units, a tenth of a second.
         let now = Instant::now();
