@@ -86,10 +86,15 @@ impl Share {
 /// The live member that is root of `resource`.
 #[must_use]
 pub fn root_of(resource: &[u8], live: impl IntoIterator<Item = u64>) -> Option<u64> {
-    let seed = resource.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let seed = hash(resource);
     live.into_iter().max_by_key(|host| (mix(seed ^ mix(*host)), *host))
+}
+
+/// FNV-1a, on which all versions agree.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// The finaliser of SplitMix64: hosts of all versions must agree, so no library's hash whose values may change.

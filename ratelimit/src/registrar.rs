@@ -9,8 +9,8 @@
 //! it goes on using its right: it is taken off only after a long time (`absent`), and only where most of the roster is present, so that at most one side of
 //! a partition does so. Until then its right is nobody else's, which costs utilisation. After that the bound is the one that `election` states.
 //!
-//! **Epochs.** Two hosts may both take themselves for the registrar. The low bits of an epoch are those of its writer's id, so they never write different
-//! rosters under one epoch; the larger epoch wins everywhere. The first of a mesh is the smallest, so that a host that began alone by mistake follows
+//! **Epochs.** Two hosts may both take themselves for the registrar. The low bits of an epoch are those of its writer's id, so that they hardly ever (once in
+//! a million such times) write different rosters under one epoch; the larger epoch wins everywhere. The first of a mesh is the smallest, so that a host that began alone by mistake follows
 //! the mesh that it meets.
 //!
 //! **Settled** is a roster when each of its members has said that it knows it (`known`), and as long after that as the longest loan lasts: by then nobody has

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::algorithm::{BANDS_MAX, Claim, SUBCLIENTS_MAX};
-use crate::election::{MEMBERS_MAX, Roster};
+use crate::election::{MEMBERS_MAX, Roster, hash};
 use crate::lease::{LOAN_MAX, Loan, Word};
 use crate::quantity::Micros;
 
@@ -248,13 +248,6 @@ pub fn decode_rosters<'a>(
     let rosters: Vec<Roster> = (0..count).map(|_| reader.roster()).collect::<Result<_, _>>()?;
     let rise = rosters.windows(2).all(|pair| pair[0].epoch < pair[1].epoch);
     if reader.0.is_empty() && rise { Ok(rosters) } else { Err(Malformed) }
-}
-
-/// FNV-1a.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 struct Reader<'a>(&'a [u8]);

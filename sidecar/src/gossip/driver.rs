@@ -230,7 +230,11 @@ impl Driver {
                 ),
             ),
             // A full queue loses it, as the network may.
-            Event::Quota { from, bytes } => drop(self.quotas.try_send((from, bytes))),
+            Event::Quota { from, bytes } => {
+                if self.quotas.try_send((from, bytes)).is_err() {
+                    self.published.unread.fetch_add(1, Ordering::Relaxed);
+                }
+            }
             Event::NewIdentity { node } => {
                 self.save();
                 self.events.warn(

@@ -15,6 +15,8 @@ pub struct Published {
     pub counters: Mutex<Counters>,
     /// Datagrams that the socket did not take.
     pub unsent: AtomicU64,
+    /// Messages about quotas that their thread did not read in time.
+    pub unread: AtomicU64,
     /// The snapshot that readers see.
     pub catalog: Arc<ArcSwap<Catalog>>,
 }
@@ -72,7 +74,7 @@ impl GossipMetrics {
             )?,
             dropped: counter(
                 "evenkeel_gossip_dropped_total",
-                "What this host itself lost: datagrams that found its queue full or that the socket did not take, and events.",
+                "What this host itself lost: datagrams that found its queue full or that the socket did not take, messages about quotas that were not read in time, and events.",
                 "what",
             )?,
             slowdown: IntGauge::new(
@@ -133,6 +135,7 @@ impl GossipMetrics {
         raise(&self.oddities, "unroutable", counters.unroutable);
         raise(&self.dropped, "queued", counters.datagrams_dropped);
         raise(&self.dropped, "unsent", self.published.unsent.load(Ordering::Relaxed));
+        raise(&self.dropped, "unread", self.published.unread.load(Ordering::Relaxed));
         raise(&self.dropped, "event", counters.events_dropped);
         self.slowdown.set(i64::try_from(counters.slowdown).unwrap_or(i64::MAX));
         let catalog = self.published.catalog.load();

@@ -197,6 +197,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
     let published = Arc::new(metrics::Published {
         counters: Mutex::new(Counters::default()),
         unsent: AtomicU64::new(0),
+        unread: AtomicU64::new(0),
         catalog: Arc::clone(&catalog),
     });
     metrics::GossipMetrics::new(Arc::clone(&published))

@@ -113,10 +113,8 @@ impl Limits {
     pub fn resource_or_new(&self, name: &[u8]) -> Option<Arc<Resource>> {
         // What stands behind a NUL is a key.
         let is_name = (1..=NAME_MAX).contains(&name.len()) && !name.contains(&0);
-        if let Some(known) = self.resource(name) {
-            return Some(known);
-        }
-        (is_name && self.resources.load().len() < NAMES_MAX).then(|| self.named(name))?
+        let may_begin = is_name && self.resources.load().len() < NAMES_MAX;
+        if may_begin { self.named(name) } else { self.resource(name) }
     }
 
     fn named(&self, name: &[u8]) -> Option<Arc<Resource>> {

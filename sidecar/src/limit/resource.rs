@@ -139,6 +139,9 @@ impl Resource {
                 return drawn;
             }
         }
+        if self.spend_own_part(now, key, cost) {
+            return Ok(None);
+        }
         let mut changed = self.changed.subscribe();
         let end = now + patience.first;
         if !self.is_told() {
@@ -146,9 +149,9 @@ impl Resource {
             self.want(key);
             let told = changed.wait_for(|_| self.is_told());
             let _ = tokio::time::timeout_at(end.into(), told).await;
-        }
-        if self.spend_own_part(now, key, cost) {
-            return Ok(None);
+            if self.spend_own_part(now, key, cost) {
+                return Ok(None);
+            }
         }
         self.want(key);
         loop {

@@ -61,7 +61,7 @@ enum Command {
     Release { client: Arc<[u8]>, resources: Vec<Arc<[u8]>> },
     /// The configuration changed.
     Follow(Arc<RateLimit>),
-    /// This host goes: it wants nothing any more, and says what it gives back.
+    /// This host goes: it wants nothing any more.
     Leave(oneshot::Sender<()>),
 }
 
@@ -169,7 +169,7 @@ impl QuotasHandle {
         let _ = self.tell(Command::Follow(Arc::new(settings))).await;
     }
 
-    /// Wants nothing any more, and gives back what is borrowed.
+    /// Wants nothing any more; what is lent, either way, ends by itself.
     pub async fn leave(&self) {
         let (done, answer) = oneshot::channel();
         if self.tell(Command::Leave(done)).await.is_ok() {

@@ -9,10 +9,10 @@ use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use evenkeel_config::settings::RateLimit;
-use evenkeel_discovery::Catalog;
+use evenkeel_discovery::{Catalog, HostNotes};
 use evenkeel_ratelimit::{
-    BASE, Census, Event, Micros, Party, Quotas, Registrar, Roster, Spending, Templates,
-    decode_rosters, encode_rosters,
+    BASE, Census, Event, Micros, Party, Quotas, Registrar, Roster, Spending, decode_rosters,
+    encode_rosters,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -27,7 +27,6 @@ use crate::state::State;
 pub(super) struct Owner {
     life: u64,
     settings: Arc<RateLimit>,
-    templates: Templates,
     quotas: Quotas,
     registrar: Registrar,
     census: Census,
@@ -51,8 +50,10 @@ pub(super) struct Owner {
     view: Arc<ArcSwap<View>>,
     /// Where members were when they were last up.
     addresses: BTreeMap<u64, SocketAddr>,
-    /// The earlier life's long loans may run.
-    lent_long_before: bool,
+    /// Until when long loans of an earlier life may run: the others have to count them too.
+    earlier_loans: Option<Instant>,
+    /// What hosts said in their notes when these were last read, and the newest roster among it; 0: none.
+    told: BTreeMap<u64, (Arc<HostNotes>, u64)>,
     /// Leases for new keys that may be asked for in this second.
     new_leases: u32,
     /// When this host may take the mesh for one without a roster; `None`: it has not met the others.
@@ -91,13 +92,13 @@ impl Owner {
     ) -> Owner {
         let now = Instant::now();
         let host = gossip.catalog().own;
-        let templates = templates(&settings);
         // What an earlier life has lent, and what its clients hold, counts until it has ended.
         let saved: Option<Saved> = state.read(SAVED_FILE, |bytes| serde_json::from_slice(bytes));
         let locked_until = saved.as_ref().filter(|saved| !saved.alone).map(|saved| {
             let clients = if saved.clients { longest_lease(&settings) } else { Duration::ZERO };
             now + BASE + clients
         });
+        let earlier_loans = saved.as_ref().filter(|saved| saved.clients).and(locked_until);
         let met = gossip.joined() && locked_until.is_none();
         let rosters = saved.as_ref().and_then(|saved| BASE64.decode(&saved.rosters).ok());
         let rosters = rosters.and_then(|bytes| decode_rosters([&*bytes]).ok()).unwrap_or_default();
@@ -106,7 +107,6 @@ impl Owner {
             quotas: Quotas::new(now, Party { host, life }, locked_until),
             registrar: Registrar::new(host),
             census: Census::default(),
-            templates: templates.clone(),
             settings,
             gossip,
             send,
@@ -117,17 +117,18 @@ impl Owner {
             written: BTreeMap::new(),
             state,
             clients: Clients::None,
-            long_loans: saved.as_ref().filter(|saved| saved.clients).and(locked_until),
+            long_loans: earlier_loans,
             saved_long: false,
             view,
             addresses: BTreeMap::new(),
-            lent_long_before: saved.as_ref().is_some_and(|saved| saved.clients && !saved.alone),
+            earlier_loans,
+            told: BTreeMap::new(),
             new_leases: NEW_LEASES_MAX,
             may_begin: met.then_some(now),
             dropped: 0,
             left: false,
         };
-        owner.quotas.set_templates(now, templates);
+        owner.quotas.set_templates(now, templates(&owner.settings));
         owner.follow(now, rosters);
         owner.save(false);
         owner
@@ -143,7 +144,7 @@ impl Owner {
     ) {
         let mut changes: watch::Receiver<u64> = self.gossip.changes();
         let mut census = tokio::time::interval(CENSUS_EVERY);
-        let mut view = tokio::time::interval(VIEW_EVERY);
+        let mut second = tokio::time::interval(VIEW_EVERY);
         let mut demand = tokio::time::interval(DEMAND_EVERY);
         demand.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -172,7 +173,7 @@ impl Owner {
                 },
                 _ = census.tick() => self.take_census(),
                 _ = demand.tick(), if !self.leased.is_empty() => self.measure(),
-                _ = view.tick() => self.every_second(),
+                _ = second.tick() => self.every_second(),
                 () = tokio::time::sleep_until(due.into()) => {
                     self.quotas.handle_timeout(Instant::now());
                     if announced.is_some_and(|at| at <= Instant::now()) {
@@ -211,8 +212,7 @@ impl Owner {
                 }
             }
             Command::Follow(settings) => {
-                self.templates = templates(&settings);
-                self.quotas.set_templates(now, self.templates.clone());
+                self.quotas.set_templates(now, templates(&settings));
                 self.settings = settings;
                 self.rights_changed = true;
                 self.take_census();
@@ -313,9 +313,16 @@ impl Owner {
             return;
         }
         let mut news = false;
-        for notes in catalog.notes.values() {
-            news |= self.follow(now, notes::read(notes));
+        for (host, notes) in &catalog.notes {
+            if self.told.get(host).is_some_and(|(known, _)| Arc::ptr_eq(known, notes)) {
+                continue;
+            }
+            let rosters = notes::read(notes);
+            let newest = rosters.last().map_or(0, |roster| roster.epoch);
+            self.told.insert(*host, (Arc::clone(notes), newest));
+            news |= self.follow(now, rosters);
         }
+        self.told.retain(|host, _| catalog.notes.contains_key(host));
         let wall_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if self.gossip.joined() {
             // What the others know of rosters is still on its way.
@@ -339,14 +346,12 @@ impl Owner {
         }
         let mut written = BTreeMap::new();
         // What an earlier life has lent counts as well.
-        let clients = match (&self.clients, self.long_loans) {
-            (Clients::None, None) => Duration::ZERO,
-            (Clients::None, Some(_)) if !self.lent_long_before => Duration::ZERO,
-            _ => longest_lease(&self.settings),
-        };
+        let lent_before = self.earlier_loans.is_some_and(|until| now <= until);
+        let has_clients = lent_before || !matches!(self.clients, Clients::None);
+        let clients = if has_clients { longest_lease(&self.settings) } else { Duration::ZERO };
         let takes_part = notes::takes_part(self.registrar.newest().epoch, clients);
         written.insert(notes::TAKES_PART.to_owned(), takes_part);
-        if self.registrar.is_registrar(&census) || self.is_the_only_one_to_tell(&catalog) {
+        if self.registrar.is_registrar(&census) || self.is_the_only_one_to_tell(catalog.own) {
             written.extend(notes::rosters(&self.registrar.rosters()));
         }
         self.census = census;
@@ -372,14 +377,11 @@ impl Owner {
     }
 
     /// Whether this host, which was the registrar, still has to say what the next one has not taken over.
-    fn is_the_only_one_to_tell(&self, catalog: &Catalog) -> bool {
-        let told = self.written.keys().any(|name| notes::is_roster(name));
+    fn is_the_only_one_to_tell(&self, own: u64) -> bool {
+        let tells = self.written.keys().any(|name| notes::is_roster(name));
         let newest = self.registrar.newest().epoch;
-        let by_another = catalog.notes.iter().any(|(host, notes)| {
-            *host != catalog.own
-                && notes::read(notes).last().is_some_and(|roster| roster.epoch >= newest)
-        });
-        told && !by_another
+        let by_another = self.told.iter().any(|(host, (_, told))| *host != own && *told >= newest);
+        tells && !by_another
     }
 
     fn write_notes(&mut self, notes: BTreeMap<String, Vec<u8>>) {
@@ -406,8 +408,9 @@ impl Owner {
     fn begin_anew(&mut self, now: Instant, host: u64) {
         self.life += 1;
         self.quotas = Quotas::new(now, Party { host, life: self.life }, None);
-        self.quotas.set_templates(now, self.templates.clone());
+        self.quotas.set_templates(now, templates(&self.settings));
         self.registrar = Registrar::new(host);
+        self.told.clear();
         self.addresses.clear();
         self.census = Census::default();
         for leased in std::mem::take(&mut self.leased).into_values() {
@@ -488,7 +491,6 @@ impl Owner {
     fn every_second(&mut self) {
         let now = Instant::now();
         self.new_leases = NEW_LEASES_MAX;
-        self.lent_long_before &= self.long_loans.is_some();
         let have_clients = self.quotas.reports(now).any(|report| report.clients > 0);
         if matches!(self.clients, Clients::Some) && !have_clients {
             self.clients = Clients::None;
