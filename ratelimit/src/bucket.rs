@@ -10,9 +10,13 @@
 //! Why not a counter for each second: it admits twice the limit around the boundary. Why not a bucket with a refill timer: it needs
 //! the timer, and two numbers that change together need a lock.
 //!
-//! A lease changes while requests run. What was admitted stays admitted in *units*: the debt is scaled to the new interval, so that
-//! neither a cut forgives a burst nor a raise leaves a host waiting out the debt of its slow days. [`Bucket::set_pace`] orders the two
-//! writes so that a decision between them sees the larger debt. Orderings: relaxed, since the numbers guard no other memory.
+//! A lease changes while requests run, and capacity moves between hosts. What may go at once stays the same number of *units*, as far as
+//! the new burst has room for them: a raise brings a faster pace and no burst that another host has spent already, a cut forgives nothing,
+//! and nobody waits out the debt of slow days in their pace. So over all hosts what may go at once never grows by moving. What was
+//! reserved or cost more than the burst stays owed, in units too. From [`Pace::STOPPED`] a bucket starts empty. [`Bucket::set_pace`] orders
+//! its writes so that a decision between them sees the larger debt. Orderings: relaxed, since the numbers guard no other memory.
+//!
+//! Why not the debt in units: a bucket that is raised from 10 to 50 of burst would have 40 at once that others have had.
 //!
 //! What it does not do: it does not queue. [`Bucket::reserve`] says when the request may go, and the caller waits.
 
@@ -77,6 +81,23 @@ impl Pace {
         self.interval == CLOSED
     }
 
+    /// The theoretical arrival time at another pace: the same number of units may go at once, but for what its room does not hold.
+    pub(crate) fn move_debt(self, to: Pace, tat: u64, now: u64) -> u64 {
+        let debt = tat.saturating_sub(now);
+        let scaled = |ticks: u64| {
+            let scaled = u128::from(ticks) * u128::from(to.interval) / u128::from(self.interval);
+            u64::try_from(scaled).unwrap_or(STEP_MAX).min(STEP_MAX)
+        };
+        now + match (self.interval, to.interval) {
+            // There is nothing to count units by.
+            (_, 0 | CLOSED) => debt.min(STEP_MAX),
+            (0, _) => 0,
+            (CLOSED, _) => to.room,
+            _ if debt > self.room => to.room + scaled(debt - self.room),
+            _ => to.room.saturating_sub(scaled(self.room - debt)),
+        }
+    }
+
     /// Admits `cost` units at `now`, or says when they could be.
     #[inline]
     pub(crate) fn advance(
@@ -121,9 +142,9 @@ impl Bucket {
         }
     }
 
-    /// The burst is used up from `now` on: what was admitted before the bucket was there counts.
-    pub fn drain(&self, now: Instant) {
-        self.tat.store(tick(self.epoch, now).saturating_add(self.pace().room), Relaxed);
+    /// One that has been used.
+    pub(crate) fn used(epoch: Instant, pace: Pace, tat: u64) -> Bucket {
+        Bucket { tat: AtomicU64::new(tat), ..Bucket::new(epoch, pace) }
     }
 
     /// Takes `cost` units now or not at all.
@@ -143,15 +164,20 @@ impl Bucket {
         self.pace().advance(&self.tat, tick(self.epoch, now), cost, patience).map(duration)
     }
 
-    /// Another pace from now on, at once. For one caller at a time: two that change it together may scale the debt twice.
+    /// Another pace from now on, at once. For one caller at a time: two that change it together may move the debt twice.
     pub fn set_pace(&self, now: Instant, pace: Pace) {
-        let old = self.pace();
+        let (old, now) = (self.pace(), tick(self.epoch, now));
+        let move_debt = || {
+            let _ =
+                self.tat.try_update(Relaxed, Relaxed, |tat| Some(old.move_debt(pace, tat, now)));
+        };
+        // At a slower pace the same units are more ticks, and so is what they lack of the room.
         if pace.interval > old.interval {
-            self.scale_debt(now, old, pace);
             self.publish(pace);
+            move_debt();
         } else {
+            move_debt();
             self.publish(pace);
-            self.scale_debt(now, old, pace);
         }
     }
 
@@ -176,24 +202,6 @@ impl Bucket {
     fn publish(&self, pace: Pace) {
         self.interval.store(pace.interval, Relaxed);
         self.room.store(pace.room, Relaxed);
-    }
-
-    /// The debt keeps its size in units. From or to a pace without an interval there is nothing to scale by; then it is at most a
-    /// full burst.
-    fn scale_debt(&self, now: Instant, old: Pace, new: Pace) {
-        let now = tick(self.epoch, now);
-        let scaled = |tat: u64| {
-            let debt = tat.checked_sub(now).filter(|debt| *debt > 0)?;
-            let debt = if [0, CLOSED].contains(&old.interval) || [0, CLOSED].contains(&new.interval)
-            {
-                debt.min(new.room.max(old.room))
-            } else {
-                let scaled = u128::from(debt) * u128::from(new.interval) / u128::from(old.interval);
-                u64::try_from(scaled).unwrap_or(STEP_MAX).min(STEP_MAX)
-            };
-            Some(now + debt)
-        };
-        let _ = self.tat.try_update(Relaxed, Relaxed, scaled);
     }
 }
 

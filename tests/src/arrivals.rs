@@ -62,6 +62,13 @@ impl Arrivals {
         self.windows(length).max().unwrap_or(0)
     }
 
+    /// When the last of the busiest window of this length came.
+    #[must_use]
+    pub fn busiest(&self, length: Duration) -> Duration {
+        let windows = self.windows(length).zip(&self.0);
+        windows.max_by_key(|(count, _)| *count).map_or(Duration::ZERO, |(_, (at, _))| *at)
+    }
+
     /// How many a second, from the first to the last; 0 for fewer than two.
     #[must_use]
     pub fn per_sec(&self) -> f64 {

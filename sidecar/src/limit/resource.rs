@@ -22,8 +22,8 @@ pub struct Resource {
     rules: Template,
     /// What is leased, by key; the empty key where there are none.
     meters: Arc<ArcSwap<Meters>>,
-    /// All other keys: each has this host's own part. Not for what is held.
-    own_part: ArcSwap<OwnPart>,
+    /// All other keys: each has what this host owns of it. Not for what is held.
+    own_part: ArcSwap<KeyTable>,
     /// What this host owns is known.
     told: AtomicBool,
     /// Something became leased.
@@ -32,13 +32,6 @@ pub struct Resource {
 }
 
 type Meters = HashMap<Arc<[u8]>, Arc<Meter>, foldhash::fast::RandomState>;
-
-/// The buckets of keys that are not leased, and the pace that they have.
-#[derive(Debug)]
-struct OwnPart {
-    right: Micros,
-    buckets: KeyTable,
-}
 
 /// What this host has of one resource, and how much it is asked for.
 #[derive(Debug)]
@@ -69,22 +62,28 @@ pub struct Refusal {
 impl Resource {
     /// Nothing is leased, and this host owns nothing, until it is told otherwise.
     pub fn new(name: Arc<[u8]>, rules: Template, wanted: mpsc::Sender<Wanted>) -> Resource {
+        // The seed keeps strangers from aiming at one place; it need not be secret from ourselves.
+        let seed = foldhash::fast::RandomState::default();
+        let seed = std::hash::BuildHasher::hash_one(&seed, 0u64);
+        let own_part = KeyTable::new(Instant::now(), Pace::UNLIMITED, KEYS, seed);
         Resource {
             name,
             rules,
             meters: Arc::default(),
-            own_part: ArcSwap::from_pointee(OwnPart::new(Pace::STOPPED, Micros::ZERO)),
+            own_part: ArcSwap::from_pointee(own_part),
             told: AtomicBool::new(false),
             changed: Arc::new(watch::Sender::new(())),
             wanted,
         }
     }
 
-    /// The same resource under other rules: what is leased goes on.
+    /// The same resource under other rules: what is leased goes on, and nothing that was taken is forgotten.
     pub fn under(&self, rules: Template) -> Resource {
         Resource {
             rules,
             meters: Arc::clone(&self.meters),
+            own_part: ArcSwap::new(self.own_part.load_full()),
+            told: AtomicBool::new(self.is_told()),
             changed: Arc::clone(&self.changed),
             ..Resource::new(Arc::clone(&self.name), self.rules.clone(), self.wanted.clone())
         }
@@ -263,7 +262,9 @@ impl Resource {
     }
 
     fn spend_own_part(&self, now: Instant, key: &[u8], cost: u32) -> bool {
-        self.rules.per.is_some() && self.own_part.load().buckets.try_acquire(now, key, cost).is_ok()
+        self.rules.per.is_some()
+            && self.is_told()
+            && self.own_part.load().try_acquire(now, key, cost).is_ok()
     }
 
     fn want(self: &Arc<Self>, key: &[u8]) {
@@ -276,14 +277,11 @@ impl Resource {
         self.meters.load().get(key).cloned()
     }
 
-    /// A key is leased from now on, at this pace. `used_up`: until then it had this host's own part, and has used that up.
-    pub fn lease(&self, now: Instant, key: &[u8], spending: Spending, used_up: bool) -> Arc<Meter> {
-        let meter = Arc::new(Meter::new(now));
+    /// A key is leased from now on, at this pace. What it has taken of this host's own part stays taken, but for requests that are
+    /// decided in this very moment.
+    pub fn lease(&self, now: Instant, key: &[u8], spending: Spending) -> Arc<Meter> {
+        let meter = Arc::new(Meter::new(now, self.own_part.load().bucket(now, key)));
         meter.set(now, &self.rules, spending);
-        if used_up {
-            // Of the burst too: capacity that moves between hosts brings no new one.
-            meter.bucket.drain(now);
-        }
         self.insert(key, &meter);
         meter
     }
@@ -314,9 +312,10 @@ impl Resource {
     }
 
     /// What this host owns of each key that is not leased.
-    pub fn set_own_part(&self, right: Micros) {
-        if self.own_part.load().right != right {
-            self.own_part.store(Arc::new(OwnPart::new(self.rules.pace(right), right)));
+    pub fn set_own_part(&self, now: Instant, right: Micros) {
+        let (known, pace) = (self.own_part.load(), self.rules.pace(right));
+        if known.pace() != pace {
+            self.own_part.store(Arc::new(known.at_pace(now, pace)));
         }
         if !self.told.swap(true, Relaxed) {
             self.changed.send_replace(());
@@ -324,19 +323,10 @@ impl Resource {
     }
 }
 
-impl OwnPart {
-    fn new(pace: Pace, right: Micros) -> OwnPart {
-        // The seed keeps strangers from aiming at one place; it need not be secret from ourselves.
-        let seed = foldhash::fast::RandomState::default();
-        let seed = std::hash::BuildHasher::hash_one(&seed, 0u64);
-        OwnPart { right, buckets: KeyTable::new(Instant::now(), pace, KEYS, seed) }
-    }
-}
-
 impl Meter {
-    fn new(now: Instant) -> Meter {
+    fn new(now: Instant, bucket: Bucket) -> Meter {
         Meter {
-            bucket: Bucket::new(now, Pace::STOPPED),
+            bucket,
             places: Concurrency::new(),
             demand: Demand::new(now),
             alone: AtomicBool::new(false),
@@ -446,8 +436,8 @@ mod tests {
     #[tokio::test]
     async fn a_key_has_this_hosts_part_first_and_leases_when_that_is_used_up() {
         let (resource, mut wants) = resource(rate());
-        resource.set_own_part(Micros::units(50));
         let now = Instant::now();
+        resource.set_own_part(now, Micros::units(50));
         // The burst of half of the capacity.
         for _ in 0..5 {
             assert!(matches!(resource.acquire(now, b"a", 1, Fail::Safe, NOW).await, Ok(None)));
@@ -456,7 +446,7 @@ mod tests {
         let owner = async {
             let wanted = wants.recv().await.unwrap();
             assert_eq!(*wanted.key, *b"a");
-            wanted.resource.lease(Instant::now(), &wanted.key, has(90), true);
+            wanted.resource.lease(Instant::now(), &wanted.key, has(90));
         };
         let (taken, ()) = tokio::join!(resource.acquire(now, b"a", 1, Fail::Safe, NOW), owner);
         assert!(taken.is_ok(), "it waited for the leases, and for its turn");
@@ -469,6 +459,27 @@ mod tests {
         assert!(resource.meter(b"b").is_none());
         resource.forget(b"a");
         assert!(resource.meter(b"a").is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_stays_taken_when_a_key_is_leased_or_rules_change() {
+        let (resource, _wants) = resource(rate());
+        let now = Instant::now();
+        resource.set_own_part(now, Micros::units(50));
+        assert!(resource.acquire(now, b"a", 25, Fail::Safe, NOW).await.is_ok());
+        // As when a root calls for what is idle here.
+        let meter = resource.lease(now, b"a", has(100));
+        assert_eq!(
+            meter.bucket.try_acquire(now, 1).unwrap_err().retry_after.unwrap().as_millis(),
+            210
+        );
+
+        assert!(resource.acquire(now, b"b", 5, Fail::Safe, NOW).await.is_ok());
+        let resource = Arc::new(resource.under(Template { burst: Micros::units(40), ..rate() }));
+        resource.set_own_part(now, Micros::units(50));
+        assert!(resource.observe(now, b"b", 1, Fail::Safe).is_err(), "a reload brings nothing");
+        assert!(resource.observe(now, b"c", 5, Fail::Safe).is_ok());
+        assert!(resource.observe(now, b"c", 1, Fail::Safe).is_err(), "nor for others");
     }
 
     #[tokio::test]
@@ -508,7 +519,7 @@ mod tests {
         ] {
             let (resource, _wants) = resource(Template { safe, ..rate() });
             let alone = Spending { amount: Micros::ZERO, in_touch: false };
-            resource.lease(Instant::now(), b"", alone, true);
+            resource.lease(Instant::now(), b"", alone);
             let patience = Patience { wait: Duration::from_millis(500), ..NOW };
             let now = Instant::now();
             let taken = resource.acquire(now, b"", 1, fail, patience).await;
@@ -521,7 +532,7 @@ mod tests {
     #[tokio::test]
     async fn places_are_held_and_given_back() {
         let (resource, _wants) = resource(rules(None));
-        let meter = resource.lease(Instant::now(), b"", has(2), false);
+        let meter = resource.lease(Instant::now(), b"", has(2));
         let take = || resource.acquire(Instant::now(), b"", 1, Fail::Safe, NOW);
         let (first, second) = (take().await.unwrap(), take().await.unwrap());
         assert!(first.is_some() && second.is_some());

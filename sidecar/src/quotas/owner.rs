@@ -260,11 +260,10 @@ impl Owner {
         if self.quotas.offer(now, &id, first).is_ok()
             && let Some(spending) = self.quotas.spending(now, &id)
         {
-            self.begin(now, id, resource, key, spending, true);
+            self.begin(now, id, resource, key, spending);
         }
     }
 
-    /// `used_up`: requests have used up what this host owns.
     fn begin(
         &mut self,
         now: Instant,
@@ -272,9 +271,8 @@ impl Owner {
         resource: Arc<Resource>,
         key: Box<[u8]>,
         spending: Spending,
-        used_up: bool,
     ) {
-        let meter = resource.lease(now, &key, spending, used_up);
+        let meter = resource.lease(now, &key, spending);
         if resource.rules().per.is_none() {
             // It is in use: it has just been asked for, or told of.
             let _ = self.quotas.hold(now, &id, Arc::clone(meter.places()));
@@ -453,7 +451,7 @@ impl Owner {
                 }
             }
             for resource in resources.values() {
-                resource.set_own_part(self.quotas.unused_right(resource.rules()));
+                resource.set_own_part(now, self.quotas.unused_right(resource.rules()));
             }
             self.resources = resources;
         }
@@ -469,7 +467,7 @@ impl Owner {
         let (name, key) = split(&id);
         if let Some(resource) = self.limits.resource(name) {
             let key = Box::from(key);
-            self.begin(now, id, resource, key, spending, false);
+            self.begin(now, id, resource, key, spending);
         }
     }
 

@@ -82,9 +82,10 @@ impl Bound {
         let most = arrivals.most_within(second);
         let over = arrivals.windows(second).filter(|count| *count > self.usual).count();
         eprintln!(
-            "busiest second: {most} of {} ({} with the latest), {over} of {} over",
+            "busiest second: {most} of {} ({} with the latest), up to {:?}; {over} of {} over",
             self.usual,
             self.most,
+            arrivals.busiest(second),
             arrivals.count()
         );
         assert!(most <= self.most, "{most} came within a second, {} may", self.most);
@@ -104,8 +105,13 @@ fn measured(app: &App, what: &str, more: u64) -> f64 {
     wait::for_true(what, SOON, || app.count().0 >= before + more);
     let arrivals = app.arrivals();
     let from = usize::try_from(before).unwrap();
-    let per_sec = arrivals.part(from..arrivals.count()).per_sec();
-    eprintln!("{what}: {per_sec:.0}/s");
+    let part = arrivals.part(from..arrivals.count());
+    let per_sec = part.per_sec();
+    eprintln!(
+        "{what}: {per_sec:.0}/s up to {:?} {:?}",
+        part.busiest(Duration::from_secs(1)),
+        part.most_within(Duration::from_secs(1))
+    );
     per_sec
 }
 
