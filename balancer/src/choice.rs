@@ -133,8 +133,11 @@ impl Pick<'_> {
         let mut wanted = if self.attempt == Attempt::Hedge { CHOICES_FOR_A_COPY } else { 2 };
         let mut more = SUSPECTS_PASSED;
         let mut best: Option<(usize, Load)> = None;
-        for _ in 0..DRAWS_MAX {
-            let index = self.draw(from, rng.next_u64());
+        // Both of the usual two at once: in a large set neither is in the processor's cache, and so both are on their way together.
+        let ahead = [rng.next_u64(), rng.next_u64()].map(|random| self.draw(from, random));
+        for step in 0..DRAWS_MAX {
+            let index = ahead.get(step).copied();
+            let index = index.unwrap_or_else(|| self.draw(from, rng.next_u64()));
             if best.is_some_and(|(best, _)| best == index) || self.rank(index) != Rank::Fresh {
                 continue;
             }
@@ -180,7 +183,13 @@ impl Pick<'_> {
     /// A candidate that a number spread evenly over all of `u64` stands for, by weight.
     #[inline]
     fn draw(&self, from: &Draws, random: u64) -> usize {
-        let Some(few) = &self.few else { return from.draw(random) };
+        match &self.few {
+            None => from.draw(random),
+            Some(few) => self.draw_of_few(few, random),
+        }
+    }
+
+    fn draw_of_few(&self, few: &Few, random: u64) -> usize {
         let scaled = |by: u64| ((u128::from(random) * u128::from(by)) >> 64) as u64;
         let weights = || few.iter().map(|index| u64::from(self.set.look(index).weight));
         let total = if self.set.is_weighted() { weights().sum() } else { 0 };
@@ -253,6 +262,14 @@ impl Pick<'_> {
     #[inline]
     pub(crate) fn rank(&self, index: usize) -> Rank {
         let Look { state, serving, weight, .. } = self.set.look(index);
+        // Most are: nothing has ever been held against it.
+        if *serving && *weight > 0 && self.tried.is_empty() && state.is_clean() {
+            return Rank::Fresh;
+        }
+        self.rank_in_full(state, *serving, *weight, index)
+    }
+
+    fn rank_in_full(&self, state: &State, serving: bool, weight: u32, index: usize) -> Rank {
         if !serving {
             return if self.desperate { Rank::NotServing } else { Rank::Out };
         }
@@ -269,7 +286,7 @@ impl Pick<'_> {
         if self.probation && state.on_probation.load(Relaxed) {
             return Rank::Slow;
         }
-        if *weight == 0 || !self.admits(index, state) { Rank::Starting } else { Rank::Fresh }
+        if weight == 0 || !self.admits(index, state) { Rank::Starting } else { Rank::Fresh }
     }
 
     /// Slow start: as many of the choices as the endpoint's share by now. One that is used although it is ejected has its full share.

@@ -25,13 +25,14 @@ use crate::epoch::nanos;
 
 /// One endpoint's failures and ejections.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(crate) struct Ejection {
+    total: AtomicU64,
     consecutive: AtomicU32,
-    /// Out until then; 0: never was.
-    until: AtomicU64,
     /// Ejections that still count: the exponent.
     recent: AtomicU32,
-    total: AtomicU64,
+    /// Out until then; 0: never was. Last: what is asked of every endpoint.
+    until: AtomicU64,
 }
 
 impl Ejection {

@@ -6,6 +6,7 @@
 //! Orderings: relaxed throughout. Each atomic is a number of its own; none publishes other memory. Read-modify-write where two
 //! workers may meet (in-flight), plain stores where the last word is as good as any (moments).
 
+use std::mem::offset_of;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -60,11 +61,12 @@ pub enum Hop {
     Mesh,
 }
 
-/// An endpoint of one upstream.
+/// An endpoint of one upstream. The state stands first, on the cache line of the reference count: a ticket touches both.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Endpoint {
-    pub(crate) spec: EndpointSpec,
     pub(crate) state: Arc<State>,
+    pub(crate) spec: EndpointSpec,
 }
 
 impl Endpoint {
@@ -138,29 +140,12 @@ impl Endpoint {
     }
 }
 
-/// What was learnt of one endpoint. On cache lines of its own, because workers write here with every request; in the order in which
-/// a choice reads it.
+/// What was learnt of one endpoint. On cache lines of its own, because workers write here with every request. What a choice reads fills
+/// one of them, from the end of `ejection` to the beginning of `stall`; before it stands what hardly changes, after it what ends an attempt.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct State {
     pub(crate) serial: u64,
-    pub(crate) ejection: Ejection,
-    /// Until then a `Retry-After` asked to be left alone; 0: none.
-    pub(crate) retry_after: AtomicU64,
-    /// Until then it is taken to be still unreachable; 0: none. A success ends it.
-    pub(crate) unreachable: AtomicU64,
-    /// Since then its share grows (slow start); 0: it has its full share.
-    pub(crate) ramp_from: AtomicU64,
-    pub(crate) stall: Stall,
-    pub(crate) estimate: PeakEwma,
-    pub(crate) bias: FailureBias,
-    pub(crate) in_flight: AtomicU32,
-    pub(crate) on_probation: AtomicBool,
-    /// Attempts begun earlier give no samples: this process itself stood still.
-    pub(crate) clean_since: AtomicU64,
-    /// What its host said of it.
-    pub(crate) scouted: Scouted,
-    pub(crate) probation: Probation,
     pub(crate) epoch: Epoch,
     /// Of the upstream: its attempts in flight.
     pub(crate) attempts: Arc<Attempts>,
@@ -168,7 +153,28 @@ pub(crate) struct State {
     pub(crate) ejections: Arc<Ejections>,
     /// Of the upstream: how much of its load leaves the zone.
     pub(crate) spill: Arc<Spill>,
+    pub(crate) ejection: Ejection,
+    /// Until then a `Retry-After` asked to be left alone; 0: none.
+    pub(crate) retry_after: AtomicU64,
+    /// Until then it is taken to be still unreachable; 0: none. A success ends it.
+    pub(crate) unreachable: AtomicU64,
+    /// Since then its share grows (slow start); 0: it has its full share.
+    pub(crate) ramp_from: AtomicU64,
+    pub(crate) estimate: PeakEwma,
+    pub(crate) bias: FailureBias,
+    pub(crate) in_flight: AtomicU32,
+    pub(crate) on_probation: AtomicBool,
+    pub(crate) stall: Stall,
+    /// Attempts begun earlier give no samples: this process itself stood still.
+    pub(crate) clean_since: AtomicU64,
+    /// What its host said of it.
+    pub(crate) scouted: Scouted,
+    pub(crate) probation: Probation,
 }
+
+const LINE: usize = 64;
+const _: () = assert!(offset_of!(State, retry_after) == LINE + size_of::<u64>());
+const _: () = assert!(offset_of!(State, stall) == 2 * LINE - size_of::<u64>());
 
 impl State {
     pub(crate) fn new(
@@ -199,6 +205,16 @@ impl State {
         }
     }
 
+    /// Never ejected or held, not starting and not on probation: one question for all of these.
+    #[inline]
+    pub(crate) fn is_clean(&self) -> bool {
+        let since = self.ejection.until()
+            | self.retry_after.load(Relaxed)
+            | self.unreachable.load(Relaxed)
+            | self.ramp_from.load(Relaxed);
+        since == 0 && !self.on_probation.load(Relaxed)
+    }
+
     /// Asked to be left alone, or just found unreachable: taken only when nothing better is there.
     pub(crate) fn held(&self, now: u64) -> bool {
         now < self.retry_after.load(Relaxed) || now < self.unreachable.load(Relaxed)
@@ -225,37 +241,38 @@ impl State {
 ///
 /// Errors are fast. Without a bias an endpoint that fails at once is always the least loaded and draws all traffic. The estimate of its
 /// latency stays what successes made it, and one success ends the bias.
+///
+/// One word: the moment of the last failure, and in its [`BIAS_BITS`] low bits how many there are; 0: none.
 #[derive(Debug, Default)]
-pub(crate) struct FailureBias {
-    failures: AtomicU32,
-    last: AtomicU64,
-}
+pub(crate) struct FailureBias(AtomicU64);
 
 impl FailureBias {
     /// Counts a failure and says how many there are in a row.
     pub(crate) fn failed(&self, now: u64) -> u32 {
         let failures = self.remaining(now).saturating_add(1).min(BIAS_MAX);
-        self.failures.store(failures, Relaxed);
-        self.last.store(now, Relaxed);
+        self.0.store(now >> BIAS_BITS << BIAS_BITS | u64::from(failures), Relaxed);
         failures
     }
 
     pub(crate) fn clear(&self) {
-        if self.failures.load(Relaxed) != 0 {
-            self.failures.store(0, Relaxed);
+        if self.0.load(Relaxed) != 0 {
+            self.0.store(0, Relaxed);
         }
     }
 
+    #[inline]
     pub(crate) fn factor(&self, now: u64) -> f32 {
         (1u32 << self.remaining(now)) as f32
     }
 
+    #[inline]
     fn remaining(&self, now: u64) -> u32 {
-        let failures = self.failures.load(Relaxed).min(BIAS_MAX);
-        if failures == 0 {
+        let word = self.0.load(Relaxed);
+        if word == 0 {
             return 0;
         }
-        let faded = now.saturating_sub(self.last.load(Relaxed)) / BIAS_FADES;
+        let (last, failures) = (word >> BIAS_BITS << BIAS_BITS, word as u32 % (1 << BIAS_BITS));
+        let faded = now.saturating_sub(last) / BIAS_FADES;
         failures.saturating_sub(u32::try_from(faded).unwrap_or(u32::MAX))
     }
 }
@@ -263,6 +280,7 @@ impl FailureBias {
 /// Of the whole process, so that a serial names one endpoint whatever the upstream.
 static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
 const BIAS_MAX: u32 = 5;
+const BIAS_BITS: u32 = 3;
 const BIAS_FADES: u64 = 5_000_000_000;
 /// A starting endpoint gets at least a tenth of its share: with less, an idle upstream would never warm it.
 const RAMP_MIN: f64 = 0.1;

@@ -24,8 +24,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The moments (0: none) and the pause.
+/// The moments (0: none) and the pause. First what is asked of every endpoint.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Stall {
     since: AtomicU64,
     until: AtomicU64,
