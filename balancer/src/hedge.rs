@@ -55,6 +55,18 @@ pub struct HedgeCounts {
     pub observed_won: u64,
 }
 
+/// Whether a copy that is due goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum MayCopy {
+    /// It is paid for.
+    Yes,
+    /// In `enforce` it would have been.
+    Observed,
+    /// A budget refused it, or copies are off.
+    No,
+}
+
 impl Hedger {
     /// A hedger without samples; moments are counted from `epoch`.
     #[must_use]
@@ -101,26 +113,31 @@ impl Hedger {
     ///
     /// When it is refused, ask again after another delay: a request that is late for the second time needs the copy more than the
     /// others, most of which will have been answered by then.
-    #[must_use]
-    pub fn try_copy(&self, now: Instant, hedge: &Hedge, retry: &Retry, retries: &Budget) -> bool {
+    pub fn try_copy(
+        &self,
+        now: Instant,
+        hedge: &Hedge,
+        retry: &Retry,
+        retries: &Budget,
+    ) -> MayCopy {
         if hedge.mode == Mode::Off {
-            return false;
+            return MayCopy::No;
         }
         if !self.budget.withdraw(now, hedge.budget, 0) {
             self.refused.fetch_add(1, Relaxed);
-            return false;
+            return MayCopy::No;
         }
         if hedge.mode == Mode::Observe {
             self.observed.fetch_add(1, Relaxed);
-            return false;
+            return MayCopy::Observed;
         }
         if !retries.withdraw(now, retry.budget, RETRY_FLOOR_PER_SEC) {
             self.budget.refund(now);
             self.refused.fetch_add(1, Relaxed);
-            return false;
+            return MayCopy::No;
         }
         self.copies.fetch_add(1, Relaxed);
-        true
+        MayCopy::Yes
     }
 
     /// A copy that [`Hedger::try_copy`] allowed was not sent after all (no endpoint was left for it, or too many are in flight): gives its
@@ -159,7 +176,7 @@ impl Hedger {
         self.won.fetch_add(1, Relaxed);
     }
 
-    /// In `observe`, for a request whose copy was due after `delay`: its head took `latency` in all.
+    /// In `observe`, for a request whose copy, due after `delay`, was [observed](MayCopy::Observed): its head took `latency` in all.
     pub fn observe(&self, now: Instant, delay: Duration, latency: Duration) {
         let usual = self.latencies.quantile(self.epoch.moment(now), 50.0).unwrap_or_default();
         if latency > delay.saturating_add(usual) {
@@ -237,20 +254,19 @@ mod tests {
         );
         (0..4_000).for_each(|_| hedger.request(t0));
         // 5 % of 4,000 are 200; the retry budget's floor pays for 100.
-        let copies = (0..500).filter(|_| hedger.try_copy(t0, &enforce, &retry, &retries)).count();
+        let may = |hedger: &Hedger, retries: &Budget| {
+            hedger.try_copy(t0, &enforce, &retry, retries) == MayCopy::Yes
+        };
+        let copies = (0..500).filter(|_| may(&hedger, &retries)).count();
         assert_eq!(copies, 100);
         assert_eq!(hedger.counts().refused, 400);
         hedger.not_sent(t0, &retries);
-        assert!(hedger.try_copy(t0, &enforce, &retry, &retries));
+        assert!(may(&hedger, &retries));
         assert_eq!(hedger.counts().copies, 100);
         let own = Hedger::new(t0);
         (0..40).for_each(|_| own.request(t0));
         let fresh = Budget::new(t0);
-        assert_eq!(
-            (0..10).filter(|_| own.try_copy(t0, &enforce, &retry, &fresh)).count(),
-            2,
-            "the own budget has no floor"
-        );
+        assert_eq!((0..10).filter(|_| may(&own, &fresh)).count(), 2, "the own budget has no floor");
     }
 
     #[test]
@@ -262,8 +278,10 @@ mod tests {
             hedger.request(t0);
             hedger.record(t0, 2 * MS);
         });
-        for _ in 0..10 {
-            assert!(!hedger.try_copy(t0, &observe, &Retry::default(), &retries));
+        for copy in 0..10 {
+            let may = hedger.try_copy(t0, &observe, &Retry::default(), &retries);
+            // 5 % of 100.
+            assert_eq!(may, if copy < 5 { MayCopy::Observed } else { MayCopy::No });
         }
         assert_eq!(retries.recent(t0), (0, 0));
         hedger.observe(t0, 5 * MS, 6 * MS);

@@ -65,7 +65,7 @@ pub use budget::{Budget, RETRY_FLOOR_PER_SEC};
 pub use circuit::{Circuit, Guard};
 pub use endpoint::{Endpoint, EndpointSpec, Hop};
 pub use explain::{EndpointReport, FilterVerdict};
-pub use hedge::{HedgeCounts, Hedger};
+pub use hedge::{HedgeCounts, Hedger, MayCopy};
 pub use key::key_hash;
 pub use probation::ProbationCounts;
 pub use scout::{Pool, Report, Served, Visit};

@@ -52,6 +52,12 @@ impl KeyTable {
         }
     }
 
+    /// An unused table of the same size at another pace.
+    #[must_use]
+    pub fn full_at(&self, pace: Pace) -> KeyTable {
+        KeyTable::new(self.epoch, pace, self.places.len(), self.seed)
+    }
+
     /// The same keys at another pace, as a [`Bucket`] changes its own. What is taken of the old table meanwhile is not counted.
     #[must_use]
     pub fn at_pace(&self, now: Instant, pace: Pace) -> KeyTable {

@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, Ticket, Verdict};
-use evenkeel_config::policy::{Mode, Policy, ScoutMode};
+use evenkeel_config::policy::{Policy, ScoutMode};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use smallvec::SmallVec;
@@ -97,6 +97,7 @@ pub async fn send(
     let mut copies: Vec<Copied<_>> = Vec::new();
     let mut story = Story::default();
     let mut failed: Option<Failed> = None;
+    let mut observed = false;
 
     let delay = route.hedger.delay(start, &policy.hedge);
     let mut copy_at = delay.map(|delay| dispatched + delay);
@@ -146,6 +147,10 @@ pub async fn send(
                             Some(later)
                         }
                         Err(NoCopy::AtAll) => None,
+                        Err(NoCopy::Observed) => {
+                            observed = true;
+                            None
+                        }
                     }
                 };
             }
@@ -157,9 +162,7 @@ pub async fn send(
                     Ok(won) => {
                         let latency = now.saturating_duration_since(dispatched);
                         route.hedger.record(now, latency);
-                        if let Some(delay) =
-                            delay.filter(|d| policy.hedge.mode == Mode::Observe && latency > *d)
-                        {
+                        if let Some(delay) = delay.filter(|_| observed) {
                             route.hedger.observe(now, delay, latency);
                         }
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);

@@ -217,8 +217,14 @@ impl Exchange {
             _ if self.side == OUTBOUND => &shared.other,
             _ => &shared.inbound,
         };
-        metrics.of(self.worker.id).request(self.status, reason, took);
-        if shared.access.wants(reason.is_some() || self.status >= 500) {
+        let metrics = metrics.of(self.worker.id);
+        // From another host that is what becomes of every attempt that loses: nothing has failed.
+        let failure = reason.filter(|reason| self.side == OUTBOUND || *reason != CANCELLED);
+        if failure != reason {
+            metrics.taken_back.inc();
+        }
+        metrics.request(self.status, failure, took);
+        if shared.access.wants(failure.is_some() || self.status >= 500) {
             shared.access.write(Line::new(
                 if self.side == OUTBOUND { "outbound" } else { "inbound" },
                 self.target.name(),
@@ -236,6 +242,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.complete(Some("cancelled"));
+        self.complete(Some(CANCELLED));
     }
 }
+
+/// The reason when the caller went away.
+const CANCELLED: &str = "cancelled";

@@ -57,6 +57,8 @@ pub struct Cells {
     age_ns: Count,
     responses: [Count; 5],
     failures: [Count; REASONS.len()],
+    /// By another host, before the response had ended: a copy won there, or its caller went away.
+    pub taken_back: Count,
     buckets: [Count; BUCKETS.len() + 1],
     seconds_ns: Count,
 }
@@ -308,6 +310,10 @@ impl Collector for Upstreams {
             for (at, by) in CHOSEN.iter().enumerate() {
                 push(6, ("by", by), sum(&|c| c.chosen[at].value()));
             }
+            let taken_back = sum(&|c| c.taken_back.value());
+            if taken_back > 0 {
+                families[8].mut_metric().push(counter(&[], taken_back as f64));
+            }
             let counts: Vec<u64> =
                 (0..=BUCKETS.len()).map(|at| sum(&|c| c.buckets[at].value())).collect();
             families[4].mut_metric().push(histogram(
@@ -395,7 +401,7 @@ fn histogram(pairs: &[(&str, &str)], counts: &[u64], sum_ns: u64) -> prometheus:
     metric
 }
 
-const FAMILIES: [(&str, &str, &[&str]); 8] = [
+const FAMILIES: [(&str, &str, &[&str]); 9] = [
     (
         "evenkeel_responses_total",
         "Responses passed on, by status class.",
@@ -423,6 +429,11 @@ const FAMILIES: [(&str, &str, &[&str]); 8] = [
         "evenkeel_scout_time_seconds_total",
         "Round trips of answered scouts, and ages of the answers that requests went by.",
         &["upstream", "of"],
+    ),
+    (
+        "evenkeel_inbound_cancelled_total",
+        "Requests that other hosts took back: attempts that lost, and those whose callers went away.",
+        &[],
     ),
 ];
 

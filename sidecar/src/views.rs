@@ -164,7 +164,10 @@ impl Data {
                 })
                 .collect(),
             policy: policy_fields(route),
-            notes: said_elsewhere(upstream, &catalog).into_iter().chain(notes(route)).collect(),
+            notes: said_elsewhere(upstream, &catalog)
+                .into_iter()
+                .chain(notes(route, &method, path))
+                .collect(),
         };
         serde_json::to_value(explain).ok()
     }
@@ -228,7 +231,7 @@ fn repeatable(policy: &Policy, method: &Method, path: &str) -> String {
     )
 }
 
-fn notes(route: &Route) -> Vec<String> {
+fn notes(route: &Route, method: &Method, path: &str) -> Vec<String> {
     let mut notes = Vec::new();
     let now = Instant::now();
     if let (Some(p50), Some(p99)) =
@@ -239,6 +242,10 @@ fn notes(route: &Route) -> Vec<String> {
         ));
     }
     let hedge = &route.policy.hedge;
+    let may_copy = |grpc| repeat::is_safe(&route.policy.repeat, method.as_str(), grpc);
+    if !may_copy(None) && !may_copy(Some(path)) {
+        return notes;
+    }
     if hedge.mode != Mode::Off {
         notes.push(match route.hedger.delay(now, hedge) {
             Some(delay) => format!("a copy is due after {delay:.1?}"),

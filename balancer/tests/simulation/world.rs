@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Body, Outcome};
 use evenkeel_balancer::{
-    Attempt, Balancer, Budget, EndpointSpec, Hedger, Hop, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket,
-    Verdict, Visit, Wish, key_hash,
+    Attempt, Balancer, Budget, EndpointSpec, Hedger, Hop, MayCopy, NoEndpoint, RETRY_FLOOR_PER_SEC,
+    Ticket, Verdict, Visit, Wish, key_hash,
 };
 use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, ScoutMode, Share};
 use rand::rngs::SmallRng;
@@ -439,7 +439,8 @@ impl World {
             return;
         }
         self.result.copies_due += 1;
-        if !self.hedger.try_copy(now, &policy.hedge, &policy.retry, &self.retries) {
+        let may = self.hedger.try_copy(now, &policy.hedge, &policy.retry, &self.retries);
+        if may != MayCopy::Yes {
             // A request that is late for another delay deserves the copy more than one that is late for the first time.
             if let Some(delay) = self.hedger.delay(now, &policy.hedge) {
                 self.schedule_copy(id, delay);

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
-use evenkeel_balancer::{Attempt, Endpoint, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket};
-use evenkeel_config::policy::Mode;
+use evenkeel_balancer::{Attempt, Endpoint, MayCopy, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket};
 use rand::RngExt as _;
 
 use super::{Deadline, Ended, attempt};
@@ -49,6 +48,8 @@ pub enum NoCopy {
     Now,
     /// There will be none for this request.
     AtAll,
+    /// It would have been sent, but the policy only observes.
+    Observed,
 }
 
 impl<'r> Sending<'r> {
@@ -126,13 +127,16 @@ impl<'r> Sending<'r> {
         let (policy, hedger, retries) =
             (&self.route.policy, &self.route.hedger, &self.upstream.retries);
         let metrics = self.upstream.metrics.of(self.worker.id);
-        if !hedger.try_copy(now, &policy.hedge, &policy.retry, retries) {
-            if policy.hedge.mode == Mode::Observe {
+        match hedger.try_copy(now, &policy.hedge, &policy.retry, retries) {
+            MayCopy::Yes => {}
+            MayCopy::Observed => {
                 metrics.hedges[Hedges::Observed as usize].inc();
-                return Err(NoCopy::AtAll);
+                return Err(NoCopy::Observed);
             }
-            metrics.hedges[Hedges::Refused as usize].inc();
-            return Err(NoCopy::Now);
+            MayCopy::No => {
+                metrics.hedges[Hedges::Refused as usize].inc();
+                return Err(NoCopy::Now);
+            }
         }
         let picked = self.pick(now, Attempt::Hedge, tried).map_err(|why| {
             hedger.not_sent(now, retries);

@@ -26,6 +26,8 @@ pub struct Resource {
     own_part: ArcSwap<KeyTable>,
     /// What this host owns is known.
     told: AtomicBool,
+    /// It has owned something since the process began.
+    has_owned: AtomicBool,
     /// Something became leased.
     changed: Arc<watch::Sender<()>>,
     wanted: mpsc::Sender<Wanted>,
@@ -65,13 +67,14 @@ impl Resource {
         // The seed keeps strangers from aiming at one place; it need not be secret from ourselves.
         let seed = foldhash::fast::RandomState::default();
         let seed = std::hash::BuildHasher::hash_one(&seed, 0u64);
-        let own_part = KeyTable::new(Instant::now(), Pace::UNLIMITED, KEYS, seed);
+        let own_part = KeyTable::new(Instant::now(), Pace::STOPPED, KEYS, seed);
         Resource {
             name,
             rules,
             meters: Arc::default(),
             own_part: ArcSwap::from_pointee(own_part),
             told: AtomicBool::new(false),
+            has_owned: AtomicBool::new(false),
             changed: Arc::new(watch::Sender::new(())),
             wanted,
         }
@@ -84,6 +87,7 @@ impl Resource {
             meters: Arc::clone(&self.meters),
             own_part: ArcSwap::new(self.own_part.load_full()),
             told: AtomicBool::new(self.is_told()),
+            has_owned: AtomicBool::new(self.has_owned.load(Relaxed)),
             changed: Arc::clone(&self.changed),
             ..Resource::new(Arc::clone(&self.name), self.rules.clone(), self.wanted.clone())
         }
@@ -311,11 +315,13 @@ impl Resource {
         });
     }
 
-    /// What this host owns of each key that is not leased.
+    /// What this host owns of each key that is not leased. The first time with all of its burst, afterwards with what there was.
     pub fn set_own_part(&self, now: Instant, right: Micros) {
         let (known, pace) = (self.own_part.load(), self.rules.pace(right));
         if known.pace() != pace {
-            self.own_part.store(Arc::new(known.at_pace(now, pace)));
+            let first = !self.has_owned.swap(true, Relaxed);
+            let next = if first { known.full_at(pace) } else { known.at_pace(now, pace) };
+            self.own_part.store(Arc::new(next));
         }
         if !self.told.swap(true, Relaxed) {
             self.changed.send_replace(());
@@ -483,6 +489,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_burst_comes_with_the_first_part_alone() {
+        let (resource, _wants) = resource(rate());
+        let now = Instant::now();
+        let most = |key: &[u8]| {
+            (0..100).take_while(|_| resource.observe(now, key, 1, Fail::Safe).is_ok()).count()
+        };
+        // Before there is a roster nobody owns anything.
+        resource.set_own_part(now, Micros::ZERO);
+        assert_eq!(most(b"a"), 0);
+        resource.set_own_part(now, Micros::units(50));
+        assert_eq!(most(b"a"), 5);
+        resource.set_own_part(now, Micros::ZERO);
+        resource.set_own_part(now, Micros::units(100));
+        assert_eq!((most(b"a"), most(b"b")), (0, 0));
+    }
+
+    #[tokio::test]
     async fn without_an_answer_the_first_request_is_refused_after_a_moment() {
         let (resource, _wants) = resource(rate());
         let now = Instant::now();
@@ -497,9 +520,10 @@ mod tests {
     #[tokio::test]
     async fn a_request_waits_as_long_as_it_may_and_no_longer() {
         let (resource, _wants) = resource(rate());
-        resource.lease(Instant::now(), b"", has(20), true);
-        // The burst is used up at first: two units, a tenth of a second.
         let now = Instant::now();
+        // It owned nothing until now.
+        resource.set_own_part(now, Micros::ZERO);
+        resource.lease(now, b"", has(20));
         let refused = resource.acquire(now, b"", 1, Fail::Safe, NOW).await.unwrap_err();
         let wait = refused.retry_after.unwrap();
         assert!(wait > Duration::from_millis(20) && wait < Duration::from_millis(60), "{wait:?}");

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Answer, Version, request};
-use evenkeel_tests::mesh::{Lab, Setup};
+use evenkeel_tests::mesh::{Host, Lab, Setup};
 use evenkeel_tests::wait;
 use http::Method;
 
@@ -151,6 +151,13 @@ fn a_caller_that_goes_away_cancels_what_it_asked(workers: usize) {
     wait::for_true("the request arrives", Duration::from_secs(5), || arrived() > before);
     drop(caller);
     wait::for_true("its end arrives too", Duration::from_secs(5), || cancelled() > 0);
+    let failed =
+        |host: &Host| host.metrics().sum("evenkeel_failures_total", &[("reason", "cancelled")]);
+    assert_eq!(failed(&trio.caller), 1.0);
+    // There it may as well have been a copy that lost: nothing has failed.
+    let taken_back = |host: &Host| host.metrics().sum("evenkeel_inbound_cancelled_total", &[]);
+    assert_eq!(trio.hosts.iter().map(taken_back).sum::<f64>(), 1.0);
+    assert_eq!(trio.hosts.iter().map(failed).sum::<f64>(), 0.0);
 }
 
 each_workers!(

@@ -178,6 +178,18 @@ fn observed_hedges_are_counted_and_not_sent(workers: usize) {
     let metrics = trio.caller.metrics();
     assert!(metrics.sum("evenkeel_hedges_total", &[("result", "observed")]) > 0.0);
     assert_eq!(metrics.sum("evenkeel_attempts_total", &[("kind", "hedge")]), 0.0);
+    let explain = |method: &str| {
+        let path = format!("/v1/explain/payments?method={method}&path=/");
+        trio.caller.ask_admin(&path).unwrap().text()
+    };
+    // "… 5 copies, about 3 of them …"
+    let said = explain("GET");
+    let number = |before: &str| -> u32 {
+        let rest = said.split_once(before).unwrap_or_else(|| panic!("{said}")).1;
+        rest.split(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(number("copies, about ") <= number("would have sent "), "{said}");
+    assert!(!explain("POST").contains("copies"), "what is never copied has no advice");
     let first =
         metrics.sum("evenkeel_attempts_total", &[("upstream", "payments"), ("kind", "first")]);
     assert_eq!(

@@ -146,10 +146,18 @@ fn the_own_zone_is_preferred_and_left_when_it_fails(workers: usize) {
     let hosts = lab.mesh(&[host("a", None), host("a", Some(&apps[0])), host("b", Some(&apps[1]))]);
     hosts[0].wait_for_instances("catalog", 2);
     let load = hosts[0].start_load("catalog.mesh");
-    load.after(300);
-    let (near, far) = (apps[0].count().0, apps[1].count().0);
-    assert!(near > 9 * far, "{near} in the own zone, {far} in the other");
+    let counts = || (apps[0].count().0, apps[1].count().0);
+    let mut before = counts();
+    // A moment in which the near one is slow sends some away; but not always.
+    wait::for_true("nine of ten stay in the own zone", Duration::from_secs(20), || {
+        load.after(300);
+        let (near, far) = counts();
+        let stayed = near - before.0 > 9 * (far - before.1);
+        before = (near, far);
+        stayed
+    });
     apps[0].process.kill();
+    let far = apps[1].count().0;
     load.after(100);
     assert!(apps[1].count().0 > far + 60, "the other zone takes over");
     let report = load.finish();
