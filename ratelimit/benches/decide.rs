@@ -43,7 +43,8 @@ fn decisions(criterion: &mut Criterion<CpuTime>) {
     let start = Instant::now();
     let mut group = criterion.benchmark_group("decide");
     for (name, gap) in [("admitted", 2_000), ("refused", 1)] {
-        let (bucket, demand) = (Bucket::new(start, pace()), Demand::new(start));
+        let (bucket, demand) =
+            (Bucket::new(start, pace()), Demand::new(start, Duration::from_secs(1)));
         let mut now = start;
         let mut decide = || {
             now += Duration::from_nanos(gap);

@@ -215,7 +215,7 @@ fn defect_4_no_second_admits_more_than_the_limit() {
 fn defect_5_demand_is_what_was_offered_and_silence_is_zero() {
     let t0 = start();
     let (bucket, demand) =
-        (Bucket::new(t0, Pace::new(units(10), secs(1), units(1))), Demand::new(t0));
+        (Bucket::new(t0, Pace::new(units(10), secs(1), units(1))), Demand::new(t0, secs(1)));
     let mut admitted = 0;
     for step in 0..2_000 {
         let now = t0 + millis(step);
@@ -223,8 +223,8 @@ fn defect_5_demand_is_what_was_offered_and_silence_is_zero() {
         admitted += u32::from(bucket.try_acquire(now, 1).is_ok());
     }
     assert!(admitted <= 21);
-    assert_eq!(demand.per_second(t0 + secs(2)), units(1_000));
-    assert_eq!(demand.per_second(t0 + secs(60)), Micros::ZERO);
+    assert_eq!(demand.in_each(secs(1), t0 + secs(2)), units(1_000));
+    assert_eq!(demand.in_each(secs(1), t0 + secs(60)), Micros::ZERO);
 }
 
 /// An id with a `/` matches no `*`: Doorman's server panics.

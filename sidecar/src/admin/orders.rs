@@ -18,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use evenkeel_config::{Published, duration};
-use evenkeel_discovery::{NodeStatus, Subject};
+use evenkeel_discovery::{Catalog, Instance, NodeStatus, ServiceView, Subject};
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Ours, canonical, error, not_a_service, reads_only, report};
@@ -97,7 +97,8 @@ async fn orders(State(admin): Ours) -> Json<report::Orders> {
         }
         order
     };
-    Json(report::Orders { orders: catalog.orders.iter().map(order).collect() })
+    let orders = catalog.orders.iter().map(order).collect();
+    Json(report::Orders { orders, notes: Vec::new() })
 }
 
 async fn issue_override(
@@ -151,7 +152,32 @@ async fn issue(
     admin.gossip.order(request).await?;
     let catalog = admin.gossip.catalog();
     let order = catalog.orders.get(&subject).map(|order| report::Order::of(&subject, order));
-    Ok(Json(report::Orders { orders: order.into_iter().collect() }))
+    let notes = match subject {
+        Subject::Drain(node) if order.is_some() => without(&catalog, node),
+        Subject::Drain(_) | Subject::Override(_) => Vec::new(),
+    };
+    Ok(Json(report::Orders { orders: order.into_iter().collect(), notes }))
+}
+
+/// What it means to do without a host.
+fn without(catalog: &Catalog, drained: u64) -> Vec<String> {
+    if catalog.nodes.get(&drained).is_none_or(|node| node.status != NodeStatus::Alive) {
+        return vec![
+            "It is not up. What it owned of limits is shared out among the others: if it is only cut off it goes on using that, and they are exceeded by as much".to_owned(),
+        ];
+    }
+    let nowhere_else = catalog.services.values().filter(|service| {
+        let mut here = service.instances.iter().filter(|i| i.node.id == drained);
+        let elsewhere = |i: &&Arc<Instance>| i.node.id != drained && i.takes_requests();
+        here.next().is_some() && !service.instances.iter().any(|i| elsewhere(&i))
+    });
+    let note = |service: &Arc<ServiceView>| {
+        format!(
+            "No other host serves {}: its requests go on going there, or fail where policy.panic is 0%",
+            service.name
+        )
+    };
+    nowhere_else.map(note).collect()
 }
 
 /// Why an order was not issued, and whose fault that is.
@@ -192,7 +218,12 @@ fn ttl(text: &str) -> Result<Duration, Refusal> {
 fn node_of(admin: &Admin, host: &str) -> Result<u64, Refusal> {
     let catalog = admin.gossip.catalog();
     let id = (host.len() == 16).then(|| u64::from_str_radix(host, 16).ok()).flatten();
-    if let Some(id) = id.filter(|id| catalog.nodes.contains_key(id)) {
+    // Who shares limits is remembered longer than who was in the mesh.
+    let shares = |id: u64| {
+        let quotas = admin.quotas.view();
+        quotas.roster.iter().any(|roster| roster.members.contains(&format!("{id:016x}")))
+    };
+    if let Some(id) = id.filter(|id| catalog.nodes.contains_key(id) || shares(*id)) {
         return Ok(id);
     }
     // A host that lost its data directory is there twice: the one that is up is meant.

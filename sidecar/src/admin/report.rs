@@ -250,6 +250,9 @@ pub struct PolicyField {
 pub struct Orders {
     /// Overrides, then drained hosts.
     pub orders: Vec<Order>,
+    /// What else follows from the order that this answers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// One order to the whole mesh.

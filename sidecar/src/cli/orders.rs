@@ -47,8 +47,9 @@ pub fn drain(args: &DrainArgs, _colour: bool) -> anyhow::Result<String> {
     let answer = client::send(&args.ask.admin, Method::PUT, &path, body.into())?;
     shown(&args.ask, &answer, |orders| {
         let until = orders.orders.first().map_or("", |order| order.until.as_str());
+        let notes: String = orders.notes.iter().map(|note| format!("{note}.\n")).collect();
         format!(
-            "No host of the mesh chooses {host} until {until}; what is in flight there finishes.\nTo end it sooner: evenkeel drain {host} --undo\n"
+            "No host of the mesh chooses {host} until {until}; what is in flight there finishes.\n{notes}To end it sooner: evenkeel drain {host} --undo\n"
         )
     })
 }
@@ -119,7 +120,7 @@ mod tests {
             ..Order::default()
         };
         assert_eq!(
-            listed(&Orders { orders: vec![order] }, false),
+            listed(&Orders { orders: vec![order], ..Orders::default() }, false),
             "KIND      SUBJECT  BY      UNTIL                     POLICY\n\
              override  web      host-a  2026-03-01T12:00:00.000Z  {\"policy\":{}}\n"
         );

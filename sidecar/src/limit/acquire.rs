@@ -60,7 +60,11 @@ async fn acquire(
     };
     let wish = match wish {
         Ok(Query(wish)) => wish,
-        Err(why) => return refuse(StatusCode::BAD_REQUEST, &why.body_text()),
+        Err(why) => {
+            let why = why.body_text();
+            let why = format!("{why}. There are cost=NUMBER, key=VALUE and wait_ms=NUMBER");
+            return refuse(StatusCode::BAD_REQUEST, &why);
+        }
     };
     let cost = wish.cost.unwrap_or(1);
     if !(1..=COST_MAX).contains(&cost) {
@@ -80,7 +84,9 @@ async fn acquire(
     let patience = Patience { wait, first: FIRST_WAIT };
     let key = wish.key.unwrap_or_default();
     let taken = resource.acquire(Instant::now(), key.as_bytes(), cost, Fail::Safe, patience);
-    match taken.await {
+    let taken = taken.await;
+    shared.limits.acquired(name, taken.is_ok());
+    match taken {
         Ok(_) => {
             let body = serde_json::json!({ "resource": name, "granted": true, "cost": cost });
             ([(CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()

@@ -157,6 +157,12 @@ impl Limits {
         here.filter_map(|rule| self.rule(rule)).collect()
     }
 
+    /// An application has asked for some of a resource.
+    fn acquired(&self, resource: &str, granted: bool) {
+        let outcome = if granted { "allowed" } else { "refused" };
+        self.requests.with_label_values(&["acquire", "", resource, outcome]).inc();
+    }
+
     fn rule(&self, rule: &Apply) -> Option<Rule> {
         // The file was checked: there is a template.
         let resource = self.named(rule.resource.as_bytes())?;

@@ -284,7 +284,8 @@ impl Resource {
     /// A key is leased from now on, at this pace. What it has taken of this host's own part stays taken, but for requests that are
     /// decided in this very moment.
     pub fn lease(&self, now: Instant, key: &[u8], spending: Spending) -> Arc<Meter> {
-        let meter = Arc::new(Meter::new(now, self.own_part.load().bucket(now, key)));
+        let meter =
+            Arc::new(Meter::new(now, self.own_part.load().bucket(now, key), self.rules.per));
         meter.set(now, &self.rules, spending);
         self.insert(key, &meter);
         meter
@@ -330,11 +331,11 @@ impl Resource {
 }
 
 impl Meter {
-    fn new(now: Instant, bucket: Bucket) -> Meter {
+    fn new(now: Instant, bucket: Bucket, per: Option<Duration>) -> Meter {
         Meter {
             bucket,
             places: Concurrency::new(),
-            demand: Demand::new(now),
+            demand: Demand::new(now, per.unwrap_or_default()),
             alone: AtomicBool::new(false),
         }
     }
@@ -354,11 +355,7 @@ impl Meter {
     pub fn wants(&self, now: Instant, rules: &Template) -> Micros {
         match rules.per {
             None => self.places.take_wanted(),
-            Some(per) => {
-                let second = self.demand.per_second(now);
-                let nanos = u64::try_from(per.as_nanos()).unwrap_or(u64::MAX);
-                second.part(nanos, 1_000_000_000)
-            }
+            Some(per) => self.demand.in_each(per, now),
         }
     }
 

@@ -426,6 +426,11 @@ fn applications_acquire_and_operators_look_and_change(workers: usize) {
     }
     // Each key has a limit of its own.
     assert!(acquire(host, "jobs/acquire?key=acme").starts_with("HTTP/1.1 200"));
+    let counted = |outcome| {
+        let labels = [("direction", "acquire"), ("resource", "jobs"), ("outcome", outcome)];
+        host.metrics().sum("evenkeel_limit_requests_total", &labels)
+    };
+    assert!(counted("allowed") >= 2.0 && counted("refused") >= 1.0);
     for (path, status) in [
         ("nosuch/acquire", 404),
         ("jobs", 404),

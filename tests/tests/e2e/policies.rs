@@ -201,11 +201,12 @@ fn an_override_can_be_taken_back_at_another_host_and_bad_ones_are_refused() {
 }
 
 fn a_drained_host_gets_no_requests_and_loses_none(workers: usize) {
-    let trio = Trio::start(Lab::new(workers), &Setup::default());
+    let mut trio = Trio::start(Lab::new(workers), &Setup::default());
     let loads = start_loads(&trio.caller);
     after(&loads, 100);
     assert!(trio.apps[0].count().0 > 0, "it is chosen before");
-    ordered(&trio.caller, &["drain", "host-2", "--ttl", "1m"]);
+    let told = ordered(&trio.caller, &["drain", "host-2", "--ttl", "1m"]);
+    assert!(!told.contains("No other host"), "{told}");
     for host in std::iter::once(&trio.caller).chain(&trio.hosts) {
         wait::for_true("nobody would choose it", SOON, || {
             host.usable("payments") == [trio.apps[1].address]
@@ -225,6 +226,13 @@ fn a_drained_host_gets_no_requests_and_loses_none(workers: usize) {
     let report = finish(loads);
     check(&trio, &report);
     report.assert_no_failed_post();
+
+    trio.hosts[0].process.kill();
+    wait::for_true("it is down", SOON, || trio.caller.members().len() == 2);
+    let told = ordered(&trio.caller, &["drain", "host-2"]);
+    assert!(told.contains("It is not up."), "{told}");
+    let told = ordered(&trio.caller, &["drain", "host-3"]);
+    assert!(told.contains("No other host serves payments:"), "{told}");
 }
 
 each_workers!(a_drained_host_gets_no_requests_and_loses_none);
