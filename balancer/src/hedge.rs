@@ -61,7 +61,7 @@ pub struct HedgeCounts {
 pub enum MayCopy {
     /// It is paid for.
     Yes,
-    /// In `enforce` it would have been.
+    /// The policy only observes, and its own budget would have paid.
     Observed,
     /// A budget refused it, or copies are off.
     No,
@@ -176,7 +176,7 @@ impl Hedger {
         self.won.fetch_add(1, Relaxed);
     }
 
-    /// In `observe`, for a request whose copy, due after `delay`, was [observed](MayCopy::Observed): its head took `latency` in all.
+    /// In `observe`, for a request whose copy, due after `delay`, was [observed](MayCopy::Observed) then: its head took `latency` in all.
     pub fn observe(&self, now: Instant, delay: Duration, latency: Duration) {
         let usual = self.latencies.quantile(self.epoch.moment(now), 50.0).unwrap_or_default();
         if latency > delay.saturating_add(usual) {

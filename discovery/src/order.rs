@@ -82,6 +82,8 @@ pub enum OrderError {
     TooMany,
     /// There is nothing to take back.
     Nothing,
+    /// The mesh has no host of this id.
+    NoSuchHost,
     /// The host is leaving the mesh.
     Leaving,
 }
@@ -98,6 +100,9 @@ impl fmt::Display for OrderError {
             ),
             OrderError::Nothing => {
                 f.write_str("no such order stands, so there is nothing to take back")
+            }
+            OrderError::NoSuchHost => {
+                f.write_str("the mesh has no such host: `evenkeel members` lists them")
             }
             OrderError::Leaving => f.write_str("this host is leaving the mesh: ask another host"),
         }

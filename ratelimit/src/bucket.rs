@@ -92,7 +92,7 @@ impl Pace {
             // There is nothing to count units by.
             (_, 0 | CLOSED) => debt.min(STEP_MAX),
             (0, _) => 0,
-            (CLOSED, _) => to.room,
+            (CLOSED, _) => to.room.max(debt.min(STEP_MAX)),
             _ if debt > self.room => to.room + scaled(debt - self.room),
             _ => to.room.saturating_sub(scaled(self.room - debt)),
         }
@@ -171,14 +171,21 @@ impl Bucket {
             let _ =
                 self.tat.try_update(Relaxed, Relaxed, |tat| Some(old.move_debt(pace, tat, now)));
         };
-        // At a slower pace the same units are more ticks, and so is what they lack of the room.
-        if pace.interval > old.interval {
-            self.publish(pace);
-            move_debt();
-        } else {
-            move_debt();
-            self.publish(pace);
+        let set_room = |ticks: u64| self.room.store(ticks, Relaxed);
+        // At a slower pace the same units are more ticks. What is less counts first, what is more last.
+        let slower = pace.interval > old.interval;
+        if slower {
+            self.interval.store(pace.interval, Relaxed);
         }
+        set_room(pace.room.min(old.room));
+        move_debt();
+        set_room(pace.room);
+        self.interval.store(pace.interval, Relaxed);
+    }
+
+    /// What its theoretical arrival time would be at another pace.
+    pub(crate) fn tat_at(&self, now: Instant, pace: Pace) -> u64 {
+        self.pace().move_debt(pace, self.tat.load(Relaxed), tick(self.epoch, now))
     }
 
     /// The pace as it is now.
@@ -197,11 +204,6 @@ impl Bucket {
             CLOSED => (0, duration(debt)),
             interval => (pace.room.saturating_sub(debt) / interval, duration(debt)),
         }
-    }
-
-    fn publish(&self, pace: Pace) {
-        self.interval.store(pace.interval, Relaxed);
-        self.room.store(pace.room, Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@
 //! The window is the time that the limit is for, but 1 s at least and 5 min at most ([`WINDOW`]): of a limit of three a minute a second would show
 //! nothing most of the time. Two windows, and the larger estimate counts: this one, in eight slots, and its last quarter when that saw at least
 //! [`QUICK_MIN`] units, so that a step is noticed at once and a pause of a moment gives nothing away. The running slot is left out until it is
-//! complete. A host in its first window divides by the time it has.
+//! complete. A host in its first window divides by the time it has, if that is a second or saw more than a few.
 //!
 //! Orderings: relaxed; each slot is one atomic that holds its number and its count, so a stale slot is never read as a fresh one.
 
@@ -21,7 +21,7 @@ use crate::quantity::Micros;
 #[derive(Debug)]
 pub struct Demand {
     epoch: Instant,
-    slot_ns: u64,
+    slot_ns: AtomicU64,
     slots: [AtomicU64; SLOTS],
 }
 
@@ -29,9 +29,18 @@ impl Demand {
     /// Of a limit that is for so long. Nothing was offered before `epoch`.
     #[must_use]
     pub fn new(epoch: Instant, per: Duration) -> Demand {
-        let window = per.clamp(*WINDOW.start(), *WINDOW.end());
-        let slot_ns = (window.as_nanos() / u128::from(SLOTS_IN_WINDOW)) as u64;
-        Demand { epoch, slot_ns, slots: std::array::from_fn(|_| AtomicU64::new(0)) }
+        Demand {
+            epoch,
+            slot_ns: AtomicU64::new(slot_ns(per)),
+            slots: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
+    /// The limit is for so long from now on. If that is another window, counting begins anew.
+    pub fn set_per(&self, per: Duration) {
+        if self.slot_ns.swap(slot_ns(per), Relaxed) != slot_ns(per) {
+            self.slots.iter().for_each(|slot| slot.store(0, Relaxed));
+        }
     }
 
     /// A request for `cost` units came. Call it before asking whether it may go.
@@ -62,12 +71,19 @@ impl Demand {
         let complete = number - FIRST;
         let long = self.count(number, complete.min(SLOTS_IN_WINDOW));
         let quick = self.count(number, complete.min(QUICK));
+        let slot_ns = self.slot_ns.load(Relaxed);
         let over = |count: u64, slots: u32| match slots {
             // Nothing is complete yet: what came so far came within a slot.
-            0 => Micros::units(self.count(number + 1, 1)).part(per_ns, self.slot_ns),
-            _ => Micros::units(count).part(per_ns, self.slot_ns * u64::from(slots)),
+            0 => Micros::units(self.count(number + 1, 1)).part(per_ns, slot_ns),
+            _ => Micros::units(count).part(per_ns, slot_ns * u64::from(slots)),
         };
-        let steady = over(long, complete.min(SLOTS_IN_WINDOW));
+        // In a long window the first few are chance too, and would count as many for long.
+        let sofar = if complete == 0 { self.count(number + 1, 1) } else { long };
+        let steady = if sofar < QUICK_MIN && slot_ns > SLOT_NS_MIN {
+            over(sofar, SLOTS_IN_WINDOW)
+        } else {
+            over(long, complete.min(SLOTS_IN_WINDOW))
+        };
         if quick < QUICK_MIN { steady } else { steady.max(over(quick, complete.min(QUICK))) }
     }
 
@@ -82,13 +98,22 @@ impl Demand {
     /// The running slot. Numbers begin at [`FIRST`], so that an empty slot's 0 is older than any.
     fn number(&self, now: Instant) -> u32 {
         let nanos = now.saturating_duration_since(self.epoch).as_nanos() as u64;
-        u32::try_from(nanos / self.slot_ns).unwrap_or(u32::MAX / 2).saturating_add(FIRST)
+        u32::try_from(nanos / self.slot_ns.load(Relaxed))
+            .unwrap_or(u32::MAX / 2)
+            .saturating_add(FIRST)
     }
+}
+
+fn slot_ns(per: Duration) -> u64 {
+    let window = per.clamp(*WINDOW.start(), *WINDOW.end());
+    (window.as_nanos() / u128::from(SLOTS_IN_WINDOW)) as u64
 }
 
 /// The shortest and the longest window.
 pub const WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 const SLOTS_IN_WINDOW: u32 = 8;
+/// Of the shortest window.
+const SLOT_NS_MIN: u64 = 125_000_000;
 /// Slots of the quick window.
 const QUICK: u32 = 2;
 /// The quick window counts with at least so many units: fewer are chance.
@@ -160,11 +185,26 @@ mod tests {
         assert_eq!(demand.in_each(minute, came(270)), Micros::ZERO);
         let day = Demand::new(t0, Duration::from_secs(86_400));
         day.offer(t0, 1);
+        assert_eq!(day.in_each(minute, came(1)).micros(), 200_000, "one in five minutes");
+        assert_eq!(day.in_each(minute, came(40)).micros(), 200_000);
         assert_eq!(
             day.in_each(minute, came(600)),
             Micros::ZERO,
             "it looks back no longer than 5 min"
         );
+    }
+
+    #[test]
+    fn another_window_begins_anew() {
+        let t0 = start();
+        let demand = Demand::new(t0, Duration::from_secs(3_600));
+        (0..10).for_each(|_| demand.offer(t0 + millis(60_000), 1));
+        demand.set_per(SECOND);
+        assert_eq!(demand.in_each(SECOND, t0 + millis(60_100)), Micros::ZERO);
+        (0..100).for_each(|i| demand.offer(t0 + millis(61_000 + 10 * i), 1));
+        assert_eq!(demand.in_each(SECOND, t0 + millis(62_000)), Micros::units(100));
+        demand.set_per(SECOND);
+        assert_eq!(demand.in_each(SECOND, t0 + millis(62_000)), Micros::units(100));
     }
 
     #[test]

@@ -97,6 +97,12 @@ impl KeyTable {
         Bucket::used(self.epoch, self.pace, tat.load(Relaxed))
     }
 
+    /// The key had a bucket of its own until now, and has what it has left there: less if its place owes more.
+    pub fn put_back(&self, now: Instant, key: &[u8], bucket: &Bucket) {
+        let tat = bucket.tat_at(now, self.pace);
+        self.bucket_of(self.hash(key), tick(self.epoch, now)).fetch_max(tat, Relaxed);
+    }
+
     /// The key's place, or what it shares.
     fn bucket_of(&self, hash: u64, now: u64) -> &AtomicU64 {
         let shared = &self.shared[hash as usize % SHARED];
@@ -236,6 +242,16 @@ mod tests {
         let refused = bucket.try_acquire(t0, 1).unwrap_err();
         assert_eq!(refused.retry_after, Some(Duration::from_millis(1_600)), "25 − 10 + 1");
         assert_eq!(table.bucket(t0, b"unknown").remaining(t0).0, 10);
+
+        let bucket = table.bucket(t0, b"b");
+        bucket.set_pace(
+            t0,
+            Pace::new(Micros::units(100), Duration::from_secs(1), Micros::units(100)),
+        );
+        let later = t0 + Duration::from_millis(50);
+        bucket.try_acquire(later, 12).unwrap();
+        table.put_back(later, b"b", &bucket);
+        assert_eq!(admitted(&table, later, b"b", 100), 3, "10 and 5 that came, less 12");
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub async fn send(
     let mut copies: Vec<Copied<_>> = Vec::new();
     let mut story = Story::default();
     let mut failed: Option<Failed> = None;
-    let mut observed = false;
+    let mut observed = None;
 
     let delay = route.hedger.delay(start, &policy.hedge);
     let mut copy_at = delay.map(|delay| dispatched + delay);
@@ -148,7 +148,7 @@ pub async fn send(
                         }
                         Err(NoCopy::AtAll) => None,
                         Err(NoCopy::Observed) => {
-                            observed = true;
+                            observed = Some(now.saturating_duration_since(dispatched));
                             None
                         }
                     }
@@ -162,7 +162,7 @@ pub async fn send(
                     Ok(won) => {
                         let latency = now.saturating_duration_since(dispatched);
                         route.hedger.record(now, latency);
-                        if let Some(delay) = delay.filter(|_| observed) {
+                        if let Some(delay) = observed {
                             route.hedger.observe(now, delay, latency);
                         }
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);

@@ -28,7 +28,7 @@ impl Discovery {
         self.issue(now, wall_ms, &subject, Instruction::Override(policy), ttl)
     }
 
-    /// Orders that nobody chooses a host for a while. One that is not known here is nobody's loss.
+    /// Orders that nobody chooses a host for a while.
     ///
     /// # Errors
     /// Why not; nothing changed.
@@ -39,6 +39,9 @@ impl Discovery {
         node: u64,
         ttl: Duration,
     ) -> Result<(), OrderError> {
+        if node != self.config.node.id && !self.membership.up().contains_key(&node) {
+            return Err(OrderError::NoSuchHost);
+        }
         self.issue(now, wall_ms, &Subject::Drain(node), Instruction::Drain, ttl)
     }
 

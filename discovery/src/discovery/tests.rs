@@ -410,6 +410,7 @@ fn an_order_counts_everywhere_until_its_end() {
     let minute = Duration::from_secs(60);
     hosts[0].override_policy(now, WALL, "web", policy(FAST), minute).unwrap();
     hosts[1].drain(now, WALL, 1, minute).unwrap();
+    assert_eq!(hosts[1].drain(now, WALL, 77, minute), Err(OrderError::NoSuchHost));
     talk(now, &mut hosts);
     let later = now + Duration::from_secs(1);
     for host in &mut hosts {

@@ -165,6 +165,9 @@ fn readiness(admin: &Admin) -> Result<(), String> {
     if !admin.gossip.joined() {
         return Err("joining: no host of mesh.join has answered yet".to_owned());
     }
+    if admin.quotas.view().waiting {
+        return Err("waiting to hear who shares the limits of ratelimit.resources".to_owned());
+    }
     Ok(())
 }
 

@@ -132,6 +132,10 @@ async fn issue_drain(
 ) -> Result<Json<report::Orders>, Refusal> {
     let body: DrainBody = read(&body)?;
     let node = node_of(&admin, &host)?;
+    let catalog = admin.gossip.catalog();
+    if catalog.nodes.get(&node).is_some_and(|node| node.status != NodeStatus::Alive) {
+        return Err(wrong(format!("{host} is not up: no host chooses it")));
+    }
     issue(&admin, OrderRequest::Drain(node, ttl(&body.ttl)?), Subject::Drain(node)).await
 }
 
@@ -161,11 +165,6 @@ async fn issue(
 
 /// What it means to do without a host.
 fn without(catalog: &Catalog, drained: u64) -> Vec<String> {
-    if catalog.nodes.get(&drained).is_none_or(|node| node.status != NodeStatus::Alive) {
-        return vec![
-            "It is not up. What it owned of limits is shared out among the others: if it is only cut off it goes on using that, and they are exceeded by as much".to_owned(),
-        ];
-    }
     let nowhere_else = catalog.services.values().filter(|service| {
         let mut here = service.instances.iter().filter(|i| i.node.id == drained);
         let elsewhere = |i: &&Arc<Instance>| i.node.id != drained && i.takes_requests();
@@ -218,12 +217,7 @@ fn ttl(text: &str) -> Result<Duration, Refusal> {
 fn node_of(admin: &Admin, host: &str) -> Result<u64, Refusal> {
     let catalog = admin.gossip.catalog();
     let id = (host.len() == 16).then(|| u64::from_str_radix(host, 16).ok()).flatten();
-    // Who shares limits is remembered longer than who was in the mesh.
-    let shares = |id: u64| {
-        let quotas = admin.quotas.view();
-        quotas.roster.iter().any(|roster| roster.members.contains(&format!("{id:016x}")))
-    };
-    if let Some(id) = id.filter(|id| catalog.nodes.contains_key(id) || shares(*id)) {
+    if let Some(id) = id.filter(|id| catalog.nodes.contains_key(id)) {
         return Ok(id);
     }
     // A host that lost its data directory is there twice: the one that is up is meant.

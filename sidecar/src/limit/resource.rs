@@ -23,11 +23,11 @@ pub struct Resource {
     /// What is leased, by key; the empty key where there are none.
     meters: Arc<ArcSwap<Meters>>,
     /// All other keys: each has what this host owns of it. Not for what is held.
-    own_part: ArcSwap<KeyTable>,
+    own_part: Arc<ArcSwap<KeyTable>>,
     /// What this host owns is known.
     told: AtomicBool,
     /// It has owned something since the process began.
-    has_owned: AtomicBool,
+    has_owned: Arc<AtomicBool>,
     /// Something became leased.
     changed: Arc<watch::Sender<()>>,
     wanted: mpsc::Sender<Wanted>,
@@ -72,9 +72,9 @@ impl Resource {
             name,
             rules,
             meters: Arc::default(),
-            own_part: ArcSwap::from_pointee(own_part),
+            own_part: Arc::new(ArcSwap::from_pointee(own_part)),
             told: AtomicBool::new(false),
-            has_owned: AtomicBool::new(false),
+            has_owned: Arc::default(),
             changed: Arc::new(watch::Sender::new(())),
             wanted,
         }
@@ -85,9 +85,9 @@ impl Resource {
         Resource {
             rules,
             meters: Arc::clone(&self.meters),
-            own_part: ArcSwap::new(self.own_part.load_full()),
+            own_part: Arc::clone(&self.own_part),
             told: AtomicBool::new(self.is_told()),
-            has_owned: AtomicBool::new(self.has_owned.load(Relaxed)),
+            has_owned: Arc::clone(&self.has_owned),
             changed: Arc::clone(&self.changed),
             ..Resource::new(Arc::clone(&self.name), self.rules.clone(), self.wanted.clone())
         }
@@ -293,6 +293,7 @@ impl Resource {
 
     /// A meter that is there already is this resource's from now on.
     pub fn adopt(&self, key: &[u8], meter: &Arc<Meter>) {
+        meter.demand.set_per(self.rules.per.unwrap_or_default());
         if self.meter(key).is_none_or(|known| !Arc::ptr_eq(&known, meter)) {
             self.insert(key, meter);
         }
@@ -307,8 +308,12 @@ impl Resource {
         self.changed.send_replace(());
     }
 
-    /// A key is not leased any more: it has this host's own part again.
-    pub fn forget(&self, key: &[u8]) {
+    /// A key is not leased any more: it has this host's own part again, and of that what it had left, but for requests that are decided in
+    /// this very moment.
+    pub fn forget(&self, now: Instant, key: &[u8]) {
+        if let Some(meter) = self.meter(key) {
+            self.own_part.load().put_back(now, key, &meter.bucket);
+        }
         self.meters.rcu(|known| {
             let mut next = HashMap::clone(known);
             next.remove(key);
@@ -460,7 +465,7 @@ mod tests {
             "b has its own part"
         );
         assert!(resource.meter(b"b").is_none());
-        resource.forget(b"a");
+        resource.forget(now, b"a");
         assert!(resource.meter(b"a").is_none());
     }
 
@@ -476,6 +481,10 @@ mod tests {
             meter.bucket.try_acquire(now, 1).unwrap_err().retry_after.unwrap().as_millis(),
             210
         );
+
+        // And as when it wants nothing back.
+        resource.forget(now, b"a");
+        assert!(resource.observe(now, b"a", 1, Fail::Safe).is_err());
 
         assert!(resource.acquire(now, b"b", 5, Fail::Safe, NOW).await.is_ok());
         let resource = Arc::new(resource.under(Template { burst: Micros::units(40), ..rate() }));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use evenkeel_discovery::discovery::NOTE_MAX;
-use evenkeel_discovery::{Catalog, HostNotes, Node, NodeStatus, Subject};
+use evenkeel_discovery::{Catalog, HostNotes, Node, NodeStatus};
 use evenkeel_ratelimit::{Census, Roster, decode_rosters, encode_rosters};
 
 /// The note of who takes part: the newest roster that it knows, and how long its clients hold their leases.
@@ -66,59 +66,12 @@ pub fn census(catalog: &Catalog, may_begin: bool, wall_s: u64, absent: Duration)
         .iter()
         .filter(|(host, node)| ended(node.status) || declines(host, node))
         .map(|(host, _)| *host);
-    // Who drains a host that is not up says that it is not behind a partition.
-    let is_up = |host| catalog.nodes.get(host).is_some_and(|n| n.status == NodeStatus::Alive);
-    let drained = catalog.orders.keys().filter_map(|subject| match subject {
-        Subject::Drain(host) if !is_up(host) => Some(*host),
-        Subject::Drain(_) | Subject::Override(_) => None,
-    });
     Census {
-        gone: gone.chain(drained).collect(),
+        gone: gone.collect(),
         present: known.keys().copied().collect(),
         known,
         may_begin,
         clients,
         absent,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use evenkeel_discovery::{Instruction, Order};
-    use std::sync::Arc;
-
-    #[test]
-    fn who_is_not_up_is_gone_once_an_operator_says_so() {
-        let node = |id: u64, status| Node {
-            id,
-            name: format!("host-{id}"),
-            address: ([127, 0, 0, 1], 7111).into(),
-            mesh: ([127, 0, 0, 1], 7110).into(),
-            zone: None,
-            generation: 1,
-            status,
-            draining: false,
-            index: 0,
-        };
-        let statuses =
-            [NodeStatus::Alive, NodeStatus::Failed, NodeStatus::Failed, NodeStatus::Left];
-        let nodes = (1..).zip(statuses).map(|(id, status)| (id, Arc::new(node(id, status))));
-        let drained =
-            Order { instruction: Instruction::Drain, issued_us: 1, until_us: 2, by: String::new() };
-        let drained = Arc::new(drained);
-        // The last one is not even known.
-        let orders = [1, 3, 9].map(|id| (Subject::Drain(id), Arc::clone(&drained)));
-        let takes_part = Arc::from(takes_part(7, Duration::ZERO));
-        let notes = HostNotes::from([(Box::from(TAKES_PART), takes_part)]);
-        let catalog = Catalog {
-            nodes: nodes.collect(),
-            orders: orders.into_iter().collect(),
-            notes: BTreeMap::from([(1, Arc::new(notes))]),
-            ..Catalog::default()
-        };
-        let census = census(&catalog, true, 100, Duration::from_secs(60));
-        assert_eq!(census.gone.into_iter().collect::<Vec<_>>(), [3, 4, 9]);
-        assert_eq!(census.present.into_iter().collect::<Vec<_>>(), [1]);
     }
 }

@@ -60,6 +60,7 @@ pub(super) struct Owner {
     may_begin: Option<Instant>,
     dropped: u64,
     left: bool,
+    started: Instant,
 }
 
 /// Whether Doorman clients hold leases of this host. The others and the next life must know before the first has one: what
@@ -127,10 +128,12 @@ impl Owner {
             may_begin: met.then_some(now),
             dropped: 0,
             left: false,
+            started: now,
         };
         owner.quotas.set_templates(now, templates(&owner.settings));
         owner.follow(now, rosters);
         owner.save(false);
+        owner.show(now);
         owner
     }
 
@@ -287,11 +290,13 @@ impl Owner {
         for (id, leased) in &mut self.leased {
             let rules = leased.resource.rules();
             let mut wants = leased.meter.wants(now, rules);
-            // Not forgotten while what was taken still weighs: the table would know nothing of it.
-            if now.saturating_duration_since(leased.since) < FIRST_LASTS
-                || !leased.meter.is_idle(now)
-            {
+            let is_new = now.saturating_duration_since(leased.since) < FIRST_LASTS;
+            if is_new || !leased.meter.is_idle(now) {
+                // What was taken still weighs.
                 wants = wants.max(FIRST_WANTS);
+            } else if rules.per.is_some() && wants <= self.quotas.unused_right(rules) {
+                // What this host owns is enough for it, and needs no lease.
+                wants = Micros::ZERO;
             }
             if wants != leased.offered && self.quotas.offer(now, id, wants).is_ok() {
                 leased.offered = wants;
@@ -357,6 +362,7 @@ impl Owner {
         self.write_notes(written);
         if news {
             self.save(false);
+            self.show(now);
         }
     }
 
@@ -412,7 +418,7 @@ impl Owner {
         self.addresses.clear();
         self.census = Census::default();
         for leased in std::mem::take(&mut self.leased).into_values() {
-            leased.resource.forget(&leased.key);
+            leased.resource.forget(now, &leased.key);
         }
         self.rights_changed = true;
     }
@@ -430,7 +436,7 @@ impl Owner {
                 Event::Spend { resource, spending } => self.spend(now, resource, spending),
                 Event::Forgotten { resource } => {
                     if let Some(leased) = self.leased.remove(&resource) {
-                        leased.resource.forget(&leased.key);
+                        leased.resource.forget(now, &leased.key);
                     }
                 }
             }
@@ -495,8 +501,15 @@ impl Owner {
             self.take_census();
         }
         self.keep_long_loans(now);
-        let view =
-            view::of(now, &self.quotas, &self.registrar, &self.gossip.catalog(), self.dropped);
+        self.show(now);
+    }
+
+    fn show(&self, now: Instant) {
+        let catalog = self.gossip.catalog();
+        let waiting = !self.settings.resources.is_empty()
+            && self.registrar.newest().epoch == 0
+            && now < self.started + WAITING_MAX;
+        let view = view::of(now, &self.quotas, &self.registrar, &catalog, self.dropped, waiting);
         self.view.store(Arc::new(view));
     }
 
@@ -574,12 +587,14 @@ fn longest_lease(settings: &RateLimit) -> Duration {
     settings.resources.iter().map(|resource| resource.lease).max().unwrap_or_default()
 }
 
-/// How often demand is measured: half of the window in which a step shows.
+/// How often demand is measured: half of the shortest time in which a step shows.
 const DEMAND_EVERY: Duration = Duration::from_millis(50);
 /// So long the others take to hear that this host has clients, and some.
 const ANNOUNCED: Duration = Duration::from_secs(1);
 /// A host that has just met the others hears within this time what they know.
 const HEARING: Duration = Duration::from_secs(2);
+/// Who has not heard of a roster for so long is as ready as it gets.
+const WAITING_MAX: Duration = Duration::from_secs(20);
 /// How often the registrar looks, beside each change.
 const CENSUS_EVERY: Duration = Duration::from_secs(1);
 /// Nothing is due.

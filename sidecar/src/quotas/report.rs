@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 pub struct View {
     /// Who shares the resources.
     pub roster: Option<Roster>,
+    /// It has just begun and nobody has told it a roster: it owns nothing yet.
+    #[serde(default)]
+    pub waiting: bool,
     /// Those in use here, by id.
     pub resources: Vec<Resource>,
     /// What was refused or lost since the start.

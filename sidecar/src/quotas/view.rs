@@ -14,6 +14,7 @@ pub fn of(
     registrar: &Registrar,
     catalog: &Catalog,
     dropped: u64,
+    waiting: bool,
 ) -> View {
     let counters = quotas.counters();
     let newest = registrar.newest();
@@ -24,6 +25,7 @@ pub fn of(
             settled: newest.settled,
             members: newest.members.keys().map(|host| name(*host)).collect(),
         }),
+        waiting,
         resources: quotas
             .reports(now)
             .map(|report| resource(now, quotas, catalog, &report))

@@ -41,6 +41,8 @@ fn a_doorman_client_gets_leases_from_any_host(workers: usize) {
     wait::for_true("both hosts lend", Duration::from_secs(30), || {
         answer = answers(&target(1), &target(2));
         answer["first"]["leases"]["db"]["capacity"] == 10.0
+            // The host may have had to borrow first.
+            && answer["refreshed"]["leases"]["db"]["capacity"] == 20.0
             && answer["first"]["leases"]["minute"]["capacity"].as_f64() > Some(2.0)
             && answer["greedy"]["leases"]["db"]["capacity"].as_f64() > Some(100.0)
     });
@@ -54,7 +56,6 @@ fn a_doorman_client_gets_leases_from_any_host(workers: usize) {
         "at most the lease from now: {answer:#}"
     );
     assert_eq!(lease["refresh_interval"], 5);
-    assert_eq!(answer["refreshed"]["leases"]["db"]["capacity"], 20.0);
     let greedy = answer["greedy"]["leases"]["db"]["capacity"].as_f64().unwrap();
     assert!(greedy <= 480.0, "two clients of two hosts share 500: {answer:#}");
     let minute = &answer["first"]["leases"]["minute"];
