@@ -16,12 +16,15 @@ use evenkeel_ratelimit::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::clients::{Clients, longest_lease};
 use super::report::View;
 use super::saved::{SAVED_FILE, Saved};
-use super::{COMMANDS_MAX, Command, Message, VIEW_EVERY, notes, split, templates, view};
+use super::{Command, Message, VIEW_EVERY, notes, split, templates, view};
 use crate::gossip::GossipHandle;
 use crate::limit::{Limits, Meter, Resource, Wanted};
 use crate::state::State;
+
+mod clients;
 
 /// The thread's state.
 pub(super) struct Owner {
@@ -61,15 +64,6 @@ pub(super) struct Owner {
     dropped: u64,
     left: bool,
     started: Instant,
-}
-
-/// Whether Doorman clients hold leases of this host. The others and the next life must know before the first has one: what
-/// this host owns is then lent for longer than it may live.
-enum Clients {
-    None,
-    /// Being told. What they ask meanwhile waits.
-    Announced(Instant, Vec<Command>),
-    Some,
 }
 
 /// A meter, and what is asked for it.
@@ -513,47 +507,6 @@ impl Owner {
         self.view.store(Arc::new(view));
     }
 
-    /// The first client asks: the others hear of it first.
-    fn announce(&mut self, now: Instant, ask: Command) {
-        if let Clients::Announced(_, waiting) = &mut self.clients {
-            if waiting.len() < COMMANDS_MAX {
-                waiting.push(ask);
-            }
-            return;
-        }
-        self.lend_long(now);
-        // Nobody else has to hear of it in a mesh of one.
-        let wait = if self.census.present.len() > 1 { ANNOUNCED } else { Duration::ZERO };
-        self.clients = Clients::Announced(now + wait, vec![ask]);
-        self.take_census();
-    }
-
-    /// The others have heard of the clients.
-    fn serve_clients(&mut self) {
-        if let Clients::Announced(_, waiting) = std::mem::replace(&mut self.clients, Clients::Some)
-        {
-            waiting.into_iter().for_each(|ask| self.command(ask));
-        }
-    }
-
-    /// From now on something may be lent for long.
-    fn lend_long(&mut self, now: Instant) {
-        let until = now + (BASE + longest_lease(&self.settings)) * 2;
-        self.long_loans = self.long_loans.max(Some(until));
-        if !self.saved_long {
-            self.save(false);
-        }
-    }
-
-    /// Follows whether anybody has clients: what is lent to a root lasts as long as the clients of any host need it.
-    fn keep_long_loans(&mut self, now: Instant) {
-        if !matches!(self.clients, Clients::None) || !self.census.clients.is_empty() {
-            self.lend_long(now);
-        } else if self.long_loans.take_if(|until| *until <= now).is_some() {
-            self.save(false);
-        }
-    }
-
     /// Follows rosters, in this order; whether any of that is new.
     fn follow(&mut self, now: Instant, rosters: Vec<Roster>) -> bool {
         if !self.registrar.heard(now, rosters) {
@@ -583,14 +536,8 @@ impl Owner {
     }
 }
 
-fn longest_lease(settings: &RateLimit) -> Duration {
-    settings.resources.iter().map(|resource| resource.lease).max().unwrap_or_default()
-}
-
 /// How often demand is measured: half of the shortest time in which a step shows.
 const DEMAND_EVERY: Duration = Duration::from_millis(50);
-/// So long the others take to hear that this host has clients, and some.
-const ANNOUNCED: Duration = Duration::from_secs(1);
 /// A host that has just met the others hears within this time what they know.
 const HEARING: Duration = Duration::from_secs(2);
 /// Who has not heard of a roster for so long is as ready as it gets.
