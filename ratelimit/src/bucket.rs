@@ -173,8 +173,7 @@ impl Bucket {
         };
         let set_room = |ticks: u64| self.room.store(ticks, Relaxed);
         // At a slower pace the same units are more ticks. What is less counts first, what is more last.
-        let slower = pace.interval > old.interval;
-        if slower {
+        if pace.interval > old.interval {
             self.interval.store(pace.interval, Relaxed);
         }
         set_room(pace.room.min(old.room));

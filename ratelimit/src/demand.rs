@@ -50,8 +50,9 @@ impl Demand {
         let slot = &self.slots[number as usize % SLOTS];
         let mut word = slot.load(Relaxed);
         loop {
-            // A worker whose clock is a little behind adds to the newer slot that has the place by now.
-            let next = if (word >> 32) as u32 >= number {
+            // A worker whose clock is a little behind adds to the newer slot that has the place by now. Much newer ones are of another window.
+            let ahead = ((word >> 32) as u32).wrapping_sub(number);
+            let next = if ahead <= SLOTS as u32 {
                 word & !COUNT | (word & COUNT).saturating_add(u64::from(cost)).min(COUNT)
             } else {
                 u64::from(number) << 32 | u64::from(cost)

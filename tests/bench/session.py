@@ -105,13 +105,18 @@ def keep(path, results):
         file.write(text + "\n")
 
 
+def joined(before, one):
+    return one if before in (None, one) else f"{before}, {one}"
+
+
 def merged(paths):
     results = {}
     for path in paths:
         with open(path) as file:
             one = json.load(file)
         results = {**one, "suites": {**results.get("suites", {}), **one["suites"]},
-                   "file": ", ".join(filter(None, [results.get("file"), one["file"]])),
+                   "file": joined(results.get("file"), one["file"]),
+                   "commit": joined(results.get("commit"), one["commit"]),
                    "others_cores": max(one["others_cores"], results.get("others_cores", 0)),
                    "broken": {},
                    "quick": one["quick"] or results.get("quick", False)}

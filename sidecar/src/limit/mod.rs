@@ -90,7 +90,7 @@ impl Limits {
         let requests = IntCounterVec::new(
             Opts::new(
                 "evenkeel_limit_requests_total",
-                "Requests that a rule of ratelimit.apply decided on; would_refuse: mode observe.",
+                "Requests that a rule of ratelimit.apply decided on (would_refuse: mode observe), and what applications acquired.",
             ),
             &["direction", "upstream", "resource", "outcome"],
         )?;
