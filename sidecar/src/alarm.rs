@@ -1,143 +1,103 @@
 //! When a request must be looked at again: the next copy, or the deadline.
 //!
-//! Nearly every request arms such a time and nearly every one ends before it comes. tokio's timers take a lock to
-//! be armed and one to be forgotten, and write to an eventfd whenever one is armed before all others, which
-//! at a hedge delay of a millisecond is every few requests. So a worker keeps its own: a ring of slots one
-//! [`TICK`] wide, an entry is a waker in a slab, arming and forgetting are a push and a removal. One task
-//! ([`run`]) sleeps until the next slot that is not empty.
+//! Nearly every request arms such a time and nearly every one ends before it comes. tokio's timers take a lock to be armed and one to
+//! be forgotten, write to an eventfd whenever one is armed before all others, which at a hedge delay of a few milliseconds is most of
+//! the time, and come a millisecond or two late. So a worker keeps its own: who waits, in the order of the times, and one [`Timer`].
 //!
-//! Times are rounded up to a tick. What lies beyond the ring is woken at its end and arms itself again: the
-//! woken request looks at its clock in any case.
+//! **The timer rings for nobody** when it was set for a request that has been answered. To a worker that is asleep that costs ten times as
+//! much as setting it anew, and one with little to do sleeps between any two requests: so while [`FEW`] wait, the timer follows each that is
+//! forgotten. With many, the worker is awake before it rings, and setting it for each would be a system call for each: so it is left.
+//!
+//! Times are rounded up to a [`TICK`], so that requests that came together are woken together.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use crate::timer::Timer;
 
 /// The times that a worker's requests wait for.
 #[derive(Debug)]
 pub struct Alarms {
     epoch: Instant,
-    entries: RefCell<Vec<Entry>>,
-    free: RefCell<Vec<usize>>,
-    ring: RefCell<Vec<Vec<(usize, u64)>>>,
+    timer: Timer,
+    waiting: RefCell<BTreeMap<Key, Waker>>,
+    armed: Cell<u64>,
     /// Everything before this tick has been woken.
     swept: Cell<u64>,
-    /// The tick that [`run`] sleeps until.
-    next: Cell<u64>,
-    armed: Cell<usize>,
-    sooner: Notify,
 }
 
-#[derive(Debug)]
-struct Entry {
-    /// Set apart from those that had its place before.
-    generation: u64,
-    waker: Option<Waker>,
-}
+/// A tick, and a number of its own.
+type Key = (u64, u64);
 
 impl Alarms {
     /// None armed.
-    pub fn new(epoch: Instant) -> Alarms {
-        Alarms {
+    ///
+    /// # Errors
+    /// No descriptor is left for the timer.
+    pub fn new(epoch: Instant) -> io::Result<Alarms> {
+        Ok(Alarms {
             epoch,
-            entries: RefCell::default(),
-            free: RefCell::default(),
-            ring: RefCell::new(vec![Vec::new(); SLOTS]),
-            swept: Cell::new(0),
-            next: Cell::new(u64::MAX),
+            timer: Timer::new()?,
+            waiting: RefCell::default(),
             armed: Cell::new(0),
-            sooner: Notify::new(),
-        }
+            swept: Cell::new(0),
+        })
     }
 
-    fn tick_of(&self, at: Instant) -> u64 {
-        let ticks = at.saturating_duration_since(self.epoch).as_nanos().div_ceil(TICK.as_nanos());
-        u64::try_from(ticks).unwrap_or(u64::MAX)
-    }
-
-    fn arm(&self, at: Instant, waker: Waker) -> (usize, u64) {
-        if self.armed.get() == 0 {
-            // Nobody swept while nothing was armed.
-            let elapsed = Instant::now().saturating_duration_since(self.epoch).as_millis();
-            let passed = u64::try_from(elapsed).unwrap_or(u64::MAX) / TICK_MS;
-            self.swept.set(self.swept.get().max(passed));
-        }
-        let first = self.swept.get();
-        let tick = self.tick_of(at).clamp(first, first + SLOTS as u64 - 1);
-        let mut entries = self.entries.borrow_mut();
-        let id = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            entries.push(Entry { generation: 0, waker: None });
-            entries.len() - 1
-        });
-        let entry = &mut entries[id];
-        entry.waker = Some(waker);
-        let key = (id, entry.generation);
-        self.ring.borrow_mut()[slot(tick)].push(key);
-        self.armed.set(self.armed.get() + 1);
-        if tick < self.next.get() {
-            self.next.set(tick);
-            self.sooner.notify_one();
-        }
+    fn arm(&self, at: Instant, waker: Waker) -> Key {
+        let tick = self.since(at).div_ceil(TICK_NANOS).max(self.swept.get());
+        let key = (tick, self.armed.get());
+        self.armed.set(key.1 + 1);
+        self.waiting.borrow_mut().insert(key, waker);
+        self.timer.ring_at(self.begins(tick));
         key
     }
 
-    fn forget(&self, (id, generation): (usize, u64)) -> Option<Waker> {
-        let mut entries = self.entries.borrow_mut();
-        let entry = entries.get_mut(id).filter(|entry| entry.generation == generation)?;
-        entry.generation += 1;
-        self.free.borrow_mut().push(id);
-        self.armed.set(self.armed.get() - 1);
-        entry.waker.take()
+    fn forget(&self, key: Key) {
+        let mut waiting = self.waiting.borrow_mut();
+        let waker = waiting.remove(&key);
+        if waiting.len() < FEW {
+            self.timer.set(self.next(&waiting));
+        }
+        drop((waiting, waker));
     }
 
-    /// Wakes everything up to `now`; returns the next slot with something in it.
-    fn sweep(&self, now: Instant) -> Option<u64> {
-        let elapsed = now.saturating_duration_since(self.epoch).as_millis();
-        let until = u64::try_from(elapsed).unwrap_or(u64::MAX) / TICK_MS + 1;
-        let from = self.swept.get();
-        for tick in from..until.min(from + SLOTS as u64) {
-            let mut due = std::mem::take(&mut self.ring.borrow_mut()[slot(tick)]);
-            for key in due.drain(..) {
-                if let Some(waker) = self.forget(key) {
-                    waker.wake();
-                }
-            }
-            // Its room is used again.
-            let emptied = &mut self.ring.borrow_mut()[slot(tick)];
-            if emptied.is_empty() {
-                *emptied = due;
-            }
+    /// Wakes everything up to `now`.
+    fn sweep(&self, now: Instant) {
+        let mut waiting = self.waiting.borrow_mut();
+        self.swept.set(self.swept.get().max(self.since(now) / TICK_NANOS + 1));
+        while let Some(due) = waiting.first_entry().filter(|first| self.has_rung(*first.key())) {
+            due.remove().wake();
         }
-        self.swept.set(until.max(from));
-        if self.armed.get() == 0 {
-            // Only what was forgotten is left in the ring.
-            self.ring.borrow_mut().iter_mut().for_each(Vec::clear);
-            return None;
-        }
-        let ring = self.ring.borrow();
-        (until..until + SLOTS as u64).find(|tick| !ring[slot(*tick)].is_empty())
+        self.timer.set(self.next(&waiting));
+    }
+
+    fn has_rung(&self, (tick, _): Key) -> bool {
+        tick < self.swept.get()
+    }
+
+    fn next(&self, waiting: &BTreeMap<Key, Waker>) -> Option<Instant> {
+        waiting.first_key_value().map(|((tick, _), _)| self.begins(*tick))
+    }
+
+    fn since(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.epoch).as_nanos() as u64
+    }
+
+    fn begins(&self, tick: u64) -> Instant {
+        self.epoch + Duration::from_nanos(tick.saturating_mul(TICK_NANOS))
     }
 }
 
 /// Wakes requests whose time has come, for as long as the worker runs.
 pub async fn run(alarms: Rc<Alarms>) {
     loop {
-        let next = alarms.sweep(Instant::now());
-        alarms.next.set(next.unwrap_or(u64::MAX));
-        let sooner = alarms.sooner.notified();
-        match next {
-            None => sooner.await,
-            Some(tick) => {
-                let due = alarms.epoch + Duration::from_millis(tick.saturating_mul(TICK_MS));
-                tokio::select! {
-                    () = sooner => {}
-                    () = tokio::time::sleep_until(due.into()) => {}
-                }
-            }
-        }
+        alarms.timer.rings().await;
+        alarms.sweep(Instant::now());
     }
 }
 
@@ -146,7 +106,7 @@ pub async fn run(alarms: Rc<Alarms>) {
 pub struct Alarm<'a> {
     alarms: &'a Alarms,
     at: Instant,
-    key: Option<(usize, u64)>,
+    key: Option<Key>,
 }
 
 impl<'a> Alarm<'a> {
@@ -163,27 +123,19 @@ impl<'a> Alarm<'a> {
         }
     }
 
-    /// Ready when it has rung, at or (beyond the ring) before its time: the caller looks at its clock.
+    /// Ready when it has rung.
     pub fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
-        match self.key {
-            None => {
-                self.key = Some(self.alarms.arm(self.at, cx.waker().clone()));
-                Poll::Pending
-            }
-            Some((id, generation)) => {
-                let rung = self.alarms.entries.borrow()[id].generation != generation;
-                if rung {
-                    self.key = None;
-                    return Poll::Ready(());
-                }
-                Poll::Pending
-            }
+        let key = *self.key.get_or_insert_with(|| self.alarms.arm(self.at, cx.waker().clone()));
+        if self.alarms.has_rung(key) {
+            self.key = None;
+            return Poll::Ready(());
         }
+        Poll::Pending
     }
 
     fn disarm(&mut self) {
         if let Some(key) = self.key.take() {
-            drop(self.alarms.forget(key));
+            self.alarms.forget(key);
         }
     }
 }
@@ -194,14 +146,11 @@ impl Drop for Alarm<'_> {
     }
 }
 
-fn slot(tick: u64) -> usize {
-    (tick % SLOTS as u64) as usize
-}
-
-const TICK_MS: u64 = 1;
-const TICK: Duration = Duration::from_millis(TICK_MS);
-/// The ring is this many ticks long.
-const SLOTS: usize = 256;
+/// Copies are worth less the later they go.
+const TICK: Duration = Duration::from_micros(250);
+const TICK_NANOS: u64 = TICK.as_nanos() as u64;
+/// Who wait while a worker has little to do.
+pub const FEW: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -209,58 +158,89 @@ mod tests {
 
     use super::*;
 
-    fn rings(alarms: &Alarms, after: Duration) -> impl Future<Output = Duration> {
-        let start = Instant::now();
-        let mut alarm = Alarm::new(alarms, start + after);
-        std::future::poll_fn(move |cx| {
-            if start.elapsed() >= after {
-                return Poll::Ready(start.elapsed());
-            }
-            if alarm.poll(cx).is_ready() && start.elapsed() < after {
-                alarm.set(start + after);
-                assert!(alarm.poll(cx).is_pending());
-            }
-            Poll::Pending
-        })
-    }
-
-    #[tokio::test]
-    async fn times_within_and_beyond_the_ring_come_and_forgotten_ones_leave_nothing() {
+    async fn local(test: impl AsyncFnOnce(Rc<Alarms>)) {
+        let alarms = Rc::new(Alarms::new(Instant::now()).unwrap());
         tokio::task::LocalSet::new()
             .run_until(async {
-                let alarms = Rc::new(Alarms::new(Instant::now()));
                 tokio::task::spawn_local(run(Rc::clone(&alarms)));
-                for ms in [0, 1, 3, 300, 600] {
-                    let after = Duration::from_millis(ms);
-                    let took = rings(&alarms, after).await;
-                    assert!(
-                        took >= after && took < after + Duration::from_secs(2),
-                        "{ms}: {took:?}"
-                    );
-                }
-                for _ in 0..10_000 {
-                    let mut alarm = Alarm::new(&alarms, Instant::now() + Duration::from_secs(9));
-                    let poll = std::future::poll_fn(|cx| Poll::Ready(alarm.poll(cx)));
-                    assert!(pin!(poll).await.is_pending());
-                }
-                assert_eq!(alarms.armed.get(), 0);
-                assert!(alarms.entries.borrow().len() < 10, "places are used again");
+                test(Rc::clone(&alarms)).await;
             })
             .await;
     }
 
-    #[test]
-    fn an_alarm_that_was_forgotten_does_not_wake_who_has_its_place() {
+    async fn rings(alarms: &Alarms, after: Duration) -> Duration {
         let start = Instant::now();
-        let alarms = Alarms::new(start);
-        let first = alarms.arm(start + Duration::from_millis(2), Waker::noop().clone());
-        assert!(alarms.forget(first).is_some());
-        let second = alarms.arm(start + Duration::from_millis(50), Waker::noop().clone());
-        assert_eq!(first.0, second.0, "the place is used again");
-        alarms.sweep(start + Duration::from_millis(10));
-        assert_eq!(alarms.armed.get(), 1, "the second still waits");
-        alarms.sweep(start + Duration::from_millis(60));
-        assert_eq!(alarms.armed.get(), 0);
-        assert!(alarms.forget(second).is_none());
+        let mut alarm = Alarm::new(alarms, start + after);
+        std::future::poll_fn(|cx| alarm.poll(cx)).await;
+        start.elapsed()
+    }
+
+    async fn arms(alarm: &mut Alarm<'_>) {
+        let poll = std::future::poll_fn(|cx| Poll::Ready(alarm.poll(cx)));
+        assert!(pin!(poll).await.is_pending());
+    }
+
+    #[tokio::test]
+    async fn it_rings_when_its_time_has_come() {
+        local(async |alarms| {
+            for micros in [0, 100, 1_000, 3_100, 300_000] {
+                let after = Duration::from_micros(micros);
+                let took = rings(&alarms, after).await;
+                assert!(took >= after && took < after + Duration::from_secs(2), "{took:?}");
+            }
+            let all = [9, 2, 5, 5].map(|ms| {
+                let alarms = Rc::clone(&alarms);
+                tokio::task::spawn_local(async move {
+                    rings(&alarms, Duration::from_millis(ms)).await >= Duration::from_millis(ms)
+                })
+            });
+            for one in all {
+                assert!(one.await.unwrap(), "none rings early");
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn it_can_be_set_anew_before_and_after_it_has_rung() {
+        local(async |alarms| {
+            let (start, ms) = (Instant::now(), Duration::from_millis(1));
+            let mut alarm = Alarm::new(&alarms, start + 60_000 * ms);
+            arms(&mut alarm).await;
+            for after in [20 * ms, 30 * ms] {
+                alarm.set(start + after);
+                arms(&mut alarm).await;
+                std::future::poll_fn(|cx| alarm.poll(cx)).await;
+                assert!(start.elapsed() >= after);
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn the_forgotten_leave_nothing_and_the_timer_follows_who_is_left() {
+        let alarms = Alarms::new(Instant::now()).unwrap();
+        let at = |ms| alarms.epoch + Duration::from_millis(ms);
+        let armed = async |ms: std::ops::Range<u64>| {
+            let mut all: Vec<_> = ms.map(|ms| Alarm::new(&alarms, at(ms))).collect();
+            for alarm in &mut all {
+                arms(alarm).await;
+            }
+            all
+        };
+        let mut few = armed(10_000..10_000 + FEW as u64).await;
+        assert_eq!(alarms.timer.set_to(), Some(at(10_000)));
+        drop(few.remove(0));
+        assert_eq!(alarms.timer.set_to(), Some(at(10_001)));
+        drop(few.remove(5));
+        assert_eq!(alarms.timer.set_to(), Some(at(10_001)), "another was the first");
+        let mut many = armed(5_000..5_000 + 2 * FEW as u64).await;
+        drop(many.remove(0));
+        assert_eq!(alarms.timer.set_to(), Some(at(5_000)), "it rings for nobody, once");
+        alarms.sweep(at(5_000));
+        assert_eq!(alarms.timer.set_to(), Some(at(5_001)));
+        drop((few, many));
+        assert_eq!(alarms.timer.set_to(), None);
+        assert!(alarms.waiting.borrow().is_empty());
     }
 }

@@ -122,8 +122,8 @@ pub async fn send(
                     return Err(too_late(upstream, start));
                 }
             }
-            Event::Timer if copy_at.is_some_and(|at| now >= at) => {
-                // Whether or not a copy goes out: who is this late is avoided until it answers.
+            Event::Timer => {
+                // A copy is due. Whether or not a copy goes out: who is this late is avoided until it answers.
                 waiting(&mut ticket, &mut copies).for_each(|waiting| waiting.late(now));
                 let again = delay.map(|delay| now + delay);
                 copy_at = if !may_copy || story.copies >= policy.hedge.max {
@@ -154,8 +154,6 @@ pub async fn send(
                     }
                 };
             }
-            // An alarm far away rings before its time: it is armed again below.
-            Event::Timer => {}
             Event::First(ended) => {
                 first.set(None);
                 match judge(ended, ticket.take(), upstream, body.as_ref(), now) {

@@ -3,13 +3,15 @@
 use std::io::IsTerminal as _;
 
 use evenkeel_config::settings::Log;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{Registry, fmt, reload};
 
 /// The handle to change the level.
 pub struct Logging {
-    filter: reload::Handle<EnvFilter, Registry>,
+    filter: reload::Handle<Targets, Registry>,
+    by_environment: Option<Targets>,
 }
 
 impl Logging {
@@ -18,7 +20,11 @@ impl Logging {
     /// # Errors
     /// A logger is installed already.
     pub fn start(log: &Log) -> anyhow::Result<Logging> {
-        let (filter, handle) = reload::Layer::new(filter(log));
+        let told = std::env::var("RUST_LOG").ok().filter(|told| !told.is_empty());
+        let forced = told.as_deref().map(str::parse::<Targets>).transpose();
+        let by_environment = forced.as_ref().ok().cloned().flatten();
+        let (filter, handle) =
+            reload::Layer::new(by_environment.clone().unwrap_or_else(|| by_file(log)));
         let registry = tracing_subscriber::registry().with(filter);
         if log.json {
             registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()?;
@@ -28,17 +34,23 @@ impl Logging {
                 .with(fmt::layer().with_ansi(colour).with_writer(std::io::stderr))
                 .try_init()?;
         }
-        Ok(Logging { filter: handle })
+        if let Err(error) = forced {
+            tracing::warn!(%error, "RUST_LOG is left out; it takes levels, also by module: warn,evenkeel=debug");
+        }
+        Ok(Logging { filter: handle, by_environment })
     }
 
     /// Takes over a changed level.
     pub fn set(&self, log: &Log) {
-        if let Err(error) = self.filter.reload(filter(log)) {
+        if self.by_environment.is_none()
+            && let Err(error) = self.filter.reload(by_file(log))
+        {
             tracing::warn!(%error, "the log level stays as it was");
         }
     }
 }
 
-fn filter(log: &Log) -> EnvFilter {
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&log.level))
+fn by_file(log: &Log) -> Targets {
+    // The configuration's reader lets nothing else pass than the names of levels.
+    Targets::new().with_default(log.level.parse::<LevelFilter>().unwrap_or(LevelFilter::INFO))
 }

@@ -39,6 +39,7 @@ mod scout;
 mod socket;
 mod state;
 mod template;
+mod timer;
 mod upstreams;
 mod views;
 mod worker;

@@ -133,11 +133,17 @@ pub fn spawn(
 }
 
 async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::Receiver<Order>) {
+    let alarms = match Alarms::new(shared.epoch) {
+        Ok(alarms) => Rc::new(alarms),
+        Err(error) => {
+            return tracing::error!(%error, id, "worker has no timer; raise the limit on open files");
+        }
+    };
     let worker = Rc::new(Worker {
         id,
         router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
         pool: Rc::default(),
-        alarms: Rc::new(Alarms::new(shared.epoch)),
+        alarms,
         asker: OnceCell::new(),
         rng: RefCell::new(rand::make_rng()),
         links: Default::default(),

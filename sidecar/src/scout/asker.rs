@@ -31,9 +31,10 @@ use rand::rngs::SmallRng;
 use tokio::net::UdpSocket;
 
 use super::application::Application;
-use super::timer::Timer;
+use crate::alarm::FEW;
 use crate::metrics::{Scouts, UpstreamMetrics};
 use crate::route::Upstream;
+use crate::timer::Timer;
 use crate::worker::Worker;
 
 /// As whom this host asks and answers.
@@ -68,7 +69,7 @@ pub struct Asker {
     rng: RefCell<SmallRng>,
     own: SocketAddr,
     outstanding: RefCell<HashMap<u64, Outstanding>>,
-    due: RefCell<BTreeMap<(Instant, u64), Due>>,
+    due: RefCell<BTreeMap<When, Due>>,
     next_due: Cell<u64>,
     timer: Timer,
     /// Endpoints that are asked again and again until they show life.
@@ -77,9 +78,14 @@ pub struct Asker {
     applications: RefCell<HashMap<(SocketAddr, Scout), Rc<Application>>>,
 }
 
+/// When something is due, and a number of its own.
+type When = (Instant, u64);
+
 #[derive(Debug)]
 struct Outstanding {
     about: About,
+    /// When its time is over.
+    timeout: When,
     /// The application itself was asked, not its host.
     direct: bool,
     at: Instant,
@@ -232,10 +238,10 @@ impl Asker {
             self.ask_application(worker, nonce, spec.dial, about.scout.as_ref()?)?;
         }
         about.metrics.of(worker.id).scouts(Scouts::Asked);
-        self.later(now + about.timeout, Due::Timeout(nonce));
+        let timeout = self.later(now + about.timeout, Due::Timeout(nonce));
         let waiter = waits.then_some(Waiter::Waits(None));
         let direct = to.is_none();
-        let outstanding = Outstanding { about, direct, at: now, lost: false, waiter };
+        let outstanding = Outstanding { about, timeout, direct, at: now, lost: false, waiter };
         self.outstanding.borrow_mut().insert(nonce, outstanding);
         Some(nonce)
     }
@@ -268,11 +274,21 @@ impl Asker {
         Some(())
     }
 
-    fn later(&self, at: Instant, due: Due) {
-        let number = self.next_due.get();
-        self.next_due.set(number + 1);
-        self.due.borrow_mut().insert((at, number), due);
+    fn later(&self, at: Instant, due: Due) -> When {
+        let when = (at, self.next_due.get());
+        self.next_due.set(when.1 + 1);
+        self.due.borrow_mut().insert(when, due);
         self.timer.ring_at(at);
+        when
+    }
+
+    /// It needs not be done: a timer that rings for nobody is dear (see [`alarm`](crate::alarm)).
+    fn no_longer(&self, when: When) {
+        let mut due = self.due.borrow_mut();
+        due.remove(&when);
+        if due.len() < FEW {
+            self.timer.set(due.keys().next().map(|(at, _)| *at));
+        }
     }
 
     /// An application lives. How busy it is only we can tell, from what we have sent it.
@@ -324,7 +340,10 @@ impl Asker {
         let Some(outstanding) = table.get_mut(&nonce).filter(expected) else {
             return false;
         };
-        let Outstanding { about, at, lost, waiter, .. } = outstanding;
+        let Outstanding { about, timeout, at, lost, waiter, .. } = outstanding;
+        if !*lost {
+            self.no_longer(*timeout);
+        }
         about.endpoint.scout_answered(now, *at, report);
         let metrics = about.metrics.of(worker);
         metrics.scouts(if *lost { Scouts::Late } else { Scouts::Answered });

@@ -4,7 +4,6 @@
 //! | --- | --- |
 //! | this | what a request does with scouts, by its policy's mode |
 //! | `asker` | a worker's socket, what it has asked and not been answered, and until when |
-//! | `timer` | its timer, more precise than a runtime's |
 //! | `receiver` | the thread `ek-scout` that answers for this host's instances |
 //! | `application` | asking an application itself, by its scout port or path |
 //!
@@ -21,7 +20,6 @@
 mod application;
 mod asker;
 mod receiver;
-mod timer;
 
 use std::rc::Rc;
 use std::sync::Arc;

@@ -169,14 +169,21 @@ fn observed_hedges_are_counted_and_not_sent(workers: usize) {
     let mut trio = Trio::start(Lab::new(workers), &Setup::default());
     let loads = start_loads(&trio.caller);
     after(&loads, 200);
-    trio.apps[0].process.signal(Signal::STOP);
-    after(&loads, 20);
-    trio.apps[0].process.signal(Signal::CONT);
-    after(&loads, 50);
+    let observed = |caller: &Host| {
+        caller.metrics().sum("evenkeel_hedges_total", &[("result", "observed")]) > 0.0
+    };
+    // The first to meet a stop may be a POST, and whoever comes after it goes elsewhere.
+    let met = (0..10).any(|_| {
+        trio.apps[0].process.signal(Signal::STOP);
+        after(&loads, 20);
+        trio.apps[0].process.signal(Signal::CONT);
+        after(&loads, 50);
+        observed(&trio.caller)
+    });
+    assert!(met, "no GET met any of ten stops");
     let report = finish(loads);
     check(&trio, &report);
     let metrics = trio.caller.metrics();
-    assert!(metrics.sum("evenkeel_hedges_total", &[("result", "observed")]) > 0.0);
     assert_eq!(metrics.sum("evenkeel_attempts_total", &[("kind", "hedge")]), 0.0);
     let explain = |method: &str| {
         let path = format!("/v1/explain/payments?method={method}&path=/");

@@ -1,7 +1,7 @@
-//! A worker's one precise timer, for waits of a millisecond.
+//! A precise timer, for waits of a millisecond.
 //!
-//! tokio's timers and the worker's alarms tick once a millisecond, so a scout's `timeout: 1ms` would be one to two, and the difference
-//! is the tail that scouts are there to cut. The kernel's timer (timerfd) is precise to some ten microseconds, and one system call sets it.
+//! tokio's timers tick once a millisecond, so a scout's `timeout: 1ms` would be one to two, and the difference
+//! is the tail that scouts and copies are there to cut. The kernel's timer (timerfd) is precise to some ten microseconds, and one system call sets it.
 
 use std::cell::Cell;
 use std::io;
@@ -38,33 +38,43 @@ impl Timer {
     /// Rings at `at`, unless it is set to ring sooner.
     pub fn ring_at(&self, at: Instant) {
         if self.rings_at.get().is_none_or(|set| at < set) {
-            self.rings_at.set(Some(at));
-            // Zero would disarm it.
-            let left = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
-            let value = Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            };
-            let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
-            let set = timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &once);
-            debug_assert!(set.is_ok(), "a descriptor of ours and a time within bounds: {set:?}");
+            self.set(Some(at));
         }
     }
 
-    /// Waits until it has rung; then it is set to nothing.
-    pub async fn rings(&self) {
-        loop {
-            let Ok(mut guard) = self.fd.readable().await else { return };
-            let mut times = [0; 8];
-            match guard.try_io(|fd| rustix::io::read(fd, &mut times).map_err(io::Error::from)) {
-                Ok(_) => {
-                    self.rings_at.set(None);
-                    return;
-                }
-                // It was set anew meanwhile.
-                Err(_would_block) => {}
-            }
+    /// Rings at this time, whatever it was set to; `None`: not at all.
+    pub fn set(&self, at: Option<Instant>) {
+        if self.rings_at.replace(at) == at {
+            return;
         }
+        let value = at.map_or_else(Timespec::default, |at| {
+            // Zero would disarm it.
+            let left = at.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
+        let set = timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &once);
+        debug_assert!(set.is_ok(), "a descriptor of ours and a time within bounds: {set:?}");
+    }
+
+    /// When it rings.
+    #[cfg(test)]
+    pub fn set_to(&self) -> Option<Instant> {
+        self.rings_at.get()
+    }
+
+    /// Waits until it has rung; then it is set to nothing. It may ring for a time that it was set to before, so the caller looks at its clock.
+    pub async fn rings(&self) {
+        // The descriptor is watched for edges: each time that it rings is one, whether or not it was read.
+        match self.fd.readable().await {
+            Ok(mut guard) => guard.clear_ready(),
+            // The runtime is ending.
+            Err(_) => std::future::pending().await,
+        }
+        self.rings_at.set(None);
     }
 }
 
