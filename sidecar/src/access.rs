@@ -7,7 +7,6 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, SystemTime};
 
 use evenkeel_config::settings::Access;
@@ -15,12 +14,14 @@ use http::Method;
 use http::header::HeaderValue;
 use http::uri::PathAndQuery;
 use serde::Serialize;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 /// Where the access log goes.
 #[derive(Debug)]
 pub struct AccessLog {
     mode: AtomicU8,
-    lines: SyncSender<Line>,
+    lines: Sender<Line>,
     dropped: prometheus::IntCounter,
 }
 
@@ -30,8 +31,9 @@ impl AccessLog {
     /// # Errors
     /// The operating system gives no thread.
     pub fn start(mode: Access, dropped: prometheus::IntCounter) -> std::io::Result<AccessLog> {
-        let (lines, queue) = sync_channel(QUEUE_MAX);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || run(&queue))?;
+        // Not the standard library's, which makes room for the whole queue at once: a megabyte that is hardly ever used.
+        let (lines, queue) = channel(QUEUE_MAX);
+        std::thread::Builder::new().name("access-log".into()).spawn(move || run(queue))?;
         let log = AccessLog { mode: AtomicU8::new(0), lines, dropped };
         log.set_mode(mode);
         Ok(log)
@@ -64,9 +66,9 @@ impl AccessLog {
     }
 }
 
-fn run(queue: &Receiver<Line>) {
+fn run(mut queue: Receiver<Line>) {
     let mut out = std::io::stdout().lock();
-    while let Ok(line) = queue.recv() {
+    while let Some(line) = queue.blocking_recv() {
         // Standard output that is closed ends the log, not the proxy.
         if serde_json::to_writer(&mut out, &line).is_err() || out.write_all(b"\n").is_err() {
             return;

@@ -5,8 +5,9 @@
 //! the time, and come a millisecond or two late. So a worker keeps its own: who waits, in the order of the times, and one [`Timer`].
 //!
 //! **The timer rings for nobody** when it was set for a request that has been answered. To a worker that is asleep that costs ten times as
-//! much as setting it anew, and one with little to do sleeps between any two requests: so while [`FEW`] wait, the timer follows each that is
-//! forgotten. With many, the worker is awake before it rings, and setting it for each would be a system call for each: so it is left.
+//! much as setting it anew, and one with little to do sleeps between any two requests: so while fewer than [`FEW`] wait, the timer follows each
+//! that is forgotten. With more, the worker is awake before it rings, and setting it for each would be a system call for each; and a ring further
+//! away than [`SOON`] is rare: so then it is left.
 //!
 //! Times are rounded up to a [`TICK`], so that requests that came together are woken together.
 
@@ -60,7 +61,7 @@ impl Alarms {
     fn forget(&self, key: Key) {
         let mut waiting = self.waiting.borrow_mut();
         let waker = waiting.remove(&key);
-        if waiting.len() < FEW {
+        if waiting.len() < FEW && self.timer.rings_before(Instant::now() + SOON) {
             self.timer.set(self.next(&waiting));
         }
         drop((waiting, waker));
@@ -97,6 +98,8 @@ impl Alarms {
 pub async fn run(alarms: Rc<Alarms>) {
     loop {
         alarms.timer.rings().await;
+        // What has arrived goes first: when this process was late, nobody else must look it.
+        tokio::task::yield_now().await;
         alarms.sweep(Instant::now());
     }
 }
@@ -149,8 +152,10 @@ impl Drop for Alarm<'_> {
 /// Copies are worth less the later they go.
 const TICK: Duration = Duration::from_micros(250);
 const TICK_NANOS: u64 = TICK.as_nanos() as u64;
-/// Who wait while a worker has little to do.
-pub const FEW: usize = 16;
+/// As many wait when a worker has enough to do.
+const FEW: usize = 16;
+/// Twenty rings a second cost nothing.
+const SOON: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
 mod tests {
@@ -228,19 +233,46 @@ mod tests {
             }
             all
         };
-        let mut few = armed(10_000..10_000 + FEW as u64).await;
+        let mut few = armed(10_000..10_004).await;
         assert_eq!(alarms.timer.set_to(), Some(at(10_000)));
         drop(few.remove(0));
+        assert_eq!(alarms.timer.set_to(), Some(at(10_000)), "far away");
+        // Past, however slow this machine is: and so within reach.
+        let mut near = armed(0..3).await;
+        drop(near.remove(1));
+        assert_eq!(alarms.timer.set_to(), Some(at(0)), "another was the first");
+        drop(near.remove(0));
+        assert_eq!(alarms.timer.set_to(), Some(at(2)));
+        drop(near);
         assert_eq!(alarms.timer.set_to(), Some(at(10_001)));
-        drop(few.remove(5));
-        assert_eq!(alarms.timer.set_to(), Some(at(10_001)), "another was the first");
-        let mut many = armed(5_000..5_000 + 2 * FEW as u64).await;
+        let mut many = armed(0..2 * FEW as u64).await;
         drop(many.remove(0));
-        assert_eq!(alarms.timer.set_to(), Some(at(5_000)), "it rings for nobody, once");
-        alarms.sweep(at(5_000));
-        assert_eq!(alarms.timer.set_to(), Some(at(5_001)));
+        assert_eq!(alarms.timer.set_to(), Some(at(0)), "it rings for nobody, once");
+        alarms.sweep(at(0));
+        assert_eq!(alarms.timer.set_to(), Some(at(1)));
         drop((few, many));
         assert_eq!(alarms.timer.set_to(), None);
         assert!(alarms.waiting.borrow().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_woken_whoever_is_forgotten() {
+        local(async |alarms| {
+            for many in [3, 3 * FEW as u64] {
+                let start = Instant::now();
+                let at = |ms| start + Duration::from_millis(ms);
+                let mut all: Vec<_> = (5..5 + many).map(|ms| Alarm::new(&alarms, at(ms))).collect();
+                for alarm in &mut all {
+                    arms(alarm).await;
+                }
+                drop(all.remove(0));
+                drop(all.remove(all.len() / 2));
+                for alarm in &mut all {
+                    std::future::poll_fn(|cx| alarm.poll(cx)).await;
+                    assert!(Instant::now() >= alarm.at);
+                }
+            }
+        })
+        .await;
     }
 }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 use evenkeel_config::settings::Log;
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, fmt, reload};
@@ -21,7 +21,7 @@ impl Logging {
     /// A logger is installed already.
     pub fn start(log: &Log) -> anyhow::Result<Logging> {
         let told = std::env::var("RUST_LOG").ok().filter(|told| !told.is_empty());
-        let forced = told.as_deref().map(str::parse::<Targets>).transpose();
+        let forced = told.as_deref().map(levels).transpose();
         let by_environment = forced.as_ref().ok().cloned().flatten();
         let (filter, handle) =
             reload::Layer::new(by_environment.clone().unwrap_or_else(|| by_file(log)));
@@ -50,7 +50,30 @@ impl Logging {
     }
 }
 
+/// An empty part, as after a comma at the end, would mean everything.
+fn levels(told: &str) -> Result<Targets, ParseError> {
+    let parts = told.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.collect::<Vec<_>>().join(",").parse()
+}
+
 fn by_file(log: &Log) -> Targets {
     // The configuration's reader lets nothing else pass than the names of levels.
     Targets::new().with_default(log.level.parse::<LevelFilter>().unwrap_or(LevelFilter::INFO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn the_environment_says_levels_by_module_and_a_comma_too_many_means_nothing() {
+        let some = levels("info, evenkeel=debug,,hyper=off,").unwrap();
+        assert!(some.would_enable("evenkeel::worker", &Level::DEBUG));
+        assert!(!some.would_enable("evenkeel::worker", &Level::TRACE));
+        assert!(some.would_enable("h2", &Level::INFO));
+        assert!(!some.would_enable("h2", &Level::DEBUG));
+        assert!(!some.would_enable("hyper", &Level::ERROR));
+        assert!(levels("evenkeel=loud").is_err());
+    }
 }

@@ -60,6 +60,11 @@ impl Timer {
         debug_assert!(set.is_ok(), "a descriptor of ours and a time within bounds: {set:?}");
     }
 
+    /// Whether it is set, and to before `at`.
+    pub fn rings_before(&self, at: Instant) -> bool {
+        self.rings_at.get().is_some_and(|set| set < at)
+    }
+
     /// When it rings.
     #[cfg(test)]
     pub fn set_to(&self) -> Option<Instant> {
@@ -96,5 +101,17 @@ mod tests {
         }
         let again = tokio::time::timeout(Duration::from_millis(20), timer.rings()).await;
         assert!(again.is_err(), "it was set to nothing");
+        timer.ring_at(Instant::now() + Duration::from_millis(1));
+        timer.set(None);
+        let none = tokio::time::timeout(Duration::from_millis(20), timer.rings()).await;
+        assert!(none.is_err(), "it was taken back");
+        // It rang, the runtime has seen that, and nobody asked before it was set again.
+        timer.ring_at(Instant::now());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let later = Instant::now() + Duration::from_millis(20);
+        timer.set(Some(later));
+        while Instant::now() < later {
+            timer.rings().await;
+        }
     }
 }

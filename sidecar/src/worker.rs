@@ -127,6 +127,8 @@ pub fn spawn(
             Ok(runtime) => runtime.block_on(run(id, shared, inboxes, inbox)),
             Err(error) => {
                 tracing::error!(%error, id, "worker has no runtime; raise the limit on open files");
+                // Connections would be handed to it all the same.
+                std::process::exit(1);
             }
         }
     })
@@ -136,7 +138,8 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
     let alarms = match Alarms::new(shared.epoch) {
         Ok(alarms) => Rc::new(alarms),
         Err(error) => {
-            return tracing::error!(%error, id, "worker has no timer; raise the limit on open files");
+            tracing::error!(%error, id, "worker has no timer; raise the limit on open files");
+            std::process::exit(1);
         }
     };
     let worker = Rc::new(Worker {

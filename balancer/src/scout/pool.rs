@@ -13,7 +13,8 @@
 //! - the pool holds at most half as many answers as there are endpoints: at about as many, the best of the pool is the best of all, and
 //!   clients with the same view rush to it together;
 //! - one answer for an endpoint, the newest;
-//! - at most [`SCOUTS_PER_SEC_MAX`] scouts, because here a scout costs a tenth of a small request; removal and reuse follow what is really sent.
+//! - at most [`SCOUTS_PER_SEC_MAX`] scouts, because here a scout costs a tenth of a small request, and a tenth of that where the application is asked by a
+//!   request of its own; removal and reuse follow what is really sent.
 //!
 //! With fewer than two usable answers it chooses nothing, and two choices do.
 //!
@@ -69,13 +70,13 @@ impl Default for Pool {
 }
 
 impl Pool {
-    /// A request comes: how many scouts go out with it, at most `most`.
-    pub fn scouts_due(&mut self, now: Instant, most: usize) -> usize {
+    /// A request comes: how many scouts go out with it, at most `most`. `cost`: of one, in datagrams.
+    pub fn scouts_due(&mut self, now: Instant, most: usize, cost: f64) -> usize {
         let since = self.refilled.replace(now).unwrap_or(now);
         let gained = now.saturating_duration_since(since).as_secs_f64() * SCOUTS_PER_SEC_MAX;
         self.tokens = (self.tokens + gained).min(SCOUTS_BURST_MAX);
-        let due = self.tokens.min(SCOUTS_PER_REQUEST).min(most as f64).floor();
-        self.tokens -= due;
+        let due = (self.tokens / cost).min(SCOUTS_PER_REQUEST).min(most as f64).floor();
+        self.tokens -= due * cost;
         self.rate += (due - self.rate) / RATE_OVER;
         due as usize
     }
@@ -332,15 +333,23 @@ mod tests {
         let t0 = start();
         let mut pool = Pool::default();
         let all = usize::MAX;
-        assert_eq!(pool.scouts_due(t0, all), 3);
-        let sent: usize =
-            (0..10_000).map(|i| pool.scouts_due(t0 + Duration::from_micros(100 * i), all)).sum();
+        assert_eq!(pool.scouts_due(t0, all, 1.0), 3);
+        let sent: usize = (0..10_000)
+            .map(|i| pool.scouts_due(t0 + Duration::from_micros(100 * i), all, 1.0))
+            .sum();
         let most = SCOUTS_PER_SEC_MAX as usize;
         assert!((most - 100..=most + 64).contains(&sent), "{sent} in a second of 10,000 requests");
         let quiet: usize = (0..100)
-            .map(|i| pool.scouts_due(t0 + Duration::from_millis(2_000 + 10 * i), all))
+            .map(|i| pool.scouts_due(t0 + Duration::from_millis(2_000 + 10 * i), all, 1.0))
             .sum();
         assert_eq!(quiet, 300);
+        let dear: usize = (0..1_000)
+            .map(|i| pool.scouts_due(t0 + Duration::from_millis(4_000 + i), all, 10.0))
+            .sum();
+        assert!(
+            (most / 10 - 10..=most / 10 + 7).contains(&dear),
+            "{dear} that cost ten in a second"
+        );
     }
 
     /// One that is sent takes one of the rate, not the three that might have been.
@@ -349,9 +358,9 @@ mod tests {
         let t0 = start();
         let mut pool = Pool::default();
         let sent: usize =
-            (0..1_500).map(|i| pool.scouts_due(t0 + Duration::from_micros(667 * i), 1)).sum();
+            (0..1_500).map(|i| pool.scouts_due(t0 + Duration::from_micros(667 * i), 1, 1.0)).sum();
         assert_eq!(sent, 1_500, "1,500 a second are within the rate");
-        assert_eq!(pool.scouts_due(t0 + Duration::from_secs(2), 0), 0);
+        assert_eq!(pool.scouts_due(t0 + Duration::from_secs(2), 0, 1.0), 0);
     }
 
     proptest! {

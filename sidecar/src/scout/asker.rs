@@ -31,7 +31,6 @@ use rand::rngs::SmallRng;
 use tokio::net::UdpSocket;
 
 use super::application::Application;
-use crate::alarm::FEW;
 use crate::metrics::{Scouts, UpstreamMetrics};
 use crate::route::Upstream;
 use crate::timer::Timer;
@@ -166,7 +165,9 @@ impl Asker {
         wish: &Wish<'_>,
         most: usize,
     ) {
-        let due = self.with_pool(&upstream.name, |pool| pool.scouts_due(Instant::now(), most));
+        let cost = if upstream.scout.is_some() { APPLICATION_COST } else { 1.0 };
+        let due =
+            self.with_pool(&upstream.name, |pool| pool.scouts_due(Instant::now(), most, cost));
         if due == 0 {
             return;
         }
@@ -286,9 +287,7 @@ impl Asker {
     fn no_longer(&self, when: When) {
         let mut due = self.due.borrow_mut();
         due.remove(&when);
-        if due.len() < FEW {
-            self.timer.set(due.keys().next().map(|(at, _)| *at));
-        }
+        self.timer.set(due.keys().next().map(|(at, _)| *at));
     }
 
     /// An application lives. How busy it is only we can tell, from what we have sent it.
@@ -386,9 +385,6 @@ impl Asker {
     fn timed_out(&self, worker: &Worker, now: Instant, nonce: u64) {
         let mut table = self.outstanding.borrow_mut();
         let Some(outstanding) = table.get_mut(&nonce) else { return };
-        if matches!(outstanding.waiter, Some(Waiter::Has(_))) {
-            return;
-        }
         outstanding.lost = true;
         let Outstanding { about, at, waiter, .. } = outstanding;
         about.endpoint.scout_lost(now, *at);
@@ -496,6 +492,8 @@ impl Drop for Waiting {
 
 /// Scouts of one worker that have not been answered.
 const OUTSTANDING_MAX: usize = 4096;
+/// A scout to an application itself, in datagrams: a request and a wake-up of its own.
+const APPLICATION_COST: f64 = 10.0;
 /// A later answer is no news.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
 /// A tenth of the shortest pause that matters.

@@ -173,10 +173,11 @@ fn observed_hedges_are_counted_and_not_sent(workers: usize) {
         caller.metrics().sum("evenkeel_hedges_total", &[("result", "observed")]) > 0.0
     };
     // The first to meet a stop may be a POST, and whoever comes after it goes elsewhere.
-    let met = (0..10).any(|_| {
-        trio.apps[0].process.signal(Signal::STOP);
+    let met = (0..10).any(|turn| {
+        let app = &mut trio.apps[turn % 2];
+        app.process.signal(Signal::STOP);
         after(&loads, 20);
-        trio.apps[0].process.signal(Signal::CONT);
+        app.process.signal(Signal::CONT);
         after(&loads, 50);
         observed(&trio.caller)
     });

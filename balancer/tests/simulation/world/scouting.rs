@@ -101,7 +101,7 @@ impl World {
         let each = policy.scouting() == ScoutMode::BeforeEach;
         let pooled = policy.balance == Balance::Scout;
         let most = if each && !pooled { 1 } else { usize::MAX };
-        let due = self.scouting.pool.scouts_due(self.instant(), most);
+        let due = self.scouting.pool.scouts_due(self.instant(), most, 1.0);
         let mut chosen = Vec::new();
         self.balancer.scout_some(
             &mut self.rng,
