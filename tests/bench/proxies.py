@@ -95,14 +95,18 @@ http {{
 
 
 class SlowBackend(Server):
-    """A testapp, one thread, whose delay before each answer can be set; its timer rounds up to whole milliseconds."""
+    """A testapp, one thread, whose delay before each answer can be set; its timer rounds up to whole milliseconds.
 
-    def __init__(self, tools, work, name, delay_ms):
+    With `places` as many requests are worked on at a time, and the others wait their turn.
+    """
+
+    def __init__(self, tools, work, name, delay_ms, places=None):
         directory = os.path.join(work, name)
         os.makedirs(directory, exist_ok=True)
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.delay_ms = delay_ms
+        self.places = places
         self.process = Process([tools.testapp, self.address, name], LOAD_CORE, os.path.join(directory, "log"))
 
     def __enter__(self):
@@ -112,7 +116,8 @@ class SlowBackend(Server):
 
     def delay(self, ms):
         """From now on."""
-        ask = urllib.request.Request(f"http://{self.address}/delay?ms={ms:g}", method="PUT")
+        places = f"&places={self.places}" if self.places else ""
+        ask = urllib.request.Request(f"http://{self.address}/delay?ms={ms:g}{places}", method="PUT")
         with DIRECT.open(ask, timeout=ANSWERS_WITHIN_S):
             pass
 

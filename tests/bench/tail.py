@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`make bench-tail`: the tail of the latency under pauses, slowness and poison, beside tuned peers; 45 minutes.
+"""`make bench-tail`: the tail of the latency under pauses, slowness and poison, beside tuned peers; an hour.
 
 The harness of `make bench` with other suites: the same surroundings, options and results. Every wait has an end, and
 whatever ends this takes down what it started.
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import degraded
 import pauses
 import poison
+import ramp
 import report
 import session
 import slow
@@ -23,17 +24,18 @@ import tools
 from session import say
 
 SUITES = {"pauses": pauses.measure_tail, "stops": stops.measure, "slow": slow.measure, "degraded": degraded.measure,
-          "together": together.measure, "poison": poison.measure, "sweep": sweep.measure}
+          "together": together.measure, "poison": poison.measure, "ramp": ramp.measure,
+          "sweep": sweep.measure}
 
 DOCS = os.path.join(tools.ROOT, "docs")
 
 # `tuning_s`: for each setting of Envoy's that is tried. `degraded` is measured at the length of the original.
 FULL = SimpleNamespace(rounds=5, tuning_s=8, pauses_warm_s=1, pauses_s=16, stops_warm_s=1, stops_s=10,
                        slow_warm_s=4, slow_s=5, degraded_warm_s=4, degraded_s=60, together_warm_s=2, together_s=9,
-                       sweep_s=6)
+                       ramp_warm_s=3, ramp_step_s=3, sweep_s=6)
 QUICK = SimpleNamespace(rounds=1, tuning_s=1, pauses_warm_s=1, pauses_s=3, stops_warm_s=1, stops_s=3,
                         slow_warm_s=4, slow_s=2, degraded_warm_s=2, degraded_s=8, together_warm_s=2, together_s=6,
-                        sweep_s=1)
+                        ramp_warm_s=1, ramp_step_s=1, sweep_s=1)
 
 
 def main():

@@ -6,6 +6,7 @@ from collections import Counter
 from statistics import mean
 
 import plot
+import ramp
 import slow
 from arms import HAPROXY
 from report import grid, heading, limit, ms, named, pause_targets, row, share, spread, tails
@@ -29,6 +30,8 @@ def markdown(results):
     parts += [f"### {title}\n\n{distributions(name, suites[name])}" for name, title in TITLES.items() if name in suites]
     if "poison" in suites:
         parts.append("### A tenant whose requests kill the backends that read them\n\n" + poison(suites["poison"]))
+    if "ramp" in suites:
+        parts.append("### A load that climbs past what the backends were given\n\n" + climbing(suites["ramp"]))
     if "sweep" in suites:
         parts.append("### Pauses again, other lengths, services and coincidences\n\n" + sweep(suites["sweep"]))
     return "\n\n".join([*parts, "### Targets\n\n" + grid(["target", "measured", ""], targets(suites))]) + "\n"
@@ -69,6 +72,19 @@ def poison(suite):
             + grid(["", "backends dead", "tenants hurt", "once, not again", "share of tenants"], rows))
 
 
+def climbing(suite):
+    """p99 by step; what failed, if anything."""
+    steps = [f"{step['of_allocation']:.2f}" for step in suite["runs"][0]["steps"]]
+    rows = []
+    for arm in arms_of(suite["runs"]):
+        mine = of_arm(suite["runs"], arm)
+        p99s = (median([run["steps"][n]["p99_us"] for run in mine]) for n in range(len(steps)))
+        rows.append([named(arm), *(f"{p99 / 1e3:.0f} ms" for p99 in p99s), str(sum(run["failed"] for run in mine)),
+                     share(over(mine, "extra"))])
+    return (f"The allocation is {suite['allocation_per_sec']:,.0f} requests/s; p99 at so many times that.\n\n"
+            + grid(["", *steps, "failed", "extra requests"], rows))
+
+
 def sweep(suite):
     """p99 and p99.9 with the extra requests, peer beside peer."""
     rows = []
@@ -93,11 +109,9 @@ def against_best(runs, key):
 def targets(suites):
     rows = []
     for name, judge in (("pauses", of_pauses), ("stops", of_stops), ("slow", of_slow), ("degraded", of_degraded),
-                        ("together", of_together), ("poison", of_poison)):
+                        ("together", of_together), ("poison", of_poison), ("ramp", of_ramp)):
         if name in suites:
             rows += judge(suites[name])
-    rows.append(["load ramp of 0.75 to 1.74 of capacity: no errors, p99 ≤ 1/3 of the best peer",
-                 "not measured: admission at the receiver is not built yet", "**missed**"])
     return rows
 
 
@@ -150,6 +164,22 @@ def of_poison(suite):
                 f"{hurt:.2%}", hurt <= allowed),
             row("poison tenant: no other tenant hurt after one retry", str(sum(run["hurt_once"] for run in ours)),
                 all(run["hurt_once"] == 0 and run["dead"] <= 2 for run in ours))]
+
+
+def of_ramp(suite):
+    """Beside the best peer of the round, at the step that is judged."""
+    def p99(run):
+        return run["steps"][ramp.JUDGED]["p99_us"]
+
+    rows = []
+    for arm in ramp.OURS:
+        mine = of_arm(suite["runs"], arm)
+        failed = sum(run["failed"] for run in mine)
+        rows.append(row(f"load ramp, {named(arm)}: no errors", f"{failed} failed", failed == 0))
+        best = [p99(run) / min(p99(peer) for peer in suite["runs"]
+                               if peer["round"] == run["round"] and peer["arm"] in ramp.PEERS) for run in mine]
+        rows.append(ratio(f"… p99 ≤ 1/3 of the best peer's at {ramp.STEPS[ramp.JUDGED]:.2f} of the allocation", best, 1 / 3))
+    return rows
 
 
 def ratio(target, values, most):

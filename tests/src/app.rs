@@ -16,7 +16,7 @@
 //! | `/hang` | never answers |
 //! | `/reset?at=head`, `/reset?at=body` | closes the socket with RST before or after the response's head |
 //! | `PUT /flaky?every=N` | from now on every Nth other request ends in RST; a POST to the ledger is executed first |
-//! | `PUT /delay?ms=N` | from now on every answer to a request that is counted comes N ms later |
+//! | `PUT /delay?ms=N&places=P` | from now on every answer to a request that is counted comes N ms later; with P, so many at a time, the others wait their turn |
 //! | `/headers` | the request's method, target and headers, as text |
 //! | `/healthz`, `PUT /healthz?ok=false` | 200 or 503, and the switch |
 //! | `/scout` | 200, and counted nowhere; on the scout port a byte for each byte |
@@ -31,6 +31,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -43,6 +44,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -84,6 +86,8 @@ struct App {
     flaky_every: Cell<u64>,
     /// Before each answer.
     delay: Cell<Duration>,
+    /// How many requests are delayed at a time, and the turns of the others.
+    places: RefCell<(usize, Arc<Semaphore>)>,
     seen: Cell<u64>,
     start: Instant,
     /// When counted requests came, and whose they were.
@@ -112,6 +116,7 @@ impl App {
             healthy: Cell::new(true),
             flaky_every: Cell::new(0),
             delay: Cell::new(Duration::ZERO),
+            places: RefCell::new((0, places(0))),
             seen: Cell::new(0),
             start: Instant::now(),
             arrivals: RefCell::default(),
@@ -131,7 +136,7 @@ impl App {
             // and the next request on it is lost: not what is tested here.
             while let Some(Ok(_)) = request.body_mut().frame().await {}
         }
-        let mut _in_flight = None;
+        let (mut _in_flight, mut _place) = (None, None);
         if !matches!(
             (request.method(), path.as_str()),
             (_, "/healthz" | "/count" | "/arrivals" | "/flaky" | "/delay" | "/scout")
@@ -152,6 +157,8 @@ impl App {
                 return Err(Reset);
             }
             if !self.delay.get().is_zero() {
+                let turn = self.places.borrow().1.clone().acquire_owned();
+                _place = turn.await.ok();
                 tokio::time::sleep(self.delay.get()).await;
             }
         }
@@ -207,6 +214,12 @@ impl App {
             }
             "/delay" => {
                 self.delay.set(Duration::from_millis(number(&request, "ms").unwrap_or(0)));
+                let most = number(&request, "places").unwrap_or(0) as usize;
+                let mut now = self.places.borrow_mut();
+                // Those who wait keep their turns while the number stays.
+                if now.0 != most {
+                    *now = (most, places(most));
+                }
                 status(StatusCode::OK)
             }
             "/count" => {
@@ -403,6 +416,11 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
             task.await;
         });
     }
+}
+
+/// 0: as many as come.
+fn places(most: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(if most == 0 { Semaphore::MAX_PERMITS } else { most }))
 }
 
 fn number(request: &Request<Incoming>, key: &str) -> Option<u64> {

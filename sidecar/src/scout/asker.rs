@@ -171,7 +171,8 @@ impl Asker {
         if due == 0 {
             return;
         }
-        let pooled = policy.balance == Balance::Scout;
+        // An application says only that it lives: how busy it is we know better at the moment of the choice.
+        let pooled = policy.balance == Balance::Scout && upstream.scout.is_none();
         let mut chosen: Vec<About> = Vec::with_capacity(due);
         let mut rng = self.rng.borrow_mut();
         upstream.balancer.scout_some(&mut *rng, policy, wish, due, |index, endpoint, of| {
