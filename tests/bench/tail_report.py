@@ -78,11 +78,12 @@ def climbing(suite):
     rows = []
     for arm in arms_of(suite["runs"]):
         mine = of_arm(suite["runs"], arm)
+        late = median([max(step["late_p99_us"] for step in run["steps"]) for run in mine])
         p99s = (median([run["steps"][n]["p99_us"] for run in mine]) for n in range(len(steps)))
         rows.append([named(arm), *(f"{p99 / 1e3:.0f} ms" for p99 in p99s), str(sum(run["failed"] for run in mine)),
-                     share(over(mine, "extra"))])
+                     share(over(mine, "extra")), ms(late)])
     return (f"The allocation is {suite['allocation_per_sec']:,.0f} requests/s; p99 at so many times that.\n\n"
-            + grid(["", *steps, "failed", "extra requests"], rows))
+            + grid(["", *steps, "failed", "extra requests", "load late by, p99, at most"], rows))
 
 
 def sweep(suite):
@@ -169,7 +170,9 @@ def of_poison(suite):
 def of_ramp(suite):
     """Beside the best peer of the round, at the step that is judged."""
     def p99(run):
-        return run["steps"][ramp.JUDGED]["p99_us"]
+        """Of what was answered: who fails has none."""
+        step = run["steps"][ramp.JUDGED]
+        return math.inf if step["failed"] else step["p99_us"]
 
     rows = []
     for arm in ramp.OURS:

@@ -446,3 +446,36 @@ const ARRIVALS_MAX: usize = 1 << 20;
 
 /// The largest body of `/?bytes=N`.
 const BODY_BYTES_MAX: usize = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use crate::client::{self, Version, request};
+    use crate::wait;
+
+    use super::*;
+
+    #[test]
+    fn with_one_place_requests_take_turns() {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        std::thread::spawn(move || run(address, "app".into(), None, None));
+        let ask = |method, path| {
+            client::send(address, Version::Http1, request(method, "app", path))
+                .is_ok_and(|answer| answer.status.is_success())
+        };
+        wait::for_true("it answers", Duration::from_secs(10), || ask(Method::GET, "/healthz"));
+        let three = || {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| assert!(ask(Method::GET, "/")));
+                }
+            });
+            start.elapsed()
+        };
+        assert!(ask(Method::PUT, "/delay?ms=40&places=1"));
+        assert!(three() >= Duration::from_millis(120), "one after the other");
+        assert!(ask(Method::PUT, "/delay?ms=400"));
+        let together = (0..5).map(|_| three()).min();
+        assert!(together < Some(Duration::from_millis(800)), "{together:?}: at once");
+    }
+}

@@ -13,8 +13,8 @@
 //! - the pool holds at most half as many answers as there are endpoints: at about as many, the best of the pool is the best of all, and
 //!   clients with the same view rush to it together;
 //! - one answer for an endpoint, the newest;
-//! - at most [`SCOUTS_PER_SEC_MAX`] scouts, because here a scout costs a tenth of a small request, and a tenth of that where the application is asked by a
-//!   request of its own; removal and reuse follow what is really sent.
+//! - at most [`SCOUTS_PER_SEC_MAX`] scouts, because here a scout costs a tenth of a small request; fewer where one costs more, as a request of its own
+//!   does. Removal and reuse follow what is really sent.
 //!
 //! With fewer than two usable answers it chooses nothing, and two choices do.
 //!

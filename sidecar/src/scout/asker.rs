@@ -291,7 +291,7 @@ impl Asker {
         self.timer.set(due.keys().next().map(|(at, _)| *at));
     }
 
-    /// An application lives. How busy it is only we can tell, from what we have sent it.
+    /// An application lives. How busy it is only we can tell, from what we have sent it: for who looks at the last answer (`explain`).
     fn application_answered(&self, worker: usize, nonce: u64) {
         let now = Instant::now();
         let report = self.outstanding.borrow().get(&nonce).map(|outstanding| {

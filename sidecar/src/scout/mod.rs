@@ -12,7 +12,8 @@
 //! near us. An answer no older than [`KNOWN_FOR`] is used again. Beside the chosen one another is asked at random and not waited for, so that most
 //! pauses are known before a request meets them. An endpoint that has never answered a scout is asked, and not waited for.
 //!
-//! **`pool`** (Prequal): a few are asked beside each request, and none is waited for.
+//! **`pool`** (Prequal): a few are asked beside each request, and none is waited for. A static endpoint says only that it lives, so no pool is kept of
+//! those, and `balance: scout` is two choices among who is not silent.
 //!
 //! Only first attempts wait. A retry has waited already, and a copy is sent because somebody is late: both go by what is known by then,
 //! which the scouts of all other requests have kept fresh.

@@ -168,6 +168,19 @@ fn static_endpoints_answer_on_their_scout_port(workers: usize) {
     assert!(caller.metrics().sum("evenkeel_scouts_total", &[("event", "lost")]) > 0.0);
 }
 
+/// They say only that they live: there is nothing to choose by, but whom to avoid.
+fn static_endpoints_are_no_pool(workers: usize) {
+    let lab = Lab::new(workers);
+    let policy = "{balance: scout, hedge: {mode: off}, scout: {timeout: 20ms}}".into();
+    let (caller, mut apps) = with_static_endpoints(&lab, Setup { policy, ..Setup::default() });
+    make_known(&caller);
+    few_wait(&caller, &mut apps[0], IN_FLIGHT_MAX);
+    let metrics = caller.metrics();
+    assert!(metrics.sum("evenkeel_scouts_total", &[("event", "answered")]) > 20.0);
+    assert_eq!(metrics.sum("evenkeel_scout_choices_total", &[("by", "pool")]), 0.0);
+    assert!(apps.iter().all(|app| app.count().0 > 20), "both are used");
+}
+
 fn the_deadline_holds_while_a_scout_is_waited_for(workers: usize) {
     let lab = Lab::new(workers);
     // Much longer than the caller will wait.
@@ -273,6 +286,7 @@ each_workers!(
     requests_follow_the_best_answers,
     the_last_is_tried_whatever_its_scout_says,
     static_endpoints_answer_on_their_scout_port,
+    static_endpoints_are_no_pool,
     the_deadline_holds_while_a_scout_is_waited_for,
     an_application_answers_scouts_on_a_path_of_its_own,
     nobody_answers_for_an_application_whose_path_does_not,
