@@ -162,12 +162,18 @@ impl Balancer {
     }
 }
 
-/// What an operator reads of the last scout, if there was one. What it found has gone into the other verdicts.
+/// What an operator reads of the last scout, if there was one. What it found has gone into the other verdicts; who has never answered
+/// is used as if scouts were off.
 pub(crate) fn verdict(state: &State, now: u64) -> Option<FilterVerdict> {
     let scouted = &state.scouted;
     let (answered, report) = (scouted.answered.load(Relaxed), scouted.report());
+    let lost_since = scouted.lost_since.load(Relaxed);
     if answered == 0 {
-        return None;
+        let asked_for = now.saturating_sub(lost_since) as f64 / 1e9;
+        let why = format!(
+            "has never answered one in time, in {asked_for:.1} s: is its scout port or path right, UDP open, `scout.timeout` long enough?"
+        );
+        return (lost_since != 0).then_some(FilterVerdict { filter: "scout", pass: true, why });
     }
     let ago = now.saturating_sub(answered) as f64 / 1e6;
     let latency =
@@ -178,7 +184,6 @@ pub(crate) fn verdict(state: &State, now: u64) -> Option<FilterVerdict> {
         (_, _, Some(age)) => format!(", has owed an answer for {age:.1?}"),
         _ => String::new(),
     };
-    let lost_since = scouted.lost_since.load(Relaxed);
     let silent = now.saturating_sub(lost_since);
     let lost = match silent as f64 / 1e6 {
         _ if lost_since == 0 => String::new(),

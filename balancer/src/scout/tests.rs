@@ -51,6 +51,22 @@ fn drawn(balancer: &Balancer, now: Instant, index: usize) -> usize {
 }
 
 #[test]
+fn who_has_never_answered_is_told_and_used_all_the_same() {
+    let (balancer, t0) = balancer(2);
+    balancer.endpoints()[0].scout_lost(t0, t0);
+    let later = t0 + Duration::from_secs(2);
+    let reports = balancer.explain(later, &Policy::default(), &Wish::FIRST);
+    let said = |index: usize| {
+        let report: &crate::EndpointReport = &reports[index];
+        report.verdicts.iter().find(|verdict| verdict.filter == "scout")
+    };
+    let first = said(0).expect("it was asked");
+    assert!(first.pass && first.why.contains("never answered one in time, in 2.0 s"), "{first:?}");
+    assert!(said(1).is_none(), "nobody asked it");
+    assert!(drawn(&balancer, later, 0) > 20);
+}
+
+#[test]
 fn a_report_comes_back_as_it_was_kept() {
     let reports = [
         alive(),

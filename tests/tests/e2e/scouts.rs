@@ -156,7 +156,7 @@ fn last_scouts(caller: &Host) -> Vec<Option<String>> {
     let scout = |endpoint: &serde_json::Value| {
         let verdicts = endpoint["verdicts"].as_array().expect("a list").iter();
         let scout = verdicts.clone().find(|verdict| verdict["filter"] == "scout")?;
-        scout["reason"].as_str().map(str::to_owned)
+        scout["reason"].as_str().filter(|why| !why.contains("never answered")).map(str::to_owned)
     };
     endpoints.iter().map(scout).collect()
 }
