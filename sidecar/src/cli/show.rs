@@ -290,7 +290,7 @@ fn events_table(report: &EventList, colour: bool) -> String {
             Cell::text(&event.at).tone(Tone::Dim),
             Cell::text(&event.kind).tone(tone),
             Cell::text(&event.subject),
-            Cell::text(&event.detail.replace('\n', "; ")),
+            Cell::text(event.detail.replace('\n', "; ")),
         ]);
     }
     table.render(colour)
