@@ -169,11 +169,14 @@ pub(crate) fn verdict(state: &State, now: u64) -> Option<FilterVerdict> {
     let (answered, report) = (scouted.answered.load(Relaxed), scouted.report());
     let lost_since = scouted.lost_since.load(Relaxed);
     if answered == 0 {
-        let asked_for = now.saturating_sub(lost_since) as f64 / 1e9;
-        let why = format!(
-            "has never answered one in time, in {asked_for:.1} s: is its scout port or path right, UDP open, `scout.timeout` long enough?"
-        );
-        return (lost_since != 0).then_some(FilterVerdict { filter: "scout", pass: true, why });
+        // Nobody asked it, or it was lost each time.
+        return (lost_since != 0).then(|| {
+            let asked_for = now.saturating_sub(lost_since) as f64 / 1e9;
+            let why = format!(
+                "has never answered one in time, in {asked_for:.1} s: is its scout port or path right, UDP open, `scout.timeout` long enough?"
+            );
+            FilterVerdict { filter: "scout", pass: true, why }
+        });
     }
     let ago = now.saturating_sub(answered) as f64 / 1e6;
     let latency =

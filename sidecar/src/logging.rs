@@ -11,7 +11,8 @@ use tracing_subscriber::{Registry, fmt, reload};
 /// The handle to change the level.
 pub struct Logging {
     filter: reload::Handle<Targets, Registry>,
-    by_environment: Option<Targets>,
+    /// `RUST_LOG` is set: the file's level counts for nothing.
+    by_environment: bool,
 }
 
 impl Logging {
@@ -20,11 +21,10 @@ impl Logging {
     /// # Errors
     /// A logger is installed already.
     pub fn start(log: &Log) -> anyhow::Result<Logging> {
-        let told = std::env::var("RUST_LOG").ok().filter(|told| !told.is_empty());
-        let forced = told.as_deref().map(levels).transpose();
-        let by_environment = forced.as_ref().ok().cloned().flatten();
-        let (filter, handle) =
-            reload::Layer::new(by_environment.clone().unwrap_or_else(|| by_file(log)));
+        let told = levels(&std::env::var("RUST_LOG").unwrap_or_default());
+        let by_environment = matches!(told, Ok(Some(_)));
+        let filter = told.as_ref().ok().cloned().flatten().unwrap_or_else(|| by_file(log));
+        let (filter, handle) = reload::Layer::new(filter);
         let registry = tracing_subscriber::registry().with(filter);
         if log.json {
             registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()?;
@@ -34,7 +34,7 @@ impl Logging {
                 .with(fmt::layer().with_ansi(colour).with_writer(std::io::stderr))
                 .try_init()?;
         }
-        if let Err(error) = forced {
+        if let Err(error) = told {
             tracing::warn!(%error, "RUST_LOG is left out; it takes levels, also by module: warn,evenkeel=debug");
         }
         Ok(Logging { filter: handle, by_environment })
@@ -42,7 +42,7 @@ impl Logging {
 
     /// Takes over a changed level.
     pub fn set(&self, log: &Log) {
-        if self.by_environment.is_none()
+        if !self.by_environment
             && let Err(error) = self.filter.reload(by_file(log))
         {
             tracing::warn!(%error, "the log level stays as it was");
@@ -50,10 +50,10 @@ impl Logging {
     }
 }
 
-/// An empty part, as after a comma at the end, would mean everything.
-fn levels(told: &str) -> Result<Targets, ParseError> {
-    let parts = told.split(',').map(str::trim).filter(|part| !part.is_empty());
-    parts.collect::<Vec<_>>().join(",").parse()
+/// `None`: it says nothing. Empty parts are left out: as after a comma at the end, they would mean everything.
+fn levels(told: &str) -> Result<Option<Targets>, ParseError> {
+    let parts: Vec<_> = told.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    (!parts.is_empty()).then(|| parts.join(",").parse()).transpose()
 }
 
 fn by_file(log: &Log) -> Targets {
@@ -68,12 +68,13 @@ mod tests {
 
     #[test]
     fn the_environment_says_levels_by_module_and_a_comma_too_many_means_nothing() {
-        let some = levels("info, evenkeel=debug,,hyper=off,").unwrap();
+        let some = levels("info, evenkeel=debug,,hyper=off,").unwrap().unwrap();
         assert!(some.would_enable("evenkeel::worker", &Level::DEBUG));
         assert!(!some.would_enable("evenkeel::worker", &Level::TRACE));
         assert!(some.would_enable("h2", &Level::INFO));
         assert!(!some.would_enable("h2", &Level::DEBUG));
         assert!(!some.would_enable("hyper", &Level::ERROR));
         assert!(levels("evenkeel=loud").is_err());
+        assert!([" ", ",", ""].iter().all(|nothing| levels(nothing).unwrap().is_none()));
     }
 }
