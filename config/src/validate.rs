@@ -13,7 +13,7 @@ use crate::forms;
 use crate::key_file;
 use crate::layer::PolicyLayer;
 use crate::model::{CheckKeys, File, Keys, OutboundKeys, RouteKeys, ServiceKeys, UpstreamKeys};
-use crate::policy::{Balance, Origin, Origins, Policy, built_in_origins};
+use crate::policy::{Balance, Origin, Origins, Policy, ScoutMode, built_in_origins};
 use crate::problem::Position;
 use crate::published::{PUBLISHED_MAX, Published};
 use crate::report::{At, Report};
@@ -428,6 +428,7 @@ fn upstreams(
     for upstream in written {
         check_endpoints(&upstream, listeners, report);
         let (policy, _) = layers.lay(&upstream.policy, host, &Origins::new(), Origin::Upstream);
+        check_scouts(&upstream, &policy, report);
         let routes = layers.routes(upstream.routes, &policy);
         let Some(name) = upstream.name else { continue };
         if let Some(line) = names.insert(name.value.clone(), name.at.line) {
@@ -482,6 +483,30 @@ fn check_endpoints(upstream: &UpstreamKeys, listeners: &Listeners, report: &Repo
         && !upstream.has_endpoints
     {
         scout.problem(report, "is for `endpoints`: a service of the mesh is scouted at its host");
+    }
+}
+
+/// Static endpoints are asked when the upstream says how and a policy when. One without the other is likely not meant.
+fn check_scouts(upstream: &UpstreamKeys, policy: &Policy, report: &Report) {
+    let asks = |layer: &PolicyLayer, below: &Policy| {
+        let (policy, _) = layer.over(below, &Origins::new(), Origin::Upstream);
+        policy.scouting() != ScoutMode::Off
+    };
+    match (&upstream.scout, &upstream.name) {
+        (Some(scout), _) => {
+            let mut layers = upstream.routes.iter().map(|route| &route.policy);
+            if policy.scouting() == ScoutMode::Off && !layers.any(|layer| asks(layer, policy)) {
+                let why = "nobody asks there: write `policy: {scout: {mode: pool}}` beside it";
+                scout.warning(report, why);
+            }
+        }
+        // A host's policy is for all its upstreams, and some cannot be asked.
+        (None, Some(name)) if upstream.has_endpoints && asks(&upstream.policy, &Policy::default()) => {
+            let why = "its policy asks endpoints how they are, and nothing says where: write \
+                       `scout: {http: /scout}` or `scout: {tcp: 9999}` beside `endpoints`";
+            name.warning(report, why);
+        }
+        _ => {}
     }
 }
 

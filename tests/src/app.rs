@@ -13,9 +13,11 @@
 //! | `/status/N` | that status |
 //! | `/stream?n=N&ms=M` | N chunks of a line each, M ms apart, then a trailer |
 //! | `/echo` | the request's body and trailers, streamed back |
+//! | `/early?status=N` | that status, before and without reading the body |
 //! | `/hang` | never answers |
 //! | `/reset?at=head`, `/reset?at=body` | closes the socket with RST before or after the response's head |
 //! | `PUT /flaky?every=N` | from now on every Nth other request ends in RST; a POST to the ledger is executed first |
+//! | `PUT /flaky?every=N&status=S` | from now on every Nth other request has that status, and nothing is executed |
 //! | `PUT /delay?ms=N&places=P` | from now on every answer to a request that is counted comes N ms later; with P, so many at a time, the others wait their turn |
 //! | `/headers` | the request's method, target and headers, as text |
 //! | `/healthz`, `PUT /healthz?ok=false` | 200 or 503, and the switch |
@@ -82,8 +84,8 @@ struct App {
     methods: RefCell<BTreeMap<Method, u64>>,
     cancelled: Cell<u64>,
     healthy: Cell<bool>,
-    /// Every this many requests one ends in RST; 0: none.
-    flaky_every: Cell<u64>,
+    /// Every this many requests one ends in RST, or with this status; 0: none.
+    flaky: Cell<(u64, Option<StatusCode>)>,
     /// Before each answer.
     delay: Cell<Duration>,
     /// How many requests are delayed at a time, and the turns of the others.
@@ -114,7 +116,7 @@ impl App {
             methods: RefCell::default(),
             cancelled: Cell::new(0),
             healthy: Cell::new(true),
-            flaky_every: Cell::new(0),
+            flaky: Cell::new((0, None)),
             delay: Cell::new(Duration::ZERO),
             places: RefCell::new((0, places(0))),
             seen: Cell::new(0),
@@ -131,7 +133,7 @@ impl App {
         socket: Rc<socket2::Socket>,
     ) -> Result<Response<Body>, Reset> {
         let path = request.uri().path().to_owned();
-        if path != "/echo" {
+        if path != "/echo" && path != "/early" {
             // A server that answers before it has read what it was sent must close the connection afterwards,
             // and the next request on it is lost: not what is tested here.
             while let Some(Ok(_)) = request.body_mut().frame().await {}
@@ -146,8 +148,11 @@ impl App {
             self.note_arrival(&request);
             *self.methods.borrow_mut().entry(request.method().clone()).or_default() += 1;
             self.seen.set(self.seen.get() + 1);
-            let every = self.flaky_every.get();
+            let (every, instead) = self.flaky.get();
             if every > 0 && self.seen.get().is_multiple_of(every) {
+                if let Some(instead) = instead {
+                    return Ok(status(instead));
+                }
                 // The worst moment: what was asked is done, and nobody is told.
                 if let (&Method::POST, Some(id)) = (request.method(), path.strip_prefix("/ledger/"))
                 {
@@ -208,8 +213,9 @@ impl App {
                     StatusCode::SERVICE_UNAVAILABLE
                 })
             }
+            "/early" => status(code(&request).unwrap_or(StatusCode::OK)),
             "/flaky" => {
-                self.flaky_every.set(number(&request, "every").unwrap_or(0));
+                self.flaky.set((number(&request, "every").unwrap_or(0), code(&request)));
                 status(StatusCode::OK)
             }
             "/delay" => {
@@ -426,6 +432,10 @@ fn places(most: usize) -> Arc<Semaphore> {
 fn number(request: &Request<Incoming>, key: &str) -> Option<u64> {
     let query = request.uri().query()?;
     query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
+}
+
+fn code(request: &Request<Incoming>) -> Option<StatusCode> {
+    StatusCode::from_u16(u16::try_from(number(request, "status")?).ok()?).ok()
 }
 
 fn full(body: impl Into<Bytes>) -> Body {

@@ -434,9 +434,7 @@ impl App {
     /// # Panics
     /// When it does not answer.
     pub fn set_healthy(&self, ok: bool) {
-        let request = client::request(Method::PUT, "app", &format!("/healthz?ok={ok}"));
-        client::send(self.address.into(), Version::Http1, request)
-            .expect("the application answers");
+        self.put(&format!("/healthz?ok={ok}"));
     }
 
     /// The requests that it was given, as it noted them when they came.
@@ -456,9 +454,15 @@ impl App {
     /// # Panics
     /// When it does not answer.
     pub fn set_flaky(&self, every: u64) {
-        let request = client::request(Method::PUT, "app", &format!("/flaky?every={every}"));
-        client::send(self.address.into(), Version::Http1, request)
-            .expect("the application answers");
+        self.put(&format!("/flaky?every={every}"));
+    }
+
+    /// From now on it executes nothing and answers 503, or does as ever.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub fn set_erring(&self, errs: bool) {
+        self.put(&format!("/flaky?status=503&every={}", u8::from(errs)));
     }
 
     /// From now on each answer comes this much later.
@@ -466,13 +470,13 @@ impl App {
     /// # Panics
     /// When it does not answer.
     pub fn set_delay(&self, delay: Duration) {
-        let path = format!("/delay?ms={}", delay.as_millis());
-        client::send(
-            self.address.into(),
-            Version::Http1,
-            client::request(Method::PUT, "app", &path),
-        )
-        .expect("the application answers");
+        self.put(&format!("/delay?ms={}", delay.as_millis()));
+    }
+
+    fn put(&self, path: &str) {
+        let request = client::request(Method::PUT, "app", path);
+        client::send(self.address.into(), Version::Http1, request)
+            .expect("the application answers");
     }
 
     /// Starts it again after its end, with the ledger it left.

@@ -36,6 +36,7 @@ mod e2e {
     pub mod shares;
 
     pub mod change;
+    pub mod copies;
     pub mod demo;
     pub mod faults;
     pub mod policies;

@@ -118,6 +118,20 @@ fn warns_of_what_is_likely_not_meant() {
         "upstreams: [{name: a, routes: [{match: {path: /v1/*}}, {match: {path: /v1/x}}]}]";
     let message = "1:57: upstreams[0].routes[1].match: routes[0] takes all of these requests, so this one never would";
     assert_eq!(warnings(covered), [message]);
+    let scouted = |policy: &str, more: &str| {
+        let endpoints = "endpoints: ['127.0.0.1:1']";
+        warnings(&format!("upstreams: [{{name: a, {endpoints}, policy: {{{policy}}}{more}}}]"))
+    };
+    let [when, how] = ["scout: {mode: pool}", ", scout: {tcp: 9}"];
+    let route = ", routes: [{match: {path: /x}, policy: {balance: scout}}]";
+    let unasked = "1:63: upstreams[0].scout: nobody asks there: write `policy: {scout: {mode: pool}}` beside it";
+    assert_eq!(scouted("", how), [unasked]);
+    let nowhere = "1:20: upstreams[0].name: its policy asks endpoints how they are, and nothing says where: write \
+                   `scout: {http: /scout}` or `scout: {tcp: 9999}` beside `endpoints`";
+    assert_eq!(scouted(when, ""), [nowhere]);
+    for (policy, more) in [("", String::new()), (when, how.to_owned()), ("", format!("{how}{route}"))] {
+        assert_eq!(scouted(policy, &more), [""; 0], "{policy:?} {more:?}");
+    }
     let nowhere = parse("", "t.yaml", &Environment::named("a")).expect("loads");
     assert!(
         nowhere.warnings[0]

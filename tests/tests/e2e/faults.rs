@@ -222,6 +222,115 @@ fn a_host_is_paused_and_nothing_is_executed_twice(workers: usize) {
     let _ = check(&trio, &report);
 }
 
+fn an_application_errs_and_gets_well_again_and_again(workers: usize) {
+    let policy = "{eject: {base: 500ms}, hedge: {mode: enforce}}".into();
+    let trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
+    let loads = start_loads(&trio.caller);
+    after(&loads, 100);
+    for _ in 0..3 {
+        trio.apps[0].set_erring(true);
+        after(&loads, 100);
+        trio.apps[0].set_erring(false);
+        let served = trio.apps[0].count().0;
+        wait::for_true("it is used again", Duration::from_secs(20), || {
+            trio.apps[0].count().0 > served + 5
+        });
+    }
+    let report = finish(loads);
+    report.assert_no_failed_get();
+    let tally = Ledger::read(trio.ledgers()).check(&report);
+    assert_eq!(tally.executed_untold, 0, "what errs executes nothing: {tally:?}");
+    for post in report.posts().filter(|post| !post.succeeded()) {
+        let told = post.outcome.as_ref().unwrap();
+        assert!(told.status == 503 && told.app == "app-2", "the application's own: {post:?}");
+    }
+    // Out after five in a row, then for ever longer; a sixth of the requests are POSTs.
+    assert_few_posts_failed(tally, 30);
+    assert!(trio.caller.metrics().sum("evenkeel_ejections_total", &[]) >= 3.0);
+}
+
+fn a_check_fails_and_passes_again_and_again(workers: usize) {
+    let policy = "{hedge: {mode: enforce}}".into();
+    let trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
+    let loads = start_loads(&trio.caller);
+    for (from, to) in [(0, 1), (1, 0), (0, 1)] {
+        trio.apps[from].set_healthy(false);
+        trio.caller.wait_for_instances("payments", 1);
+        let served = trio.apps[to].count().0;
+        after(&loads, 50);
+        assert!(trio.apps[to].count().0 >= served + 90, "the other has it all");
+        trio.apps[from].set_healthy(true);
+        trio.caller.wait_for_instances("payments", 2);
+    }
+    let report = finish(loads);
+    assert_few_posts_failed(check(&trio, &report), 0);
+}
+
+fn all_applications_are_slow_together(workers: usize) {
+    let policy = "{hedge: {mode: enforce}}".into();
+    let trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
+    let loads = start_loads(&trio.caller);
+    after(&loads, 200);
+    trio.apps.iter().for_each(|app| app.set_delay(Duration::from_millis(150)));
+    after(&loads, 200);
+    trio.apps.iter().for_each(|app| app.set_delay(Duration::ZERO));
+    after(&loads, 100);
+    let report = finish(loads);
+    assert_few_posts_failed(check(&trio, &report), 0);
+    let metrics = trio.caller.metrics();
+    let sent = |kind| metrics.sum("evenkeel_attempts_total", &[("kind", kind)]);
+    let (first, hedges) = (sent("first"), sent("hedge"));
+    assert!(hedges <= first * 0.05, "{hedges} copies of {first}: the budget is 5 %");
+    assert!(metrics.sum("evenkeel_hedges_total", &[("result", "refused")]) > 0.0, "more were due");
+    let slowest = report.quantile(0.99);
+    assert!(slowest < Duration::from_millis(600), "no queue builds up: {slowest:?}");
+}
+
+/// One thing after the other goes wrong, under all that Evenkeel does about it at once.
+fn under_all_of_it(workers: usize, scout: &str) {
+    let policy = format!(
+        "{{balance: scout, scout: {{mode: {scout}, timeout: 20ms}}, hedge: {{mode: enforce}}, eject: {{base: 500ms}}, \
+           shard: {{key: address, size: 2}}, probation: {{slower_than: 3x, min_requests: 20}}}}"
+    );
+    let mut trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
+    let loads = start_loads(&trio.caller);
+    after(&loads, 200);
+    for pause in 0..4 {
+        trio.apps[pause % 2].process.signal(Signal::STOP);
+        after(&loads, 15);
+        trio.apps[pause % 2].process.signal(Signal::CONT);
+        after(&loads, 50);
+    }
+    trio.apps[0].set_flaky(20);
+    after(&loads, 200);
+    trio.apps[0].set_flaky(0);
+    trio.apps[1].set_delay(Duration::from_millis(80));
+    after(&loads, 200);
+    trio.apps[1].set_delay(Duration::ZERO);
+    after(&loads, 50);
+    trio.apps[0].process.kill();
+    trio.caller.wait_for_instances("payments", 1);
+    after(&loads, 50);
+    trio.apps[0].start_again();
+    trio.caller.wait_for_instances("payments", 2);
+    wait::for_true("it is used again", Duration::from_secs(20), || trio.apps[0].count().0 > 5);
+    let report = finish(loads);
+    let tally = check(&trio, &report);
+    // One in twenty of an application's for a while, and what was in flight when it was killed.
+    assert_few_posts_failed(tally, 12 + tally.sent / 20);
+    let metrics = trio.caller.metrics();
+    assert!(metrics.sum("evenkeel_attempts_total", &[("kind", "hedge")]) > 0.0);
+    assert!(metrics.sum("evenkeel_scouts_total", &[("event", "answered")]) > 100.0);
+}
+
+fn under_all_of_it_with_a_pool_of_scouts(workers: usize) {
+    under_all_of_it(workers, "pool");
+}
+
+fn under_all_of_it_with_a_scout_before_each(workers: usize) {
+    under_all_of_it(workers, "before_each");
+}
+
 each_workers!(
     a_host_is_killed,
     an_application_is_killed,
@@ -229,4 +338,9 @@ each_workers!(
     an_application_is_paused_with_hedging_enforced,
     observed_hedges_are_counted_and_not_sent,
     a_host_is_paused_and_nothing_is_executed_twice,
+    an_application_errs_and_gets_well_again_and_again,
+    a_check_fails_and_passes_again_and_again,
+    all_applications_are_slow_together,
+    under_all_of_it_with_a_pool_of_scouts,
+    under_all_of_it_with_a_scout_before_each,
 );
