@@ -501,7 +501,9 @@ fn check_scouts(upstream: &UpstreamKeys, policy: &Policy, report: &Report) {
             }
         }
         // A host's policy is for all its upstreams, and some cannot be asked.
-        (None, Some(name)) if upstream.has_endpoints && asks(&upstream.policy, &Policy::default()) => {
+        (None, Some(name))
+            if upstream.has_endpoints && asks(&upstream.policy, &Policy::default()) =>
+        {
             let why = "its policy asks endpoints how they are, and nothing says where: write \
                        `scout: {http: /scout}` or `scout: {tcp: 9999}` beside `endpoints`";
             name.warning(report, why);

@@ -151,7 +151,9 @@ impl App {
             let (every, instead) = self.flaky.get();
             if every > 0 && self.seen.get().is_multiple_of(every) {
                 if let Some(instead) = instead {
-                    return Ok(status(instead));
+                    let mut response = status(instead);
+                    response.headers_mut().insert("x-app", self.id.clone());
+                    return Ok(response);
                 }
                 // The worst moment: what was asked is done, and nobody is told.
                 if let (&Method::POST, Some(id)) = (request.method(), path.strip_prefix("/ledger/"))

@@ -129,7 +129,9 @@ fn warns_of_what_is_likely_not_meant() {
     let nowhere = "1:20: upstreams[0].name: its policy asks endpoints how they are, and nothing says where: write \
                    `scout: {http: /scout}` or `scout: {tcp: 9999}` beside `endpoints`";
     assert_eq!(scouted(when, ""), [nowhere]);
-    for (policy, more) in [("", String::new()), (when, how.to_owned()), ("", format!("{how}{route}"))] {
+    for (policy, more) in
+        [("", String::new()), (when, how.to_owned()), ("", format!("{how}{route}"))]
+    {
         assert_eq!(scouted(policy, &more), [""; 0], "{policy:?} {more:?}");
     }
     let nowhere = parse("", "t.yaml", &Environment::named("a")).expect("loads");

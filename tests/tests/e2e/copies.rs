@@ -16,8 +16,7 @@ use super::trio::Trio;
 fn start(workers: usize, delay: Duration) -> Trio {
     let policy = "{timeout: 3s, hedge: {mode: enforce, after: 5ms, budget: 100%, max: 1}, \
                    repeat: {methods: [GET, PUT]}, eject: {consecutive: 0}}";
-    let trio =
-        Trio::start(Lab::new(workers), &Setup { policy: policy.into(), ..Setup::default() });
+    let trio = Trio::start(Lab::new(workers), &Setup { policy: policy.into(), ..Setup::default() });
     trio.apps.iter().for_each(|app| app.set_delay(delay));
     trio
 }
@@ -59,9 +58,9 @@ fn a_caller_that_goes_away_cancels_all_copies(workers: usize) {
 
 fn a_deadline_cancels_all_copies(workers: usize) {
     let trio = start(workers, Duration::ZERO);
-    let asks = ["payments", "payments-h2"].into_iter().flat_map(|service| {
-        [Version::Http1, Version::Http2].map(|version| (service, version))
-    });
+    let asks = ["payments", "payments-h2"]
+        .into_iter()
+        .flat_map(|service| [Version::Http1, Version::Http2].map(|version| (service, version)));
     for (before, (service, version)) in (0..).zip(asks) {
         let mut hang = request(Method::GET, service, "/hang");
         hang.headers_mut().insert("evenkeel-timeout", "300".parse().unwrap());
