@@ -9,9 +9,13 @@ from proxies import Envoy, Evenkeel, HAProxy, Nginx
 
 ENFORCED = {"hedge": {"mode": "enforce"}}
 
+# Nothing happens to its backends: what machine, load and proxy cost by themselves.
+CONTROL = "evenkeel, no faults"
+
 # What Evenkeel is told beyond its defaults.
 POLICIES = {
     "evenkeel": ENFORCED,
+    CONTROL: ENFORCED,
     "evenkeel, two hosts": ENFORCED,
     "evenkeel, scout before each": {**ENFORCED, "scout": {"mode": "before_each"}},
     "evenkeel, balance scout": {**ENFORCED, "balance": "scout"},

@@ -7,7 +7,7 @@ beyond the requests that were sent.
 
 import faults
 import scenario
-from arms import HAPROXY, NGINX, envoy
+from arms import CONTROL, HAPROXY, NGINX, envoy
 from proxies import Backend
 
 RATE = 200
@@ -23,7 +23,7 @@ ARMS = ("evenkeel", "evenkeel, no hedging", "evenkeel, two hosts", HAPROXY, *ENV
 # Envoy's per-try timeouts and numbers of retries, of which the best is kept where it is tuned.
 ENVOY_SETTINGS = (envoy(1, 2), envoy(1, 4), envoy(2, 2), envoy(2, 4), envoy(3, 4))
 
-TAIL_ARMS = ("evenkeel", "evenkeel, scout before each", "evenkeel, balance scout", "evenkeel, two hosts",
+TAIL_ARMS = ("evenkeel", CONTROL, "evenkeel, scout before each", "evenkeel, balance scout", "evenkeel, two hosts",
              HAPROXY, NGINX)
 
 

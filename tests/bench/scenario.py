@@ -38,7 +38,7 @@ def run(tools, work, scenario, arm):
         servers = [stack.enter_context(server) for server in scenario.backends(tools, work)]
         under_test = arms.start(stack, tools, work, scenario.proxy or arm, servers)
         seconds = scenario.warm_s + scenario.seconds + 1
-        with Faults(servers, scenario.fault(servers, seconds)) as faults:
+        with Faults(servers, scenario.fault(servers, seconds) if arm != arms.CONTROL else []) as faults:
             at_rate(tools, scenario.rate, scenario.warm_s, under_test.port, connections=scenario.connections)
             time.sleep(scenario.settle_s)
             before = read(servers)

@@ -5,7 +5,7 @@
 
 import faults
 import scenario
-from arms import HAPROXY, NGINX, envoy
+from arms import CONTROL, HAPROXY, NGINX, envoy
 from proxies import Backend
 
 RATE = 2000
@@ -14,7 +14,7 @@ PAUSE_S = 0.2
 EVERY_S = 5
 
 ENVOY_SETTINGS = (envoy(1, 2), envoy(2, 2), envoy(2, 4), envoy(5, 2))
-ARMS = ("evenkeel", HAPROXY, NGINX)
+ARMS = ("evenkeel", CONTROL, HAPROXY, NGINX)
 
 
 def measure(tools, work, times, say):
