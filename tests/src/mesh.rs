@@ -457,12 +457,12 @@ impl App {
         self.put(&format!("/flaky?every={every}"));
     }
 
-    /// From now on it executes nothing and answers 503, or does as ever.
+    /// From now on it executes nothing and answers 500, or does as ever.
     ///
     /// # Panics
     /// When it does not answer.
     pub fn set_erring(&self, errs: bool) {
-        self.put(&format!("/flaky?status=503&every={}", u8::from(errs)));
+        self.put(&format!("/flaky?status=500&every={}", u8::from(errs)));
     }
 
     /// From now on each answer comes this much later.

@@ -66,6 +66,11 @@ impl Raw {
         self.hear_until(silence, |heard| heard.responses() >= count)
     }
 
+    /// [`Raw::hear`], but no longer than until this has come.
+    pub fn hear_text(&mut self, text: &str, silence: Duration) -> Heard {
+        self.hear_until(silence, |heard| heard.text().contains(text))
+    }
+
     fn hear_until(&mut self, silence: Duration, enough: impl Fn(&Heard) -> bool) -> Heard {
         let mut heard = Heard { bytes: Vec::new(), closed: false };
         let _ = self.0.set_read_timeout(Some(silence));

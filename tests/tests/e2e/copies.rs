@@ -63,7 +63,7 @@ fn a_deadline_cancels_all_copies(workers: usize) {
         .flat_map(|service| [Version::Http1, Version::Http2].map(|version| (service, version)));
     for (before, (service, version)) in (0..).zip(asks) {
         let mut hang = request(Method::GET, service, "/hang");
-        hang.headers_mut().insert("evenkeel-timeout", "300".parse().unwrap());
+        hang.headers_mut().insert("evenkeel-timeout", "1500".parse().unwrap());
         let answer = client::send(trio.caller.outbound().into(), version, hang).unwrap();
         assert_eq!(answer.status, 504, "{}", answer.text());
         wait::for_true("both have it and learn of the end", SOON, || {
@@ -75,9 +75,9 @@ fn a_deadline_cancels_all_copies(workers: usize) {
 
 fn the_copy_that_loses_is_cancelled(workers: usize) {
     let trio = start(workers, Duration::ZERO);
-    // Whoever has it first, the second application is done half a second before the first.
-    trio.apps[0].set_delay(Duration::from_millis(500));
-    let answer = trio.caller.get("payments", "/slow?ms=700");
+    // Whoever has it first, the second application is done a second before the first.
+    trio.apps[0].set_delay(Duration::from_millis(1000));
+    let answer = trio.caller.get("payments", "/slow?ms=1800");
     assert_eq!((answer.status.as_u16(), answer.header("x-app")), (200, "app-3"));
     wait::for_true("the first is told to forget it", SOON, || counts(&trio) == [(1, 1), (1, 0)]);
     assert_eq!(copies(&trio), 1.0);
@@ -100,6 +100,7 @@ fn streams_and_trailers_come_from_one(workers: usize) {
         }
     }
     // As it comes, not collected first.
+    trio.apps.iter().for_each(|app| app.set_delay(Duration::ZERO));
     let mut stream = Raw::connect(to).unwrap();
     stream.say("GET /stream?n=2&ms=3000 HTTP/1.1\r\nhost: payments\r\n\r\n");
     let first = stream.hear(Duration::from_millis(1000)).text();
@@ -114,7 +115,7 @@ fn an_upload_is_copied_once_it_is_whole(workers: usize) {
         let (before, asked) = (copies(&trio), counts(&trio).map(|(asked, _)| asked));
         let mut caller = Raw::connect(trio.caller.outbound().into()).unwrap();
         caller.say(format!(
-            "PUT /?bytes=7 HTTP/1.1\r\nhost: {service}\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
+            "PUT /status/200 HTTP/1.1\r\nhost: {service}\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
         ));
         let told = caller.hear_responses(1, SOON).text();
         assert!(told.starts_with("HTTP/1.1 100 Continue\r\n"), "{told}");
@@ -137,7 +138,7 @@ fn an_upload_is_copied_once_it_is_whole(workers: usize) {
 }
 
 fn an_answer_may_come_before_the_upload_ends(workers: usize) {
-    let trio = start(workers, Duration::ZERO);
+    let trio = start(workers, SLOW);
     for service in ["payments", "payments-h2"] {
         // Refused at its head: the caller is told although it has not sent the body.
         let mut caller = Raw::connect(trio.caller.outbound().into()).unwrap();
@@ -151,10 +152,10 @@ fn an_answer_may_come_before_the_upload_ends(workers: usize) {
         caller.say(format!(
             "PUT /echo HTTP/1.1\r\nhost: {service}\r\ncontent-length: 10\r\n\r\nhello"
         ));
-        let told = caller.hear(Duration::from_millis(500)).text();
+        let told = caller.hear_text("hello", SOON).text();
         assert!(told.starts_with("HTTP/1.1 200 OK\r\n") && told.contains("hello"), "{told}");
         caller.say("world");
-        let told = caller.hear(Duration::from_millis(500)).text();
+        let told = caller.hear_text("world", SOON).text();
         assert!(told.contains("world"), "{told}");
     }
     assert_eq!(copies(&trio), 0.0, "what is not whole is not copied");
@@ -173,4 +174,4 @@ each_workers!(
 /// Longer than anything that is awaited here takes.
 const SOON: Duration = Duration::from_secs(5);
 /// Long beside the time after which a copy is due.
-const SLOW: Duration = Duration::from_millis(200);
+const SLOW: Duration = Duration::from_millis(800);

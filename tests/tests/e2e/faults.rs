@@ -110,10 +110,12 @@ fn an_application_is_killed(workers: usize) {
 }
 
 fn an_application_resets_connections(workers: usize) {
-    let trio = Trio::start(Lab::new(workers), &Setup::default());
+    // In turn: else it is avoided after each reset, and seldom resets.
+    let policy = "{balance: round_robin}".into();
+    let trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
     let loads = start_loads(&trio.caller);
     after(&loads, 100);
-    trio.apps[0].set_flaky(20);
+    trio.apps[0].set_flaky(10);
     after(&loads, 400);
     trio.apps[0].set_flaky(0);
     after(&loads, 50);
@@ -123,8 +125,8 @@ fn an_application_resets_connections(workers: usize) {
         tally.executed_untold > 0,
         "some POSTs were executed and reset before their answer: {tally:?}"
     );
-    // One in twenty at one of two applications, for most of the time.
-    assert_few_posts_failed(tally, tally.sent / 20);
+    // One in ten at one of two applications, for most of the time.
+    assert_few_posts_failed(tally, tally.sent / 10);
     assert!(trio.caller.metrics().sum("evenkeel_attempts_total", &[("kind", "retry")]) > 0.0);
 }
 
@@ -156,11 +158,12 @@ fn an_application_is_paused_with_hedging_enforced(workers: usize) {
     assert!(hedges >= 3.0, "{hedges} hedges in six pauses");
     assert!(hedges <= first * 0.12, "{hedges} hedges for {first} requests: the budget is 10 %");
     assert!(executed > 500, "{executed} requests in {took:?}");
-    // A pause lasts about 120 ms (15 requests of each load); a copy elsewhere answers in a few.
-    let p99 = report.quantile(0.99);
+    // A pause lasts about 200 ms (15 requests of each load, one load after the other); a copy elsewhere answers in a few.
+    assert!(metrics.sum("evenkeel_hedges_total", &[("result", "won")]) >= 1.0);
+    let p95 = report.quantile(0.95);
     assert!(
-        p99 < Duration::from_millis(100),
-        "p99 of the GETs is {p99:?} although copies went elsewhere"
+        p95 < Duration::from_millis(100),
+        "p95 of the GETs is {p95:?} although copies went elsewhere"
     );
 }
 
@@ -223,8 +226,11 @@ fn a_host_is_paused_and_nothing_is_executed_twice(workers: usize) {
 }
 
 fn an_application_errs_and_gets_well_again_and_again(workers: usize) {
-    let policy = "{eject: {base: 500ms}, hedge: {mode: enforce}}".into();
-    let trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
+    // In turn: else it is avoided after its first errors, and seldom errs often enough to be ejected.
+    let policy = "{balance: round_robin, eject: {base: 500ms}, hedge: {mode: enforce}, \
+                   retry: {when: [connect, refused, reset, '500']}}";
+    let setup = Setup { policy: policy.into(), ..Setup::default() };
+    let trio = Trio::start(Lab::new(workers), &setup);
     let loads = start_loads(&trio.caller);
     after(&loads, 100);
     for _ in 0..3 {
@@ -243,11 +249,13 @@ fn an_application_errs_and_gets_well_again_and_again(workers: usize) {
     assert_eq!(tally.executed_untold, 0, "what errs executes nothing: {tally:?}");
     for post in report.posts().filter(|post| !post.succeeded()) {
         let told = post.outcome.as_ref().unwrap();
-        assert!(told.status == 503 && told.app == "app-2", "the application's own: {post:?}");
+        assert!(told.status == 500 && told.app == "app-2", "the application's own: {post:?}");
     }
-    // It is avoided after the first error and out after five in a row; a fifth of the requests are POSTs.
-    assert_few_posts_failed(tally, 15);
-    assert!(trio.caller.metrics().sum("evenkeel_attempts_total", &[("kind", "retry")]) >= 3.0);
+    // Five in a row and it is out for a while; about a fourth of the requests are POSTs.
+    assert_few_posts_failed(tally, 30);
+    let metrics = trio.caller.metrics();
+    assert!(metrics.sum("evenkeel_attempts_total", &[("kind", "retry")]) >= 3.0);
+    assert!(metrics.sum("evenkeel_ejections_total", &[]) >= 3.0);
 }
 
 fn a_check_fails_and_passes_again_and_again(workers: usize) {
@@ -256,9 +264,12 @@ fn a_check_fails_and_passes_again_and_again(workers: usize) {
     let loads = start_loads(&trio.caller);
     for (from, to) in [(0, 1), (1, 0), (0, 1)] {
         trio.apps[from].set_healthy(false);
+        trio.caller.wait_for_passing("payments", 1);
         trio.caller.wait_for_instances("payments", 1);
-        let served = trio.apps[to].count().0;
+        after(&loads, 10);
+        let (kept, served) = (trio.apps[from].count().0, trio.apps[to].count().0);
         after(&loads, 50);
+        assert_eq!(trio.apps[from].count().0, kept, "it is still asked");
         assert!(trio.apps[to].count().0 >= served + 90, "the other has it all");
         trio.apps[from].set_healthy(true);
         trio.caller.wait_for_instances("payments", 2);
@@ -268,7 +279,7 @@ fn a_check_fails_and_passes_again_and_again(workers: usize) {
 }
 
 fn all_applications_are_slow_together(workers: usize) {
-    let policy = "{hedge: {mode: enforce}}".into();
+    let policy = "{hedge: {mode: enforce, budget: 2%}}".into();
     let trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
     let loads = start_loads(&trio.caller);
     after(&loads, 200);
@@ -281,17 +292,17 @@ fn all_applications_are_slow_together(workers: usize) {
     let metrics = trio.caller.metrics();
     let sent = |kind| metrics.sum("evenkeel_attempts_total", &[("kind", kind)]);
     let (first, hedges) = (sent("first"), sent("hedge"));
-    assert!(hedges <= first * 0.05, "{hedges} copies of {first}: the budget is 5 %");
+    assert!(hedges <= first * 0.02, "{hedges} copies of {first}: the budget is 2 %");
     assert!(metrics.sum("evenkeel_hedges_total", &[("result", "refused")]) > 0.0, "more were due");
     let slowest = report.quantile(0.99);
-    assert!(slowest < Duration::from_millis(600), "no queue builds up: {slowest:?}");
+    assert!(slowest < Duration::from_millis(600), "requests pile up: {slowest:?}");
 }
 
 /// One thing after the other goes wrong, under all that Evenkeel does about it at once.
 fn under_all_of_it(workers: usize, scout: &str) {
     let policy = format!(
         "{{balance: scout, scout: {{mode: {scout}, timeout: 20ms}}, hedge: {{mode: enforce}}, eject: {{base: 500ms}}, \
-           shard: {{key: address, size: 2}}, probation: {{slower_than: 3x, min_requests: 20}}}}"
+           probation: {{slower_than: 3x, min_requests: 20}}}}"
     );
     let mut trio = Trio::start(Lab::new(workers), &Setup { policy, ..Setup::default() });
     let loads = start_loads(&trio.caller);

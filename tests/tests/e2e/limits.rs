@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Answer, Version, request};
-use evenkeel_tests::load::{Load, Plan};
+use evenkeel_tests::load::{Load, Plan, Report};
 use evenkeel_tests::mesh::{App, Host, Lab, Setup};
 use evenkeel_tests::raw::{Raw, noise};
 use evenkeel_tests::wait;
@@ -218,12 +218,22 @@ fn each_tenant_has_a_limit_of_its_own_and_a_flood_of_invented_ones_is_bounded(wo
     let report = modest.finish();
     // It has what it was measured to want, which for a moment may be a little less than it is.
     let refused = report.gets().filter(|get| !get.succeeded()).count();
-    assert!(refused * 50 <= report.samples.len(), "{refused} of {}", report.samples.len());
-    greedy.into_iter().for_each(|load| drop(load.finish()));
+    assert!(refused * 10 <= report.samples.len(), "{refused} of {}", report.samples.len());
+    let reports: Vec<_> = greedy.into_iter().map(Load::finish).collect();
     let acme = app.arrivals().of("acme");
     let most = acme.most_within(Duration::from_secs(1));
-    assert!(most <= 50 + 5 + 2, "{most} of acme's in a second");
+    let may = 50 + 5 + late(50, &reports);
+    assert!(most <= may, "{most} of acme's in a second, {may} may");
     assert!(acme.count() > 100, "{}", acme.count());
+}
+
+/// How many may come late: what the longest request was held up, others were as well, and came with those of a later second.
+pub fn late(rate: usize, reports: &[Report]) -> usize {
+    let admitted = reports.iter().flat_map(Report::gets).filter(|sample| sample.succeeded());
+    let longest = admitted.map(|sample| sample.latency).max().unwrap_or_default();
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let late = (rate as f64 * longest.as_secs_f64()).ceil() as usize;
+    late
 }
 
 /// Whether leases are asked for this tenant.
@@ -288,7 +298,7 @@ fn a_request_waits_where_the_rule_lets_it_and_observe_refuses_nobody(workers: us
     waiting.into_iter().for_each(|answer| assert_eq!(answer.join().unwrap(), 200));
     assert!(start.elapsed() >= Duration::from_millis(600), "{:?}", start.elapsed());
     assert!(
-        app.arrivals().most_within(Duration::from_secs(1)) <= 12,
+        app.arrivals().most_within(Duration::from_millis(300)) <= 6,
         "10 a second, and one at once"
     );
 

@@ -12,7 +12,7 @@ use super::faults::{after, check, finish, start_loads};
 use super::trio::{Trio, payments};
 
 /// Longer than an order or a policy ever takes to get to every host.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(10);
 
 /// Three hosts; the two that offer `payments` publish this policy.
 fn publishing(caller: &Setup, policy: &str) -> Trio {
@@ -63,7 +63,7 @@ fn a_published_policy_is_obeyed_by_another_host_and_explained() {
          routes: [{match: {path: /slow}, policy: {timeout: 20s}}]",
     );
     let host = &trio.caller;
-    assert_eq!(explained(host, "/", "timeout"), said("300ms", "published"));
+    await_field(host, "timeout", "300ms", "published");
     assert_eq!(explained(host, "/slow", "timeout"), said("20s", "published-route"));
     assert_eq!(explained(host, "/", "panic"), said("20%", "upstream"));
     assert_eq!(explained(host, "/", "retry.max"), said("1", "published, bounded"));
@@ -137,13 +137,13 @@ fn an_override_holds_everywhere_at_once_and_ends_by_itself() {
     let start = Instant::now();
     let told = ordered(
         &trio.hosts[1],
-        &["override", "payments", "timeout=300ms", "hedge=off", "--ttl", "4s"],
+        &["override", "payments", "timeout=300ms", "hedge=off", "--ttl", "8s"],
     );
     assert!(told.contains("300ms") && told.contains("--undo"), "{told}");
     for host in std::iter::once(&trio.caller).chain(&trio.hosts) {
         await_field(host, "timeout", "300ms", "override");
     }
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     assert_eq!(explained(&trio.caller, "/", "hedge.mode"), said("off", "override"));
     assert_eq!(trio.caller.get("payments", "/hang").status, 504);
     assert!(notes(&trio.caller).contains("override by host-3 until"), "{}", notes(&trio.caller));
@@ -153,7 +153,7 @@ fn an_override_holds_everywhere_at_once_and_ends_by_itself() {
     // Nobody has to do anything, and the host that issued it need not be there.
     trio.hosts[1].process.kill();
     await_field(&trio.caller, "timeout", "9s", "published");
-    assert!(start.elapsed() >= Duration::from_secs(4), "it ended early: {:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(8), "it ended early: {:?}", start.elapsed());
     assert_eq!(explained(&trio.caller, "/", "hedge.mode"), said("enforce", "published"));
     assert_eq!(metric(&trio.caller), 0.0);
     let events = trio.caller.ask_admin("/v1/events").unwrap().text();
@@ -222,7 +222,9 @@ fn a_drained_host_gets_no_requests_and_loses_none(workers: usize) {
     // Taken back at the host that it is about.
     ordered(&trio.hosts[0], &["drain", "host-2", "--undo"]);
     trio.caller.wait_for_instances("payments", 2);
-    wait::for_true("it is asked again", SOON, || trio.apps[0].count().0 > before + 20);
+    wait::for_true("it is asked again", Duration::from_secs(30), || {
+        trio.apps[0].count().0 > before + 20
+    });
     let report = finish(loads);
     check(&trio, &report);
     report.assert_no_failed_post();

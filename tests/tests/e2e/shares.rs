@@ -13,7 +13,7 @@ use evenkeel_tests::mesh::{App, Host, Lab, Setup};
 use evenkeel_tests::network::Network;
 use evenkeel_tests::wait;
 
-use super::limits::{caller, has};
+use super::limits::{caller, has, late};
 
 /// What there is, a second.
 const RATE: usize = 500;
@@ -61,15 +61,7 @@ struct Bound {
 impl Bound {
     /// After what clients saw.
     fn of(reports: &[Report]) -> Bound {
-        let admitted = reports.iter().flat_map(Report::gets).filter(|sample| sample.succeeded());
-        let longest = admitted.map(|sample| sample.latency).max().unwrap_or_default();
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss
-        )]
-        let late = (RATE as f64 * longest.as_secs_f64()).ceil() as usize;
-        Bound { most: RATE + BURST + late, usual: RATE + BURST }
+        Bound { most: RATE + BURST + late(RATE, reports), usual: RATE + BURST }
     }
 
     /// A process that starts again has its part of the burst once more.
@@ -133,6 +125,7 @@ fn five_hosts_keep_a_limit_while_one_dies_one_is_cut_off_and_one_joins() {
     hosts[at].process.kill();
     hosts.remove(at);
     // Its applications have no proxy any more.
+    loads[at].after(20);
     let report = loads.remove(at).finish();
     assert!(report.gets().any(|get| get.outcome.is_err()));
     reports.push(report);
@@ -154,7 +147,7 @@ fn five_hosts_keep_a_limit_while_one_dies_one_is_cut_off_and_one_joins() {
     let joiner = lab.host(6, &setup(&app));
     joiner.wait_until_ready();
     let load = demand(&joiner, 400);
-    wait::for_true("the joiner has something at once", Duration::from_secs(2), || {
+    wait::for_true("the joiner has something at once", Duration::from_secs(5), || {
         has(&joiner, "db", None) > 0.0
     });
     loads.push(load);

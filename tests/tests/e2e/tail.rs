@@ -86,6 +86,7 @@ fn a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it(workers: usize) {
         for _ in 0..ASKED {
             let answer = ask(&hosts[0], "x-tenant", tenant);
             assert_eq!(answer.status, 200, "{tenant} in {shard:?}: {}", answer.text());
+            assert!(shard.contains(answer.header("x-app")), "{tenant} left {shard:?}");
         }
     }
 }
@@ -119,8 +120,14 @@ fn a_slow_application_is_on_probation_until_it_is_well(workers: usize) {
     load.after(300);
     let probes = apps[1].count().0 - before;
     assert!((1..=30).contains(&probes), "{probes} of 300 or more requests reached it");
-    let explain = hosts[0].ask_admin("/v1/explain/catalog").unwrap().text();
-    assert!(explain.contains("probation"), "{explain}");
+    let explain = hosts[0].ask_admin("/v1/explain/catalog").unwrap().json();
+    let at = apps[1].address.to_string();
+    let endpoints = explain["endpoints"].as_array().unwrap();
+    let slow = endpoints.iter().find(|endpoint| endpoint["address"] == at).unwrap();
+    let verdicts = slow["verdicts"].as_array().unwrap();
+    let held =
+        |verdict: &serde_json::Value| verdict["filter"] == "probation" && verdict["pass"] == false;
+    assert!(verdicts.iter().any(held), "{slow}");
     apps[1].set_delay(Duration::ZERO);
     wait::for_true("it is back", Duration::from_secs(40), || on_probation() == 0.0);
     let before = apps[1].count().0;
@@ -140,6 +147,8 @@ fn the_own_zone_is_preferred_and_left_when_it_fails(workers: usize) {
             format!("[{{name: catalog, address: \"{}\", check: {{http: /healthz, interval: 200ms, fall: 1, rise: 1}}}}]", app.address)
         }),
         zone: zone.to_owned(),
+        // Without copies nobody is suspected of silence for being a little late.
+        policy: "{hedge: {mode: off}}".into(),
         ..Setup::default()
     }
     };
@@ -153,10 +162,10 @@ fn the_own_zone_is_preferred_and_left_when_it_fails(workers: usize) {
     for _ in 0..5 {
         load.after(150);
         let (near, far) = counts();
-        stayed += usize::from(near - before.0 > 9 * (far - before.1));
+        stayed += usize::from(near - before.0 > 4 * (far - before.1));
         before = (near, far);
     }
-    assert!(stayed >= 3, "nine of ten stay in the own zone, most of the time: {stayed} of 5");
+    assert!(stayed >= 3, "four of five stay in the own zone, most of the time: {stayed} of 5");
     apps[0].process.kill();
     let far = apps[1].count().0;
     load.after(100);
@@ -211,7 +220,7 @@ fn a_retry_that_was_not_sent_costs_no_budget(workers: usize) {
 fn explain_says_what_hedging_would_win_and_cost(workers: usize) {
     let lab = Lab::new(workers);
     let apps = [lab.app(1), lab.app(2)];
-    let hosts = lab.mesh(&[catalog(&apps, "{hedge: {mode: observe}}")]);
+    let hosts = lab.mesh(&[catalog(&apps, "{hedge: {mode: observe, budget: 20%}}")]);
     for at in 0..180 {
         let path = if at % 36 == 35 { "/slow?ms=250" } else { "/" };
         assert_eq!(hosts[0].get("catalog.mesh", path).status, 200);
@@ -228,7 +237,7 @@ fn explain_says_what_hedging_would_win_and_cost(workers: usize) {
     assert!(ms(0) >= 240.0 && ms(2) < 125.0, "{sentence}");
     let extra = words.iter().position(|word| *word == "%").expect(sentence) - 1;
     let extra: f64 = words[extra].parse().expect(sentence);
-    assert!(extra > 0.0 && extra <= 5.0, "within hedge.budget: {sentence}");
+    assert!(extra > 0.0 && extra <= 20.0, "within hedge.budget: {sentence}");
     assert!(sentence.ends_with("policy.hedge.mode: enforce does it"), "{sentence}");
 }
 
