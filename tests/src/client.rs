@@ -141,6 +141,38 @@ where
     Ok(Answer { status: head.status, headers: head.headers, body: collected.to_bytes(), trailers })
 }
 
+/// Sends a request over HTTP/2, takes it back when `arrived` returns, and keeps the connection until `learnt` does: what the other
+/// side sees is the stream's end (RST_STREAM) alone.
+///
+/// # Errors
+/// When there is no connection, or an answer came.
+pub fn abandon(
+    to: SocketAddr,
+    mut request: Request<Full<Bytes>>,
+    arrived: impl FnOnce() + Send + 'static,
+    learnt: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        if let Some(authority) = request.headers_mut().remove("host") {
+            *request.uri_mut() = http2_uri(&authority, request.uri())?;
+        }
+        let io = TokioIo::new(TcpStream::connect(to).await?);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
+                .await
+                .map_err(io::Error::other)?;
+        tokio::spawn(connection);
+        tokio::select! {
+            answer = sender.send_request(request) => {
+                return Err(io::Error::other(format!("an answer: {answer:?}")));
+            }
+            waited = tokio::task::spawn_blocking(arrived) => waited.map_err(io::Error::other)?,
+        }
+        tokio::task::spawn_blocking(learnt).await.map_err(io::Error::other)
+    })
+}
+
 /// HTTP/2 carries the host in the target.
 ///
 /// # Errors

@@ -56,6 +56,21 @@ fn a_caller_that_goes_away_cancels_all_copies(workers: usize) {
     wait_until_nothing_is_in_flight(&trio);
 }
 
+fn a_stream_that_is_taken_back_cancels_all_copies(workers: usize) {
+    let trio = std::sync::Arc::new(start(workers, Duration::ZERO));
+    for (before, service) in (0..).zip(["payments", "payments-h2"]) {
+        let awaited = |what: &'static str, counted: (u64, u64)| {
+            let trio = trio.clone();
+            move || wait::for_true(what, SOON, || counts(&trio) == [counted; 2])
+        };
+        let arrived = awaited("both have it", (before + 1, before));
+        let learnt = awaited("both learn of the end", (before + 1, before + 1));
+        let hang = request(Method::GET, service, "/hang");
+        client::abandon(trio.caller.outbound().into(), hang, arrived, learnt).unwrap();
+    }
+    wait_until_nothing_is_in_flight(&trio);
+}
+
 fn a_deadline_cancels_all_copies(workers: usize) {
     let trio = start(workers, Duration::ZERO);
     let asks = ["payments", "payments-h2"]
@@ -164,6 +179,7 @@ fn an_answer_may_come_before_the_upload_ends(workers: usize) {
 
 each_workers!(
     a_caller_that_goes_away_cancels_all_copies,
+    a_stream_that_is_taken_back_cancels_all_copies,
     a_deadline_cancels_all_copies,
     the_copy_that_loses_is_cancelled,
     streams_and_trailers_come_from_one,

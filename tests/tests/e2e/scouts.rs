@@ -59,8 +59,9 @@ fn with_a_scout_port(app: &App) -> String {
 
 fn without_scouts_half_of_the_requests_wait(workers: usize) {
     let mut trio = Trio::start_with(Lab::new(workers), &setup("off", &[]), with_a_scout_port);
-    let (waited, _) = stop_under_load(&trio.caller, &mut trio.apps[0]);
-    assert!(waited > WITHOUT_MIN, "{waited} waited: else the other tests show nothing");
+    let many_wait =
+        (0..TRIES).any(|_| stop_under_load(&trio.caller, &mut trio.apps[0]).0 > WITHOUT_MIN);
+    assert!(many_wait, "else the other tests show nothing");
     let metrics = trio.caller.metrics();
     assert!(!metrics.has("evenkeel_scouts_total", &[]), "off is off");
 }
@@ -270,13 +271,13 @@ fn what_is_no_scout_is_counted_and_not_answered(workers: usize) {
 /// Longer than any request here takes at an application that runs, shorter than the stop.
 const WAITED: Duration = Duration::from_millis(250);
 
-/// What can be on its way to an application when it stops, at 260 requests a second, and what the machine adds.
-const IN_FLIGHT_MAX: usize = 12;
+/// What can be on its way to an application when it stops, at 260 requests a second.
+const IN_FLIGHT_MAX: usize = 4;
 
 /// Without scouts more than this many wait.
-const WITHOUT_MIN: usize = 60;
+const WITHOUT_MIN: usize = 15;
 
-const TRIES: usize = 3;
+const TRIES: usize = 6;
 
 each_workers!(
     without_scouts_half_of_the_requests_wait,

@@ -82,6 +82,11 @@ fn a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it(workers: usize) {
     }
     let answer = ask(&hosts[0], "x-tenant", &tenants[0]);
     assert_eq!(answer.status, 503, "{}", answer.text());
+    wait::for_true(
+        "all that there was is known to be gone, and the caller told",
+        Duration::from_secs(10),
+        || ask(&hosts[0], "x-tenant", &tenants[0]).text().contains("none in the shard of this key"),
+    );
     for (tenant, shard) in shards.iter().filter(|(_, shard)| **shard != poisoned) {
         for _ in 0..ASKED {
             let answer = ask(&hosts[0], "x-tenant", tenant);
