@@ -34,7 +34,7 @@ def measure(tools, work, times, say):
 
 
 def measure_tail(tools, work, times, say):
-    """Those of `make bench-tail`: every peer, Envoy at its best, and the scouts."""
+    """Those of `make bench-tail`: every peer, Envoy at its best, the scouts, and the same load without pauses."""
     short = paused(times, times.rounds, times.tuning_s)  # pauses that no round has
     best, tries = scenario.tuned(tools, work, "pauses", ENVOY_SETTINGS, short, say)
     runs = scenario.rounds(tools, work, "pauses", (*TAIL_ARMS, best), lambda _, number: paused(times, number),

@@ -113,25 +113,17 @@ where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let stream = TcpStream::connect(to).await?;
-    stream.set_nodelay(true)?;
-    let io = TokioIo::new(stream);
     let response = match version {
         Version::Http1 => {
             let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(io).await.map_err(io::Error::other)?;
+                hyper::client::conn::http1::handshake(connect(to).await?)
+                    .await
+                    .map_err(io::Error::other)?;
             tokio::spawn(connection);
             sender.send_request(request).await
         }
         Version::Http2 => {
-            if let Some(authority) = request.headers_mut().remove("host") {
-                *request.uri_mut() = http2_uri(&authority, request.uri())?;
-            }
-            let (mut sender, connection) =
-                hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
-                    .await
-                    .map_err(io::Error::other)?;
-            tokio::spawn(connection);
+            let mut sender = http2_to(to, &mut request).await?;
             sender.send_request(request).await
         }
     };
@@ -154,15 +146,7 @@ pub fn abandon(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        if let Some(authority) = request.headers_mut().remove("host") {
-            *request.uri_mut() = http2_uri(&authority, request.uri())?;
-        }
-        let io = TokioIo::new(TcpStream::connect(to).await?);
-        let (mut sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
-                .await
-                .map_err(io::Error::other)?;
-        tokio::spawn(connection);
+        let mut sender = http2_to(to, &mut request).await?;
         tokio::select! {
             answer = sender.send_request(request) => {
                 return Err(io::Error::other(format!("an answer: {answer:?}")));
@@ -171,6 +155,31 @@ pub fn abandon(
         }
         tokio::task::spawn_blocking(learnt).await.map_err(io::Error::other)
     })
+}
+
+async fn connect(to: SocketAddr) -> io::Result<TokioIo<TcpStream>> {
+    let stream = TcpStream::connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(TokioIo::new(stream))
+}
+
+/// A connection for this request, whose host goes into its target.
+async fn http2_to<B>(
+    to: SocketAddr,
+    request: &mut Request<B>,
+) -> io::Result<hyper::client::conn::http2::SendRequest<B>>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    if let Some(authority) = request.headers_mut().remove("host") {
+        *request.uri_mut() = http2_uri(&authority, request.uri())?;
+    }
+    let io = connect(to).await?;
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await;
+    let (sender, connection) = handshake.map_err(io::Error::other)?;
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 /// HTTP/2 carries the host in the target.

@@ -95,16 +95,21 @@ fn a_host_is_killed(workers: usize) {
     assert_few_posts_failed(check(&trio, &report), 12);
 }
 
+/// Kills the first application, starts it again after so many requests, and waits until it is used.
+fn kill_and_start_again(trio: &mut Trio, loads: &[Load], requests: u64) {
+    trio.apps[0].process.kill();
+    trio.caller.wait_for_instances("payments", 1);
+    after(loads, requests);
+    trio.apps[0].start_again();
+    trio.caller.wait_for_instances("payments", 2);
+    wait::for_true("it is used again", Duration::from_secs(20), || trio.apps[0].count().0 > 5);
+}
+
 fn an_application_is_killed(workers: usize) {
     let mut trio = Trio::start(Lab::new(workers), &Setup::default());
     let loads = start_loads(&trio.caller);
     after(&loads, 150);
-    trio.apps[0].process.kill();
-    trio.caller.wait_for_instances("payments", 1);
-    after(&loads, 150);
-    trio.apps[0].start_again();
-    trio.caller.wait_for_instances("payments", 2);
-    wait::for_true("it is used again", Duration::from_secs(20), || trio.apps[0].count().0 > 5);
+    kill_and_start_again(&mut trio, &loads, 150);
     let report = finish(loads);
     assert_few_posts_failed(check(&trio, &report), 12);
 }
@@ -320,12 +325,7 @@ fn under_all_of_it(workers: usize, scout: &str) {
     after(&loads, 200);
     trio.apps[1].set_delay(Duration::ZERO);
     after(&loads, 50);
-    trio.apps[0].process.kill();
-    trio.caller.wait_for_instances("payments", 1);
-    after(&loads, 50);
-    trio.apps[0].start_again();
-    trio.caller.wait_for_instances("payments", 2);
-    wait::for_true("it is used again", Duration::from_secs(20), || trio.apps[0].count().0 > 5);
+    kill_and_start_again(&mut trio, &loads, 50);
     let report = finish(loads);
     let tally = check(&trio, &report);
     // One in twenty of an application's for a while, and what was in flight when it was killed.
