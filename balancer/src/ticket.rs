@@ -3,6 +3,8 @@
 //! Made by `Balancer::pick`, kept by whoever carries the attempt until the response's body has ended. Dropping it takes the attempt out of
 //! in-flight, whatever became of it: end, error, cancellation, panic. It cannot be cloned, so it cannot be paid twice.
 //! [`Ticket::head`] says how the attempt went; dropping it without is evidence that the endpoint owed an answer (see `stall`).
+//! Where the head does not tell (a gRPC status comes after the messages, and any body may break) the head's time counts at once and
+//! [`Ticket::end`] says the rest: an endpoint whose heads are quick and whose calls fail must not look like the best of all.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,6 +25,8 @@ pub struct Ticket {
     eject: Eject,
     jitter: u32,
     head_due: bool,
+    /// The head came and left the outcome open.
+    end_due: bool,
     sample: bool,
     /// It tries an endpoint that had fallen silent.
     trial: bool,
@@ -38,7 +42,9 @@ pub struct Ticket {
 pub enum Verdict {
     /// An answer that does not speak against the endpoint: everything but the below, 4xx included.
     Success,
-    /// A 5xx.
+    /// A head that leaves the outcome open: [`Ticket::end`] follows, unless the caller goes away first.
+    Undecided,
+    /// A 5xx, or a gRPC status that speaks against the endpoint.
     Failure,
     /// 429 or 503: it asks for less. Costs it like a failure, but never ejects it: that would only move the overload on.
     Overloaded {
@@ -72,6 +78,7 @@ impl Ticket {
             eject: eject.clone(),
             jitter,
             head_due: true,
+            end_due: false,
             sample: true,
             trial,
             late_ns: 0,
@@ -103,7 +110,7 @@ impl Ticket {
         let state = &self.endpoint.state;
         let now = state.epoch.moment(now);
         match verdict {
-            Verdict::Success => {
+            Verdict::Success | Verdict::Undecided => {
                 state.stall.answered(now, self.started, self.trial);
                 if self.sample && self.started >= state.clean_since.load(Relaxed) {
                     let latency = now.saturating_sub(self.started);
@@ -113,8 +120,10 @@ impl Ticket {
                         state.spill.answered(near, latency);
                     }
                 }
-                state.ejection.succeeded();
-                state.bias.clear();
+                self.end_due = verdict == Verdict::Undecided;
+                if verdict == Verdict::Success {
+                    self.succeeded();
+                }
                 if state.unreachable.load(Relaxed) != 0 {
                     state.unreachable.store(0, Relaxed);
                 }
@@ -125,13 +134,7 @@ impl Ticket {
             }
             Verdict::Overloaded { retry_after } => {
                 state.stall.answered(now, self.started, self.trial);
-                state.bias.failed(now);
-                state.estimate.refresh(now);
-                if let Some(wait) = retry_after {
-                    state
-                        .retry_after
-                        .fetch_max(now.saturating_add(nanos(wait.min(RETRY_AFTER_MAX))), Relaxed);
-                }
+                self.overloaded(now, retry_after);
             }
             Verdict::Unreachable => {
                 state.stall.withdrawn(self.started);
@@ -185,6 +188,36 @@ impl Ticket {
         if now.saturating_sub(self.started) <= usual {
             self.sample = false;
             state.stall.withdrawn(self.started);
+        }
+    }
+
+    /// The body ended after a head that was [undecided](Verdict::Undecided), and this is the outcome; any other call has no effect.
+    pub fn end(&mut self, now: Instant, verdict: Verdict) {
+        if !std::mem::take(&mut self.end_due) {
+            return;
+        }
+        let now = self.endpoint.state.epoch.moment(now);
+        match verdict {
+            Verdict::Success | Verdict::Undecided => self.succeeded(),
+            Verdict::Overloaded { retry_after } => self.overloaded(now, retry_after),
+            Verdict::Failure | Verdict::Unreachable | Verdict::Reset | Verdict::Timeout => {
+                self.failed(now);
+            }
+        }
+    }
+
+    fn succeeded(&self) {
+        self.endpoint.state.ejection.succeeded();
+        self.endpoint.state.bias.clear();
+    }
+
+    fn overloaded(&self, now: u64, retry_after: Option<Duration>) {
+        let state = &self.endpoint.state;
+        state.bias.failed(now);
+        state.estimate.refresh(now);
+        if let Some(wait) = retry_after {
+            let until = now.saturating_add(nanos(wait.min(RETRY_AFTER_MAX)));
+            state.retry_after.fetch_max(until, Relaxed);
         }
     }
 

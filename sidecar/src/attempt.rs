@@ -25,13 +25,13 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, Ticket, Verdict};
 use evenkeel_config::policy::{Policy, ScoutMode};
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
 use smallvec::SmallVec;
 
 use crate::alarm::Alarm;
-use crate::body::{Body, Replay};
+use crate::body::{Body, ReceivedBody, Replay};
 use crate::error::Error;
 use crate::headers::{self, Found};
+use crate::interim::Interim;
 use crate::judge::{Failed, judge};
 use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
@@ -41,11 +41,13 @@ use crate::scout;
 use crate::template::Template;
 use crate::worker::Worker;
 
-use sending::{Next, NoCopy, Sending};
+use sending::{Next, NoCopy, Sending, Start};
 
 /// When a request must have its response's head.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
+    /// When the request was read.
+    pub start: Instant,
     /// The moment.
     pub at: Instant,
     /// The caller's own limit; else the policy's, which begins anew while the caller is still sending its body.
@@ -62,11 +64,11 @@ pub async fn send(
     route: &Arc<Route>,
     template: &Template,
     body: Option<Replay>,
-    start: Instant,
     mut deadline: Deadline,
+    interim: &Interim,
 ) -> Result<Won, Error> {
-    let (policy, metrics) = (&route.policy, upstream.metrics.of(worker.id));
-    let request = Sending::new(worker, upstream, route, template, body.as_ref());
+    let (policy, metrics, start) = (&route.policy, upstream.metrics.of(worker.id), deadline.start);
+    let request = Sending::new(worker, upstream, route, template, body.as_ref(), interim);
     let may_copy = request.may_copy();
     upstream.retries.request(start);
     route.hedger.request(start);
@@ -84,7 +86,7 @@ pub async fn send(
     let ticket = ticket.map_err(|why| no_endpoint(upstream, why))?;
     metrics.attempts[Attempt::First as usize].inc();
     let mut tried: SmallVec<[u64; 4]> = SmallVec::from_slice(&[ticket.endpoint().serial()]);
-    let mut first = pin!(Some(request.begin(ticket.endpoint(), deadline, Duration::ZERO, false)));
+    let mut first = pin!(Some(request.begin(ticket.endpoint(), deadline, Start::AtOnce)));
     let mut ticket = Waiting::new(ticket, start);
     if body.is_none()
         && may_copy
@@ -135,8 +137,7 @@ pub async fn send(
                         Ok(ticket) => {
                             story.copies += 1;
                             tried.push(ticket.endpoint().serial());
-                            let future =
-                                request.begin(ticket.endpoint(), deadline, Duration::ZERO, false);
+                            let future = request.begin(ticket.endpoint(), deadline, Start::AsCopy);
                             let (ticket, future) = (Waiting::new(ticket, now), Box::pin(future));
                             copies.push(Copied { ticket, future });
                             again
@@ -198,7 +199,11 @@ pub async fn send(
                     story.retries += 1;
                     tried.push(next.endpoint().serial());
                     dispatched = now + wait;
-                    first.set(Some(request.begin(next.endpoint(), deadline, wait, fresh)));
+                    first.set(Some(request.begin(
+                        next.endpoint(),
+                        deadline,
+                        Start::Again { wait, fresh },
+                    )));
                     ticket = Waiting::new(next, dispatched);
                 }
                 None if copies.is_empty() => return why.give_up(body.as_ref(), story),
@@ -244,7 +249,7 @@ pub enum Connection {
 #[derive(Debug)]
 pub struct Head {
     /// The response.
-    pub response: Response<Incoming>,
+    pub response: Response<ReceivedBody>,
     /// What its headers hold.
     pub found: Found,
     /// What its body comes on.
@@ -252,7 +257,7 @@ pub struct Head {
 }
 
 impl Head {
-    fn new(response: Response<Incoming>, connection: Connection) -> Box<Head> {
+    fn new(response: Response<ReceivedBody>, connection: Connection) -> Box<Head> {
         Box::new(Head { found: headers::find(response.headers()), response, connection })
     }
 }
@@ -357,15 +362,20 @@ async fn attempt(
     policy: &Policy,
     endpoint: Arc<Endpoint>,
     request: Request<Body>,
-    wait: Duration,
-    fresh: bool,
+    interim: Interim,
+    start: Start,
 ) -> Ended {
-    if !wait.is_zero() {
-        tokio::time::sleep(wait).await;
+    let mut fresh = false;
+    if let Start::Again { wait, fresh: again } = start {
+        fresh = again;
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
     }
     let spec = endpoint.spec();
-    let charge = Charge { balancer: &upstream.balancer, limits: &policy.circuit };
-    once(worker, spec.dial, dial_from(worker, spec.hop), Some(charge), request, fresh).await
+    let charge = Charge { circuit: upstream.balancer.circuit(), limits: &policy.circuit };
+    once(worker, spec.dial, dial_from(worker, spec.hop), Some(charge), request, &interim, fresh)
+        .await
 }
 
 /// Peers know this host by its address.
@@ -382,12 +392,13 @@ pub async fn once(
     from: Option<IpAddr>,
     charge: Option<Charge<'_>>,
     mut request: Request<Body>,
+    interim: &Interim,
     mut fresh: bool,
 ) -> Ended {
     loop {
         let sent = if request.version() == Version::HTTP_2 {
             let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
-            h2.send(request).await.map(|response| Head::new(response, Connection::H2(h2)))
+            h2.send(request, interim).await.map(|response| Head::new(response, Connection::H2(h2)))
         } else {
             let h1 = if fresh {
                 worker.pool.dial_h1(address, charge).await
@@ -395,7 +406,7 @@ pub async fn once(
                 worker.pool.h1(address, charge).await
             };
             let mut h1 = h1.map_err(Unsent::Dial)?;
-            h1.send(request).await.map(|response| Head::new(response, Connection::H1(h1)))
+            h1.send(request, interim).await.map(|response| Head::new(response, Connection::H1(h1)))
         };
         match sent {
             Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),

@@ -1,4 +1,4 @@
-//! The bodies that pass through: [`Body`] towards an endpoint, [`Reply`] towards the caller.
+//! The bodies that pass through: [`ReceivedBody`] as it comes in, [`Body`] towards an endpoint, [`Reply`] towards the caller.
 //!
 //! A request's body may have to be sent again: [`Replay`] hands the caller's stream to the first attempt and
 //! keeps what went by, up to a limit for each request and one for all ([`Buffers`]). A later attempt starts
@@ -27,6 +27,86 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::exchange::Exchange;
+use crate::http2::receive::StreamBody;
+use crate::interim::ContinueGate;
+
+/// The body of a message that is being received.
+#[derive(Debug)]
+pub struct ReceivedBody {
+    source: BodySource,
+    /// Its sender waits for leave to send it.
+    gate: Option<Rc<ContinueGate>>,
+}
+
+#[derive(Debug)]
+enum BodySource {
+    Http1(Incoming),
+    Http2(StreamBody),
+}
+
+impl ReceivedBody {
+    /// The body of a message of HTTP/1.
+    pub fn http1(body: Incoming) -> ReceivedBody {
+        ReceivedBody { source: BodySource::Http1(body), gate: None }
+    }
+
+    /// The body of a message of HTTP/2.
+    pub fn http2(body: StreamBody) -> ReceivedBody {
+        ReceivedBody { source: BodySource::Http2(body), gate: None }
+    }
+
+    /// Its sender is given leave to send it by this gate.
+    pub fn behind(mut self, gate: Option<&Rc<ContinueGate>>) -> ReceivedBody {
+        self.gate = gate.cloned();
+        self
+    }
+
+    /// Whether what was read so far is all of it, as far as that is known without reading on.
+    fn is_read(&self) -> bool {
+        match &self.source {
+            // A length that has passed is the end; nothing can follow it.
+            BodySource::Http1(body) => body.is_end_stream() || body.size_hint().exact() == Some(0),
+            BodySource::Http2(body) => body.is_end_stream(),
+        }
+    }
+}
+
+impl HttpBody for ReceivedBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(gate) = &self.gate {
+            if !ready!(gate.poll_open(cx)) {
+                return Poll::Ready(Some(Err(BodyError::NotAwaited)));
+            }
+            self.gate = None;
+        }
+        match &mut self.source {
+            BodySource::Http1(body) => Pin::new(body)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(BodyError::Source))),
+            BodySource::Http2(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.source {
+            BodySource::Http1(body) => body.is_end_stream(),
+            BodySource::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.source {
+            BodySource::Http1(body) => body.size_hint(),
+            BodySource::Http2(body) => body.size_hint(),
+        }
+    }
+}
 
 /// A request's body on its way to an endpoint.
 #[derive(Debug)]
@@ -34,7 +114,7 @@ pub enum Body {
     /// None.
     Empty,
     /// The caller's stream, sent once.
-    Stream(Incoming),
+    Stream(ReceivedBody),
     /// The caller's stream, kept so that it can be sent again.
     Replay(Replay),
 }
@@ -42,20 +122,26 @@ pub enum Body {
 /// Why a body ended before its time.
 #[derive(Debug)]
 pub enum BodyError {
-    /// The stream that it is read from broke.
+    /// The message of HTTP/1 that it is read from broke.
     Source(hyper::Error),
+    /// The stream of HTTP/2 that it is read from broke.
+    Stream(h2::Error),
     /// Nothing came for `policy.idle_timeout`.
     Idle,
     /// The request was sent again, and that attempt reads the stream now.
     Superseded,
+    /// The response came before the body was asked for, so it never will be.
+    NotAwaited,
 }
 
 impl fmt::Display for BodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BodyError::Source(error) => write!(f, "the sender's stream broke: {error}"),
+            BodyError::Stream(error) => write!(f, "the sender's stream broke: {error}"),
             BodyError::Idle => f.write_str("no bytes within policy.idle_timeout"),
             BodyError::Superseded => f.write_str("a later attempt sends the request's body"),
+            BodyError::NotAwaited => f.write_str("the response came in place of the body"),
         }
     }
 }
@@ -72,9 +158,7 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Body::Empty => Poll::Ready(None),
-            Body::Stream(incoming) => Pin::new(incoming)
-                .poll_frame(cx)
-                .map(|frame| frame.map(|f| f.map_err(BodyError::Source))),
+            Body::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
             Body::Replay(replay) => replay.poll(cx),
         }
     }
@@ -96,7 +180,7 @@ impl HttpBody for Body {
     }
 }
 
-/// Bytes of request bodies kept by the whole process, and their limit.
+/// Bytes of request bodies kept and of larger windows offered by the whole process, and their limit.
 #[derive(Debug)]
 pub struct Buffers {
     used: AtomicUsize,
@@ -127,7 +211,19 @@ impl Buffers {
         fits
     }
 
-    fn give_back(&self, bytes: usize) {
+    /// Takes room for a larger window of a connection ([`crate::http2::window`]): up to half of all, so that bodies have the rest.
+    pub fn take_window(&self, bytes: usize) -> bool {
+        let max = self.max.load(Ordering::Relaxed) / 2;
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before.saturating_add(bytes) <= max;
+        if !fits {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// Gives back what was taken.
+    pub fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -143,7 +239,7 @@ pub struct Replay {
 
 #[derive(Debug)]
 struct Kept {
-    source: Incoming,
+    source: ReceivedBody,
     chunks: Vec<Bytes>,
     trailers: Option<HeaderMap>,
     bytes: usize,
@@ -172,7 +268,7 @@ impl Drop for Kept {
 
 impl Replay {
     /// Keeps up to `max` bytes of `source`.
-    pub fn new(source: Incoming, max: usize, buffers: Arc<Buffers>, now: Instant) -> Replay {
+    pub fn new(source: ReceivedBody, max: usize, buffers: Arc<Buffers>, now: Instant) -> Replay {
         let kept = Kept {
             source,
             chunks: Vec::new(),
@@ -204,7 +300,7 @@ impl Replay {
     /// Whether another attempt can still send the whole body.
     pub fn replayable(&self) -> bool {
         let kept = self.kept.borrow();
-        !kept.lost && !kept.broken
+        !kept.lost && !kept.broken && kept.source.gate.as_ref().is_none_or(|gate| !gate.ended())
     }
 
     /// Whether the whole body is kept, so that a copy can be sent beside the first.
@@ -264,7 +360,7 @@ impl Replay {
             }
             Some(Err(error)) => {
                 kept.broken = true;
-                Poll::Ready(Some(Err(BodyError::Source(error))))
+                Poll::Ready(Some(Err(error)))
             }
             None => {
                 kept.finish();
@@ -322,6 +418,8 @@ impl Kept {
     }
 }
 
+/// How long a caller may leave an answer of ours unread.
+pub const UNREAD_MAX: Duration = Duration::from_secs(300);
 /// What a kept chunk costs beside its bytes: its handle, and its share of the buffer it is a slice of.
 const CHUNK_COST: usize = 64;
 
@@ -333,13 +431,21 @@ pub enum Reply {
     /// Ours: a problem.
     Full(Option<Bytes>),
     /// The endpoint's, with the exchange that ends when it does.
-    Stream(Incoming, Box<Exchange>),
+    Stream(ReceivedBody, Box<Exchange>),
 }
 
 impl Reply {
     /// A body of ours.
     pub fn full(bytes: Bytes) -> Reply {
         Reply::Full(Some(bytes))
+    }
+
+    /// How long the caller may leave it unread.
+    pub fn patience(&self) -> Duration {
+        match self {
+            Reply::Empty | Reply::Full(_) => UNREAD_MAX,
+            Reply::Stream(_, exchange) => exchange.idle_timeout(),
+        }
     }
 }
 
@@ -357,16 +463,18 @@ impl HttpBody for Reply {
             Reply::Stream(incoming, exchange) => match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     exchange.progress();
-                    // hyper does not always ask again after the last frame.
-                    let last = frame.is_trailers() || incoming.size_hint().exact() == Some(0);
-                    if last || incoming.is_end_stream() {
+                    if let Some(trailers) = frame.trailers_ref() {
+                        exchange.trailers(trailers);
+                    }
+                    // Nobody asks again after the last frame.
+                    if frame.is_trailers() || incoming.is_read() {
                         exchange.finish();
                     }
                     Poll::Ready(Some(Ok(frame)))
                 }
                 Poll::Ready(Some(Err(error))) => {
                     exchange.broken();
-                    Poll::Ready(Some(Err(BodyError::Source(error))))
+                    Poll::Ready(Some(Err(error)))
                 }
                 Poll::Ready(None) => {
                     exchange.finish();

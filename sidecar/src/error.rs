@@ -37,6 +37,8 @@ pub enum Error {
     Timeout(String),
     /// The caller's message is not one that may be forwarded.
     BadRequest(&'static str),
+    /// The message cannot be written in the protocol of where it is to go.
+    Unsendable(String),
     /// The caller went away or broke its own upload.
     CallerGone,
     /// The request came back to where it was sent from.
@@ -141,6 +143,9 @@ impl Error {
             Error::BadRequest(_) => {
                 f(StatusCode::BAD_REQUEST, "bad_request", "http_request_error", INTERNAL)
             }
+            Error::Unsendable(_) => {
+                f(StatusCode::BAD_REQUEST, "unsendable", "http_request_error", INTERNAL)
+            }
             Error::CallerGone => {
                 f(StatusCode::BAD_REQUEST, "caller_gone", "http_request_error", CANCELLED)
             }
@@ -199,6 +204,9 @@ impl Error {
                 )
             }
             Error::BadRequest(what) => (*what).to_owned(),
+            Error::Unsendable(what) => format!(
+                "the request cannot be written in the HTTP that the service speaks; send it as plain HTTP has it: {what}"
+            ),
             Error::CallerGone => "the request's body ended before it was complete".to_owned(),
             Error::Loop => {
                 "the request was addressed to this proxy itself; name a service in Host".to_owned()

@@ -13,21 +13,23 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::{Ticket, Visit};
+use evenkeel_balancer::{Ticket, Verdict, Visit};
 use evenkeel_ratelimit::Place;
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, Version};
-use hyper::body::Body as _;
+use http_body::Body as _;
 use tokio::time::Sleep;
 
 use crate::access::Line;
 use crate::attempt::{Connection, Head};
 use crate::body::Reply;
-use crate::connection::Link;
 use crate::error::Error;
 use crate::headers::{self, Found};
+use crate::interim::Interim;
+use crate::judge::grpc_end;
+use crate::link::Link;
 use crate::route::Upstream;
 use crate::worker::{OUTBOUND, Worker};
 
@@ -53,11 +55,15 @@ pub struct Exchange {
     idle_timeout: Duration,
     idle: Option<Pin<Box<Sleep>>>,
     moved: bool,
+    /// What the end of the body says of its endpoint, as far as it is known: of a gRPC call that has no status yet, a failure.
+    end: Verdict,
     ended: bool,
     /// How it went, for a caller who asked.
     pub debug: Option<HeaderValue>,
     /// What it holds of resources whose capacity is held.
     pub places: Vec<Place>,
+    /// Where 1xx go, and the leave to send a body.
+    pub interim: Interim,
 }
 
 /// Whom a request is for, as far as it is known.
@@ -103,6 +109,7 @@ impl Exchange {
         side: usize,
         parts: &Parts,
         found: Found,
+        interim: Interim,
     ) -> Box<Exchange> {
         worker.request_begins();
         link.request_begins();
@@ -127,9 +134,11 @@ impl Exchange {
             idle_timeout: Duration::MAX,
             idle: None,
             moved: false,
+            end: Verdict::Success,
             ended: false,
             debug: None,
             places: Vec::new(),
+            interim,
         })
     }
 
@@ -146,7 +155,11 @@ impl Exchange {
         self.status = parts.status.as_u16();
         self.connection = Some(connection);
         self.ticket = answer.ticket;
+        if found.grpc {
+            self.end = grpc_end(None);
+        }
         self.idle_timeout = answer.idle_timeout;
+        self.link.response_begins(answer.idle_timeout);
         if incoming.is_end_stream() {
             self.finish();
             return Response::from_parts(parts, Reply::Empty);
@@ -167,8 +180,18 @@ impl Exchange {
         self.complete(broken.then_some("reset_after_head"));
     }
 
+    /// The body has ended with these.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if self.end != Verdict::Success {
+            self.end = grpc_end(Some(trailers));
+        }
+    }
+
     /// The body was read to its end: the connection can be used again.
     pub fn finish(&mut self) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.end(Instant::now(), self.end);
+        }
         self.complete(None);
         if let Some(Connection::H1(h1)) = self.connection.take() {
             self.worker.pool.put_back(h1);
@@ -177,8 +200,16 @@ impl Exchange {
 
     /// The body broke on the endpoint's side.
     pub fn broken(&mut self) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.end(Instant::now(), Verdict::Reset);
+        }
         self.connection = None;
         self.complete(Some("reset_after_head"));
+    }
+
+    /// How long the body may stand still.
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
     }
 
     /// A frame passed.

@@ -13,20 +13,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use evenkeel_config::policy::Circuit;
 use http::header::{HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response};
-use hyper::body::{Body as _, Incoming};
+use http_body::Body as _;
 
 use crate::attempt::{self, Head};
-use crate::body::{Body, Reply};
-use crate::connection::Link;
+use crate::body::{Body, ReceivedBody, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
+use crate::interim::Interim;
 use crate::key::{self, Keys};
 use crate::limit::{self, Asked};
-use crate::pool::{DialError, SendError};
+use crate::link::Link;
+use crate::pool::{Charge, DialError, SendError};
 use crate::route::Local;
 use crate::template::{self, Template};
 use crate::worker::{INBOUND, Worker};
@@ -35,11 +37,12 @@ use crate::worker::{INBOUND, Worker};
 pub async fn handle(
     worker: &Rc<Worker>,
     link: &Rc<Link>,
-    request: Request<Incoming>,
+    request: Request<ReceivedBody>,
+    interim: Interim,
 ) -> Response<Reply> {
     let (parts, body) = request.into_parts();
     let found = headers::find(&parts.headers);
-    let mut exchange = Exchange::begin(worker, link, INBOUND, &parts, found);
+    let mut exchange = Exchange::begin(worker, link, INBOUND, &parts, found, interim);
     match forward(worker, link, parts, body, found, &mut exchange).await {
         Ok(head) => exchange.respond(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT }),
         Err((error, told)) => {
@@ -70,7 +73,7 @@ async fn forward(
     worker: &Rc<Worker>,
     link: &Link,
     mut parts: http::request::Parts,
-    body: Incoming,
+    body: ReceivedBody,
     found: Found,
     exchange: &mut Exchange,
 ) -> Result<Box<Head>, (Error, Told)> {
@@ -125,7 +128,7 @@ async fn forward(
 
     let now = Instant::now();
     exchange.visit = local.watched.visit(now);
-    let sending = send(worker, local, &template, body);
+    let sending = send(worker, local, &template, body, &exchange.interim);
     let sent = match left {
         None => sending.await,
         Some(left) => tokio::time::timeout_at((exchange.start + left).into(), sending)
@@ -148,12 +151,14 @@ async fn send(
     local: &Local,
     template: &Template,
     body: Body,
+    interim: &Interim,
 ) -> Result<Box<Head>, (Error, Told)> {
     let h2 = template::speaks_h2(local.protocol, template.grpc);
     let mut request = template.blank(body);
     template.address(&mut request, h2);
-    attempt::once(worker, local.address, None, None, request, false).await.map_err(|unsent| {
-        match unsent {
+    let charge = Charge { circuit: &local.circuit, limits: &CIRCUIT };
+    attempt::once(worker, local.address, None, Some(charge), request, interim, false).await.map_err(
+        |unsent| match unsent {
             attempt::Unsent::Dial(DialError::Unreachable(what)) => {
                 (Error::Connect(what), Told::Refused("connect"))
             }
@@ -164,6 +169,9 @@ async fn send(
                 Error::Connect("the application closed the connection at once".into()),
                 Told::Refused("connect"),
             ),
+            attempt::Unsent::Send(SendError::Unsendable(what)) => {
+                (Error::Unsendable(what), Told::Failed("unsendable"))
+            }
             attempt::Unsent::Send(SendError::Refused(what)) => {
                 (Error::Refused(what), Told::Refused("application"))
             }
@@ -173,9 +181,11 @@ async fn send(
             attempt::Unsent::Send(SendError::Caller) => {
                 (Error::CallerGone, Told::Failed("caller_gone"))
             }
-        }
-    })
+        },
+    )
 }
 
 /// The calling host ends idle streams by its policy; this one only keeps a lost caller from holding one for ever.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// What other hosts may have open to one instance of this host: an application that hangs shall not take all descriptors.
+const CIRCUIT: Circuit = Circuit { connections: 1024, pending: 1024, requests: 4096 };

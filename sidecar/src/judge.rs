@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Hop, Ticket, Verdict};
+use http_body::Body as _;
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use crate::attempt::{Ended, Story, Unsent, Won};
@@ -71,6 +72,10 @@ pub fn judge(
                 Error::Connect("the connection closed before the request".into()),
             ));
         }
+        Err(Unsent::Send(SendError::Unsendable(what))) => {
+            ticket.no_sample();
+            return Err(failed(Outcome::ResetAfterHead, Error::Unsendable(what)));
+        }
         Err(Unsent::Send(SendError::Refused(what))) => {
             ticket.no_sample();
             return Err(failed(Outcome::Refused, Error::Refused(what)));
@@ -103,20 +108,26 @@ pub fn judge(
         ticket.head(now, Verdict::Success);
         return Ok(Won { head, ticket, story: Story::default() });
     }
+    // A body may break, and a gRPC status comes after it: the exchange says the rest when it ends.
+    let answered = match head.response.body().is_end_stream() {
+        true => Verdict::Success,
+        false => Verdict::Undecided,
+    };
     if status < 400 && !head.found.verdict {
-        ticket.head(now, Verdict::Success);
+        ticket.head(now, answered);
         return Ok(Won { head, ticket, story: Story::default() });
     }
     let grpc = head.response.headers().get(GRPC_STATUS).map(HeaderValue::as_bytes);
-    let verdict = match (status, grpc) {
-        (429 | 503, _) | (_, Some(b"8")) => {
-            Verdict::Overloaded { retry_after: retry_after(head.response.headers()) }
-        }
-        (500.., _) | (_, Some(b"13" | b"14" | b"15")) => Verdict::Failure,
-        _ => Verdict::Success,
+    let retry_after = || retry_after(head.response.headers());
+    let verdict = match (status, grpc.map(grpc_verdict)) {
+        (429 | 503, _) => Verdict::Overloaded { retry_after: retry_after() },
+        (500.., _) => Verdict::Failure,
+        (_, Some(Verdict::Overloaded { .. })) => Verdict::Overloaded { retry_after: retry_after() },
+        (_, Some(verdict)) => verdict,
+        (_, None) => answered,
     };
     ticket.head(now, verdict);
-    if verdict == Verdict::Success {
+    if matches!(verdict, Verdict::Success | Verdict::Undecided) {
         return Ok(Won { head, ticket, story: Story::default() });
     }
     let pushback =
@@ -131,16 +142,36 @@ pub fn judge(
     })
 }
 
+/// What a gRPC status says of the endpoint that it comes from.
+fn grpc_verdict(status: &[u8]) -> Verdict {
+    match status {
+        b"8" => Verdict::Overloaded { retry_after: None },
+        b"13" | b"14" | b"15" => Verdict::Failure,
+        _ => Verdict::Success,
+    }
+}
+
+/// What the end of a gRPC response says of its endpoint. One without a status anywhere is none.
+pub fn grpc_end(trailers: Option<&HeaderMap>) -> Verdict {
+    let status = trailers.and_then(|trailers| trailers.get(GRPC_STATUS));
+    status.map_or(Verdict::Failure, |status| grpc_verdict(status.as_bytes()))
+}
+
 /// What a receiving host says when it answers instead of its application.
 fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
     let text = |value: &HeaderValue| value.to_str().unwrap_or("unreadable").to_owned();
     if let Some(why) = headers.get(headers::REFUSED).map(text) {
-        // Leaving or not: it takes no requests now, and the next one should go elsewhere.
+        // A limit of the host's is no failure of the instance.
+        let verdict = match why.as_str() {
+            "circuit_open" => Verdict::Overloaded { retry_after: None },
+            // Leaving or not: it takes no requests now, and the next one should go elsewhere.
+            _ => Verdict::Unreachable,
+        };
         let error = match why.as_str() {
             "connect" => Error::Connect("the receiving host cannot reach its application".into()),
             _ => Error::Refused(why),
         };
-        return Some((Outcome::Refused, Verdict::Unreachable, error));
+        return Some((Outcome::Refused, verdict, error));
     }
     match headers.get(headers::FAILED).map(text)?.as_str() {
         "timeout" => Some((
@@ -162,3 +193,20 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// When a gRPC server wants to see the call again, if at all.
 const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outcome_of_a_grpc_call_is_its_status_wherever_it_stands() {
+        let end = |status: &'static str| {
+            let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static(status))]);
+            grpc_end(Some(&trailers))
+        };
+        assert_eq!((end("0"), end("5"), end("14")), (Verdict::Success, Verdict::Success, Verdict::Failure));
+        assert_eq!(end("8"), Verdict::Overloaded { retry_after: None });
+        assert_eq!(grpc_end(Some(&HeaderMap::new())), Verdict::Failure);
+        assert_eq!(grpc_end(None), Verdict::Failure);
+    }
+}

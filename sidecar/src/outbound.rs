@@ -12,16 +12,17 @@ use http::header::{CONNECTION, HOST, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, Version};
-use hyper::body::{Body as _, Incoming};
+use http_body::Body as _;
 
 use crate::attempt::{self, Deadline, Story, Won};
-use crate::body::{Replay, Reply};
-use crate::connection::Link;
+use crate::body::{ReceivedBody, Replay, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
+use crate::interim::Interim;
 use crate::key::{self, Keys};
 use crate::limit::{self, Asked};
+use crate::link::Link;
 use crate::passthrough;
 use crate::route::Destination;
 use crate::template::Template;
@@ -32,11 +33,12 @@ pub async fn handle(
     worker: &Rc<Worker>,
     link: &Rc<Link>,
     fixed: Option<&str>,
-    request: Request<Incoming>,
+    request: Request<ReceivedBody>,
+    interim: Interim,
 ) -> Response<Reply> {
     let (parts, body) = request.into_parts();
     let found = headers::find(&parts.headers);
-    let mut exchange = Exchange::begin(worker, link, OUTBOUND, &parts, found);
+    let mut exchange = Exchange::begin(worker, link, OUTBOUND, &parts, found, interim);
     if parts.method == Method::CONNECT && fixed.is_some() {
         return exchange.fail(
             &Error::BadRequest("CONNECT is for outbound.listen, this is one service's listener"),
@@ -62,7 +64,7 @@ async fn forward(
     link: &Link,
     fixed: Option<&str>,
     mut parts: Parts,
-    body: Incoming,
+    body: ReceivedBody,
     found: Found,
     exchange: &mut Exchange,
 ) -> Result<Answer, Error> {
@@ -83,7 +85,9 @@ async fn forward(
                 if !router.passthrough {
                     return Err(Error::PassthroughOff(authority.to_string()));
                 }
-                return passthrough::forward(worker, link, authority, parts, body, found).await;
+                let interim = &exchange.interim;
+                return passthrough::forward(worker, link, authority, parts, body, found, interim)
+                    .await;
             }
         },
     };
@@ -94,7 +98,8 @@ async fn forward(
     let route = upstream.route(&parts.method, path.path());
     let asked = if found.timeout { headers::callers_timeout(&parts.headers) } else { None };
     let timeout = asked.map_or(route.policy.timeout, |asked| asked.min(route.policy.timeout));
-    let deadline = Deadline { at: exchange.start + timeout, hard: asked.is_some() };
+    let (start, hard) = (exchange.start, asked.is_some());
+    let deadline = Deadline { start, at: start + timeout, hard };
     let source = key::Source {
         headers: &parts.headers,
         path: path.path(),
@@ -120,8 +125,8 @@ async fn forward(
         grpc: found.grpc,
         keys,
     };
-    let won =
-        attempt::send(worker, upstream, route, &template, body, exchange.start, deadline).await?;
+    let interim = &exchange.interim;
+    let won = attempt::send(worker, upstream, route, &template, body, deadline, interim).await?;
     if found.debug {
         exchange.debug = Some(debug(&won));
     }

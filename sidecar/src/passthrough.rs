@@ -12,19 +12,21 @@ use http::header::{HeaderValue, VIA};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{Response, StatusCode, Uri};
-use hyper::body::{Body as _, Incoming};
+use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::attempt::{self, Unsent};
-use crate::body::{Body, Reply};
-use crate::connection::Link;
+use crate::body::{Body, ReceivedBody, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::headers::{self, Found};
+use crate::interim::Interim;
 use crate::key::Keys;
+use crate::link::Link;
 use crate::pool::{DialError, SendError};
 use crate::route::Destination;
+use crate::socket::Socket;
 use crate::template::Template;
 use crate::worker::{Shared, Worker};
 
@@ -34,8 +36,9 @@ pub async fn forward(
     link: &Link,
     authority: Authority,
     mut parts: Parts,
-    body: Incoming,
+    body: ReceivedBody,
     found: Found,
+    interim: &Interim,
 ) -> Result<Answer, Error> {
     if parts.headers.get_all(VIA).iter().any(|via| via.as_bytes() == OUR_VIA.as_bytes()) {
         return Err(Error::Loop);
@@ -60,7 +63,7 @@ pub async fn forward(
     let mut request = template.blank(body);
     template.address(&mut request, grpc);
     let limit = if request.body().is_end_stream() { HEAD_TIMEOUT } else { UPLOAD_TIMEOUT };
-    let sending = attempt::once(worker, address, None, None, request, false);
+    let sending = attempt::once(worker, address, None, None, request, interim, false);
     let head = tokio::time::timeout(limit, sending)
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not answer")))?
@@ -69,6 +72,7 @@ pub async fn forward(
             Unsent::Dial(DialError::CircuitOpen) => {
                 Error::Passthrough("too many connections".into())
             }
+            Unsent::Send(SendError::Unsendable(what)) => Error::Unsendable(what),
             Unsent::Send(SendError::Reset(what) | SendError::Refused(what)) => Error::Reset(what),
             Unsent::Send(SendError::NotSent(_)) => {
                 Error::Passthrough(format!("{address} closed the connection"))
@@ -97,7 +101,7 @@ pub async fn connect(
 /// A connection to a host outside the mesh that an application's connection is joined to.
 #[derive(Debug)]
 pub struct Tunnel {
-    far: TcpStream,
+    far: Socket,
     exchange: Box<Exchange>,
 }
 
@@ -118,7 +122,7 @@ async fn dial(
     link: &Link,
     exchange: &mut Exchange,
     uri: &Uri,
-) -> Result<TcpStream, Error> {
+) -> Result<Socket, Error> {
     if !link.can_tunnel() {
         return Err(Error::BadRequest("CONNECT is served over HTTP/1.1 only"));
     }
@@ -139,8 +143,7 @@ async fn dial(
     let far = tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not accept")))?;
-    far.and_then(|far| crate::pool::prepare(&far).map(|()| far))
-        .map_err(|error| Error::Passthrough(format!("{address}: {error}")))
+    far.and_then(Socket::new).map_err(|error| Error::Passthrough(format!("{address}: {error}")))
 }
 
 async fn resolve(

@@ -3,36 +3,43 @@
 //! Decides which connection a request goes out on, when a new one is dialled and when an idle one is closed.
 //! HTTP/1.1 connections are taken for one request at a time, the most recently used first, so that a burst's extra
 //! ones grow old and are closed. HTTP/2 connections are shared: requests to a peer wait for one dial
-//! instead of each starting its own, and a second connection is opened only when the first carries
-//! [`STREAMS_SOFT_MAX`] streams (h2 takes one lock for a connection).
+//! instead of each starting its own. Another connection is opened for three reasons, each with a limit of its own: a
+//! stream that carries much is on every one there is, so that small messages would wait behind it on the path; the
+//! least busy carries [`STREAMS_SOFT_MAX`] streams (a connection is one lock and one TCP stream); or all carry as many as
+//! the peer allows, so that who holds them all would keep everybody else out.
 //!
-//! Dead connections are found by hyper's connection task, which reads while idle, by HTTP/2 pings and by
-//! `TCP_USER_TIMEOUT`; a request that meets one before it was sent comes back whole and goes out on another.
+//! Dead connections are found by their tasks, which read while idle, by HTTP/2 pings and by the socket
+//! ([`crate::socket`]); a request that meets one before it was sent comes back whole and goes out on another.
 //!
 //! A pool belongs to one worker and is never shared: hyper-util's pool takes one lock for all hosts.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::{Balancer, Guard};
+use evenkeel_balancer::{Circuit, Guard};
 use foldhash::HashMap;
-use http::Request;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::TcpKeepalive;
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::watch;
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpSocket;
+use tokio::sync::{mpsc, watch};
 
-use crate::body::Body;
+use crate::body::{Body, Buffers, ReceivedBody};
+use crate::http2::client::{Http2Sender, handshake};
+use crate::interim::Interim;
 use crate::socket::Socket;
-use crate::worker::LocalExecutor;
 
 /// The connections of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
+    buffers: Arc<Buffers>,
     h1: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
     h2: RefCell<HashMap<SocketAddr, Peer>>,
 }
@@ -41,6 +48,9 @@ pub struct Pool {
 #[derive(Debug)]
 pub struct H1 {
     sender: http1::SendRequest<Body>,
+    /// Interim responses, from hyper's task to the request's.
+    tell_interim: mpsc::Sender<(StatusCode, HeaderMap)>,
+    interims: mpsc::Receiver<(StatusCode, HeaderMap)>,
     address: SocketAddr,
     _guard: Option<Guard>,
 }
@@ -48,7 +58,7 @@ pub struct H1 {
 /// A shared connection, in use by one stream.
 #[derive(Debug)]
 pub struct H2 {
-    sender: http2::SendRequest<Body>,
+    sender: Http2Sender,
     streams: Rc<Cell<usize>>,
 }
 
@@ -72,7 +82,7 @@ struct Peer {
 
 #[derive(Debug)]
 struct Mux {
-    sender: http2::SendRequest<Body>,
+    sender: Http2Sender,
     streams: Rc<Cell<usize>>,
     idle_since: Cell<Option<Instant>>,
 }
@@ -89,26 +99,28 @@ pub enum DialError {
 /// Whose connection limits a dial counts against.
 #[derive(Debug, Clone, Copy)]
 pub struct Charge<'a> {
-    /// The upstream's balancer, which holds its circuit.
-    pub balancer: &'a Balancer,
-    /// The effective limits.
+    /// What is open to the upstream, or to an instance of this host.
+    pub circuit: &'a Circuit,
+    /// How much may be.
     pub limits: &'a evenkeel_config::policy::Circuit,
 }
 
 impl Charge<'_> {
     fn connection(&self) -> Result<Guard, DialError> {
-        self.balancer
-            .circuit()
-            .try_connection(self.limits.connections)
-            .ok_or(DialError::CircuitOpen)
+        self.circuit.try_connection(self.limits.connections).ok_or(DialError::CircuitOpen)
     }
 
     fn pending(&self) -> Result<Guard, DialError> {
-        self.balancer.circuit().try_pending(self.limits.pending).ok_or(DialError::CircuitOpen)
+        self.circuit.try_pending(self.limits.pending).ok_or(DialError::CircuitOpen)
     }
 }
 
 impl Pool {
+    /// Without connections. `buffers` pays for windows that grow.
+    pub fn new(buffers: Arc<Buffers>) -> Pool {
+        Pool { buffers, h1: RefCell::default(), h2: RefCell::default() }
+    }
+
     /// A connection to an HTTP/1.1 application: an idle one, else a new one.
     pub async fn h1(
         &self,
@@ -132,14 +144,16 @@ impl Pool {
         let stream = dial(address, None).await.map_err(|e| unreachable(address, &e))?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
-            .handshake(TokioIo::new(Socket(stream)))
+            .max_headers(FIELDS_MAX)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|e| unreachable(address, &io::Error::other(e)))?;
         tokio::task::spawn_local(async move {
             // Its errors reach whoever waits for a response on it.
             let _ = connection.await;
         });
-        Ok(H1 { sender, address, _guard: guard })
+        let (tell_interim, interims) = mpsc::channel(INTERIMS_MAX);
+        Ok(H1 { sender, tell_interim, interims, address, _guard: guard })
     }
 
     fn take_idle(&self, address: SocketAddr) -> Option<H1> {
@@ -185,7 +199,7 @@ impl Pool {
             let mut dialled = {
                 let mut peers = self.h2.borrow_mut();
                 let peer = peers.entry(address).or_default();
-                if let Some(stream) = peer.place(STREAMS_SOFT_MAX) {
+                if let Some(stream) = peer.place(true) {
                     return Ok(stream);
                 }
                 match &peer.dialling {
@@ -194,7 +208,7 @@ impl Pool {
                         let guard = match charge.map(|c| c.connection()).transpose() {
                             Ok(guard) => guard,
                             // Busy connections are better than none.
-                            Err(refused) => return peer.place(usize::MAX).ok_or(refused),
+                            Err(refused) => return peer.place(false).ok_or(refused),
                         };
                         let receiver = Rc::clone(self).start_dial(address, from, guard);
                         peer.dialling = Some(receiver.clone());
@@ -214,12 +228,17 @@ impl Pool {
             };
             if let Err(error) = outcome {
                 let mut peers = self.h2.borrow_mut();
-                return peers
-                    .get_mut(&address)
-                    .and_then(|peer| peer.place(usize::MAX))
-                    .ok_or(error);
+                return peers.get_mut(&address).and_then(|peer| peer.place(false)).ok_or(error);
             }
         }
+    }
+
+    async fn dial_h2(
+        &self,
+        address: SocketAddr,
+        from: Option<IpAddr>,
+    ) -> io::Result<(Http2Sender, impl Future<Output = ()> + use<>)> {
+        handshake(dial(address, from).await?, Arc::clone(&self.buffers)).await
     }
 
     fn start_dial(
@@ -230,7 +249,7 @@ impl Pool {
     ) -> watch::Receiver<Option<Result<(), DialError>>> {
         let (tell, receiver) = watch::channel(None);
         tokio::task::spawn_local(async move {
-            let outcome = tokio::time::timeout(DIAL_TIMEOUT, handshake_h2(address, from)).await;
+            let outcome = tokio::time::timeout(DIAL_TIMEOUT, self.dial_h2(address, from)).await;
             let outcome = outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             let mut peers = self.h2.borrow_mut();
             let peer = peers.entry(address).or_default();
@@ -238,7 +257,7 @@ impl Pool {
             let told = match outcome {
                 Ok((sender, connection)) => {
                     tokio::task::spawn_local(async move {
-                        let _ = connection.await;
+                        connection.await;
                         drop(guard);
                     });
                     peer.connections.push(Mux {
@@ -283,14 +302,27 @@ impl Pool {
 }
 
 impl Peer {
-    /// The least busy connection, unless it carries `soft_max` streams and another may be opened.
-    fn place(&mut self, soft_max: usize) -> Option<H2> {
+    /// The least busy connection, rather one without a stream that carries much; none if another is to be opened and
+    /// `may_open`.
+    fn place(&mut self, may_open: bool) -> Option<H2> {
         self.connections.retain(|mux| !mux.sender.is_closed());
-        let mux = self.connections.iter().min_by_key(|mux| mux.streams.get())?;
-        if mux.streams.get() >= soft_max && self.connections.len() < CONNECTIONS_PER_PEER_MAX {
+        let load = |mux: &&Mux| (mux.sender.is_bulky(), mux.streams.get());
+        let mux = self.connections.iter().min_by_key(load)?;
+        let streams = mux.streams.get();
+        let connections_max = if streams >= STREAMS_SOFT_MAX && streams >= mux.sender.streams_max()
+        {
+            CONNECTIONS_FULL_MAX
+        } else if mux.sender.is_bulky() {
+            CONNECTIONS_BULKY_MAX
+        } else if streams >= STREAMS_SOFT_MAX {
+            CONNECTIONS_BUSY_MAX
+        } else {
+            0
+        };
+        if may_open && self.connections.len() < connections_max {
             return None;
         }
-        mux.streams.set(mux.streams.get() + 1);
+        mux.streams.set(streams + 1);
         Some(H2 { sender: mux.sender.clone(), streams: Rc::clone(&mux.streams) })
     }
 }
@@ -300,6 +332,8 @@ impl Peer {
 pub enum SendError {
     /// The connection was dead before anything was sent: here is the request again.
     NotSent(Box<Request<Body>>),
+    /// The request cannot be sent to this peer as it is, nor to any other of its kind. Nothing was sent.
+    Unsendable(String),
     /// The peer said that it did not process the stream.
     Refused(String),
     /// The connection broke; the request may have been executed.
@@ -309,39 +343,58 @@ pub enum SendError {
 }
 
 impl H1 {
-    /// Sends a request and waits for the response's head.
+    /// Sends a request and waits for the response's head; 1xx before it go to `interim`.
+    ///
+    /// # Errors
+    /// What became of the request when there is no response.
     pub async fn send(
         &mut self,
-        request: Request<Body>,
-    ) -> Result<http::Response<hyper::body::Incoming>, SendError> {
-        self.sender.try_send_request(request).await.map_err(send_error)
+        mut request: Request<Body>,
+        interim: &Interim,
+    ) -> Result<Response<ReceivedBody>, SendError> {
+        let tell = self.tell_interim.clone();
+        hyper::ext::on_informational(&mut request, move |head| {
+            // More than there is room for at once are lost: they are hints.
+            let _ = tell.try_send((head.status(), head.headers().clone()));
+        });
+        let interims = &mut self.interims;
+        let mut sent = pin!(self.sender.try_send_request(request));
+        let sent = poll_fn(|cx| {
+            let polled = sent.as_mut().poll(cx);
+            while let Poll::Ready(Some((status, fields))) = interims.poll_recv(cx) {
+                interim.pass(status, &fields);
+            }
+            polled
+        });
+        let response = sent.await.map_err(http1_error)?;
+        interim.final_response();
+        Ok(response.map(ReceivedBody::http1))
     }
 }
 
 impl H2 {
-    /// Sends a request and waits for the response's head; dropping the future resets the stream.
+    /// Sends a request and waits for the response's head; 1xx before it go to `interim`. Dropping the future resets
+    /// the stream.
+    ///
+    /// # Errors
+    /// What became of the request when there is no response.
     pub async fn send(
         &mut self,
         request: Request<Body>,
-    ) -> Result<http::Response<hyper::body::Incoming>, SendError> {
-        self.sender.try_send_request(request).await.map_err(send_error)
+        interim: &Interim,
+    ) -> Result<Response<ReceivedBody>, SendError> {
+        let response = self.sender.send(request, interim).await?;
+        Ok(response.map(ReceivedBody::http2))
     }
 }
 
-fn send_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
+fn http1_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
     if let Some(request) = error.take_message() {
         return SendError::NotSent(Box::new(request));
     }
     let error = error.into_error();
     if find::<crate::body::BodyError>(&error).is_some() {
         return SendError::Caller;
-    }
-    if let Some(h2) = find::<h2::Error>(&error) {
-        let refused = h2.reason() == Some(h2::Reason::REFUSED_STREAM) && h2.is_remote();
-        // A stream that fails by the peer's GOAWAY stands above the last one that the peer took on.
-        if refused || (h2.is_go_away() && h2.is_remote()) {
-            return SendError::Refused(h2.to_string());
-        }
     }
     SendError::Reset(error.to_string())
 }
@@ -352,26 +405,7 @@ fn find<'a, E: std::error::Error + 'static>(
     std::iter::successors(Some(error), |e| e.source()).find_map(|e| e.downcast_ref())
 }
 
-async fn handshake_h2(
-    address: SocketAddr,
-    from: Option<IpAddr>,
-) -> io::Result<(http2::SendRequest<Body>, http2::Connection<TokioIo<Socket>, Body, LocalExecutor>)>
-{
-    let stream = dial(address, from).await?;
-    http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
-        .handshake(TokioIo::new(Socket(stream)))
-        .await
-        .map_err(io::Error::other)
-}
-
-async fn dial(address: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
+async fn dial(address: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if let Some(from) = from {
         socket.bind(SocketAddr::new(from, 0))?;
@@ -379,16 +413,7 @@ async fn dial(address: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream
     let stream = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to the dial"))??;
-    prepare(&stream)?;
-    Ok(stream)
-}
-
-/// The options of every connection that carries requests: no delay, and dead peers are noticed.
-pub fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = socket2::SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))
+    Socket::new(stream)
 }
 
 fn unreachable(address: SocketAddr, error: &io::Error) -> DialError {
@@ -397,22 +422,21 @@ fn unreachable(address: SocketAddr, error: &io::Error) -> DialError {
 
 /// A dial that takes longer is a failure; the policy's timeout may end it sooner.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Unacknowledged bytes for this long: the connection is dead.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two signs of life on a connection that is silent.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Shorter than the keep-alive of common servers (Node.js: 5 s), so that we close first and no request meets a closing one.
 const H1_IDLE_MAX: Duration = Duration::from_secs(4);
 /// Of a connection to a peer, which both ends keep alive by pings.
 const H2_IDLE_MAX: Duration = Duration::from_secs(60);
 const IDLE_PER_ADDRESS_MAX: usize = 256;
 const STREAMS_SOFT_MAX: usize = 100;
-const CONNECTIONS_PER_PEER_MAX: usize = 4;
+/// Connections to one peer, while the least busy carries [`STREAMS_SOFT_MAX`] streams.
+const CONNECTIONS_BUSY_MAX: usize = 4;
+/// Connections to one peer, while a stream that carries much is on each of them.
+const CONNECTIONS_BULKY_MAX: usize = 8;
+/// Connections to one peer, while none has room for another stream.
+const CONNECTIONS_FULL_MAX: usize = 32;
+/// Interim responses on their way between two tasks.
+const INTERIMS_MAX: usize = 8;
 /// Of a message's head, in either direction.
 pub const HEAD_MAX: usize = 64 * 1024;
-/// HTTP/2 flow control on the mesh hop.
-pub const STREAM_WINDOW: u32 = 256 * 1024;
-/// HTTP/2 flow control on the mesh hop.
-pub const CONNECTION_WINDOW: u32 = 2 * 1024 * 1024;
+/// Fields of a head of HTTP/1, in either direction.
+pub const FIELDS_MAX: usize = 1024;

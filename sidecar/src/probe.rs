@@ -13,6 +13,7 @@ use http_body_util::BodyExt as _;
 
 use crate::attempt::{self, Connection, Head, Won};
 use crate::body::Body;
+use crate::interim::Interim;
 use crate::judge::judge;
 use crate::pool::Charge;
 use crate::route::{Route, Upstream};
@@ -42,9 +43,11 @@ async fn run(
     request: Request<Body>,
 ) {
     let spec = ticket.endpoint().spec();
-    let charge = Charge { balancer: &upstream.balancer, limits: &route.policy.circuit };
+    let charge = Charge { circuit: upstream.balancer.circuit(), limits: &route.policy.circuit };
     let from = attempt::dial_from(worker, spec.hop);
-    let ended = attempt::once(worker, spec.dial, from, Some(charge), request, false).await;
+    let ended =
+        attempt::once(worker, spec.dial, from, Some(charge), request, &Interim::default(), false)
+            .await;
     if let Ok(Won { head, ticket, .. }) = judge(ended, ticket, upstream, None, Instant::now()) {
         read(worker, *head).await;
         drop(ticket);

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use evenkeel_balancer::{Balancer, Budget, Endpoint, Hedger};
+use evenkeel_balancer::{Balancer, Budget, Circuit, Endpoint, Hedger};
 use evenkeel_config::policy::{Origins, Policy};
 use evenkeel_config::settings::{Match, Protocol, Scout};
 use evenkeel_discovery::names::{self, HostName};
@@ -56,6 +56,8 @@ pub struct Local {
     pub serving: bool,
     /// What other hosts send it, for their scouts.
     pub watched: Arc<Watched>,
+    /// What other hosts have open to it through this one.
+    pub circuit: Arc<Circuit>,
     /// What requests to it draw on.
     pub limits: limit::Rules,
     /// The same instance as this host's own clients see it.

@@ -1,18 +1,103 @@
-//! A TCP connection as hyper writes to it.
+//! A TCP connection as HTTP is written to it and read from it.
 //!
-//! hyper hands over a message's head and body as separate slices. For large bodies one `writev` saves a copy; for the
-//! usual small ones copying them together and sending one slice is cheaper, in the kernel above all.
+//! Two things are decided here. **What is written together**: hyper hands over a message's head and body as separate
+//! slices; for large bodies one `writev` saves a copy, for the usual small ones copying them together and sending one
+//! slice is cheaper, in the kernel above all.
+//!
+//! **When a silent peer is dead.** The kernel gives up after `TCP_USER_TIMEOUT` on a peer that acknowledges nothing,
+//! but it counts the time that the peer's window is closed as well (tcp(7)): a reader that pauses longer would lose
+//! its download. So while a write is blocked, the limit is moved ahead as long as acknowledgements keep coming: a
+//! peer that does not read answers each probe of its window, and the limit itself makes the kernel probe before it
+//! runs out. Who answers none for [`DEAD_AFTER`] is gone. How long a living peer may leave a write blocked is not
+//! decided here but by who writes: a policy's `idle_timeout`.
 
+use std::cell::Cell;
+use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
-/// The connection.
+/// A connection that carries requests.
 #[derive(Debug)]
-pub struct Socket(pub TcpStream);
+pub struct Socket {
+    stream: TcpStream,
+    pulse: Rc<Pulse>,
+    /// Since when a write has been blocked, and when that is looked at next.
+    blocked: Option<Blocked>,
+}
+
+#[derive(Debug)]
+struct Blocked {
+    since: Instant,
+    look: Pin<Box<Sleep>>,
+}
+
+/// Whether something has been read from a connection since this was last asked.
+#[derive(Debug, Default)]
+pub struct Pulse(Cell<bool>);
+
+impl Pulse {
+    /// Takes the answer; what is read from now on is a new one.
+    pub fn take(&self) -> bool {
+        self.0.take()
+    }
+}
+
+impl Socket {
+    /// Sets the options of a connection that carries requests: nothing waits to be sent together, unsent bytes queue in
+    /// the process and not in the kernel, and a dead peer is noticed.
+    ///
+    /// # Errors
+    /// The connection is closed.
+    pub fn new(stream: TcpStream) -> io::Result<Socket> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_user_timeout(Some(DEAD_AFTER))?;
+        socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+        socket.set_tcp_keepalive(&keepalive)?;
+        Ok(Socket { stream, pulse: Rc::default(), blocked: None })
+    }
+
+    /// Tells whether anything is read.
+    pub fn pulse(&self) -> Rc<Pulse> {
+        Rc::clone(&self.pulse)
+    }
+
+    /// A write was tried: while it is blocked, the peer's death is told from its slowness.
+    fn wrote<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            if self.blocked.take().is_some_and(|blocked| blocked.since.elapsed() > LOOK_AGAIN) {
+                // Fails only where the connection has ended, which the next read or write says.
+                let _ = SockRef::from(&self.stream).set_tcp_user_timeout(Some(DEAD_AFTER));
+            }
+            return polled;
+        }
+        let blocked = self.blocked.get_or_insert_with(|| Blocked {
+            since: Instant::now(),
+            look: Box::pin(tokio::time::sleep(LOOK_AGAIN)),
+        });
+        while blocked.look.as_mut().poll(cx).is_ready() {
+            if crate::tcp_info::since_last_ack(&self.stream)? < HEARD_WITHIN {
+                let limit = blocked.since.elapsed() + HEARD_WITHIN;
+                SockRef::from(&self.stream).set_tcp_user_timeout(Some(limit))?;
+            }
+            blocked.look.as_mut().reset((Instant::now() + LOOK_AGAIN).into());
+        }
+        polled
+    }
+}
 
 impl AsyncRead for Socket {
     fn poll_read(
@@ -20,7 +105,11 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.pulse.0.set(true);
+        }
+        polled
     }
 }
 
@@ -30,7 +119,8 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -38,21 +128,22 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let stream = Pin::new(&mut self.0);
-        if let [only] = slices {
-            return stream.poll_write(cx, only);
-        }
+        let stream = Pin::new(&mut self.stream);
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
-        if length > TOGETHER_MAX {
-            return stream.poll_write_vectored(cx, slices);
-        }
-        let mut together = [0; TOGETHER_MAX];
-        let mut at = 0;
-        for slice in slices {
-            together[at..at + slice.len()].copy_from_slice(slice);
-            at += slice.len();
-        }
-        stream.poll_write(cx, &together[..at])
+        let polled = match slices {
+            [only] => stream.poll_write(cx, only),
+            _ if length > TOGETHER_MAX => stream.poll_write_vectored(cx, slices),
+            _ => {
+                let mut together = [0; TOGETHER_MAX];
+                let mut at = 0;
+                for slice in slices {
+                    together[at..at + slice.len()].copy_from_slice(slice);
+                    at += slice.len();
+                }
+                stream.poll_write(cx, &together[..at])
+            }
+        };
+        self.wrote(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -60,13 +151,25 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
 /// Up to this many bytes are copied together.
 const TOGETHER_MAX: usize = 2048;
+/// A peer that acknowledges nothing for this long is dead, whether bytes are on their way or its window is closed.
+const DEAD_AFTER: Duration = Duration::from_secs(30);
+/// While a write is blocked: who has acknowledged something within this time lives, and for this long more. The
+/// kernel probes a closed window before its limit runs out, so death is noticed within twice this.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
+/// Between two looks at a blocked write.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Bytes that may wait in the kernel to be sent. More would only delay what is small behind what is large: frames of
+/// other streams cannot pass what the kernel has.
+const UNSENT_MAX: u32 = 128 * 1024;
+/// Between two signs of life on a connection that is silent.
+const KEEPALIVE: Duration = Duration::from_secs(10);

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::{Balancer, Budget, EndpointSpec, Hedger, Hop};
+use evenkeel_balancer::{Balancer, Budget, Circuit, EndpointSpec, Hedger, Hop};
 use evenkeel_config::settings::{self, Direction, Match, Settings};
 use evenkeel_config::{Merged, Published};
 use evenkeel_discovery::catalog::Catalog;
@@ -34,7 +34,7 @@ pub struct Upstreams {
     /// Of the last router.
     settings: Option<Arc<Settings>>,
     /// This host's instances as others' scouts see them, by id and address.
-    watched: BTreeMap<(String, SocketAddr), Arc<Watched>>,
+    watched: BTreeMap<(String, SocketAddr), (Arc<Watched>, Arc<Circuit>)>,
     limits: Arc<Limits>,
     /// Of the services that this host offers.
     inbound: BTreeMap<String, limit::Rules>,
@@ -172,8 +172,9 @@ impl Upstreams {
         for instance in own {
             let key = (instance.id.clone(), instance.address);
             let known = self.watched.remove(&key);
-            let known = known.unwrap_or_else(|| Arc::new(Watched::new(self.shared.epoch)));
-            watched.insert(key, Arc::clone(&known));
+            let known =
+                known.unwrap_or_else(|| (Arc::new(Watched::new(self.shared.epoch)), Arc::default()));
+            watched.insert(key, known.clone());
             let configured = settings.services.iter().find(|service| service.id == instance.id);
             let apply = &settings.ratelimit.apply;
             let limits = self.inbound.entry(instance.service.clone()).or_insert_with(|| {
@@ -197,7 +198,8 @@ impl Upstreams {
                 protocol: instance.protocol,
                 scout: configured.and_then(|service| service.scout.clone()),
                 serving: instance.takes_requests(),
-                watched: known,
+                watched: known.0,
+                circuit: known.1,
                 limits,
                 direct,
             };

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::access::AccessLog;
 use crate::alarm::Alarms;
 use crate::body::Buffers;
-use crate::connection::Links;
+use crate::link::Links;
 use crate::listener::Role;
 use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::pool::Pool;
@@ -145,7 +145,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
     let worker = Rc::new(Worker {
         id,
         router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
-        pool: Rc::default(),
+        pool: Rc::new(Pool::new(Arc::clone(&shared.buffers))),
         alarms,
         asker: OnceCell::new(),
         rng: RefCell::new(rand::make_rng()),

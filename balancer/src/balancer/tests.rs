@@ -532,3 +532,26 @@ fn ejections_are_counted_of_endpoints_that_are_gone_too() {
     bench.update((1..3).map(spec).collect());
     assert_eq!(bench.balancer.ejections_total(), 1);
 }
+
+#[test]
+fn an_endpoint_whose_heads_are_quick_and_whose_calls_fail_is_ejected() {
+    let mut bench = Bench::new(3, Balance::P2c);
+    let ejected = |bench: &Bench| bench.balancer.endpoints()[0].ejected(bench.now);
+    let call = |bench: &mut Bench, end: Verdict| {
+        let others = [bench.serial(1), bench.serial(2)];
+        let mut ticket = bench.pick(Attempt::Retry, &others).expect("it is untried");
+        ticket.head(bench.now, Verdict::Undecided);
+        ticket.end(bench.now, end);
+        ticket.end(bench.now, Verdict::Success);
+    };
+    for _ in 0..4 {
+        call(&mut bench, Verdict::Failure);
+    }
+    call(&mut bench, Verdict::Success);
+    for _ in 0..4 {
+        call(&mut bench, Verdict::Reset);
+    }
+    assert!(!ejected(&bench), "a call that went well lies between them");
+    call(&mut bench, Verdict::Failure);
+    assert!(ejected(&bench), "five in a row, though each of their heads was an answer");
+}

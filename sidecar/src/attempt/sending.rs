@@ -14,6 +14,7 @@ use rand::RngExt as _;
 
 use super::{Deadline, Ended, attempt};
 use crate::body::{Body, Replay};
+use crate::interim::Interim;
 use crate::metrics::Hedges;
 use crate::route::{Route, Upstream};
 use crate::template::Template;
@@ -26,6 +27,8 @@ pub struct Sending<'r> {
     route: &'r Route,
     template: &'r Template,
     body: Option<&'r Replay>,
+    /// Where 1xx go.
+    interim: &'r Interim,
     /// Its method may be executed twice.
     safe: bool,
     /// It has the header that makes it repeatable in sequence.
@@ -40,6 +43,22 @@ pub struct Next {
     pub wait: Duration,
     /// On a new connection: the endpoint is one that was tried.
     pub fresh: bool,
+}
+
+/// How an attempt begins.
+#[derive(Debug, Clone, Copy)]
+pub enum Start {
+    /// The first.
+    AtOnce,
+    /// Beside another.
+    AsCopy,
+    /// After one that failed.
+    Again {
+        /// Before it is sent.
+        wait: Duration,
+        /// On a new connection.
+        fresh: bool,
+    },
 }
 
 /// Why a copy that is due is not sent.
@@ -60,6 +79,7 @@ impl<'r> Sending<'r> {
         route: &'r Route,
         template: &'r Template,
         body: Option<&'r Replay>,
+        interim: &'r Interim,
     ) -> Sending<'r> {
         let repeat = &route.policy.repeat;
         let grpc_path = template.grpc.then(|| template.path.path());
@@ -72,6 +92,7 @@ impl<'r> Sending<'r> {
             route,
             template,
             body,
+            interim,
         }
     }
 
@@ -108,15 +129,18 @@ impl<'r> Sending<'r> {
         &self,
         endpoint: &Arc<Endpoint>,
         deadline: Deadline,
-        wait: Duration,
-        fresh: bool,
+        start: Start,
     ) -> impl Future<Output = Ended> + use<'r> {
         // While the caller still sends its body the policy's time has not begun: the other side must not count it.
         let counts = deadline.hard || self.body.is_none_or(Replay::complete);
         let left = counts.then(|| deadline.at.saturating_duration_since(Instant::now()));
         let request = self.template.request(self.upstream, endpoint, again(self.body), left);
         let (policy, endpoint) = (&self.route.policy, Arc::clone(endpoint));
-        attempt(self.worker, self.upstream, policy, endpoint, request, wait, fresh)
+        let interim = match start {
+            Start::AsCopy => self.interim.for_copy(),
+            Start::AtOnce | Start::Again { .. } => self.interim.clone(),
+        };
+        attempt(self.worker, self.upstream, policy, endpoint, request, interim, start)
     }
 
     /// A copy is due: where it goes, if the budgets pay for it.

@@ -1,0 +1,180 @@
+//! Requests on a connection to an HTTP/2 peer: another host of the mesh, or an application.
+//!
+//! A request waits for the connection to be able to carry it; what cannot be sent comes back whole. From then on the
+//! stream belongs to the future of [`Http2Sender::send`]: dropping it resets the stream. An early answer leaves the
+//! upload running beside it; it ends with the answer's body if that is given up (see [`StreamBody`]).
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::{Method, Request, Response};
+use http_body::Body as _;
+
+use super::receive::StreamBody;
+use super::send::{SendBody, SendBodyError};
+use super::upkeep::{StreamWindows, Upkeep, UpkeepAction};
+use super::window::{CONNECTION_WINDOW, WINDOW_BASE};
+use crate::body::{Body, Buffers};
+use crate::interim::Interim;
+use crate::pool::{HEAD_MAX, SendError};
+use crate::socket::Socket;
+
+/// Sends requests on one connection; as many as there are clones at a time.
+#[derive(Debug, Clone)]
+pub struct Http2Sender {
+    requests: SendRequest<Bytes>,
+    windows: Rc<StreamWindows>,
+    closed: Rc<Cell<bool>>,
+}
+
+/// Begins HTTP/2 on a connection. The future serves it and ends with it; it has to run beside the requests.
+///
+/// # Errors
+/// The peer closed the connection.
+pub async fn handshake(
+    socket: Socket,
+    buffers: Arc<Buffers>,
+) -> io::Result<(Http2Sender, impl Future<Output = ()>)> {
+    let pulse = socket.pulse();
+    let (requests, connection) = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(WINDOW_BASE)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
+        .handshake::<_, Bytes>(socket)
+        .await
+        .map_err(io::Error::other)?;
+    let mut connection = connection;
+    let pings = connection.ping_pong().expect("given out once");
+    let mut upkeep = Upkeep::new(pings, pulse, buffers);
+    let sender = Http2Sender {
+        requests,
+        windows: Rc::clone(upkeep.windows()),
+        closed: Rc::new(Cell::new(false)),
+    };
+    let closed = Rc::clone(&sender.closed);
+    let serve = async move {
+        poll_fn(|cx| {
+            if upkeep.poll(cx, |size| connection.set_initial_window_size(size).is_ok())
+                == Poll::Ready(UpkeepAction::Close)
+            {
+                return Poll::Ready(());
+            }
+            Pin::new(&mut connection).poll(cx).map(|_| ())
+        })
+        .await;
+        closed.set(true);
+    };
+    Ok((sender, serve))
+}
+
+impl Http2Sender {
+    /// Whether the connection takes no further requests.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// How many requests the peer takes at a time.
+    pub fn streams_max(&self) -> usize {
+        self.requests.current_max_send_streams()
+    }
+
+    /// Whether a stream that carries much is on it: small ones would wait behind it.
+    pub fn is_bulky(&self) -> bool {
+        self.windows.is_bulky()
+    }
+
+    /// Sends a request and waits for the response's head; 1xx before it go to `interim`.
+    ///
+    /// # Errors
+    /// What became of the request when there is no response.
+    pub async fn send(
+        &mut self,
+        request: Request<Body>,
+        interim: &Interim,
+    ) -> Result<Response<StreamBody>, SendError> {
+        if poll_fn(|cx| self.requests.poll_ready(cx)).await.is_err() {
+            self.closed.set(true);
+            return Err(SendError::NotSent(Box::new(request)));
+        }
+        let (mut head, body) = request.into_parts();
+        let exact = body.size_hint().exact();
+        if let Some(length) = exact.filter(|&length| length > 0 || takes_body(&head.method))
+            && !head.headers.contains_key(CONTENT_LENGTH)
+        {
+            head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        }
+        let ended = body.is_end_stream();
+        // The connection is ready, so what fails here is the message.
+        let (response, stream) = self
+            .requests
+            .send_request(Request::from_parts(head, ()), ended)
+            .map_err(|error| SendError::Unsendable(error.to_string()))?;
+        let mut upload =
+            (!ended).then(|| Box::pin(SendBody::new(body, stream, BLOCKED_MAX, &self.windows)));
+        let mut response = pin!(response);
+        let answered =
+            poll_fn(|cx| poll_answer(cx, response.as_mut(), &mut upload, interim)).await?;
+        let (head, stream) = answered.into_parts();
+        let mut body = StreamBody::new(stream, &head.headers, &self.windows);
+        // A caller that waits for leave to send its body has had its answer instead.
+        if let Some(upload) = upload.filter(|_| interim.final_response()) {
+            let upload = tokio::task::spawn_local(async move {
+                let _ = upload.await;
+            });
+            body.set_upload(upload.abort_handle());
+        }
+        Ok(Response::from_parts(head, body))
+    }
+}
+
+/// The head of the response, or why there will be none.
+fn poll_answer(
+    cx: &mut Context<'_>,
+    mut response: Pin<&mut ResponseFuture>,
+    upload: &mut Option<Pin<Box<SendBody<Body>>>>,
+    interim: &Interim,
+) -> Poll<Result<Response<h2::RecvStream>, SendError>> {
+    while let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
+        interim.pass(head.status(), head.headers());
+    }
+    if let Poll::Ready(answered) = response.as_mut().poll(cx) {
+        return Poll::Ready(answered.map_err(|error| broken(&error)));
+    }
+    let Some(sending) = upload else { return Poll::Pending };
+    let sent = ready!(sending.as_mut().poll(cx));
+    *upload = None;
+    match sent {
+        // Why the stream broke, the response says.
+        Ok(()) | Err(SendBodyError::Stream) => Poll::Pending,
+        Err(SendBodyError::Source) => Poll::Ready(Err(SendError::Caller)),
+        Err(SendBodyError::Blocked) => {
+            Poll::Ready(Err(SendError::Reset("it did not read the request's body".into())))
+        }
+    }
+}
+
+fn broken(error: &h2::Error) -> SendError {
+    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM) && error.is_remote();
+    // A stream that fails by the peer's GOAWAY stands above the last one that the peer took on.
+    if refused || (error.is_go_away() && error.is_remote()) {
+        return SendError::Refused(error.to_string());
+    }
+    SendError::Reset(error.to_string())
+}
+
+/// Whether a request without a body says so with a length (RFC 9110 §8.6).
+fn takes_body(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH)
+}
+
+/// How long a peer may read nothing of a request's body. The request's own time is shorter as a rule.
+const BLOCKED_MAX: std::time::Duration = std::time::Duration::from_secs(3600);

@@ -1,0 +1,205 @@
+//! What passes before the response: 1xx from the application, and the leave to send a body that its caller waits for.
+//!
+//! A proxy forwards interim responses (RFC 9110 §15.2) and does not give leave in the application's place
+//! (§10.1.1): a request with `expect: 100-continue` goes on with the expectation and without its body. The body is
+//! asked of the caller, which is what gives it leave, when the application sends 100, or when it has said
+//! nothing for [`PATIENCE`], since many never do. A final response instead means that the body is not wanted.
+//!
+//! 101 is no interim response but the end of HTTP on a connection, and nobody here asks for it.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future as _;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::Sleep;
+
+use crate::headers;
+use crate::http2::server::StreamReply;
+use crate::link::Link;
+
+/// Where a request's interim responses go.
+#[derive(Debug, Clone, Default)]
+pub struct Interim {
+    caller: InterimCaller,
+    gate: Option<Rc<ContinueGate>>,
+}
+
+/// Who is told of interim responses.
+#[derive(Debug, Clone, Default)]
+pub enum InterimCaller {
+    /// Nobody: a caller of HTTP/1.0, or none at all.
+    #[default]
+    Nobody,
+    /// The caller on a connection of HTTP/1.1.
+    Http1(Rc<Link>),
+    /// The caller on a stream of HTTP/2.
+    Http2(StreamReply),
+}
+
+impl Interim {
+    /// For a request of this caller; `waits`: it sends its body when it is told to.
+    pub fn new(caller: InterimCaller, waits: bool) -> Interim {
+        let gate = waits.then(|| Rc::new(ContinueGate::new(caller.clone())));
+        Interim { caller, gate }
+    }
+
+    /// The same request's for a copy of it: the caller hears of the first attempt alone.
+    pub fn for_copy(&self) -> Interim {
+        Interim { caller: InterimCaller::Nobody, gate: self.gate.clone() }
+    }
+
+    /// What holds the body back, if anything does.
+    pub fn gate(&self) -> Option<&Rc<ContinueGate>> {
+        self.gate.as_ref()
+    }
+
+    /// An interim response came.
+    pub fn pass(&self, status: StatusCode, fields: &HeaderMap) {
+        if status == StatusCode::CONTINUE {
+            if let Some(gate) = &self.gate {
+                gate.open();
+            }
+            return;
+        }
+        if status == StatusCode::SWITCHING_PROTOCOLS || matches!(self.caller, InterimCaller::Nobody)
+        {
+            return;
+        }
+        let mut fields = fields.clone();
+        let found = headers::find(&fields);
+        headers::strip(&mut fields, found);
+        match &self.caller {
+            InterimCaller::Nobody => {}
+            InterimCaller::Http1(link) => link.interim(status, &fields),
+            InterimCaller::Http2(reply) => reply.interim(status, &fields),
+        }
+    }
+
+    /// The final response came. Whether the request's body may go on: not when the caller still waits for leave.
+    pub fn final_response(&self) -> bool {
+        self.gate.as_ref().is_none_or(|gate| gate.end())
+    }
+}
+
+/// Holds back a body until the application wants it.
+#[derive(Debug)]
+pub struct ContinueGate {
+    state: Cell<GateState>,
+    caller: InterimCaller,
+    patience: RefCell<Option<Pin<Box<Sleep>>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GateState {
+    Shut,
+    Open,
+    /// The final response came first.
+    Ended,
+}
+
+impl ContinueGate {
+    fn new(caller: InterimCaller) -> ContinueGate {
+        ContinueGate {
+            state: Cell::new(GateState::Shut),
+            caller,
+            patience: RefCell::new(None),
+            waker: RefCell::new(None),
+        }
+    }
+
+    /// Whether a body behind it may still be asked for.
+    pub fn ended(&self) -> bool {
+        self.state.get() == GateState::Ended
+    }
+
+    /// Ready once the body may be read (true) or never will be (false). The first poll begins the wait.
+    pub fn poll_open(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.state.get() == GateState::Shut {
+            let mut patience = self.patience.borrow_mut();
+            let waiting = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
+            if waiting.as_mut().poll(cx).is_pending() {
+                *self.waker.borrow_mut() = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            drop(patience);
+            self.open();
+        }
+        Poll::Ready(self.state.get() == GateState::Open)
+    }
+
+    fn open(&self) {
+        if self.state.get() != GateState::Shut {
+            return;
+        }
+        self.state.set(GateState::Open);
+        // hyper gives leave by itself when the body is read.
+        if let InterimCaller::Http2(reply) = &self.caller {
+            reply.interim(StatusCode::CONTINUE, &HeaderMap::new());
+        }
+        self.wake();
+    }
+
+    fn end(&self) -> bool {
+        if self.state.get() == GateState::Shut {
+            self.state.set(GateState::Ended);
+            self.wake();
+        }
+        self.state.get() == GateState::Open
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// How long an application may leave an expectation unanswered before its request's body is sent all the same; curl
+/// waits as long.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gated() -> (Interim, Rc<ContinueGate>) {
+        let interim = Interim::new(InterimCaller::Nobody, true);
+        let gate = Rc::clone(interim.gate().unwrap());
+        (interim, gate)
+    }
+
+    fn poll(gate: &ContinueGate) -> Poll<bool> {
+        gate.poll_open(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_waits_for_100_and_for_a_second_at_most() {
+        let (interim, gate) = gated();
+        assert!(poll(&gate).is_pending());
+        interim.pass(StatusCode::EARLY_HINTS, &HeaderMap::new());
+        assert!(poll(&gate).is_pending(), "hints are no leave");
+        interim.pass(StatusCode::CONTINUE, &HeaderMap::new());
+        assert_eq!(poll(&gate), Poll::Ready(true));
+        assert!(interim.final_response(), "and it goes on beside the response");
+
+        let (_, gate) = gated();
+        assert!(poll(&gate).is_pending());
+        tokio::time::advance(PATIENCE).await;
+        assert_eq!(poll(&gate), Poll::Ready(true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_final_response_in_place_of_100_means_that_the_body_is_not_wanted() {
+        let (interim, gate) = gated();
+        assert!(poll(&gate).is_pending());
+        assert!(!interim.final_response());
+        assert_eq!(poll(&gate), Poll::Ready(false));
+        assert!(gate.ended());
+        assert!(Interim::default().final_response(), "without an expectation nothing is held back");
+    }
+}

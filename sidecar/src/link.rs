@@ -1,0 +1,378 @@
+//! What an accepted connection's IO, its requests and the worker's sweep know of each other.
+//!
+//! Decides when a connection ends before its peer ends it: a head that takes longer than [`HEAD_TIMEOUT`], no request
+//! for [`IDLE_MAX`], a peer that leaves a response unread for longer than its policy lets it stand still, a drain, or
+//! more streams taken back than callers take back. The worker's sweep looks at all connections about once a second
+//! instead of arming two timers for each request.
+//!
+//! A stream that its peer resets before the response is work for nothing, and cheap to ask for ("rapid reset",
+//! CVE-2023-44487). Callers do take requests back, a few at a time as copies lose, or all at once as an application
+//! stops; so it is the rest that counts: when within [`TAKEN_BACK_WINDOW`] more than [`TAKEN_BACK_MAX`] streams and
+//! more than half of all were taken back, the connection takes no more and ends with what it carries. A peer with a
+//! reason loses nothing by it: it dials again.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, BytesMut};
+use http::{HeaderMap, StatusCode};
+
+use crate::body::UNREAD_MAX;
+use crate::http2::server::StreamEnd;
+use crate::passthrough::Tunnel;
+use crate::pool::HEAD_MAX;
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Link {
+    /// The other end.
+    pub peer: SocketAddr,
+    /// The end that was connected to.
+    pub local: SocketAddr,
+    /// When the first byte of a head that is not complete arrived.
+    head_since: Cell<Option<Instant>>,
+    /// When the last request ended, or the connection began.
+    idle_since: Cell<Instant>,
+    in_flight: Cell<usize>,
+    /// A request was ever served.
+    served: Cell<bool>,
+    /// Since when the peer has not taken what we write, and how long it may.
+    blocked_since: Cell<Option<Instant>>,
+    blocked_max: Cell<Duration>,
+    head: RefCell<Vec<u8>>,
+    /// More of the head went by than is kept.
+    overflowed: Cell<bool>,
+    http1: bool,
+    /// Interim responses that wait for the connection to have written what came before.
+    interim: RefCell<BytesMut>,
+    streams: Cell<StreamCounts>,
+    ending: Cell<Ending>,
+    waker: RefCell<Option<Waker>>,
+    tunnel: RefCell<Option<Tunnel>>,
+}
+
+/// Streams of a connection in the current window.
+#[derive(Debug, Clone, Copy)]
+struct StreamCounts {
+    since: Instant,
+    ended: u32,
+    taken_back: u32,
+}
+
+/// How a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Not yet.
+    No,
+    /// Finish what is in flight, tell the peer, take nothing new.
+    Graceful,
+    /// Close now.
+    Now,
+}
+
+impl Link {
+    /// A connection that was just accepted.
+    pub fn new(peer: SocketAddr, local: SocketAddr, http1: bool, now: Instant) -> Link {
+        Link {
+            peer,
+            local,
+            head_since: Cell::new(None),
+            idle_since: Cell::new(now),
+            in_flight: Cell::new(0),
+            served: Cell::new(false),
+            blocked_since: Cell::new(None),
+            blocked_max: Cell::new(UNREAD_MAX),
+            overflowed: Cell::new(false),
+            head: RefCell::default(),
+            http1,
+            interim: RefCell::default(),
+            streams: Cell::new(StreamCounts { since: now, ended: 0, taken_back: 0 }),
+            ending: Cell::new(Ending::No),
+            waker: RefCell::new(None),
+            tunnel: RefCell::new(None),
+        }
+    }
+
+    /// Ends the connection once what is in flight is finished.
+    pub fn drain(&self) {
+        self.end(Ending::Graceful);
+    }
+
+    /// Closes a connection that is too slow or idle too long.
+    pub fn sweep(&self, now: Instant) {
+        let past = |since: Instant, max| now.saturating_duration_since(since) >= max;
+        let silent = !self.served.get() && past(self.idle_since.get(), HEAD_TIMEOUT);
+        let slow = self.head_since.get().is_some_and(|since| past(since, HEAD_TIMEOUT));
+        let blocked =
+            self.blocked_since.get().is_some_and(|since| past(since, self.blocked_max.get()));
+        if slow || blocked || (silent && self.in_flight.get() == 0) {
+            self.end(Ending::Now);
+        } else if self.in_flight.get() == 0 && past(self.idle_since.get(), IDLE_MAX) {
+            self.end(Ending::Graceful);
+        }
+    }
+
+    /// How it is to end, as of now.
+    pub fn ending(&self) -> Ending {
+        self.ending.get()
+    }
+
+    /// Whether the connection can become a tunnel: one of HTTP/1.1 can.
+    pub fn can_tunnel(&self) -> bool {
+        self.http1
+    }
+
+    /// Once the response to CONNECT is written, the connection becomes this tunnel.
+    pub fn tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel.borrow_mut() = Some(tunnel);
+    }
+
+    /// The tunnel that it is to become.
+    pub fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel.take()
+    }
+
+    /// Whether the head that was just parsed had a `Content-Length` (or too much went by to tell).
+    pub fn head_had_length(&self) -> bool {
+        let head = self.head.borrow().to_ascii_lowercase();
+        let has = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
+        self.overflowed.get() || !has(b"transfer-encoding") || has(b"content-length")
+    }
+
+    /// A request was parsed.
+    pub fn request_begins(&self) {
+        self.served.set(true);
+        self.head_since.set(None);
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    /// The response to the request in flight begins: no interim response can come before it any more. `unread_max`: how
+    /// long the peer may leave it unread.
+    pub fn response_begins(&self, unread_max: Duration) {
+        self.blocked_max.set(unread_max);
+        self.interim.borrow_mut().clear();
+    }
+
+    /// Its response is written, or never will be.
+    pub fn request_ends(&self, now: Instant) {
+        self.in_flight.set(self.in_flight.get() - 1);
+        self.head_since.set(None);
+        self.idle_since.set(now);
+    }
+
+    /// A stream of HTTP/2 ended.
+    pub fn stream_ends(&self, how: StreamEnd, now: Instant) {
+        let mut counts = self.streams.get();
+        if now.saturating_duration_since(counts.since) >= TAKEN_BACK_WINDOW {
+            counts = StreamCounts { since: now, ended: 0, taken_back: 0 };
+        }
+        counts.ended += 1;
+        counts.taken_back += u32::from(how == StreamEnd::TakenBack);
+        self.streams.set(counts);
+        let excessive = counts.taken_back > TAKEN_BACK_MAX && counts.taken_back > counts.ended / 2;
+        if excessive && self.ending.get() == Ending::No {
+            tracing::warn!(
+                peer = %self.peer, taken_back = counts.taken_back,
+                "a connection ends: its peer takes back most of what it asks for; look what it gives up on, or why it floods"
+            );
+            self.end(Ending::Graceful);
+        }
+    }
+
+    /// Writes an interim response of HTTP/1.1 before the response to the request in flight.
+    pub fn interim(&self, status: StatusCode, fields: &HeaderMap) {
+        let mut text = self.interim.borrow_mut();
+        let reason = status.canonical_reason().unwrap_or_default();
+        text.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
+        for (name, value) in fields {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                text.extend_from_slice(part);
+            }
+        }
+        text.extend_from_slice(b"\r\n");
+        drop(text);
+        self.wake();
+    }
+
+    /// Writes what interim responses wait; only between two messages.
+    pub fn poll_interim(
+        &self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(&mut Context<'_>, &[u8]) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<()>> {
+        let mut text = self.interim.borrow_mut();
+        while !text.is_empty() {
+            match write(cx, &text) {
+                Poll::Ready(Ok(written)) => text.advance(written),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// What the peer was told when its connection ended with a head that could not be read, or (0) that never came to its end.
+    pub fn refused_with(&self, error: Option<&hyper::Error>) -> Option<u16> {
+        match error {
+            // hyper does not say which of 414 and 431 it sent.
+            Some(error) if error.is_parse_too_large() => Some(431),
+            Some(error) => error.is_parse().then_some(400),
+            None => {
+                let late = self.ending.get() == Ending::Now && self.in_flight.get() == 0;
+                (late && self.head_since.get().is_some()).then_some(0)
+            }
+        }
+    }
+
+    /// For how long the head has been coming.
+    pub fn head_took(&self) -> Duration {
+        self.head_since.get().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Bytes came.
+    pub fn read(&self, bytes: &[u8]) {
+        if !self.http1 || self.in_flight.get() > 0 || bytes.is_empty() {
+            return;
+        }
+        let mut head = self.head.borrow_mut();
+        if self.head_since.get().is_none() {
+            self.head_since.set(Some(Instant::now()));
+            head.clear();
+            self.overflowed.set(false);
+        }
+        if head.len() + bytes.len() <= HEAD_MAX {
+            head.extend_from_slice(bytes);
+        } else {
+            self.overflowed.set(true);
+        }
+    }
+
+    /// Bytes were written, or (`blocked`) could not be.
+    pub fn wrote(&self, blocked: bool) {
+        match (blocked, self.blocked_since.get()) {
+            (true, None) => self.blocked_since.set(Some(Instant::now())),
+            (false, Some(_)) => self.blocked_since.set(None),
+            _ => {}
+        }
+    }
+
+    /// Remembers the task that serves it, to be woken when it is to end.
+    pub fn served_by(&self, waker: &Waker) {
+        let mut own = self.waker.borrow_mut();
+        if !own.as_ref().is_some_and(|own| own.will_wake(waker)) {
+            *own = Some(waker.clone());
+        }
+    }
+
+    fn end(&self, how: Ending) {
+        if self.ending.get() != Ending::Now {
+            self.ending.set(how);
+        }
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// The connections of a worker, for its sweep and its drain.
+#[derive(Debug, Default)]
+pub struct Links(Vec<Weak<Link>>);
+
+impl Links {
+    /// One more.
+    pub fn insert(&mut self, link: &Rc<Link>) {
+        self.0.push(Rc::downgrade(link));
+    }
+
+    /// Looks at every connection and forgets those that ended.
+    pub fn sweep(&mut self, now: Instant) {
+        self.0.retain(|link| link.upgrade().inspect(|link| link.sweep(now)).is_some());
+    }
+
+    /// Ends every connection gracefully.
+    pub fn drain(&self) {
+        self.0.iter().filter_map(Weak::upgrade).for_each(|link| link.drain());
+    }
+}
+
+/// From a head's first byte to its last, and from a connection's beginning to its first request.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Without a request; longer than clients keep idle connections.
+const IDLE_MAX: Duration = Duration::from_secs(600);
+/// Streams that a peer may take back within [`TAKEN_BACK_WINDOW`], however few it lets be answered.
+const TAKEN_BACK_MAX: u32 = 1000;
+const TAKEN_BACK_WINDOW: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(now: Instant) -> Link {
+        let address = "127.0.0.1:1".parse().unwrap();
+        Link::new(address, address, false, now)
+    }
+
+    #[test]
+    fn who_takes_back_most_of_what_it_asks_is_told_to_go_and_a_hedging_peer_is_not() {
+        let now = Instant::now();
+        let hedging = link(now);
+        for n in 0..100_000 {
+            let end = if n % 3 == 0 { StreamEnd::TakenBack } else { StreamEnd::Answered };
+            hedging.stream_ends(end, now);
+        }
+        assert_eq!(hedging.ending(), Ending::No);
+
+        let slow = link(now);
+        for n in 0..10 * TAKEN_BACK_MAX {
+            slow.stream_ends(StreamEnd::TakenBack, now + TAKEN_BACK_WINDOW * n / TAKEN_BACK_MAX);
+        }
+        assert_eq!(
+            slow.ending(),
+            Ending::No,
+            "as many as callers give up on while an application is stopped"
+        );
+
+        let rapid = link(now);
+        for _ in 0..TAKEN_BACK_MAX {
+            rapid.stream_ends(StreamEnd::TakenBack, now);
+        }
+        assert_eq!(rapid.ending(), Ending::No);
+        rapid.stream_ends(StreamEnd::TakenBack, now);
+        assert_eq!(rapid.ending(), Ending::Graceful);
+    }
+
+    #[test]
+    fn interim_responses_are_written_between_messages_and_never_after_the_final_head() {
+        let link = link(Instant::now());
+        let fields = HeaderMap::from_iter([(http::header::LINK, "</a>".parse().unwrap())]);
+        link.interim(StatusCode::EARLY_HINTS, &fields);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut written = Vec::new();
+        // A socket that takes ten bytes at a time, and is full in between.
+        let mut full = false;
+        while link
+            .poll_interim(&mut cx, |_, bytes| {
+                full = !full;
+                if !full {
+                    return Poll::Pending;
+                }
+                written.extend_from_slice(&bytes[..bytes.len().min(10)]);
+                Poll::Ready(Ok(bytes.len().min(10)))
+            })
+            .is_pending()
+        {}
+        assert_eq!(written, b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+        link.interim(StatusCode::EARLY_HINTS, &fields);
+        link.response_begins(UNREAD_MAX);
+        let late = link.poll_interim(&mut cx, |_, _| panic!("it would stand after the final head"));
+        assert!(late.is_ready());
+    }
+}
