@@ -83,8 +83,9 @@ fn datagrams_repeated_or_mangled_have_no_effect(workers: usize) {
         let sealed = !keys.is_empty();
         let setup = Setup { keys, ..Setup::default() };
         let mut trio = Trio::start(Lab::new(workers), &setup);
-        // Whoever asks between its death and our listening is told of it, and the others then believe it at once: seldom, but so it is.
-        let datagrams = (0..5).map(|_| {
+        // Whoever asks between its death and our listening is told of it, and the others then believe it at once:
+        // seldom, but so it is.
+        let mut heard = (0..5).map(|_| {
             trio.hosts[0].process.kill();
             let heard = overhear(trio.hosts[0].gossip());
             trio.hosts[0].start_again();
@@ -92,7 +93,7 @@ fn datagrams_repeated_or_mangled_have_no_effect(workers: usize) {
             trio.caller.wait_for_members(3);
             heard
         });
-        let datagrams = datagrams.filter(|heard| heard.len() >= 2).next();
+        let datagrams = heard.find(|heard| heard.len() >= 2);
         let datagrams = datagrams.expect("members probe a host that fell silent");
         for host in [&trio.caller, &trio.hosts[0], &trio.hosts[1]] {
             host.wait_for_members(3);

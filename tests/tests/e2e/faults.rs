@@ -54,7 +54,8 @@ pub fn check(trio: &Trio, report: &Report) -> Tally {
     tally
 }
 
-/// POSTs that can have been in flight when something was killed: a few, or as many as were at once where this machine stood still.
+/// POSTs that can have been in flight when something was killed: a few, or as many as were at once where this
+/// machine stood still.
 fn in_flight(report: &Report) -> usize {
     most_at_once(report.posts()).max(12)
 }
@@ -274,7 +275,8 @@ fn an_application_errs_and_gets_well_again_and_again(workers: usize) {
         let told = post.outcome.as_ref().unwrap();
         assert!(told.status == 500 && told.app == "app-2", "the application's own: {post:?}");
     }
-    // Five in a row and it is out for a while; about a fourth of the requests are POSTs. What was on its way then errs as well.
+    // Five in a row and it is out for a while; about a fourth of the requests are POSTs. What was on its way then
+    // errs as well.
     assert_few_posts_failed(tally, 18 + in_flight(&report));
     let metrics = trio.caller.metrics();
     assert!(metrics.sum("evenkeel_attempts_total", &[("kind", "retry")]) >= 3.0);
@@ -316,7 +318,8 @@ fn all_applications_are_slow_together(workers: usize) {
     let (first, hedges) = (sent("first"), sent("hedge"));
     assert!(hedges <= first * 0.02, "{hedges} copies of {first}: the budget is 2 %");
     assert!(metrics.sum("evenkeel_hedges_total", &[("result", "refused")]) > 0.0, "more were due");
-    // Two of five were slow, with 150 ms each: most of them with nothing in front of them, whatever this machine was late with.
+    // Two of five were slow, with 150 ms each: most of them with nothing in front of them, whatever this machine
+    // was late with.
     let many = report.quantile(0.75);
     assert!(many < Duration::from_millis(600), "requests pile up: {many:?}");
 }

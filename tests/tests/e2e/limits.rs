@@ -205,8 +205,9 @@ fn each_tenant_has_a_limit_of_its_own_and_a_flood_of_invented_ones_is_bounded(wo
     let _ = modest.finish();
 
     let before = memory_mib(&hosts[0]);
-    // It has what it was measured to want, which for a moment may be a little less than it is. And where this machine stands still for a moment,
-    // what is asked meanwhile comes at once and is more than its burst; but not in each part of the flood.
+    // It has what it was measured to want, which for a moment may be a little less than it is. And where this
+    // machine stands still for a moment, what is asked meanwhile comes at once and is more than its burst; but not
+    // in each part of the flood.
     let mut refused_of = Vec::new();
     for part in 0..PARTS {
         let modest = load(&hosts[0], "zeta", 40);
@@ -512,7 +513,8 @@ fn applications_acquire_and_operators_look_and_change(workers: usize) {
     assert_eq!(json["resources"][0]["resource"], "jobs", "{json}");
     assert_eq!(host.metrics().sum("evenkeel_quota_capacity", &[("resource", "jobs")]), 2.0);
 
-    // A larger capacity counts at once, and so does the end of the limit. It is one that no machine asks for, one after the other.
+    // A larger capacity counts at once, and so does the end of the limit. It is one that no machine asks for, one
+    // after the other.
     host.reload(&limits("{match: jobs, capacity: 1000000, per: 1s}"));
     wait::for_true("fifty go at once", SOON, || (0..50).all(|_| host.get("db", "/").status == 200));
     assert!(acquire(host, "places/acquire").starts_with("HTTP/1.1 404"), "it is gone");

@@ -271,7 +271,8 @@ fn few_connections_carry_many_requests(workers: usize) {
             host.name()
         );
     }
-    // The connections that the applications hold are bounded by what was at work at once, in each worker, and one is the health check's.
+    // The connections that the applications hold are bounded by what was at work at once, in each worker, and one
+    // is the health check's.
     let most = 1 + workers * most_at_once(&report.samples);
     for app in &trio.apps {
         let open = sockets::connections_to(app.address);

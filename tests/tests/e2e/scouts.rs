@@ -24,8 +24,8 @@ fn setup(mode: &str, keys: &[String]) -> Setup {
     Setup { policy, keys: keys.to_vec(), ..Setup::default() }
 }
 
-/// Stops the application for about 0.6 s under load, and says how many requests waited for it: who answered them counts, since this machine
-/// makes others wait as well.
+/// Stops the application for about 0.6 s under load, and says how many requests waited for it: who answered them
+/// counts, since this machine makes others wait as well.
 fn stop_under_load(caller: &Host, app: &mut App) -> (usize, Report) {
     let loads: [Load; 2] = start_loads(caller);
     after(&loads, 150);

@@ -5,8 +5,9 @@
 //! comes a little after it was admitted: so what came within one second was admitted within a second and the longest that any admitted request
 //! took. [`Bound`] has that as its limit, of any second and of any ten: of ten that is little more than the bare limit.
 //!
-//! That what there is, is used, is measured in stretches, and one of a few has to show it: where this machine stands still for a moment less comes,
-//! and the burst does not make up for that. Rates are such that a machine of one slow core can carry them.
+//! That what there is, is used, is measured in stretches, and one of a few has to show it: where this machine
+//! stands still for a moment less comes, and the burst does not make up for that. Rates are such that a machine of
+//! one slow core can carry them.
 
 use std::time::Duration;
 
