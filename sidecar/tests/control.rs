@@ -8,9 +8,8 @@ mod host;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::Command;
-use std::time::Duration;
 
-use host::{Application, Host, eventually, output_of, within};
+use host::{Application, Host, eventually, output_of};
 use serde_json::Value;
 
 #[test]
@@ -73,12 +72,13 @@ fn what_is_registered_on_one_host_is_found_on_the_other() {
 }
 
 #[test]
-fn a_killed_host_is_gone_from_every_lookup_within_five_seconds() {
+fn a_killed_host_is_gone_from_every_lookup() {
     let (a, mut b) = Host::pair("killed");
     b.offer("web", "10.0.0.9", 80);
     eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
     b.kill();
-    within(Duration::from_secs(5), "its service is gone from DNS and the catalogue", || {
+    // Five seconds are promised: `discovery/tests/simulation.rs` holds them, whose clock is not this machine's.
+    eventually("its service is gone from DNS and the catalogue", || {
         a.dig("web.service.mesh", "A").is_empty()
             && a.get("/v1/health/service/web") == Value::Array(Vec::new())
     });
@@ -87,16 +87,15 @@ fn a_killed_host_is_gone_from_every_lookup_within_five_seconds() {
 }
 
 #[test]
-fn a_host_that_says_goodbye_is_gone_within_a_second() {
+fn a_host_that_says_goodbye_is_gone_without_being_found_dead() {
     let (a, mut b) = Host::pair("goodbye");
     b.offer("web", "10.0.0.9", 80);
     eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
     b.terminate();
-    within(Duration::from_secs(1), "its service is gone", || {
-        a.dig("web.service.mesh", "A").is_empty()
-    });
+    eventually("its service is gone", || a.dig("web.service.mesh", "A").is_empty());
     eventually("it is shown as left", || a.evenkeel(&["members"]).contains("left"));
-    assert!(a.evenkeel(&["events"]).contains("member_left"));
+    let events = a.evenkeel(&["events"]);
+    assert!(events.contains("member_left") && !events.contains("member_down"), "{events}");
     assert_eq!(b.wait(), Some(0));
 }
 

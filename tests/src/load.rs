@@ -172,6 +172,20 @@ impl Report {
     }
 }
 
+/// The most of these requests that were due and not yet answered at one moment.
+pub fn most_at_once<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> usize {
+    let ends = |sample: &Sample| [(sample.due, true), (sample.due + sample.latency, false)];
+    let mut changes: Vec<_> = samples.into_iter().flat_map(ends).collect();
+    // What ends when another begins was not there with it: `false` comes first.
+    changes.sort_unstable();
+    let (mut now, mut most) = (0, 0);
+    for (_, begins) in changes {
+        now = if begins { now + 1 } else { now - 1 };
+        most = most.max(now);
+    }
+    most
+}
+
 fn assert_none_failed<'a>(what: &str, samples: impl Iterator<Item = &'a Sample>) {
     let samples: Vec<_> = samples.collect();
     assert!(!samples.is_empty(), "the load sent no {what}");
@@ -368,3 +382,25 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// Failed samples shown by an assertion.
 const FAILURES_SHOWN: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_at_once_are_counted_where_they_meet() {
+        let ms = Duration::from_millis;
+        let sample = |(due, latency): (u64, u64)| Sample {
+            id: None,
+            due: ms(due),
+            latency: ms(latency),
+            outcome: Err(String::new()),
+        };
+        let most = |times: &[(u64, u64)]| {
+            most_at_once(&times.iter().copied().map(sample).collect::<Vec<_>>())
+        };
+        assert_eq!(most(&[]), 0);
+        assert_eq!(most(&[(0, 10), (10, 10), (20, 1)]), 1, "one after the other");
+        assert_eq!(most(&[(0, 100), (10, 20), (20, 20), (35, 10)]), 3);
+    }
+}

@@ -320,20 +320,36 @@ impl Host {
     /// Addresses of the endpoints that its balancer would use for a service.
     #[must_use]
     pub fn usable(&self, service: &str) -> Vec<SocketAddrV4> {
+        let usable = |endpoint: &serde_json::Value| {
+            endpoint["state"] == "usable" || endpoint["state"] == "slow start"
+        };
+        let endpoints = self.endpoints(service).into_iter().filter(usable);
+        let mut found: Vec<SocketAddrV4> =
+            endpoints.filter_map(|endpoint| endpoint["address"].as_str()?.parse().ok()).collect();
+        found.sort();
+        found
+    }
+
+    /// The endpoints of a service as its balancer reports them; empty while it does not answer.
+    #[must_use]
+    pub fn endpoints(&self, service: &str) -> Vec<serde_json::Value> {
         let path = format!("/v1/endpoints/{service}");
         let Some(answer) = self.ask_admin(&path).filter(|answer| answer.status == 200) else {
             return Vec::new();
         };
-        let endpoints = answer.json()["endpoints"].take();
-        let mut found: Vec<SocketAddrV4> = endpoints
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|endpoint| endpoint["state"] == "usable" || endpoint["state"] == "slow start")
-            .filter_map(|endpoint| endpoint["address"].as_str()?.parse().ok())
-            .collect();
-        found.sort();
-        found
+        let mut report = answer.json();
+        report["endpoints"].as_array_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Whether it has noted an event of this kind about this host, service or address.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn has_event(&self, kind: &str, subject: &str) -> bool {
+        let events = self.ask_admin("/v1/events").expect("the admin listener answers").json();
+        let mut events = events["events"].as_array().expect("a list").iter();
+        events.any(|event| event["kind"] == kind && event["subject"] == subject)
     }
 
     /// What it wants, has and owns of shared resources: the body of `/v1/quotas`.
@@ -412,6 +428,12 @@ impl Host {
 }
 
 impl App {
+    /// Its `x-app`.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Asks it directly, past the mesh.
     ///
     /// # Panics
@@ -561,7 +583,7 @@ const NETS: u32 = 253;
 const CLAIM_PORT: u16 = 7999;
 
 /// For a process to start, and for news to spread, on a machine that does much else.
-const START_MAX: Duration = Duration::from_secs(15);
+const START_MAX: Duration = wait::SOON;
 
-/// The longest a test may take.
-const TEST_MAX: Duration = Duration::from_secs(150);
+/// The longest a test may take: several times what any does on a machine that does nothing else.
+const TEST_MAX: Duration = Duration::from_secs(240);

@@ -81,7 +81,7 @@ mod tests {
     fn hears(from: Ipv4Addr, to: Ipv4Addr) -> bool {
         let sender = UdpSocket::bind((from, 0)).unwrap();
         let receiver = UdpSocket::bind((to, 0)).unwrap();
-        receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let sent = sender.send_to(b"?", receiver.local_addr().unwrap());
         sent.and_then(|_| receiver.recv(&mut [0; 8]))
             .map_err(|error: io::Error| error.kind())

@@ -22,5 +22,9 @@ pub fn for_true(what: &str, limit: Duration, mut condition: impl FnMut() -> bool
     until(what, limit, || condition().then_some(()));
 }
 
+/// The limit for what must come, on a machine that is slow or does much else. Where it comes nobody waits for so
+/// long: a limit only ends a test that has failed.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// Between two questions: short beside anything awaited here, long beside the cost of asking.
 const STEP: Duration = Duration::from_millis(20);

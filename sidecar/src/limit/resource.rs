@@ -518,9 +518,7 @@ mod tests {
         let refused = resource.acquire(now, b"", 1, Fail::Open, NOW).await.unwrap_err();
         assert!(now.elapsed() >= FIRST_WAIT);
         assert_eq!(refused.retry_after, Some(FIRST_WAIT));
-        let now = Instant::now();
-        assert!(resource.observe(now, b"", 1, Fail::Open).is_err());
-        assert!(now.elapsed() < FIRST_WAIT, "who observes holds nobody back");
+        assert!(resource.observe(Instant::now(), b"", 1, Fail::Open).is_err());
     }
 
     #[tokio::test]

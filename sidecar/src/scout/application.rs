@@ -225,7 +225,7 @@ mod tests {
                 let (address, ..) = listener(answer).await;
                 let application =
                     Rc::new(Application::new(address, Scout::Http("/scout".to_owned())));
-                let said = tokio::time::timeout(ANSWER_MAX * 2, application.answers()).await;
+                let said = tokio::time::timeout(ANSWER_MAX * 20, application.answers()).await;
                 assert_eq!(said, Ok(lives), "{}", String::from_utf8_lossy(answer));
             }
         })

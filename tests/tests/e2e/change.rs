@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Version, get};
 use evenkeel_tests::mesh::{Host, Lab, Setup};
-use evenkeel_tests::{sockets, wait};
+use evenkeel_tests::sockets;
+use evenkeel_tests::wait::{self, SOON};
 use rustix::process::Signal;
 
 use super::faults::{after, check, finish, start_loads};
@@ -20,12 +21,11 @@ fn draining_a_host_loses_nothing(workers: usize) {
     after(&loads, 150);
     let start = Instant::now();
     trio.hosts[0].process.signal(Signal::TERM);
-    let status = trio.hosts[0].process.wait(Duration::from_secs(15));
+    let status = trio.hosts[0].process.wait(SOON);
     assert!(status.success(), "a drained host ends well: {status}");
     assert!(start.elapsed() >= Duration::from_secs(2), "it went on accepting for shutdown.settle");
-    wait::for_true("it has left the mesh", Duration::from_secs(2), || {
-        trio.caller.members().len() == 2
-    });
+    wait::for_true("it has left the mesh", SOON, || trio.caller.members().len() == 2);
+    assert!(trio.caller.has_event("member_left", "host-2"), "nobody had to find that out");
     after(&loads, 100);
     trio.hosts[0].start_again();
     trio.caller.wait_for_instances("payments", 2);
@@ -42,10 +42,10 @@ fn what_is_in_flight_finishes_before_a_drained_host_ends(workers: usize) {
     let slow: Vec<_> = (0..8)
         .map(|_| std::thread::spawn(move || get(to.into(), "payments", "/slow?ms=3000").unwrap()))
         .collect();
-    wait::for_true("both applications are busy", Duration::from_secs(5), || {
+    wait::for_true("both applications are busy", SOON, || {
         trio.apps.iter().all(|app| app.count().0 > 0)
     });
-    wait::for_true("all have arrived", Duration::from_secs(5), || {
+    wait::for_true("all have arrived", SOON, || {
         trio.apps.iter().map(|app| app.count().0).sum::<u64>() == 8
     });
     trio.hosts[0].process.signal(Signal::TERM);
@@ -53,7 +53,7 @@ fn what_is_in_flight_finishes_before_a_drained_host_ends(workers: usize) {
         let answer = answer.join().unwrap();
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    assert!(trio.hosts[0].process.wait(Duration::from_secs(15)).success());
+    assert!(trio.hosts[0].process.wait(SOON).success());
     assert_eq!(
         trio.apps
             .iter()
@@ -98,13 +98,13 @@ fn reloading_under_load_loses_nothing_and_keeps_the_listeners(workers: usize) {
             };
             trio.hosts[at].reload(&other);
         }
-        wait::for_true("the new upstream is there", Duration::from_secs(10), || {
+        wait::for_true("the new upstream is there", SOON, || {
             get(trio.caller.outbound().into(), &format!("catalog-{round}"), "/")
                 .is_ok_and(|answer| answer.status == 200)
         });
         after(&loads, 50);
     }
-    wait::for_true("the new tag is published", Duration::from_secs(10), || {
+    wait::for_true("the new tag is published", SOON, || {
         let found =
             get(trio.caller.discovery().into(), "discovery", "/v1/health/service/payments?tag=v2")
                 .unwrap();
@@ -127,13 +127,13 @@ fn a_bad_file_leaves_the_old_one_running_and_says_so(workers: usize) {
     assert_eq!(trio.caller.metrics().sum(RELOADED, &[]), 1.0);
     for bad in ["policy: {timeout: soon, colour: red}\n", "policy: [\n", "polcy: {timeout: 1s}\n"] {
         trio.caller.reload(&Setup { more: bad.into(), ..Setup::default() });
-        wait::for_true("the failed reload shows", Duration::from_secs(10), || {
+        wait::for_true("the failed reload shows", SOON, || {
             trio.caller.metrics().sum(RELOADED, &[]) == 0.0
         });
         let log = trio.caller.process.output().unwrap();
         assert!(log.contains("evenkeel.yaml"), "the log names the file: {log}");
         trio.caller.reload(&Setup::default());
-        wait::for_true("the good one is taken", Duration::from_secs(10), || {
+        wait::for_true("the good one is taken", SOON, || {
             trio.caller.metrics().sum(RELOADED, &[]) == 1.0
         });
     }
@@ -143,7 +143,7 @@ fn a_bad_file_leaves_the_old_one_running_and_says_so(workers: usize) {
         more: "policy: {timeout: soon, colour: red}\n".into(),
         ..Setup::default()
     });
-    wait::for_true("the admin says what is wrong", Duration::from_secs(10), || {
+    wait::for_true("the admin says what is wrong", SOON, || {
         let text = trio.caller.ask_admin("/v1/events").unwrap().text();
         text.contains("colour") && text.contains("timeout")
     });
@@ -153,7 +153,7 @@ fn a_bad_file_leaves_the_old_one_running_and_says_so(workers: usize) {
     report.assert_no_failed_post();
     // A good file with a change that cannot be taken while running: taken as far as it can be, the rest is named.
     trio.caller.reload(&Setup { mesh: "renamed".into(), ..Setup::default() });
-    wait::for_true("what needs a restart is named", Duration::from_secs(10), || {
+    wait::for_true("what needs a restart is named", SOON, || {
         let log = trio.caller.process.output().unwrap();
         log.lines().any(|line| line.contains("restart") && line.contains("mesh.name"))
     });
@@ -191,7 +191,7 @@ fn everyone_restarts_from_what_they_kept(workers: usize) {
     let before = identities(&trio.caller);
     assert_eq!(before.len(), 3);
     // What a host remembers is written from time to time: it must be there before everything dies.
-    wait::for_true("each has written where the others are", Duration::from_secs(30), || {
+    wait::for_true("each has written where the others are", SOON, || {
         (1..=3).all(|number| {
             let kept = kept(&trio.lab, number);
             let mut others = (1..=3).filter(|other| *other != number);

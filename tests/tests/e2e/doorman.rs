@@ -1,10 +1,10 @@
 //! A Doorman client in another language, written from the protocol's table alone, against any host of a mesh.
 
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use evenkeel_tests::mesh::{Lab, Setup};
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use serde_json::Value;
 
 use super::grpc::{python, script};
@@ -38,7 +38,7 @@ fn a_doorman_client_gets_leases_from_any_host(workers: usize) {
     let unix = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     // Hosts that have just met do not yet know what each of them owns. Everything is given back, so the next try begins anew.
     let mut answer = Value::Null;
-    wait::for_true("both hosts lend", Duration::from_secs(30), || {
+    wait::for_true("both hosts lend", SOON, || {
         answer = answers(&target(1), &target(2));
         answer["first"]["leases"]["db"]["capacity"] == 10.0
             // The host may have had to borrow first.

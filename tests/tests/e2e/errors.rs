@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Answer, Version, request};
 use evenkeel_tests::mesh::{Host, Lab, Setup};
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use http::Method;
 
 use super::trio::Trio;
@@ -41,7 +41,7 @@ fn an_unknown_name_is_a_404_that_names_it(workers: usize) {
         assert_reason(&answer, 404, &["destination_not_found"], "nosuch");
     }
     // The access log says why, too: one line of JSON for each failure.
-    wait::for_true("the access log has the failures", Duration::from_secs(5), || {
+    wait::for_true("the access log has the failures", SOON, || {
         let log = trio.caller.process.output().unwrap();
         let lines =
             log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -106,34 +106,30 @@ fn broken_after_sending_502_and_never_repeated(workers: usize) {
 }
 
 fn too_late_504_and_cancelled_to_the_application(workers: usize) {
-    let setup = Setup { policy: "{timeout: 500ms}".into(), ..Setup::default() };
+    let setup = Setup { policy: "{timeout: 2s}".into(), ..Setup::default() };
     let trio = Trio::start(Lab::new(workers), &setup);
     let cancelled = || trio.apps.iter().map(|app| app.count().1).sum::<u64>();
     let asks = [Method::GET, Method::POST].into_iter().flat_map(|method| {
         [Version::Http1, Version::Http2].map(|version| (method.clone(), version))
     });
     for (earlier, (method, version)) in (0..).zip(asks) {
-        let start = Instant::now();
-        let slow = request(method, "payments", "/slow?ms=20000");
+        let slow = request(method, "payments", "/hang");
         let answer = client::send(trio.caller.outbound().into(), version, slow).unwrap();
-        assert!(start.elapsed() < Duration::from_secs(10), "took {:?}", start.elapsed());
         assert_reason(&answer, 504, &["http_response_timeout"], "no response in time");
-        wait::for_true("the application learns of it", Duration::from_secs(5), || {
-            cancelled() > earlier
-        });
+        wait::for_true("the application learns of it", SOON, || cancelled() > earlier);
     }
     // The remaining time travels and can be shortened by the caller, never made longer.
-    let mut short = request(Method::GET, "payments", "/slow?ms=20000");
+    let mut short = request(Method::GET, "payments", "/hang");
     short.headers_mut().insert("evenkeel-timeout", "100".parse().unwrap());
     let start = Instant::now();
     let answer = client::send(trio.caller.outbound().into(), Version::Http1, short).unwrap();
     assert_eq!(answer.status, 504);
     assert!(
-        start.elapsed() < Duration::from_millis(450),
+        start.elapsed() < Duration::from_secs(2),
         "100 ms were asked for, {:?} it took",
         start.elapsed()
     );
-    let mut long = request(Method::GET, "payments", "/slow?ms=20000");
+    let mut long = request(Method::GET, "payments", "/hang");
     long.headers_mut().insert("evenkeel-timeout", "60000".parse().unwrap());
     assert_eq!(
         client::send(trio.caller.outbound().into(), Version::Http1, long).unwrap().status,
@@ -148,13 +144,13 @@ fn a_caller_that_goes_away_cancels_what_it_asked(workers: usize) {
     let before = arrived();
     let mut caller = evenkeel_tests::raw::Raw::connect(trio.caller.outbound().into()).unwrap();
     caller.say("GET /hang HTTP/1.1\r\nhost: payments\r\n\r\n");
-    wait::for_true("the request arrives", Duration::from_secs(5), || arrived() > before);
+    wait::for_true("the request arrives", SOON, || arrived() > before);
     drop(caller);
-    wait::for_true("its end arrives too", Duration::from_secs(5), || cancelled() > 0);
+    wait::for_true("its end arrives too", SOON, || cancelled() > 0);
     let failed =
         |host: &Host| host.metrics().sum("evenkeel_failures_total", &[("reason", "cancelled")]);
     let taken_back = |host: &Host| host.metrics().sum("evenkeel_inbound_cancelled_total", &[]);
-    wait::for_true("both hosts count it", Duration::from_secs(5), || {
+    wait::for_true("both hosts count it", SOON, || {
         failed(&trio.caller) == 1.0 && trio.hosts.iter().map(taken_back).sum::<f64>() == 1.0
     });
     // There it may as well have been a copy that lost: nothing has failed.

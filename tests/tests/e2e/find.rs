@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::Duration;
 
 use evenkeel_tests::client::{self, Version, get, request};
 use evenkeel_tests::mesh::{Host, Lab, Setup};
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use http::Method;
 
 use super::trio::Trio;
@@ -178,17 +177,19 @@ fn the_command_line_shows_what_the_mesh_knows(workers: usize) {
     assert_eq!(nowhere.status.code(), Some(1));
 }
 
-fn a_member_that_leaves_is_gone_at_once(workers: usize) {
+fn a_member_that_leaves_is_gone_for_its_goodbye(workers: usize) {
     let mut trio = Trio::start(
         Lab::new(workers),
         &Setup { shutdown: "{settle: 100ms, timeout: 5s}".into(), ..Setup::default() },
     );
     trio.hosts[0].process.signal(rustix::process::Signal::TERM);
-    assert!(trio.hosts[0].process.wait(Duration::from_secs(10)).success());
+    assert!(trio.hosts[0].process.wait(SOON).success());
     for host in [&trio.caller, &trio.hosts[1]] {
-        wait::for_true("the member that said goodbye is gone", Duration::from_secs(2), || {
+        wait::for_true("the member that said goodbye is gone", SOON, || {
             host.members() == ["host-1", "host-3"] && host.passing("payments").len() == 1
         });
+        assert!(host.has_event("member_left", "host-2"), "nobody had to find that out");
+        assert!(!host.has_event("member_down", "host-2"));
     }
     let missing = client::send(
         trio.caller.discovery().into(),
@@ -204,5 +205,5 @@ each_workers!(
     registered_and_deregistered_over_http,
     an_answer_too_long_for_udp_is_whole_over_tcp,
     the_command_line_shows_what_the_mesh_knows,
-    a_member_that_leaves_is_gone_at_once,
+    a_member_that_leaves_is_gone_for_its_goodbye,
 );

@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use evenkeel_tests::mesh::{Host, Lab, Setup};
 use evenkeel_tests::process::Process;
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use serde_json::{Value, json};
 
 /// The Python that `make test` has given grpcio.
@@ -77,7 +76,7 @@ fn every_kind_of_call_crosses_the_mesh(workers: usize) {
 
 fn the_meshs_own_failures_have_a_grpc_status(workers: usize) {
     let lab = Lab::new(workers);
-    let (hosts, mut server) = start(&lab, "{timeout: 1s}");
+    let (hosts, mut server) = start(&lab, "{timeout: 3s}");
     let unknown = call(&hosts[0], "nosuch.mesh", &["unary"]);
     assert_eq!(unknown["code"], "UNIMPLEMENTED", "{unknown}");
     assert!(
@@ -85,9 +84,9 @@ fn the_meshs_own_failures_have_a_grpc_status(workers: usize) {
         "the message names it: {unknown}"
     );
 
-    let late = call(&hosts[0], "greeter.mesh", &["slow:5:"]);
+    let late = call(&hosts[0], "greeter.mesh", &["slow:30:"]);
     assert_eq!(late["code"], "DEADLINE_EXCEEDED", "the policy's timeout: {late}");
-    let late = call(&hosts[0], "greeter.mesh", &["slow:5:0.3"]);
+    let late = call(&hosts[0], "greeter.mesh", &["slow:30:0.3"]);
     assert_eq!(late["code"], "DEADLINE_EXCEEDED", "the caller's: {late}");
     let in_time = call(&hosts[0], "greeter.mesh", &["slow:0.1:"]);
     assert_eq!(in_time["code"], "OK", "{in_time}");
@@ -95,9 +94,7 @@ fn the_meshs_own_failures_have_a_grpc_status(workers: usize) {
     server.kill();
     let dead = call(&hosts[0], "greeter.mesh", &["unary"]);
     assert_eq!(dead["code"], "UNAVAILABLE", "nobody listens: {dead}");
-    wait::for_true("its check fails", Duration::from_secs(10), || {
-        hosts[0].usable("greeter").is_empty()
-    });
+    wait::for_true("its check fails", SOON, || hosts[0].usable("greeter").is_empty());
     let none = call(&hosts[0], "greeter.mesh", &["unary"]);
     assert_eq!(none["code"], "UNAVAILABLE", "no healthy endpoint: {none}");
 }

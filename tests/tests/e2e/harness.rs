@@ -8,7 +8,7 @@ use evenkeel_tests::ledger::Ledger;
 use evenkeel_tests::load::{Load, Plan};
 use evenkeel_tests::mesh::{App, Lab};
 use evenkeel_tests::raw::Raw;
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use http::{HeaderMap, HeaderValue, Method};
 use http_body_util::{BodyExt, Full};
 use rustix::process::Signal;
@@ -108,9 +108,7 @@ fn the_application_does_what_it_is_asked() {
     let before = app.count();
     let mut caller = Raw::connect(app.address.into()).unwrap();
     caller.say("GET /hang HTTP/1.1\r\nhost: app\r\n\r\n");
-    wait::for_true("the hanging request arrives", Duration::from_secs(5), || {
-        app.count().0 == before.0 + 1
-    });
+    wait::for_true("the hanging request arrives", SOON, || app.count().0 == before.0 + 1);
     drop(caller);
-    wait::for_true("its end is counted", Duration::from_secs(5), || app.count().1 == before.1 + 1);
+    wait::for_true("its end is counted", SOON, || app.count().1 == before.1 + 1);
 }

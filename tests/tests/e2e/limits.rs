@@ -3,22 +3,22 @@
 //! The application counts: what was refused never came to it, and what came is within the limit. How several hosts share one is in
 //! [`super::shares`], what is held and not spent in [`super::places`].
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Answer, Version, request};
 use evenkeel_tests::load::{Load, Plan, Report};
 use evenkeel_tests::mesh::{App, Host, Lab, Setup};
 use evenkeel_tests::raw::{Raw, noise};
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use http::Method;
 use rustix::process::Signal;
 
 use super::trio::{Trio, payments};
-
-/// Longer than anything that is awaited here takes.
-const SOON: Duration = Duration::from_secs(10);
 
 /// A host whose applications call `db`, an application outside of the mesh, under these limits.
 pub fn caller(app: &App, ratelimit: &str) -> Setup {
@@ -203,22 +203,29 @@ fn each_tenant_has_a_limit_of_its_own_and_a_flood_of_invented_ones_is_bounded(wo
     });
     greedy.iter().for_each(|load| load.after(150));
     let _ = modest.finish();
-    let modest = load(&hosts[0], "zeta", 40);
 
     let before = memory_mib(&hosts[0]);
-    let flood = Raw::connect(hosts[0].outbound().into()).unwrap();
-    let (answered, refused) = invent_tenants(flood, FLOOD);
-    assert_eq!(answered, FLOOD, "every one was answered");
+    // It has what it was measured to want, which for a moment may be a little less than it is. And where this
+    // machine stands still for a moment, what is asked meanwhile comes at once and is more than its burst; but not
+    // in each part of the flood.
+    let mut refused_of = Vec::new();
+    for part in 0..PARTS {
+        let modest = load(&hosts[0], "zeta", 40);
+        let flood = Raw::connect(hosts[0].outbound().into()).unwrap();
+        let answered = invent_tenants(flood, part * FLOOD / PARTS..(part + 1) * FLOOD / PARTS);
+        assert_eq!(answered, FLOOD / PARTS, "every one was answered");
+        modest.after(40);
+        let report = modest.finish();
+        refused_of
+            .push((report.gets().filter(|get| !get.succeeded()).count(), report.samples.len()));
+    }
     let grown = memory_mib(&hosts[0]) - before;
-    eprintln!("{FLOOD} tenants: {refused} refused, {grown} MiB more");
+    eprintln!("{FLOOD} tenants: {grown} MiB more; zeta was refused {refused_of:?}");
+    assert!(refused_of.iter().any(|(refused, of)| refused * 10 <= *of), "{refused_of:?}");
     assert!(grown < 16.0, "{grown} MiB for {FLOOD} invented tenants");
     let known = hosts[0].quotas()["resources"].as_array().unwrap().len();
     assert!(known < FLOOD / 4, "{known} are leased");
 
-    let report = modest.finish();
-    // It has what it was measured to want, which for a moment may be a little less than it is.
-    let refused = report.gets().filter(|get| !get.succeeded()).count();
-    assert!(refused * 10 <= report.samples.len(), "{refused} of {}", report.samples.len());
     let reports: Vec<_> = greedy.into_iter().map(Load::finish).collect();
     let acme = app.arrivals().of("acme");
     let most = acme.most_within(Duration::from_secs(1));
@@ -252,19 +259,17 @@ pub fn has(host: &Host, resource: &str, key: Option<&str>) -> f64 {
     found.next().map_or(0.0, |known| known["has"].as_f64().unwrap())
 }
 
-/// One request of each of so many tenants, one after the other; how many were answered, and how many of these with 429.
-fn invent_tenants(mut raw: Raw, tenants: usize) -> (usize, usize) {
-    let (mut answered, mut refused) = (0, 0);
-    for some in (0..tenants).collect::<Vec<_>>().chunks(50) {
+/// One request of each of these tenants, one after the other; how many were answered.
+fn invent_tenants(mut raw: Raw, tenants: Range<usize>) -> usize {
+    let mut answered = 0;
+    for some in tenants.collect::<Vec<_>>().chunks(50) {
         let ask = |n: &usize| {
             format!("GET /?bytes=1 HTTP/1.1\r\nhost: db\r\nx-tenant: invented-{n}\r\n\r\n")
         };
         raw.say(some.iter().map(ask).collect::<String>());
-        let heard = raw.hear_responses(some.len(), SOON);
-        (answered, refused) =
-            (answered + heard.responses(), refused + heard.text().matches("HTTP/1.1 429").count());
+        answered += raw.hear_responses(some.len(), SOON).responses();
     }
-    (answered, refused)
+    answered
 }
 
 fn memory_mib(host: &Host) -> f64 {
@@ -275,6 +280,8 @@ fn memory_mib(host: &Host) -> f64 {
 
 /// Invented tenants.
 const FLOOD: usize = 20_000;
+/// They come in so many parts.
+const PARTS: usize = 4;
 
 fn a_request_waits_where_the_rule_lets_it_and_observe_refuses_nobody(workers: usize) {
     let lab = Lab::new(workers);
@@ -287,20 +294,33 @@ fn a_request_waits_where_the_rule_lets_it_and_observe_refuses_nobody(workers: us
     host.wait_for_roster(1);
     let to: SocketAddr = host.outbound().into();
     let start = Instant::now();
-    let waiting: Vec<_> = (0..8)
-        .map(|_| std::thread::spawn(move || client::get(to, "db", "/wait").unwrap().status))
-        .collect();
-    // While they queue, a caller in a hurry is told at once.
-    wait::for_true("they queue", SOON, || app.count().0 >= 2);
-    let mut hasty = request(Method::GET, "db", "/wait");
-    hasty.headers_mut().insert("evenkeel-timeout", "100".parse().unwrap());
-    assert_eq!(client::send(to, Version::Http1, hasty).unwrap().status, 429);
-    waiting.into_iter().for_each(|answer| assert_eq!(answer.join().unwrap(), 200));
-    assert!(start.elapsed() >= Duration::from_millis(600), "{:?}", start.elapsed());
-    assert!(
-        app.arrivals().most_within(Duration::from_millis(300)) <= 6,
-        "10 a second, and one at once"
-    );
+    let enough = AtomicBool::new(false);
+    let mut passed: Vec<Duration> = std::thread::scope(|scope| {
+        // Six at a time wait 600 ms at most, and there is always a queue.
+        let wait_in_turn = || {
+            let mut passed = Vec::new();
+            while !enough.load(Ordering::Relaxed) {
+                let answer = client::get(to, "db", "/wait").unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                passed.push(start.elapsed());
+            }
+            passed
+        };
+        let waiting: Vec<_> = (0..6).map(|_| scope.spawn(wait_in_turn)).collect();
+        wait::for_true("a caller in a hurry is told at once", SOON, || {
+            let mut hasty = request(Method::GET, "db", "/wait");
+            hasty.headers_mut().insert("evenkeel-timeout", "100".parse().unwrap());
+            client::send(to, Version::Http1, hasty).unwrap().status == 429
+        });
+        wait::for_true("they take turns", SOON, || app.count().0 >= 12);
+        enough.store(true, Ordering::Relaxed);
+        waiting.into_iter().flat_map(|waiting| waiting.join().unwrap()).collect()
+    });
+    passed.sort_unstable();
+    // One at once and ten a second: however late an answer was, none came before its turn.
+    for (turn, at) in (0..).zip(&passed) {
+        assert!(*at >= Duration::from_millis(100) * turn, "{turn}: {passed:?}");
+    }
 
     (0..30).for_each(|_| assert_eq!(host.get("db", "/watch").status, 200));
     let would = decided(&hosts, "would_refuse");
@@ -364,27 +384,43 @@ fn without_a_root_fail_says_what_goes(workers: usize) {
             .collect();
         let demand = |host: &Host| {
             cut.iter()
-                .map(|name| (*name, (0..4).map(|_| ask(host, name)).collect::<Vec<_>>()))
+                .map(|name| (*name, (0..8).map(|_| ask(host, name)).collect::<Vec<_>>()))
                 .collect::<Vec<_>>()
         };
-        wait::for_true("all are leased", SOON, || {
-            demand(&hosts[asker]);
-            let stopped = hosts[stopped].name();
-            cut.iter().all(|name| root(&hosts[asker], name).is_some_and(|root| root == stopped))
-        });
-        hosts[stopped].process.signal(Signal::STOP);
-        // So often in a row is no chance: what is asked for is above the limit, and within what may pass now and then.
-        let mut in_a_row = 0;
-        wait::for_true(&format!("{cut:?} are decided alone"), SOON, || {
-            let told = demand(&hosts[asker]);
-            let is_alone = told.iter().all(|(name, told)| match *name {
-                "open" => told.iter().all(|status| *status == 200),
-                "closed" | "none" => told.iter().all(|status| *status == 429),
-                _ => true,
+        let in_touch = |host: &Host, name: &str| {
+            let quotas = host.quotas();
+            let mut known = quotas["resources"].as_array().unwrap().iter();
+            known.any(|known| known["resource"] == name && known["in_touch"] == true)
+        };
+        let decides_alone = |host: &Host| {
+            let told = demand(host);
+            !cut.iter().any(|name| in_touch(host, name))
+                && told.iter().all(|(name, told)| match *name {
+                    "open" => told.iter().all(|status| *status == 200),
+                    "closed" | "none" => told.iter().all(|status| *status == 429),
+                    _ => true,
+                })
+        };
+        // It is alone for some seconds, which a machine that stands still may miss, but not each time.
+        let was_alone = (0..TRIES).any(|_| {
+            wait::for_true("all are leased", SOON, || {
+                demand(&hosts[asker]);
+                let stopped = hosts[stopped].name();
+                cut.iter().all(|name| root(&hosts[asker], name).is_some_and(|root| root == stopped))
             });
-            in_a_row = if is_alone { in_a_row + 1 } else { 0 };
-            in_a_row == 8
+            hosts[stopped].process.signal(Signal::STOP);
+            let mut alone = false;
+            wait::for_true(&format!("{cut:?} are decided alone, or by a new root"), SOON, || {
+                alone = decides_alone(&hosts[asker]);
+                alone || hosts[asker].members().len() == 1
+            });
+            if !alone {
+                hosts[stopped].process.signal(Signal::CONT);
+                hosts[asker].wait_for_members(2);
+            }
+            alone
         });
+        assert!(was_alone, "{cut:?}: nobody but a root decided");
         if cut.contains(&"safe") {
             // What this host owns: half of 20 a second.
             let (start, mut passed) = (Instant::now(), 0);
@@ -396,11 +432,17 @@ fn without_a_root_fail_says_what_goes(workers: usize) {
             assert!(passed as f64 <= most, "{passed} passed, {most} may");
         }
         hosts[stopped].process.signal(Signal::CONT);
+        let mut seen = BTreeSet::new();
         wait::for_true("it is as before", SOON, || {
-            demand(&hosts[asker]).iter().all(|(_, told)| told.contains(&200) && told.contains(&429))
+            for (name, told) in demand(&hosts[asker]) {
+                seen.extend(told.into_iter().map(|status| (name, status)));
+            }
+            cut.iter().all(|name| [200, 429].iter().all(|status| seen.contains(&(*name, *status))))
         });
     }
 }
+
+const TRIES: usize = 5;
 
 fn applications_acquire_and_operators_look_and_change(workers: usize) {
     let lab = Lab::new(workers);
@@ -471,11 +513,10 @@ fn applications_acquire_and_operators_look_and_change(workers: usize) {
     assert_eq!(json["resources"][0]["resource"], "jobs", "{json}");
     assert_eq!(host.metrics().sum("evenkeel_quota_capacity", &[("resource", "jobs")]), 2.0);
 
-    // A larger capacity counts at once, and so does the end of the limit.
-    host.reload(&limits("{match: jobs, capacity: 1000, per: 1s}"));
-    wait::for_true("a hundred go at once", SOON, || {
-        (0..50).all(|_| host.get("db", "/").status == 200)
-    });
+    // A larger capacity counts at once, and so does the end of the limit. It is one that no machine asks for, one
+    // after the other.
+    host.reload(&limits("{match: jobs, capacity: 1000000, per: 1s}"));
+    wait::for_true("fifty go at once", SOON, || (0..50).all(|_| host.get("db", "/").status == 200));
     assert!(acquire(host, "places/acquire").starts_with("HTTP/1.1 404"), "it is gone");
     host.reload(&alone(&app, "resources: [{match: other, capacity: 1}]"));
     wait::for_true("jobs is no resource any more", SOON, || {

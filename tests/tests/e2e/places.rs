@@ -1,16 +1,12 @@
 //! A limit on how many are in flight at once: over two hosts it is one, and a place comes back however its request ends.
 
-use std::time::Duration;
-
-use evenkeel_tests::client;
+use evenkeel_tests::client::{self, Version, request};
 use evenkeel_tests::mesh::{App, Lab, Setup};
 use evenkeel_tests::raw::Raw;
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
+use http::Method;
 
 use super::limits::{alone, caller};
-
-/// Longer than anything that is awaited here takes.
-const SOON: Duration = Duration::from_secs(10);
 
 fn what_is_held_is_bounded_over_hosts(workers: usize) {
     let lab = Lab::new(workers);
@@ -59,7 +55,8 @@ fn places_come_back_however_a_request_ends(workers: usize) {
     let mut app = lab.app(1);
     let limits = "resources: [{match: places, capacity: 3}], \
                   apply: [{direction: outbound, service: db, resource: places}]";
-    let hosts = lab.mesh(&[Setup { policy: "{timeout: 2s}".into(), ..alone(&app, limits) }]);
+    // Longer than all that is done while the places are held.
+    let hosts = lab.mesh(&[Setup { policy: "{timeout: 60s}".into(), ..alone(&app, limits) }]);
     let host = &hosts[0];
     host.wait_for_roster(1);
     let ask = |path: &str| client::get(host.outbound().into(), "db", path);
@@ -84,7 +81,12 @@ fn places_come_back_however_a_request_ends(workers: usize) {
     (0..10).for_each(|_| assert_eq!(ask("/status/500").unwrap().status, 500));
     (0..10).for_each(|_| assert_eq!(ask("/reset?at=head").unwrap().status, 502));
     (0..10).for_each(|_| assert!(ask("/reset?at=body").is_err()));
-    (0..3).for_each(|_| assert_eq!(ask("/slow?ms=9000").unwrap().status, 504));
+    let late = || {
+        let mut late = request(Method::GET, "db", "/hang");
+        late.headers_mut().insert("evenkeel-timeout", "300".parse().unwrap());
+        client::send(host.outbound().into(), Version::Http1, late).unwrap().status
+    };
+    (0..3).for_each(|_| assert_eq!(late(), 504));
     check(&app, "after errors");
     app.process.kill();
     (0..10).for_each(|_| assert_eq!(ask("/").unwrap().status, 503));

@@ -4,15 +4,12 @@ use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Version};
 use evenkeel_tests::mesh::{App, Host, Lab, Setup};
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use http::Method;
 use http_body_util::Full;
 
-use super::faults::{after, check, finish, start_loads};
+use super::faults::{after, check, finish, start_loads, wait_until_unused};
 use super::trio::{Trio, payments};
-
-/// Longer than an order or a policy ever takes to get to every host.
-const SOON: Duration = Duration::from_secs(10);
 
 /// Three hosts; the two that offer `payments` publish this policy.
 fn publishing(caller: &Setup, policy: &str) -> Trio {
@@ -73,7 +70,7 @@ fn a_published_policy_is_obeyed_by_another_host_and_explained() {
     // And it is what happens.
     let start = Instant::now();
     assert_eq!(host.get("payments", "/hang").status, 504);
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(9), "its own timeout: {:?}", start.elapsed());
     assert_eq!(host.get("payments", "/slow?ms=1000").status, 200);
     // Another service of the same hosts publishes nothing.
     let other = host.ask_admin("/v1/explain/payments-h2").unwrap().text();
@@ -137,13 +134,12 @@ fn an_override_holds_everywhere_at_once_and_ends_by_itself() {
     let start = Instant::now();
     let told = ordered(
         &trio.hosts[1],
-        &["override", "payments", "timeout=300ms", "hedge=off", "--ttl", "8s"],
+        &["override", "payments", "timeout=300ms", "hedge=off", "--ttl", "20s"],
     );
     assert!(told.contains("300ms") && told.contains("--undo"), "{told}");
     for host in std::iter::once(&trio.caller).chain(&trio.hosts) {
         await_field(host, "timeout", "300ms", "override");
     }
-    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     assert_eq!(explained(&trio.caller, "/", "hedge.mode"), said("off", "override"));
     assert_eq!(trio.caller.get("payments", "/hang").status, 504);
     assert!(notes(&trio.caller).contains("override by host-3 until"), "{}", notes(&trio.caller));
@@ -153,7 +149,7 @@ fn an_override_holds_everywhere_at_once_and_ends_by_itself() {
     // Nobody has to do anything, and the host that issued it need not be there.
     trio.hosts[1].process.kill();
     await_field(&trio.caller, "timeout", "9s", "published");
-    assert!(start.elapsed() >= Duration::from_secs(8), "it ended early: {:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(20), "it ended early: {:?}", start.elapsed());
     assert_eq!(explained(&trio.caller, "/", "hedge.mode"), said("enforce", "published"));
     assert_eq!(metric(&trio.caller), 0.0);
     let events = trio.caller.ask_admin("/v1/events").unwrap().text();
@@ -212,7 +208,7 @@ fn a_drained_host_gets_no_requests_and_loses_none(workers: usize) {
             host.usable("payments") == [trio.apps[1].address]
         });
     }
-    after(&loads, 30);
+    wait_until_unused(&trio.caller, &trio.apps[0]);
     let before = trio.apps[0].count().0;
     after(&loads, 100);
     assert_eq!(trio.apps[0].count().0, before, "it is still asked");
@@ -222,9 +218,7 @@ fn a_drained_host_gets_no_requests_and_loses_none(workers: usize) {
     // Taken back at the host that it is about.
     ordered(&trio.hosts[0], &["drain", "host-2", "--undo"]);
     trio.caller.wait_for_instances("payments", 2);
-    wait::for_true("it is asked again", Duration::from_secs(30), || {
-        trio.apps[0].count().0 > before + 20
-    });
+    wait::for_true("it is asked again", SOON, || trio.apps[0].count().0 > before + 20);
     let report = finish(loads);
     check(&trio, &report);
     report.assert_no_failed_post();

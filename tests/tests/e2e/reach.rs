@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::Duration;
 
 use bytes::Bytes;
 use evenkeel_tests::client::{self, Version, request};
+use evenkeel_tests::load::most_at_once;
 use evenkeel_tests::mesh::{Host, Lab, Setup};
 use evenkeel_tests::process::Process;
 use evenkeel_tests::raw::Raw;
-use evenkeel_tests::{sockets, wait};
+use evenkeel_tests::sockets;
+use evenkeel_tests::wait::{self, SOON};
 use http::{HeaderMap, HeaderValue, Method};
 use http_body_util::{BodyExt, Full};
 
@@ -148,12 +149,11 @@ fn bodies_of_every_kind_arrive_whole(workers: usize) {
         assert_eq!(empty.status, 204);
         assert_eq!(trio.caller.get("payments", "/?bytes=8000000").body.len(), 8_000_000);
     }
-    // A stream is passed on as it comes, not collected first.
+    // A stream is passed on as it comes, not collected first: this one does not end as long as anyone waits for it.
     let mut stream = Raw::connect(to).unwrap();
-    stream.say("GET /stream?n=2&ms=3000 HTTP/1.1\r\nhost: payments\r\n\r\n");
-    let first = stream.hear(Duration::from_millis(1000)).text();
-    assert!(first.contains("chunk 0") && !first.contains("chunk 1"), "{first}");
-    assert!(stream.hear(Duration::from_millis(4000)).text().contains("chunk 1"));
+    stream.say("GET /stream?n=2&ms=1000000 HTTP/1.1\r\nhost: payments\r\n\r\n");
+    let first = stream.hear_text("chunk 0", SOON).text();
+    assert!(first.contains("chunk 0"), "{first}");
 }
 
 fn trailers_cross_the_mesh(workers: usize) {
@@ -187,7 +187,7 @@ fn headers_of_the_hop_stay_on_the_hop(workers: usize) {
          keep-alive: timeout=5\r\nproxy-authorization: basic Zm9v\r\nevenkeel-service: other\r\n\
          x-request-id: abc\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n",
     );
-    let heard = raw.hear(Duration::from_secs(5));
+    let heard = raw.hear(SOON);
     let text = heard.text();
     assert_eq!(heard.status(), 200, "{text}");
     for kept in
@@ -271,10 +271,12 @@ fn few_connections_carry_many_requests(workers: usize) {
             host.name()
         );
     }
-    // The connections that the applications hold are bounded by what was at work at once.
+    // The connections that the applications hold are bounded by what was at work at once, in each worker, and one
+    // is the health check's.
+    let most = 1 + workers * most_at_once(&report.samples);
     for app in &trio.apps {
         let open = sockets::connections_to(app.address);
-        assert!(open <= 40, "{open} connections to an application at 250 requests a second");
+        assert!(open <= most, "{open} connections to an application, {most} may");
     }
 }
 
@@ -287,7 +289,7 @@ fn an_idle_mesh_connection_survives_or_is_replaced(workers: usize) {
     restarted.hosts[0].start_again();
     restarted.hosts[0].wait_until_ready();
     restarted.caller.wait_for_instances("payments", 2);
-    wait::for_true("the restarted host is used again", Duration::from_secs(20), || {
+    wait::for_true("the restarted host is used again", SOON, || {
         let answer = restarted.caller.get("payments", "/");
         assert_eq!(answer.status, 200, "{}", answer.text());
         answer.header("x-app") == "app-2"

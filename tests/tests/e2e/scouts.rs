@@ -7,9 +7,9 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Version, request};
-use evenkeel_tests::load::{Load, Report};
+use evenkeel_tests::load::{Load, Report, Sample};
 use evenkeel_tests::mesh::{App, Host, Lab, SCOUT_PORT, Setup};
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use http::{HeaderValue, Method};
 use rustix::process::Signal;
 
@@ -24,7 +24,8 @@ fn setup(mode: &str, keys: &[String]) -> Setup {
     Setup { policy, keys: keys.to_vec(), ..Setup::default() }
 }
 
-/// Stops the application for about 0.6 s under load, and says how many requests waited for it.
+/// Stops the application for about 0.6 s under load, and says how many requests waited for it: who answered them
+/// counts, since this machine makes others wait as well.
 fn stop_under_load(caller: &Host, app: &mut App) -> (usize, Report) {
     let loads: [Load; 2] = start_loads(caller);
     after(&loads, 150);
@@ -35,7 +36,8 @@ fn stop_under_load(caller: &Host, app: &mut App) -> (usize, Report) {
     let report = finish(loads);
     report.assert_no_failed_get();
     report.assert_no_failed_post();
-    let waited = report.samples.iter().filter(|one| one.latency > WAITED).count();
+    let by_it = |one: &&Sample| one.outcome.as_ref().is_ok_and(|seen| seen.app == app.id());
+    let waited = report.samples.iter().filter(|one| one.latency > WAITED).filter(by_it).count();
     eprintln!("{waited} of {} waited", report.samples.len());
     (waited, report)
 }
@@ -119,7 +121,7 @@ fn the_last_is_tried_whatever_its_scout_says(workers: usize) {
     let caller = &trio.caller;
     let answers: Vec<http::StatusCode> = std::thread::scope(|scope| {
         let mut requests = Vec::new();
-        wait::for_true("one goes to the last", Duration::from_secs(10), || {
+        wait::for_true("one goes to the last", SOON, || {
             // The first may still go by an answer from just before the stop.
             requests.push(scope.spawn(|| caller.get("payments.mesh", "/").status));
             caller.metrics().sum("evenkeel_scout_choices_total", &[("by", "last")]) > 0.0
@@ -144,7 +146,7 @@ fn with_static_endpoints(lab: &Lab, setup: Setup) -> (Host, Vec<App>) {
 
 /// Requests until a scout of each endpoint has been answered.
 fn make_known(caller: &Host) {
-    wait::for_true("all have answered a scout", Duration::from_secs(10), || {
+    wait::for_true("all have answered a scout", SOON, || {
         assert_eq!(caller.get("payments.mesh", "/").status, 200);
         last_scouts(caller).iter().all(Option::is_some)
     });
@@ -220,7 +222,7 @@ fn nobody_answers_for_an_application_whose_path_does_not(workers: usize) {
     let questions = |result| {
         trio.hosts[0].metrics().sum("evenkeel_scout_questions_total", &[("result", result)])
     };
-    wait::for_true("the host was asked", Duration::from_secs(20), || {
+    wait::for_true("the host was asked", SOON, || {
         assert_eq!(trio.caller.get("payments.mesh", "/").status, 200, "the last is tried");
         questions("silent") > 3.0
     });
@@ -234,7 +236,7 @@ fn a_draining_host_is_heard_by_a_scout(workers: usize) {
     let loads = start_loads(&trio.caller);
     after(&loads, 50);
     // Whether a scout comes before the gossip is a race, but not one that is lost each time.
-    let heard = (0..10).any(|_| {
+    let heard = (0..DRAINS_MAX).any(|_| {
         assert!(host.cli(&["drain", &host.name()]).status.success());
         trio.caller.wait_for_instances("payments", 1);
         let scouts = last_scouts(&trio.caller);
@@ -259,7 +261,7 @@ fn what_is_no_scout_is_counted_and_not_answered(workers: usize) {
         member.send_to(bytes, host.data()).unwrap();
         stranger.send_to(bytes, host.data()).unwrap();
     }
-    wait::for_true("all are counted", Duration::from_secs(10), || {
+    wait::for_true("all are counted", SOON, || {
         counted("malformed") == 5.0 && counted("stranger") == 5.0
     });
     for socket in [member, stranger] {
@@ -277,7 +279,10 @@ const IN_FLIGHT_MAX: usize = 4;
 /// Without scouts more than this many wait.
 const WITHOUT_MIN: usize = 15;
 
-const TRIES: usize = 6;
+/// A machine that does much else makes some wait, but not each time.
+const TRIES: usize = 12;
+
+const DRAINS_MAX: usize = 40;
 
 each_workers!(
     without_scouts_half_of_the_requests_wait,

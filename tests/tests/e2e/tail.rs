@@ -7,7 +7,7 @@ use std::time::Duration;
 use evenkeel_tests::client::{self, Answer, Version};
 use evenkeel_tests::load::Load;
 use evenkeel_tests::mesh::{App, Host, Lab, Setup};
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 use http::{HeaderValue, Method};
 
 /// An upstream `catalog` of these applications, without hosts beside them.
@@ -82,11 +82,9 @@ fn a_tenant_stays_in_its_shard_and_takes_nobody_down_with_it(workers: usize) {
     }
     let answer = ask(&hosts[0], "x-tenant", &tenants[0]);
     assert_eq!(answer.status, 503, "{}", answer.text());
-    wait::for_true(
-        "all that there was is known to be gone, and the caller told",
-        Duration::from_secs(10),
-        || ask(&hosts[0], "x-tenant", &tenants[0]).text().contains("none in the shard of this key"),
-    );
+    wait::for_true("all that there was is known to be gone, and the caller told", SOON, || {
+        ask(&hosts[0], "x-tenant", &tenants[0]).text().contains("none in the shard of this key")
+    });
     for (tenant, shard) in shards.iter().filter(|(_, shard)| **shard != poisoned) {
         for _ in 0..ASKED {
             let answer = ask(&hosts[0], "x-tenant", tenant);
@@ -119,24 +117,34 @@ fn a_slow_application_is_on_probation_until_it_is_well(workers: usize) {
     let load = hosts[0].start_load("catalog.mesh");
     load.after(200);
     apps[1].set_delay(Duration::from_millis(80));
-    let on_probation = || hosts[0].metrics().sum("evenkeel_endpoints_on_probation", &[]);
-    wait::for_true("it is on probation", Duration::from_secs(20), || on_probation() == 1.0);
-    let before = apps[1].count().0;
-    load.after(300);
-    let probes = apps[1].count().0 - before;
-    assert!((1..=30).contains(&probes), "{probes} of 300 or more requests reached it");
-    let explain = hosts[0].ask_admin("/v1/explain/catalog").unwrap().json();
     let at = apps[1].address.to_string();
-    let endpoints = explain["endpoints"].as_array().unwrap();
-    let slow = endpoints.iter().find(|endpoint| endpoint["address"] == at).unwrap();
-    let verdicts = slow["verdicts"].as_array().unwrap();
-    let held =
-        |verdict: &serde_json::Value| verdict["filter"] == "probation" && verdict["pass"] == false;
-    assert!(verdicts.iter().any(held), "{slow}");
+    let on_probation = || {
+        let explain = hosts[0].ask_admin("/v1/explain/catalog").unwrap().json();
+        let endpoints = explain["endpoints"].as_array().unwrap();
+        let slow = endpoints.iter().find(|endpoint| endpoint["address"] == at).unwrap();
+        let verdicts = slow["verdicts"].as_array().unwrap();
+        let held = |verdict: &serde_json::Value| {
+            verdict["filter"] == "probation" && verdict["pass"] == false
+        };
+        verdicts.iter().any(held)
+    };
+    wait::for_true("it is on probation", SOON, &on_probation);
+    wait::for_true("it is counted", SOON, || {
+        hosts[0].metrics().sum("evenkeel_endpoints_on_probation", &[]) >= 1.0
+    });
+    let asked = || apps.iter().map(|app| app.count().0).sum::<u64>();
+    let (before, asked_before) = (apps[1].count().0, asked());
+    load.after(300);
+    let (probes, asked) = (apps[1].count().0 - before, asked() - asked_before);
+    assert!(
+        probes * 10 <= asked,
+        "{probes} of {asked} requests reached it; in turn it were a fourth"
+    );
+    wait::for_true("it is probed", SOON, || apps[1].count().0 > before);
     apps[1].set_delay(Duration::ZERO);
-    wait::for_true("it is back", Duration::from_secs(40), || on_probation() == 0.0);
+    wait::for_true("it is back", SOON, || !on_probation());
     let before = apps[1].count().0;
-    wait::for_true("it is used again", Duration::from_secs(20), || apps[1].count().0 > before + 20);
+    wait::for_true("it is used again", SOON, || apps[1].count().0 > before + 20);
     let report = Load::finish(load);
     report.assert_no_failed_get();
     report.assert_no_failed_post();
@@ -163,18 +171,17 @@ fn the_own_zone_is_preferred_and_left_when_it_fails(workers: usize) {
     let counts = || (apps[0].count().0, apps[1].count().0);
     let mut before = counts();
     // A moment in which the near one is slow sends some away; but not always.
-    let mut stayed = 0;
-    for _ in 0..5 {
+    let stay = (0..20).filter(|_| {
         load.after(150);
         let (near, far) = counts();
-        stayed += usize::from(near - before.0 > 4 * (far - before.1));
+        let stay = near - before.0 > 4 * (far - before.1);
         before = (near, far);
-    }
-    assert!(stayed >= 3, "four of five stay in the own zone, most of the time: {stayed} of 5");
+        stay
+    });
+    assert_eq!(stay.take(3).count(), 3, "four of five stay in the own zone, unless it is slow");
     apps[0].process.kill();
     let far = apps[1].count().0;
-    load.after(100);
-    assert!(apps[1].count().0 > far + 60, "the other zone takes over");
+    wait::for_true("the other zone takes over", SOON, || apps[1].count().0 > far + 100);
     let report = load.finish();
     report.assert_no_failed_get();
 }
@@ -184,10 +191,10 @@ fn copies_that_the_budget_refuses_ask_ever_less_often(workers: usize) {
     let apps = [lab.app(1), lab.app(2)];
     let policy = "{hedge: {mode: enforce, after: 1ms, budget: 0%}}";
     let hosts = lab.mesh(&[catalog(&apps, policy)]);
-    assert_eq!(hosts[0].get("catalog.mesh", "/slow?ms=500").status, 200);
+    assert_eq!(hosts[0].get("catalog.mesh", "/slow?ms=2000").status, 200);
     let refused = hosts[0].metrics().sum("evenkeel_hedges_total", &[("result", "refused")]);
-    // After 1, 2, 4, … 256 ms; each millisecond would be 500.
-    assert!((3.0..=12.0).contains(&refused), "{refused}");
+    // After 1, 2, 4, … 1024 ms; each millisecond would be 2,000, and as many as this machine is on time for.
+    assert!((3.0..=14.0).contains(&refused), "{refused}");
 }
 
 fn a_retry_that_was_not_sent_costs_no_budget(workers: usize) {
@@ -215,7 +222,7 @@ fn a_retry_that_was_not_sent_costs_no_budget(workers: usize) {
     let app = lab.app(1);
     let plain = "{eject: {consecutive: 0}, retry: {max: 2, budget: 0%}, hedge: {mode: off}}";
     host.reload(&setup(&[app.address], plain));
-    wait::for_true("the application is the endpoint", Duration::from_secs(10), || {
+    wait::for_true("the application is the endpoint", SOON, || {
         host.usable("catalog") == [app.address]
     });
     assert_eq!(host.get("catalog.mesh", "/status/503").status, 503);
@@ -227,7 +234,7 @@ fn explain_says_what_hedging_would_win_and_cost(workers: usize) {
     let apps = [lab.app(1), lab.app(2)];
     let hosts = lab.mesh(&[catalog(&apps, "{hedge: {mode: observe, budget: 20%}}")]);
     for at in 0..180 {
-        let path = if at % 36 == 35 { "/slow?ms=250" } else { "/" };
+        let path = if at % 36 == 35 { "/slow?ms=900" } else { "/" };
         assert_eq!(hosts[0].get("catalog.mesh", path).status, 200);
     }
     let shown = hosts[0].cli(&["explain", "catalog"]);
@@ -236,10 +243,13 @@ fn explain_says_what_hedging_would_win_and_cost(workers: usize) {
         shown.lines().find_map(|line| line.strip_prefix("note:   hedging would take p99 from "));
     let sentence = sentence.unwrap_or_else(|| panic!("no advice in\n{shown}"));
     let words: Vec<&str> = sentence.split(' ').collect();
+    // On a fast machine less than one.
     let ms = |at: usize| {
-        words[at].strip_suffix("ms").and_then(|ms| ms.parse::<f64>().ok()).expect(sentence)
+        let number = |unit: &str| words[at].strip_suffix(unit)?.parse::<f64>().ok();
+        let in_ms = [("ms", 1.0), ("µs", 0.001), ("s", 1000.0)];
+        in_ms.iter().find_map(|(unit, ms)| Some(number(unit)? * ms)).expect(sentence)
     };
-    assert!(ms(0) >= 240.0 && ms(2) < 125.0, "{sentence}");
+    assert!(ms(0) >= 890.0 && ms(2) < 450.0, "{sentence}");
     let extra = words.iter().position(|word| *word == "%").expect(sentence) - 1;
     let extra: f64 = words[extra].parse().expect(sentence);
     assert!(extra > 0.0 && extra <= 20.0, "within hedge.budget: {sentence}");
