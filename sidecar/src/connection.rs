@@ -9,7 +9,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -78,32 +78,7 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
             let (worker, link, role) = (Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role));
             tokio::task::spawn_local(async move {
                 let interim = Interim::new(InterimCaller::Http2(reply.clone()), expects(&request));
-                let answer = answer(
-                    worker,
-                    Rc::clone(&link),
-                    role,
-                    request.map(ReceivedBody::http2),
-                    interim,
-                );
-                let end = reply.send(answer).await;
-                link.stream_ends(end, Instant::now());
-            });
-        }
-        Poll::Ready(Ok(()))
-    })
-    .await;
-}
-
-async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: Rc<Role>) {
-    let io = TokioIo::new(Watched { stream: socket, link: Rc::clone(&link) });
-    let service = service_fn(|request: Request<Incoming>| {
-        let caller = match request.version() {
-            Version::HTTP_11 => InterimCaller::Http1(Rc::clone(&link)),
-            _ => InterimCaller::Nobody,
-        };
-        let interim = Interim::new(caller, expects(&request));
-        let request = request.map(ReceivedBody::http1);
-        answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request, interim)
+                answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request, interim)
     });
     let mut connection = http1::Builder::new()
         .max_buf_size(HEAD_MAX)
@@ -154,7 +129,9 @@ fn answer(
             Role::Service(name) => Some(&**name),
             _ => None,
         };
-        Ok(crate::outbound::handle(&worker, &link, fixed, request, interim).await)
+        let response = crate::outbound::handle(&worker, &link, fixed, request, interim).await;
+        poll_fn(|cx| link.poll_interim_written(cx)).await;
+        Ok(response)
     })
 }
 
@@ -175,7 +152,7 @@ async fn until_end<E: Display>(
     mut poll: impl FnMut(&mut Context<'_>, bool) -> Poll<Result<(), E>>,
 ) -> Option<E> {
     let mut told = false;
-    std::future::poll_fn(|cx| {
+    poll_fn(|cx| {
         let graceful = match link.ending() {
             Ending::Now => return Poll::Ready(None),
             Ending::Graceful => !std::mem::replace(&mut told, true),

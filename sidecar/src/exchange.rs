@@ -24,7 +24,7 @@ use tokio::time::Sleep;
 
 use crate::access::Line;
 use crate::attempt::{Connection, Head};
-use crate::body::Reply;
+use crate::body::{Reply, UNREAD_MAX};
 use crate::error::Error;
 use crate::headers::{self, Found};
 use crate::interim::Interim;
@@ -170,6 +170,7 @@ impl Exchange {
     /// There is no response: what the caller is told instead.
     pub fn fail(mut self: Box<Self>, error: &Error, grpc: bool) -> Response<Reply> {
         self.status = error.status().as_u16();
+        self.link.response_begins(UNREAD_MAX);
         self.complete(Some(error.reason()));
         error.response(grpc)
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Hop, Ticket, Verdict};
-use http_body::Body as _;
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http_body::Body as _;
 
 use crate::attempt::{Ended, Story, Unsent, Won};
 use crate::body::Replay;
@@ -204,7 +204,10 @@ mod tests {
             let trailers = HeaderMap::from_iter([(GRPC_STATUS, HeaderValue::from_static(status))]);
             grpc_end(Some(&trailers))
         };
-        assert_eq!((end("0"), end("5"), end("14")), (Verdict::Success, Verdict::Success, Verdict::Failure));
+        assert_eq!(
+            (end("0"), end("5"), end("14")),
+            (Verdict::Success, Verdict::Success, Verdict::Failure)
+        );
         assert_eq!(end("8"), Verdict::Overloaded { retry_after: None });
         assert_eq!(grpc_end(Some(&HeaderMap::new())), Verdict::Failure);
         assert_eq!(grpc_end(None), Verdict::Failure);

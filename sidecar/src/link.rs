@@ -47,8 +47,11 @@ pub struct Link {
     /// More of the head went by than is kept.
     overflowed: Cell<bool>,
     http1: bool,
-    /// Interim responses that wait for the connection to have written what came before.
+    /// A request waits for its response's head, so interim responses may come before it.
+    head_due: Cell<bool>,
+    /// Interim responses that wait for the connection to have written what came before, and who waits for them.
     interim: RefCell<BytesMut>,
+    interim_waker: RefCell<Option<Waker>>,
     streams: Cell<StreamCounts>,
     ending: Cell<Ending>,
     waker: RefCell<Option<Waker>>,
@@ -89,7 +92,9 @@ impl Link {
             overflowed: Cell::new(false),
             head: RefCell::default(),
             http1,
+            head_due: Cell::new(false),
             interim: RefCell::default(),
+            interim_waker: RefCell::default(),
             streams: Cell::new(StreamCounts { since: now, ended: 0, taken_back: 0 }),
             ending: Cell::new(Ending::No),
             waker: RefCell::new(None),
@@ -146,6 +151,7 @@ impl Link {
     /// A request was parsed.
     pub fn request_begins(&self) {
         self.served.set(true);
+        self.head_due.set(true);
         self.head_since.set(None);
         self.in_flight.set(self.in_flight.get() + 1);
     }
@@ -154,7 +160,7 @@ impl Link {
     /// long the peer may leave it unread.
     pub fn response_begins(&self, unread_max: Duration) {
         self.blocked_max.set(unread_max);
-        self.interim.borrow_mut().clear();
+        self.head_due.set(false);
     }
 
     /// Its response is written, or never will be.
@@ -185,6 +191,9 @@ impl Link {
 
     /// Writes an interim response of HTTP/1.1 before the response to the request in flight.
     pub fn interim(&self, status: StatusCode, fields: &HeaderMap) {
+        if !self.head_due.get() {
+            return;
+        }
         let mut text = self.interim.borrow_mut();
         let reason = status.canonical_reason().unwrap_or_default();
         text.extend_from_slice(format!("HTTP/1.1 {} {reason}\r\n", status.as_str()).as_bytes());
@@ -212,7 +221,19 @@ impl Link {
                 Poll::Pending => return Poll::Pending,
             }
         }
+        if let Some(waker) = self.interim_waker.borrow_mut().take() {
+            waker.wake();
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// Ready once no interim response waits: the final one must not overtake it.
+    pub fn poll_interim_written(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.interim.borrow().is_empty() {
+            return Poll::Ready(());
+        }
+        *self.interim_waker.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// What the peer was told when its connection ended with a head that could not be read, or (0) that never came to its end.
@@ -352,9 +373,11 @@ mod tests {
     #[test]
     fn interim_responses_are_written_between_messages_and_never_after_the_final_head() {
         let link = link(Instant::now());
+        link.request_begins();
         let fields = HeaderMap::from_iter([(http::header::LINK, "</a>".parse().unwrap())]);
         link.interim(StatusCode::EARLY_HINTS, &fields);
         let mut cx = Context::from_waker(Waker::noop());
+        assert!(link.poll_interim_written(&cx).is_pending());
         let mut written = Vec::new();
         // A socket that takes ten bytes at a time, and is full in between.
         let mut full = false;
@@ -370,8 +393,9 @@ mod tests {
             .is_pending()
         {}
         assert_eq!(written, b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
-        link.interim(StatusCode::EARLY_HINTS, &fields);
+        assert!(link.poll_interim_written(&cx).is_ready());
         link.response_begins(UNREAD_MAX);
+        link.interim(StatusCode::EARLY_HINTS, &fields);
         let late = link.poll_interim(&mut cx, |_, _| panic!("it would stand after the final head"));
         assert!(late.is_ready());
     }

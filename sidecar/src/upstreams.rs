@@ -172,8 +172,8 @@ impl Upstreams {
         for instance in own {
             let key = (instance.id.clone(), instance.address);
             let known = self.watched.remove(&key);
-            let known =
-                known.unwrap_or_else(|| (Arc::new(Watched::new(self.shared.epoch)), Arc::default()));
+            let known = known
+                .unwrap_or_else(|| (Arc::new(Watched::new(self.shared.epoch)), Arc::default()));
             watched.insert(key, known.clone());
             let configured = settings.services.iter().find(|service| service.id == instance.id);
             let apply = &settings.ratelimit.apply;

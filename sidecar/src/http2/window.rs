@@ -123,18 +123,18 @@ impl WindowGrowth {
         self.round_trip = took.min(self.round_trip.saturating_add(self.round_trip / 8));
         let share = self.round_trip.as_secs_f64() / took.as_secs_f64();
         let needed = 2.0 * f64::from(read) * share;
-        if needed >= f64::from(self.window) {
+        if needed > f64::from(self.window) {
             self.needed_at = now;
-        }
-        let wanted =
-            (needed as u32).checked_next_power_of_two().unwrap_or(WINDOW_MAX).min(WINDOW_MAX);
-        let cost = (wanted.saturating_sub(WINDOW_BASE) as usize) * self.streams.max(1) as usize;
-        if wanted > self.window && pay(cost.saturating_sub(self.paid)) {
-            self.paid = self.paid.max(cost);
-            self.window = wanted;
-            self.patience = PATIENCE_MIN;
-            self.next_at = now;
-            return true;
+            let wanted =
+                (needed as u32).checked_next_power_of_two().unwrap_or(WINDOW_MAX).min(WINDOW_MAX);
+            let cost = (wanted - WINDOW_BASE) as usize * self.streams.max(1) as usize;
+            if wanted > self.window && pay(cost.saturating_sub(self.paid)) {
+                self.paid = self.paid.max(cost);
+                self.window = wanted;
+                self.patience = PATIENCE_MIN;
+                self.next_at = now;
+                return true;
+            }
         }
         self.next_at = now + self.patience;
         self.patience = (self.patience * 2).min(PATIENCE_MAX);
