@@ -31,9 +31,11 @@ use smallvec::SmallVec;
 use crate::alarm::Alarm;
 use crate::body::{Body, Replay};
 use crate::error::Error;
-use crate::headers::{self, Found};
 use crate::judge::{Failed, judge};
+use crate::message::headers::Found;
+use crate::message::{self, MessageError};
 use crate::metrics::Hedges;
+use crate::own;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::probe;
 use crate::route::{Route, Upstream};
@@ -252,8 +254,13 @@ pub struct Head {
 }
 
 impl Head {
-    fn new(response: Response<Incoming>, connection: Connection) -> Box<Head> {
-        Box::new(Head { found: headers::find(response.headers()), response, connection })
+    fn new(mut response: Response<Incoming>, connection: Connection) -> Ended {
+        match message::answered(&mut response) {
+            Ok(found) => Ok(Box::new(Head { response, found, connection })),
+            Err(MessageError::Malformed(what) | MessageError::NotImplemented(what)) => {
+                Err(Unsent::Malformed(what))
+            }
+        }
     }
 }
 
@@ -267,6 +274,8 @@ pub enum Unsent {
     Dial(DialError),
     /// The connection gave none.
     Send(SendError),
+    /// There is one that may not be passed on.
+    Malformed(&'static str),
 }
 
 enum Event {
@@ -384,6 +393,10 @@ pub async fn once(
     mut request: Request<Body>,
     mut fresh: bool,
 ) -> Ended {
+    if from.is_none() && own::is_listener(&worker.shared, address) {
+        let what = own::SERVICE_IS_OWN_LISTENER.to_owned();
+        return Err(Unsent::Dial(DialError::Unreachable(what)));
+    }
     loop {
         let sent = if request.version() == Version::HTTP_2 {
             let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
@@ -399,7 +412,7 @@ pub async fn once(
         };
         match sent {
             Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
-            sent => return sent.map_err(Unsent::Send),
+            sent => return sent.map_err(Unsent::Send).flatten(),
         }
     }
 }

@@ -27,6 +27,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::exchange::Exchange;
+use crate::message::trailers;
 
 /// A request's body on its way to an endpoint.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ impl HttpBody for Body {
             Body::Empty => Poll::Ready(None),
             Body::Stream(incoming) => Pin::new(incoming)
                 .poll_frame(cx)
-                .map(|frame| frame.map(|f| f.map_err(BodyError::Source))),
+                .map(|frame| frame.map(|f| f.map(trailers::pass).map_err(BodyError::Source))),
             Body::Replay(replay) => replay.poll(cx),
         }
     }
@@ -247,6 +248,7 @@ impl Replay {
         kept.awaited = polled.is_pending();
         match ready!(polled) {
             Some(Ok(frame)) => {
+                let frame = trailers::pass(frame);
                 kept.moved = Instant::now();
                 if let Some(data) = frame.data_ref() {
                     let data = data.clone();
@@ -356,6 +358,7 @@ impl HttpBody for Reply {
             Reply::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Reply::Stream(incoming, exchange) => match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
+                    let frame = trailers::pass(frame);
                     exchange.progress();
                     // hyper does not always ask again after the last frame.
                     let last = frame.is_trailers() || incoming.size_hint().exact() == Some(0);

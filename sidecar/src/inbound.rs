@@ -14,8 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use http::header::{HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::{Body as _, Incoming};
 
 use crate::attempt::{self, Head};
@@ -23,9 +22,11 @@ use crate::body::{Body, Reply};
 use crate::connection::Link;
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
-use crate::headers::{self, Found};
 use crate::key::{self, Keys};
 use crate::limit::{self, Asked};
+use crate::message::headers::{self, Found};
+use crate::message::{self, MessageError};
+use crate::own;
 use crate::pool::{DialError, SendError};
 use crate::route::Local;
 use crate::template::{self, Template};
@@ -48,6 +49,7 @@ pub async fn handle(
             let (name, why) = match told {
                 Told::Refused(why) => (headers::REFUSED, why),
                 Told::Failed(why) => (headers::FAILED, why),
+                Told::Malformed(why) => (headers::MALFORMED, why),
                 Told::Limited => (headers::LIMITED, "limited"),
             };
             response.headers_mut().insert(name, HeaderValue::from_static(why));
@@ -64,6 +66,8 @@ enum Told {
     Refused(&'static str),
     /// It may have.
     Failed(&'static str),
+    /// It answered, but not so that it could be passed on.
+    Malformed(&'static str),
 }
 
 async fn forward(
@@ -81,6 +85,9 @@ async fn forward(
     if worker.shared.refusing.load(Ordering::Relaxed) {
         return Err((Error::Refused("this host is draining".into()), Told::Refused("draining")));
     }
+    if parts.method == Method::CONNECT {
+        return Err(bad_request(MessageError::Malformed("hosts of the mesh do not send CONNECT")));
+    }
     let asked = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let service = asked(headers::SERVICE).unwrap_or_default();
     let local = asked(headers::INSTANCE)
@@ -89,15 +96,13 @@ async fn forward(
         .ok_or_else(|| (Error::Misdirected(service.to_owned()), Told::Refused("misdirected")))?;
     exchange.target = Target::Local(Arc::clone(&local.service));
 
-    let authority = parts.uri.authority().cloned();
-    let authority =
-        authority.ok_or((Error::BadRequest("no :authority"), Told::Refused("bad_request")))?;
-    let left = headers::callers_timeout(&parts.headers);
+    let received = message::receive(&mut parts, found, None).map_err(bad_request)?;
+    let left = received.timeout;
     if !local.limits.is_empty() {
         let caller = link.peer.ip();
         let source = key::Source {
             headers: &parts.headers,
-            path: parts.uri.path(),
+            path: received.target.path.path(),
             caller,
             host: router.host_at(caller),
         };
@@ -106,26 +111,12 @@ async fn forward(
         let places = Box::pin(limit::admit(&local.limits, asked)).await;
         exchange.places = places.map_err(|limited| (limited, Told::Limited))?;
     }
-    headers::strip(&mut parts.headers, found);
-    if let Some(left) = left {
-        // So that the application can hand on what is left of its caller's time.
-        parts.headers.insert(headers::TIMEOUT, headers::timeout_value(left));
-    }
-    let path =
-        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let template = Template {
-        method: parts.method,
-        path,
-        authority,
-        headers: parts.headers,
-        grpc: found.grpc,
-        keys: Keys::default(),
-    };
+    let template = Template::new(parts, received, found, Keys::default(), exchange.start);
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
 
     let now = Instant::now();
     exchange.visit = local.watched.visit(now);
-    let sending = send(worker, local, &template, body);
+    let sending = send(worker, local, &template, body, left);
     let sent = match left {
         None => sending.await,
         Some(left) => tokio::time::timeout_at((exchange.start + left).into(), sending)
@@ -148,10 +139,14 @@ async fn send(
     local: &Local,
     template: &Template,
     body: Body,
+    left: Option<Duration>,
 ) -> Result<Box<Head>, (Error, Told)> {
+    if own::is_listener(&worker.shared, local.address) {
+        let error = Error::Connect(own::SERVICE_IS_OWN_LISTENER.into());
+        return Err((error, Told::Refused(own::SERVICE_IS_OWN_LISTENER)));
+    }
     let h2 = template::speaks_h2(local.protocol, template.grpc);
-    let mut request = template.blank(body);
-    template.address(&mut request, h2);
+    let request = template.handed_over(body, left, h2);
     attempt::once(worker, local.address, None, None, request, false).await.map_err(|unsent| {
         match unsent {
             attempt::Unsent::Dial(DialError::Unreachable(what)) => {
@@ -173,8 +168,16 @@ async fn send(
             attempt::Unsent::Send(SendError::Caller) => {
                 (Error::CallerGone, Told::Failed("caller_gone"))
             }
+            attempt::Unsent::Malformed(what) => {
+                (Error::BadResponse(what.to_owned()), Told::Malformed(what))
+            }
         }
     })
+}
+
+/// What no host of ours sends; the application does not see it.
+fn bad_request(error: MessageError) -> (Error, Told) {
+    (error.into(), Told::Refused("bad_request"))
 }
 
 /// The calling host ends idle streams by its policy; this one only keeps a lost caller from holding one for ever.
