@@ -7,7 +7,7 @@
 
 use http::header::{HOST, HeaderValue};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Uri};
+use http::uri::{Authority, PathAndQuery};
 use http::{Method, Version};
 
 use super::MessageError;
@@ -51,7 +51,7 @@ pub fn of(parts: &Parts, fixed: Option<&str>) -> Result<RequestTarget, MessageEr
             (None, None) => return Err(NO_HOST),
         },
     };
-    Ok(RequestTarget { authority, path: path(&parts.method, &parts.uri)? })
+    Ok(RequestTarget { authority, path: path(parts)? })
 }
 
 /// Reads the target of CONNECT: a host and its port, and nothing else (RFC 9110 §9.3.6).
@@ -103,24 +103,30 @@ fn checked(authority: Authority) -> Result<Authority, MessageError> {
 }
 
 /// The path as the next hop is asked for it (RFC 9112 §3.2.1 and §3.2.4).
-fn path(method: &Method, uri: &Uri) -> Result<PathAndQuery, MessageError> {
-    let Some(path) = uri.path_and_query() else { return Ok(ROOT) };
+fn path(parts: &Parts) -> Result<PathAndQuery, MessageError> {
+    let Some(path) = parts.uri.path_and_query() else { return Ok(ROOT) };
     let text = path.as_str();
-    if text == "*" {
-        return if *method == Method::OPTIONS {
-            Ok(path.clone())
-        } else {
-            Err(Malformed("* is a target of OPTIONS alone: ask for a path"))
-        };
+    if text == "*" && parts.method != Method::OPTIONS {
+        return Err(Malformed("* is a target of OPTIONS alone: ask for a path"));
     }
-    // `http://host` is written `/` too, but is not the same.
-    if text == "/" && *path != ROOT {
-        return Ok(if *method == Method::OPTIONS { PathAndQuery::from_static("*") } else { ROOT });
+    if text == "/" && parts.method == Method::OPTIONS && !has_written_path(parts) {
+        return Ok(PathAndQuery::from_static("*"));
     }
-    if text.starts_with('/') {
+    if text.starts_with('/') || text == "*" {
         return Ok(path.clone());
     }
     PathAndQuery::try_from(format!("/{text}")).map_err(|_| Malformed("the target is not a path"))
+}
+
+/// Whether the `/` of a target is the caller's own.
+///
+/// `http` gives `http://host` the path of `http://host/`, and these are different things to OPTIONS alone. HTTP/1.1's target is
+/// one text, so what the caller wrote stands right behind the authority, and what `http` added stands elsewhere.
+fn has_written_path(parts: &Parts) -> bool {
+    parts.version >= Version::HTTP_2
+        || parts.uri.authority().is_none_or(|authority| {
+            authority.as_str().as_bytes().as_ptr_range().end == parts.uri.path().as_ptr()
+        })
 }
 
 const NO_HOST: MessageError = Malformed("no Host header: name a service in it");
@@ -214,6 +220,9 @@ mod tests {
         assert!(authority(Version::HTTP_11, "/", &[], Some("pay")).is_err());
         assert_eq!(authority(Version::HTTP_2, "http://pay/", &[], None).as_deref(), Ok("pay"));
         assert_eq!(authority(Version::HTTP_2, "/", &["pay"], None).as_deref(), Ok("pay"));
+        let (mut h2, ()) = Request::options("http://pay").body(()).unwrap().into_parts();
+        h2.version = Version::HTTP_2;
+        assert_eq!(of(&h2, None).unwrap().path, "/", "HTTP/2 writes the asterisk itself");
         for scheme in ["https", "ftp"] {
             assert!(authority(Version::HTTP_2, &format!("{scheme}://pay/"), &[], None).is_err());
         }

@@ -89,8 +89,11 @@ fn a_response_is_neither_cut_nor_believed_whole(workers: usize) {
             assert_eq!(answer.text(), "hello world", "{way} {version:?} {length}");
             assert_eq!(answer.header("content-length"), "", "{way} {version:?} {length}");
         }
-        for codings in ["gzip, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked"] {
-            pair.app.answer(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {codings}\r\n\r\n{chunks}"));
+        for codings in
+            ["gzip, chunked", "chunked, chunked", "chunked\r\nTransfer-Encoding: chunked"]
+        {
+            pair.app
+                .answer(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {codings}\r\n\r\n{chunks}"));
             let answer = pair.get(version, way);
             assert_eq!(answer.status, 502, "{way} {version:?} {codings}: {}", answer.text());
             assert_eq!(answer.json()["reason"], "bad_response", "{way} {version:?} {codings}");
@@ -105,7 +108,9 @@ fn a_response_is_neither_cut_nor_believed_whole(workers: usize) {
         pair.app.answer("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n");
         let answer = pair.get(version, way);
         assert_eq!((answer.status.as_u16(), answer.header("content-length")), (204, ""));
-        pair.app.answer("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n");
+        pair.app.answer(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        );
         assert_eq!(pair.get(version, way).status, 502, "{way} {version:?}: nobody asked for 101");
     }
 }
@@ -229,7 +234,9 @@ fn each_form_of_the_target_means_one_thing(workers: usize) {
 fn proxies_say_that_they_were_passed(workers: usize) {
     let pair = Pair::start(workers, "");
     let outside = pair.app.address.to_string();
-    for (way, mark) in WAYS.map(|way| (way, "evenkeel-mesh")).into_iter().chain([(&*outside, "evenkeel")]) {
+    for (way, mark) in
+        WAYS.map(|way| (way, "evenkeel-mesh")).into_iter().chain([(&*outside, "evenkeel")])
+    {
         for (version, received) in [(Version::Http1, "1.1"), (Version::Http2, "2")] {
             pair.app.answer(PLAIN);
             let answer = pair.get(version, way);
@@ -241,7 +248,8 @@ fn proxies_say_that_they_were_passed(workers: usize) {
         }
         pair.app.answer(PLAIN);
         pair.say(format!("OPTIONS / HTTP/1.1\r\nHost: {way}\r\nMax-Forwards: 0\r\n\r\n"));
-        let traced = pair.say(format!("TRACE / HTTP/1.1\r\nHost: {way}\r\nMax-Forwards: 0\r\n\r\n"));
+        let traced =
+            pair.say(format!("TRACE / HTTP/1.1\r\nHost: {way}\r\nMax-Forwards: 0\r\n\r\n"));
         assert_eq!((traced.status(), pair.app.heard().len()), (501, 0), "{}", traced.text());
         pair.say(format!("TRACE / HTTP/1.1\r\nHost: {way}\r\nMax-Forwards: 5\r\n\r\n"));
         assert!(pair.heard().contains("\r\nmax-forwards: 4\r\n"), "{}", pair.heard());
