@@ -3,7 +3,7 @@
 //! HTTP/1.1 alone, and of that only where a request ends: what a library would mend, refuse or leave out is what is tested.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The application. It ends with the test's process.
@@ -21,12 +21,13 @@ struct Script {
 }
 
 impl RawApp {
-    /// Listens on this address.
+    /// Listens on a free port of this address.
     ///
     /// # Errors
-    /// When the address is taken.
-    pub fn listen(address: SocketAddrV4) -> io::Result<RawApp> {
-        let listener = TcpListener::bind(SocketAddr::from(address))?;
+    /// When the address is not this machine's.
+    pub fn listen(ip: Ipv4Addr) -> io::Result<RawApp> {
+        let listener = TcpListener::bind((ip, 0))?;
+        let address = SocketAddrV4::new(ip, listener.local_addr()?.port());
         let script = Script { answer: PLAIN.into(), heard: Vec::new() };
         let app = RawApp { address, script: Arc::new(Mutex::new(script)) };
         let serving = app.clone();

@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn older_and_newer_versions_name_the_host_elsewhere() {
-        let authority = |version, uri, hosts: &[&str], fixed| {
+        let authority = |version, uri: &str, hosts: &[&str], fixed: Option<&str>| {
             let target = of(&parts("GET", uri, version, hosts), fixed);
             target.map(|target| target.authority.to_string()).map_err(text)
         };

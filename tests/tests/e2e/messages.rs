@@ -26,36 +26,33 @@ const SILENCE: Duration = Duration::from_secs(5);
 struct Pair {
     caller: Host,
     app: RawApp,
-    _other: Host,
+    other: Host,
     lab: Lab,
 }
 
 impl Pair {
     fn start(workers: usize, policy: &str) -> Pair {
         let lab = Lab::new(workers);
-        let app = RawApp::listen(SocketAddrV4::new(lab.ip(100), 8000)).unwrap();
-        let (address, round, own) =
-            (app.address, SocketAddrV4::new(lab.ip(1), 7080), SocketAddrV4::new(lab.ip(2), 7080));
+        let app = RawApp::listen(lab.ip(100)).unwrap();
+        let (address, round) = (app.address, SocketAddrV4::new(lab.ip(1), 7080));
         let setup = Setup { join: vec![1, 2], policy: policy.into(), ..Setup::default() };
         let caller = Setup {
             services: format!("[{{name: local, address: \"{address}\"}}]"),
-            upstreams: format!(
-                "[{{name: direct, endpoints: [\"{address}\"]}}, {{name: self, endpoints: [\"{round}\"]}}]"
-            ),
+            upstreams: format!("[{{name: direct, endpoints: [\"{address}\"]}}]"),
             ..setup.clone()
         };
         let other = Setup {
             services: format!(
-                "[{{name: far, address: \"{address}\"}}, {{name: round, address: \"{round}\"}}, {{name: own, address: \"{own}\"}}]"
+                "[{{name: far, address: \"{address}\"}}, {{name: round, address: \"{round}\"}}]"
             ),
             ..setup
         };
         let mut hosts = lab.mesh(&[caller, other]);
-        for service in ["local", "far", "round", "own"] {
+        for service in ["local", "far", "round"] {
             hosts[0].wait_for_instances(service, 1);
         }
         let other = hosts.pop().unwrap();
-        Pair { caller: hosts.pop().unwrap(), app, _other: other, lab }
+        Pair { caller: hosts.pop().unwrap(), app, other, lab }
     }
 
     fn say(&self, bytes: impl AsRef<[u8]>) -> Heard {
@@ -271,7 +268,20 @@ fn a_service_that_leads_back_to_us_ends(workers: usize) {
     // Another host's listener: the count ends it. One of the host's own: it is not dialled.
     let answer = pair.get(Version::Http1, "round");
     assert_eq!(answer.status, 508, "{}", answer.text());
-    for service in ["own", "self"] {
+    // No configuration may say so, but an application may.
+    for (host, service) in [(&pair.caller, "own-local"), (&pair.other, "own-far")] {
+        let own = host.outbound();
+        let registration = format!(
+            "{{\"Name\": \"{service}\", \"Address\": \"{}\", \"Port\": {}}}",
+            own.ip(),
+            own.port()
+        );
+        let put = http::Request::put("/v1/agent/service/register")
+            .header("host", host.discovery().to_string())
+            .body(Full::new(Bytes::from(registration)));
+        let told = client::send(host.discovery().into(), Version::Http1, put.unwrap()).unwrap();
+        assert_eq!(told.status, 200, "{}", told.text());
+        pair.caller.wait_for_instances(service, 1);
         let answer = pair.get(Version::Http1, service);
         assert_eq!(answer.status, 503, "{service}: {}", answer.text());
         assert!(answer.text().contains("register the application's own"), "{}", answer.text());
