@@ -50,7 +50,7 @@ pub async fn handle(
         Ok(received) => received,
         Err(refused) => return exchange.fail(&refused.into(), found.grpc),
     };
-    if received.for_us {
+    if !message::may_go_on(&mut parts, found) {
         return answer(exchange, &parts.method);
     }
     let suspect = found.coded && link.head_had_length();

@@ -48,8 +48,6 @@ pub struct ReceivedRequest {
     pub timeout: Option<Duration>,
     /// The time its caller gives the whole call, from `grpc-timeout` alone.
     pub grpc_timeout: Option<Duration>,
-    /// Its caller sent it no further than here (`Max-Forwards: 0`).
-    pub for_us: bool,
 }
 
 /// Reads a request's head and takes off what ends at this hop. `fixed`: the service of a listener of its own.
@@ -70,9 +68,6 @@ pub fn receive(
         hops: if found.hops { hops::passed(headers) } else { Hops::default() },
         timeout: if found.timeout { deadline::callers_timeout(headers) } else { None },
         grpc_timeout: if found.timeout { deadline::grpc_timeout(headers) } else { None },
-        for_us: found.max_forwards
-            && matches!(parts.method, Method::OPTIONS | Method::TRACE)
-            && !count_down(headers),
     };
     headers::strip(headers, found);
     Ok(received)
@@ -97,7 +92,15 @@ pub fn answered<B>(response: &mut Response<B>) -> Result<Found, MessageError> {
     Ok(found)
 }
 
-/// Whether a request with this `Max-Forwards` may go on (RFC 9110 §7.6.2); if so, with one less.
+/// Whether a request may go on by its `Max-Forwards` (RFC 9110 §7.6.2), which OPTIONS and TRACE have; if so, with one less.
+///
+/// The calling host asks, and the receiving one does not: between them they are one proxy.
+pub fn may_go_on(parts: &mut Parts, found: Found) -> bool {
+    !found.max_forwards
+        || !matches!(parts.method, Method::OPTIONS | Method::TRACE)
+        || count_down(&mut parts.headers)
+}
+
 fn count_down(headers: &mut HeaderMap) -> bool {
     let digits = headers.get(MAX_FORWARDS).map(HeaderValue::as_bytes).unwrap_or_default();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
