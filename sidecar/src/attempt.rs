@@ -30,10 +30,12 @@ use smallvec::SmallVec;
 use crate::alarm::Alarm;
 use crate::body::{Body, ReceivedBody, Replay};
 use crate::error::Error;
-use crate::headers::{self, Found};
 use crate::interim::Interim;
 use crate::judge::{Failed, judge};
+use crate::message::headers::Found;
+use crate::message::{self, MessageError};
 use crate::metrics::Hedges;
+use crate::own;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::probe;
 use crate::route::{Route, Upstream};
@@ -257,8 +259,13 @@ pub struct Head {
 }
 
 impl Head {
-    fn new(response: Response<ReceivedBody>, connection: Connection) -> Box<Head> {
-        Box::new(Head { found: headers::find(response.headers()), response, connection })
+    fn new(mut response: Response<ReceivedBody>, connection: Connection) -> Ended {
+        match message::answered(&mut response) {
+            Ok(found) => Ok(Box::new(Head { response, found, connection })),
+            Err(MessageError::Malformed(what) | MessageError::NotImplemented(what)) => {
+                Err(Unsent::Malformed(what))
+            }
+        }
     }
 }
 
@@ -272,6 +279,8 @@ pub enum Unsent {
     Dial(DialError),
     /// The connection gave none.
     Send(SendError),
+    /// There is one that may not be passed on.
+    Malformed(&'static str),
 }
 
 enum Event {
@@ -395,6 +404,10 @@ pub async fn once(
     interim: &Interim,
     mut fresh: bool,
 ) -> Ended {
+    if from.is_none() && own::is_listener(&worker.shared, address) {
+        let what = own::SERVICE_IS_OWN_LISTENER.to_owned();
+        return Err(Unsent::Dial(DialError::Unreachable(what)));
+    }
     loop {
         let sent = if request.version() == Version::HTTP_2 {
             let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
@@ -410,7 +423,7 @@ pub async fn once(
         };
         match sent {
             Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
-            sent => return sent.map_err(Unsent::Send),
+            sent => return sent.map_err(Unsent::Send).flatten(),
         }
     }
 }

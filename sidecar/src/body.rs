@@ -29,6 +29,7 @@ use hyper::body::Incoming;
 use crate::exchange::Exchange;
 use crate::http2::receive::StreamBody;
 use crate::interim::ContinueGate;
+use crate::message::trailers;
 
 /// The body of a message that is being received.
 #[derive(Debug)]
@@ -158,7 +159,9 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Body::Empty => Poll::Ready(None),
-            Body::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
+            Body::Stream(incoming) => {
+                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|f| f.map(trailers::pass)))
+            }
             Body::Replay(replay) => replay.poll(cx),
         }
     }
@@ -343,6 +346,7 @@ impl Replay {
         kept.awaited = polled.is_pending();
         match ready!(polled) {
             Some(Ok(frame)) => {
+                let frame = trailers::pass(frame);
                 kept.moved = Instant::now();
                 if let Some(data) = frame.data_ref() {
                     let data = data.clone();
@@ -462,6 +466,7 @@ impl HttpBody for Reply {
             Reply::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Reply::Stream(incoming, exchange) => match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
+                    let frame = trailers::pass(frame);
                     exchange.progress();
                     if let Some(trailers) = frame.trailers_ref() {
                         exchange.trailers(trailers);

@@ -78,7 +78,32 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
             let (worker, link, role) = (Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role));
             tokio::task::spawn_local(async move {
                 let interim = Interim::new(InterimCaller::Http2(reply.clone()), expects(&request));
-                answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request, interim)
+                let answer = answer(
+                    worker,
+                    Rc::clone(&link),
+                    role,
+                    request.map(ReceivedBody::http2),
+                    interim,
+                );
+                let end = reply.send(answer).await;
+                link.stream_ends(end, Instant::now());
+            });
+        }
+        Poll::Ready(Ok(()))
+    })
+    .await;
+}
+
+async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: Rc<Role>) {
+    let io = TokioIo::new(Watched { stream: socket, link: Rc::clone(&link) });
+    let service = service_fn(|request: Request<Incoming>| {
+        let caller = match request.version() {
+            Version::HTTP_11 => InterimCaller::Http1(Rc::clone(&link)),
+            _ => InterimCaller::Nobody,
+        };
+        let interim = Interim::new(caller, expects(&request));
+        let request = request.map(ReceivedBody::http1);
+        answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request, interim)
     });
     let mut connection = http1::Builder::new()
         .max_buf_size(HEAD_MAX)

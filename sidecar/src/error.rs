@@ -12,6 +12,8 @@ use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER
 use http::{HeaderName, Response, StatusCode};
 
 use crate::body::Reply;
+use crate::message::MessageError;
+use crate::message::hops::HOPS_MAX;
 
 /// A request that did not end with the application's own response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +41,16 @@ pub enum Error {
     BadRequest(&'static str),
     /// The message cannot be written in the protocol of where it is to go.
     Unsendable(String),
+    /// The caller's message asks for what a proxy of ours does not do.
+    NotImplemented(&'static str),
+    /// The application's response is not one that may be passed on.
+    BadResponse(String),
     /// The caller went away or broke its own upload.
     CallerGone,
     /// The request came back to where it was sent from.
     Loop,
+    /// The request has passed too many hosts of ours to be anything but going round.
+    TooManyHops,
     /// Passing requests on to names outside the mesh is switched off.
     PassthroughOff(String),
     /// A name outside the mesh that does not resolve or answer.
@@ -146,10 +154,21 @@ impl Error {
             Error::Unsendable(_) => {
                 f(StatusCode::BAD_REQUEST, "unsendable", "http_request_error", INTERNAL)
             }
+            Error::NotImplemented(_) => f(
+                StatusCode::NOT_IMPLEMENTED,
+                "not_implemented",
+                "http_request_error",
+                UNIMPLEMENTED,
+            ),
+            Error::BadResponse(_) => {
+                f(StatusCode::BAD_GATEWAY, "bad_response", "http_protocol_error", INTERNAL)
+            }
             Error::CallerGone => {
                 f(StatusCode::BAD_REQUEST, "caller_gone", "http_request_error", CANCELLED)
             }
-            Error::Loop => f(StatusCode::LOOP_DETECTED, "loop", "proxy_loop_detected", INTERNAL),
+            Error::Loop | Error::TooManyHops => {
+                f(StatusCode::LOOP_DETECTED, "loop", "proxy_loop_detected", INTERNAL)
+            }
             Error::PassthroughOff(_) => f(
                 StatusCode::FORBIDDEN,
                 "passthrough_off",
@@ -203,14 +222,20 @@ impl Error {
                     "no response in time: {what}; policy.timeout sets the limit, or the caller's evenkeel-timeout or grpc-timeout where that is shorter"
                 )
             }
-            Error::BadRequest(what) => (*what).to_owned(),
             Error::Unsendable(what) => format!(
                 "the request cannot be written in the HTTP that the service speaks; send it as plain HTTP has it: {what}"
             ),
+            Error::BadRequest(what) | Error::NotImplemented(what) => (*what).to_owned(),
+            Error::BadResponse(what) => {
+                format!("the application's response cannot be passed on: {what}")
+            }
             Error::CallerGone => "the request's body ended before it was complete".to_owned(),
             Error::Loop => {
                 "the request was addressed to this proxy itself; name a service in Host".to_owned()
             }
+            Error::TooManyHops => format!(
+                "the request has passed {HOPS_MAX} hosts of the mesh: some service's address leads back into the mesh; `evenkeel endpoints SERVICE` shows where each leads"
+            ),
             Error::PassthroughOff(host) => {
                 format!("{host} is outside the mesh and outbound.passthrough is false")
             }
@@ -232,7 +257,7 @@ impl Error {
 
     /// The response the caller gets.
     ///
-    /// `grpc`: the caller speaks gRPC and wants a trailers-only response. A bad request also closes the connection.
+    /// `grpc`: the caller speaks gRPC and wants a trailers-only response. A request that is not understood also closes the connection.
     pub fn response(&self, grpc: bool) -> Response<Reply> {
         let facts = self.facts();
         let detail = self.detail();
@@ -251,7 +276,7 @@ impl Error {
             return response;
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if facts.status == StatusCode::BAD_REQUEST {
+        if matches!(facts.status, StatusCode::BAD_REQUEST | StatusCode::NOT_IMPLEMENTED) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let problem = serde_json::json!({
@@ -263,6 +288,15 @@ impl Error {
         *response.status_mut() = facts.status;
         *response.body_mut() = Reply::full(format!("{problem}\n").into());
         response
+    }
+}
+
+impl From<MessageError> for Error {
+    fn from(error: MessageError) -> Error {
+        match error {
+            MessageError::Malformed(what) => Error::BadRequest(what),
+            MessageError::NotImplemented(what) => Error::NotImplemented(what),
+        }
     }
 }
 
@@ -353,6 +387,8 @@ mod tests {
 
     #[test]
     fn a_bad_request_closes_the_connection() {
-        assert_eq!(Error::BadRequest("no host").response(false).headers()["connection"], "close");
+        for error in [Error::BadRequest("no host"), Error::NotImplemented("gzip")] {
+            assert_eq!(error.response(false).headers()["connection"], "close");
+        }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use evenkeel_balancer::{Ticket, Verdict, Visit};
+use evenkeel_balancer::{Hop, Ticket, Verdict, Visit};
 use evenkeel_ratelimit::Place;
 use http::header::{HeaderMap, HeaderValue};
 use http::request::Parts;
@@ -26,10 +26,12 @@ use crate::access::Line;
 use crate::attempt::{Connection, Head};
 use crate::body::{Reply, UNREAD_MAX};
 use crate::error::Error;
-use crate::headers::{self, Found};
 use crate::interim::Interim;
 use crate::judge::grpc_end;
 use crate::link::Link;
+use crate::message::framing;
+use crate::message::headers::{self, Found};
+use crate::message::hops::{self, ViaMark};
 use crate::route::Upstream;
 use crate::worker::{OUTBOUND, Worker};
 
@@ -147,8 +149,17 @@ impl Exchange {
         let Head { response, found, connection } = *answer.head;
         let (mut parts, incoming) = response.into_parts();
         // An application of HTTP/1.0 is no reason to speak it to the caller.
-        parts.version = Version::HTTP_11;
+        let came_in = std::mem::replace(&mut parts.version, Version::HTTP_11);
         headers::strip(&mut parts.headers, found);
+        // The host that has it from the application says so; then the way between hosts is one proxy.
+        match &answer.ticket {
+            Some(ticket) if ticket.endpoint().spec().hop == Hop::Mesh => {}
+            Some(_) => hops::mark(&mut parts.headers, came_in, ViaMark::Mesh),
+            None if self.side == OUTBOUND => {
+                hops::mark(&mut parts.headers, came_in, ViaMark::Outside)
+            }
+            None => hops::mark(&mut parts.headers, came_in, ViaMark::Mesh),
+        }
         if let Some(debug) = self.debug.take() {
             parts.headers.insert(headers::DEBUG, debug);
         }
@@ -160,7 +171,7 @@ impl Exchange {
         }
         self.idle_timeout = answer.idle_timeout;
         self.link.response_begins(answer.idle_timeout);
-        if incoming.is_end_stream() {
+        if incoming.is_end_stream() || framing::has_no_body(&self.method, parts.status) {
             self.finish();
             return Response::from_parts(parts, Reply::Empty);
         }

@@ -15,19 +15,20 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::policy::Circuit;
 use http::header::{HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body::Body as _;
 
 use crate::attempt::{self, Head};
 use crate::body::{Body, ReceivedBody, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
-use crate::headers::{self, Found};
 use crate::interim::Interim;
 use crate::key::{self, Keys};
 use crate::limit::{self, Asked};
 use crate::link::Link;
+use crate::message::headers::{self, Found};
+use crate::message::{self, MessageError};
+use crate::own;
 use crate::pool::{Charge, DialError, SendError};
 use crate::route::Local;
 use crate::template::{self, Template};
@@ -51,6 +52,7 @@ pub async fn handle(
             let (name, why) = match told {
                 Told::Refused(why) => (headers::REFUSED, why),
                 Told::Failed(why) => (headers::FAILED, why),
+                Told::Malformed(why) => (headers::MALFORMED, why),
                 Told::Limited => (headers::LIMITED, "limited"),
             };
             response.headers_mut().insert(name, HeaderValue::from_static(why));
@@ -67,6 +69,8 @@ enum Told {
     Refused(&'static str),
     /// It may have.
     Failed(&'static str),
+    /// It answered, but not so that it could be passed on.
+    Malformed(&'static str),
 }
 
 async fn forward(
@@ -84,6 +88,9 @@ async fn forward(
     if worker.shared.refusing.load(Ordering::Relaxed) {
         return Err((Error::Refused("this host is draining".into()), Told::Refused("draining")));
     }
+    if parts.method == Method::CONNECT {
+        return Err(bad_request(MessageError::Malformed("hosts of the mesh do not send CONNECT")));
+    }
     let asked = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let service = asked(headers::SERVICE).unwrap_or_default();
     let local = asked(headers::INSTANCE)
@@ -92,15 +99,13 @@ async fn forward(
         .ok_or_else(|| (Error::Misdirected(service.to_owned()), Told::Refused("misdirected")))?;
     exchange.target = Target::Local(Arc::clone(&local.service));
 
-    let authority = parts.uri.authority().cloned();
-    let authority =
-        authority.ok_or((Error::BadRequest("no :authority"), Told::Refused("bad_request")))?;
-    let left = headers::callers_timeout(&parts.headers);
+    let received = message::receive(&mut parts, found, None).map_err(bad_request)?;
+    let left = received.timeout;
     if !local.limits.is_empty() {
         let caller = link.peer.ip();
         let source = key::Source {
             headers: &parts.headers,
-            path: parts.uri.path(),
+            path: received.target.path.path(),
             caller,
             host: router.host_at(caller),
         };
@@ -109,26 +114,12 @@ async fn forward(
         let places = Box::pin(limit::admit(&local.limits, asked)).await;
         exchange.places = places.map_err(|limited| (limited, Told::Limited))?;
     }
-    headers::strip(&mut parts.headers, found);
-    if let Some(left) = left {
-        // So that the application can hand on what is left of its caller's time.
-        parts.headers.insert(headers::TIMEOUT, headers::timeout_value(left));
-    }
-    let path =
-        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let template = Template {
-        method: parts.method,
-        path,
-        authority,
-        headers: parts.headers,
-        grpc: found.grpc,
-        keys: Keys::default(),
-    };
+    let template = Template::new(parts, received, found, Keys::default(), exchange.start);
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
 
     let now = Instant::now();
     exchange.visit = local.watched.visit(now);
-    let sending = send(worker, local, &template, body, &exchange.interim);
+    let sending = send(worker, local, &template, body, left, &exchange.interim);
     let sent = match left {
         None => sending.await,
         Some(left) => tokio::time::timeout_at((exchange.start + left).into(), sending)
@@ -151,38 +142,49 @@ async fn send(
     local: &Local,
     template: &Template,
     body: Body,
+    left: Option<Duration>,
     interim: &Interim,
 ) -> Result<Box<Head>, (Error, Told)> {
+    if own::is_listener(&worker.shared, local.address) {
+        let error = Error::Connect(own::SERVICE_IS_OWN_LISTENER.into());
+        return Err((error, Told::Refused(own::SERVICE_IS_OWN_LISTENER)));
+    }
     let h2 = template::speaks_h2(local.protocol, template.grpc);
-    let mut request = template.blank(body);
-    template.address(&mut request, h2);
+    let request = template.handed_over(body, left, h2);
     let charge = Charge { circuit: &local.circuit, limits: &CIRCUIT };
-    attempt::once(worker, local.address, None, Some(charge), request, interim, false).await.map_err(
-        |unsent| match unsent {
-            attempt::Unsent::Dial(DialError::Unreachable(what)) => {
-                (Error::Connect(what), Told::Refused("connect"))
-            }
-            attempt::Unsent::Dial(DialError::CircuitOpen) => {
-                (Error::CircuitOpen(local.service.to_string()), Told::Refused("circuit_open"))
-            }
-            attempt::Unsent::Send(SendError::NotSent(_)) => (
-                Error::Connect("the application closed the connection at once".into()),
-                Told::Refused("connect"),
-            ),
-            attempt::Unsent::Send(SendError::Unsendable(what)) => {
-                (Error::Unsendable(what), Told::Failed("unsendable"))
-            }
-            attempt::Unsent::Send(SendError::Refused(what)) => {
-                (Error::Refused(what), Told::Refused("application"))
-            }
-            attempt::Unsent::Send(SendError::Reset(what)) => {
-                (Error::Reset(what), Told::Failed("reset"))
-            }
-            attempt::Unsent::Send(SendError::Caller) => {
-                (Error::CallerGone, Told::Failed("caller_gone"))
-            }
-        },
-    )
+    let sent = attempt::once(worker, local.address, None, Some(charge), request, interim, false);
+    sent.await.map_err(|unsent| match unsent {
+        attempt::Unsent::Dial(DialError::Unreachable(what)) => {
+            (Error::Connect(what), Told::Refused("connect"))
+        }
+        attempt::Unsent::Dial(DialError::CircuitOpen) => {
+            (Error::CircuitOpen(local.service.to_string()), Told::Refused("circuit_open"))
+        }
+        attempt::Unsent::Send(SendError::NotSent(_)) => (
+            Error::Connect("the application closed the connection at once".into()),
+            Told::Refused("connect"),
+        ),
+        attempt::Unsent::Send(SendError::Unsendable(what)) => {
+            (Error::Unsendable(what), Told::Failed("unsendable"))
+        }
+        attempt::Unsent::Send(SendError::Refused(what)) => {
+            (Error::Refused(what), Told::Refused("application"))
+        }
+        attempt::Unsent::Send(SendError::Reset(what)) => {
+            (Error::Reset(what), Told::Failed("reset"))
+        }
+        attempt::Unsent::Send(SendError::Caller) => {
+            (Error::CallerGone, Told::Failed("caller_gone"))
+        }
+        attempt::Unsent::Malformed(what) => {
+            (Error::BadResponse(what.to_owned()), Told::Malformed(what))
+        }
+    })
+}
+
+/// What no host of ours sends; the application does not see it.
+fn bad_request(error: MessageError) -> (Error, Told) {
+    (error.into(), Told::Refused("bad_request"))
 }
 
 /// The calling host ends idle streams by its policy; this one only keeps a lost caller from holding one for ever.

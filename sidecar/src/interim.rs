@@ -17,9 +17,9 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Sleep;
 
-use crate::headers;
 use crate::http2::server::StreamReply;
 use crate::link::Link;
+use crate::message::headers;
 
 /// Where a request's interim responses go.
 #[derive(Debug, Clone, Default)]

@@ -13,7 +13,7 @@ use http_body::Body as _;
 use crate::attempt::{Ended, Story, Unsent, Won};
 use crate::body::Replay;
 use crate::error::{Error, GRPC_STATUS};
-use crate::headers;
+use crate::message::headers;
 use crate::pool::{DialError, SendError};
 use crate::route::Upstream;
 
@@ -95,6 +95,11 @@ pub fn judge(
             ticket.no_sample();
             return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
         }
+        // As a 500 of its own would, it speaks against the application; the request was executed all the same.
+        Err(Unsent::Malformed(what)) => {
+            ticket.head(now, Verdict::Failure);
+            return Err(failed(Outcome::ResetAfterHead, Error::BadResponse(what.to_owned())));
+        }
     };
     if head.found.peers_failure
         && ticket.endpoint().spec().hop == Hop::Mesh
@@ -172,6 +177,9 @@ fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
             _ => Error::Refused(why),
         };
         return Some((Outcome::Refused, verdict, error));
+    }
+    if let Some(why) = headers.get(headers::MALFORMED).map(text) {
+        return Some((Outcome::ResetAfterHead, Verdict::Failure, Error::BadResponse(why)));
     }
     match headers.get(headers::FAILED).map(text)?.as_str() {
         "timeout" => Some((

@@ -465,7 +465,7 @@ const BUCKETS: [u64; 14] = [
 ];
 
 /// Every reason of [`crate::error::Error`], and of a response that broke.
-const REASONS: [&str; 18] = [
+const REASONS: [&str; 20] = [
     "limited",
     "unknown_service",
     "no_endpoint",
@@ -475,6 +475,8 @@ const REASONS: [&str; 18] = [
     "reset",
     "timeout",
     "bad_request",
+    "not_implemented",
+    "bad_response",
     "caller_gone",
     "loop",
     "passthrough_off",

@@ -1,28 +1,28 @@
 //! A request of an application on this host, from its head to its response.
 //!
-//! Reads the authority the way RFC 9112 §3.2 and RFC 9113 §8.3.1 say (absolute form and `:authority` before
-//! `Host`), decides whether the name is the mesh's, and hands the request to [`attempt::send`] or, for names
-//! outside the mesh, to [`passthrough`].
+//! Has its head [read](message::receive), decides whether the name it asks for is the mesh's, and hands the request to
+//! [`attempt::send`] or, for names outside the mesh, to [`passthrough`].
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use evenkeel_balancer::Hop;
-use http::header::{CONNECTION, HOST, HeaderValue};
+use http::header::{CONNECTION, HeaderValue};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery};
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 
 use crate::attempt::{self, Deadline, Story, Won};
 use crate::body::{ReceivedBody, Replay, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
-use crate::headers::{self, Found};
 use crate::interim::Interim;
 use crate::key::{self, Keys};
 use crate::limit::{self, Asked};
 use crate::link::Link;
+use crate::message::headers::{self, Found};
+use crate::message::hops::{self, ViaMark};
+use crate::message::{self, ReceivedRequest};
 use crate::passthrough;
 use crate::route::Destination;
 use crate::template::Template;
@@ -36,7 +36,7 @@ pub async fn handle(
     request: Request<ReceivedBody>,
     interim: Interim,
 ) -> Response<Reply> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let found = headers::find(&parts.headers);
     let mut exchange = Exchange::begin(worker, link, OUTBOUND, &parts, found, interim);
     if parts.method == Method::CONNECT && fixed.is_some() {
@@ -46,10 +46,18 @@ pub async fn handle(
         );
     }
     if parts.method == Method::CONNECT {
-        return passthrough::connect(worker, link, exchange, &parts.uri).await;
+        return passthrough::connect(worker, link, exchange, &parts).await;
     }
-    let suspect = found.chunked && link.head_had_length();
-    let mut response = match forward(worker, link, fixed, parts, body, found, &mut exchange).await {
+    let received = match message::receive(&mut parts, found, fixed) {
+        Ok(received) => received,
+        Err(refused) => return exchange.fail(&refused.into(), found.grpc),
+    };
+    if !message::may_go_on(&mut parts, found) {
+        return answer(exchange, &parts.method);
+    }
+    let suspect = found.coded && link.head_had_length();
+    let forwarding = forward(worker, link, fixed, (parts, received), body, found, &mut exchange);
+    let mut response = match forwarding.await {
         Ok(answer) => exchange.respond(answer),
         Err(error) => exchange.fail(&error, found.grpc),
     };
@@ -63,12 +71,15 @@ async fn forward(
     worker: &Rc<Worker>,
     link: &Link,
     fixed: Option<&str>,
-    mut parts: Parts,
+    (mut parts, received): (Parts, ReceivedRequest),
     body: ReceivedBody,
     found: Found,
     exchange: &mut Exchange,
 ) -> Result<Answer, Error> {
-    let authority = authority(&parts, fixed)?;
+    if received.hops.too_many() {
+        return Err(Error::TooManyHops);
+    }
+    let authority = &received.target.authority;
     let router = worker.router();
     let upstream = match fixed {
         Some(name) => {
@@ -85,24 +96,22 @@ async fn forward(
                 if !router.passthrough {
                     return Err(Error::PassthroughOff(authority.to_string()));
                 }
-                let interim = &exchange.interim;
-                return passthrough::forward(worker, link, authority, parts, body, found, interim)
-                    .await;
+                let request = (parts, received);
+                return passthrough::forward(worker, link, request, body, found, exchange).await;
             }
         },
     };
     exchange.target = Target::Upstream(Arc::clone(upstream));
 
-    let path =
-        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let route = upstream.route(&parts.method, path.path());
-    let asked = if found.timeout { headers::callers_timeout(&parts.headers) } else { None };
+    let path = received.target.path.path();
+    let route = upstream.route(&parts.method, path);
+    let asked = received.timeout;
     let timeout = asked.map_or(route.policy.timeout, |asked| asked.min(route.policy.timeout));
     let (start, hard) = (exchange.start, asked.is_some());
     let deadline = Deadline { start, at: start + timeout, hard };
     let source = key::Source {
         headers: &parts.headers,
-        path: path.path(),
+        path,
         caller: link.peer.ip(),
         host: &worker.shared.node_name,
     };
@@ -112,25 +121,30 @@ async fn forward(
         exchange.places = Box::pin(limit::admit(&upstream.limits, asked)).await?;
     }
     let keys = Keys::of(&route.policy, source);
-    headers::strip(&mut parts.headers, found);
+    hops::mark(&mut parts.headers, parts.version, ViaMark::Mesh);
     let body = (!body.is_end_stream()).then(|| {
         let (max, buffers) = (route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers));
         Replay::new(body, max, buffers, exchange.start)
     });
-    let template = Template {
-        method: parts.method,
-        path,
-        authority,
-        headers: parts.headers,
-        grpc: found.grpc,
-        keys,
-    };
+    let template = Template::new(parts, received, found, keys, exchange.start);
     let interim = &exchange.interim;
     let won = attempt::send(worker, upstream, route, &template, body, deadline, interim).await?;
     if found.debug {
         exchange.debug = Some(debug(&won));
     }
     Ok(Answer { head: won.head, ticket: Some(won.ticket), idle_timeout: route.policy.idle_timeout })
+}
+
+/// A request that its caller sent no further than to the first proxy (RFC 9110 §7.6.2), which is this one.
+fn answer(exchange: Box<Exchange>, method: &Method) -> Response<Reply> {
+    if *method == Method::TRACE {
+        let refused = Error::NotImplemented(
+            "TRACE ends here (Max-Forwards: 0) and a proxy's requests are not shown: send it further",
+        );
+        return exchange.fail(&refused, false);
+    }
+    exchange.tunnelled(StatusCode::OK.as_u16(), false);
+    Response::new(Reply::Empty)
 }
 
 /// How a request went, for who asked: a list of parameters (RFC 8941 §3.1.2 writes them so).
@@ -152,22 +166,4 @@ fn debug(won: &Won) -> HeaderValue {
         spec.zone.as_deref().unwrap_or("none"),
     );
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
-}
-
-/// The authority that a request is for; on a service's own listener HTTP/1.0 may leave it out.
-fn authority(parts: &Parts, fixed: Option<&str>) -> Result<Authority, Error> {
-    let mut hosts = parts.headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Error::BadRequest("more than one Host header"));
-    }
-    if let Some(authority) = parts.uri.authority() {
-        return Ok(authority.clone());
-    }
-    let host = host
-        .map(HeaderValue::as_bytes)
-        .or(fixed.filter(|_| parts.version < Version::HTTP_11).map(str::as_bytes));
-    let host = host.ok_or(Error::BadRequest("no Host header: name a service in it"))?;
-    Authority::try_from(host)
-        .map_err(|_| Error::BadRequest("the Host header is not a host and port"))
 }

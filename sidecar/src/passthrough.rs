@@ -8,10 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::{HeaderValue, VIA};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery};
-use http::{Response, StatusCode, Uri};
+use http::uri::Authority;
+use http::{Response, StatusCode};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -20,10 +19,12 @@ use crate::attempt::{self, Unsent};
 use crate::body::{Body, ReceivedBody, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
-use crate::headers::{self, Found};
-use crate::interim::Interim;
 use crate::key::Keys;
 use crate::link::Link;
+use crate::message::headers::Found;
+use crate::message::hops::{self, ViaMark};
+use crate::message::{ReceivedRequest, target};
+use crate::own;
 use crate::pool::{DialError, SendError};
 use crate::route::Destination;
 use crate::socket::Socket;
@@ -34,36 +35,25 @@ use crate::worker::{Shared, Worker};
 pub async fn forward(
     worker: &Rc<Worker>,
     link: &Link,
-    authority: Authority,
-    mut parts: Parts,
+    (mut parts, received): (Parts, ReceivedRequest),
     body: ReceivedBody,
     found: Found,
-    interim: &Interim,
+    exchange: &Exchange,
 ) -> Result<Answer, Error> {
-    if parts.headers.get_all(VIA).iter().any(|via| via.as_bytes() == OUR_VIA.as_bytes()) {
+    if received.hops.went_outside {
         return Err(Error::Loop);
     }
-    if parts.uri.scheme_str() == Some("https") {
-        return Err(Error::BadRequest("https through a proxy goes by CONNECT"));
-    }
-    let address = resolve(&worker.shared, &authority, 80).await?;
+    let address = resolve(&worker.shared, &received.target.authority, 80).await?;
     // A request that was not written for a proxy and goes to where it was sent is a loop even behind a redirect.
     if address == link.local {
         return Err(Error::Loop);
     }
-    let grpc = found.grpc;
-    headers::strip(&mut parts.headers, found);
-    parts.headers.append(VIA, HeaderValue::from_static(OUR_VIA));
-    let path =
-        parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let keys = Keys::default();
-    let template =
-        Template { method: parts.method, path, authority, headers: parts.headers, grpc, keys };
+    hops::mark(&mut parts.headers, parts.version, ViaMark::Outside);
+    let template = Template::new(parts, received, found, Keys::default(), exchange.start);
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
-    let mut request = template.blank(body);
-    template.address(&mut request, grpc);
+    let request = template.addressed(body, found.grpc);
     let limit = if request.body().is_end_stream() { HEAD_TIMEOUT } else { UPLOAD_TIMEOUT };
-    let sending = attempt::once(worker, address, None, None, request, interim, false);
+    let sending = attempt::once(worker, address, None, None, request, &exchange.interim, false);
     let head = tokio::time::timeout(limit, sending)
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not answer")))?
@@ -78,6 +68,7 @@ pub async fn forward(
                 Error::Passthrough(format!("{address} closed the connection"))
             }
             Unsent::Send(SendError::Caller) => Error::CallerGone,
+            Unsent::Malformed(what) => Error::BadResponse(what.to_owned()),
         })?;
     Ok(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT })
 }
@@ -87,9 +78,9 @@ pub async fn connect(
     worker: &Rc<Worker>,
     link: &Link,
     mut exchange: Box<Exchange>,
-    uri: &Uri,
+    parts: &Parts,
 ) -> Response<Reply> {
-    match dial(worker, link, &mut exchange, uri).await {
+    match dial(worker, link, &mut exchange, parts).await {
         Ok(far) => {
             link.tunnel(Tunnel { far, exchange });
             Response::new(Reply::Empty)
@@ -121,12 +112,12 @@ async fn dial(
     worker: &Worker,
     link: &Link,
     exchange: &mut Exchange,
-    uri: &Uri,
+    parts: &Parts,
 ) -> Result<Socket, Error> {
     if !link.can_tunnel() {
         return Err(Error::BadRequest("CONNECT is served over HTTP/1.1 only"));
     }
-    let target = uri.authority().ok_or(Error::BadRequest("CONNECT names no host and port"))?;
+    let target = target::of_connect(parts)?;
     exchange.target = Target::Foreign(target.as_str().into());
     let router = worker.router();
     match router.resolve(target.as_str()) {
@@ -139,7 +130,7 @@ async fn dial(
             ));
         }
     }
-    let address = resolve(&worker.shared, target, 443).await?;
+    let address = resolve(&worker.shared, &target, 443).await?;
     let far = tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not accept")))?;
@@ -161,39 +152,13 @@ async fn resolve(
             .and_then(|mut found| found.next())
             .ok_or_else(|| Error::Passthrough(format!("{host} does not resolve")))?,
     };
-    if is_own(&shared.own.load(), shared.node_address, address) {
+    if address.ip().is_unspecified() || own::is_listener(shared, address) {
         return Err(Error::Loop);
     }
     Ok(address)
 }
 
-fn is_own(own: &[SocketAddr], node: IpAddr, address: SocketAddr) -> bool {
-    let ip = address.ip().to_canonical();
-    own.iter().any(|ours| {
-        let here = ours.ip().is_unspecified() && (ip.is_loopback() || ip == node);
-        ours.port() == address.port() && (ours.ip().to_canonical() == ip || here)
-    }) || ip.is_unspecified()
-}
-
-const OUR_VIA: &str = "1.1 evenkeel";
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// To a response's head when there is a body to send first.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(3600);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn our_own_listeners_are_not_passed_through_to() {
-        let own: Vec<SocketAddr> =
-            vec!["127.0.0.1:7080".parse().unwrap(), "0.0.0.0:7110".parse().unwrap()];
-        let node: IpAddr = "192.0.2.5".parse().unwrap();
-        let is = |address: &str| is_own(&own, node, address.parse().unwrap());
-        assert!(is("127.0.0.1:7080"));
-        assert!(is("127.0.0.1:7110") && is("192.0.2.5:7110"));
-        assert!(is("0.0.0.0:1"));
-        assert!(!is("127.0.0.2:7080") && !is("192.0.2.6:7110"));
-    }
-}

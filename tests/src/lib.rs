@@ -18,5 +18,6 @@ pub mod metrics;
 pub mod network;
 pub mod process;
 pub mod raw;
+pub mod raw_app;
 pub mod sockets;
 pub mod wait;

@@ -1,7 +1,7 @@
 //! Bytes as they are: for requests no client library would send, and for datagrams nobody invited.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// A connection that says exactly what it is told.
@@ -49,6 +49,18 @@ impl Raw {
         let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
         stream.set_nodelay(true)?;
         Ok(Raw(stream))
+    }
+
+    /// Connects from this address, by which the other side knows who calls.
+    ///
+    /// # Errors
+    /// When nobody listens, or the address is not this machine's.
+    pub fn connect_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<Raw> {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((from, 0)).into())?;
+        socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
+        socket.set_tcp_nodelay(true)?;
+        Ok(Raw(socket.into()))
     }
 
     /// Sends bytes; a peer that has already closed is no error, what matters is what it answered.

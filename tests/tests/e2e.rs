@@ -29,6 +29,7 @@ mod e2e {
     pub mod errors;
     pub mod find;
     pub mod grpc;
+    pub mod messages;
     pub mod reach;
 
     pub mod limits;
