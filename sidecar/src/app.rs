@@ -9,6 +9,7 @@
 //! | `ek-quotas` | leases: [`crate::quotas`] |
 //! | `ek-control` | catalogue, admin, checks: [`crate::control`]; Doorman clients: [`crate::doorman`] |
 //! | `access-log` | the access log's writer: [`crate::access`] |
+//! | `ek-log` | says what the log left out: [`crate::log_limit`] |
 //! | main | signals, reloads, and the router's next snapshot: this file |
 //!
 //! Sockets are bound before anything starts, so that a taken port ends the process and not half of it.
@@ -123,6 +124,7 @@ impl App {
         let workers = data_plane::workers(&settings);
         let metrics = Metrics::new(workers)?;
         let registry = metrics.registry.clone();
+        logging.register(&registry)?;
         let events = Arc::new(Events::default());
 
         let (mesh, scouts) = open_mesh(settings.mesh.data.address, workers)?;

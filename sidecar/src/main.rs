@@ -26,6 +26,7 @@ mod judge;
 mod key;
 mod limit;
 mod listener;
+mod log_limit;
 mod logging;
 mod metrics;
 mod outbound;
