@@ -32,7 +32,7 @@ use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, Semaphore, watch};
 use tower::ServiceExt as _;
 use tower_http::timeout::TimeoutLayer;
 use tracing::{debug, warn};
@@ -153,7 +153,12 @@ async fn serve(surface: Surface, places: Arc<Places>, mut stopped: watch::Receiv
             Err(cause) => return tracing::error!(name, %cause, "cannot serve"),
         };
     let late = TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, timeout);
-    let answers = Rc::new(Answers { router: router.layer(late), guard, refuse });
+    let answers = Rc::new(Answers {
+        router: router.layer(late),
+        guard,
+        refuse,
+        owner_lookups: Semaphore::new(1),
+    });
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -212,6 +217,7 @@ struct Answers {
     router: Router,
     guard: ControlGuard,
     refuse: fn(StatusCode, &str) -> Response,
+    owner_lookups: Semaphore,
 }
 
 /// One connection, and who is at its other end.
@@ -224,9 +230,13 @@ struct Caller {
 
 impl Caller {
     /// Whether this process asks itself. What cannot be found out counts as yes.
-    async fn is_this_process(&self) -> bool {
+    ///
+    /// Finding out takes up to milliseconds of a processor, so one request after another does; who waits for that may have
+    /// to give way.
+    async fn is_this_process(&self, lookups: &Semaphore) -> bool {
         let (peer, local) = (self.peer, self.local);
         let look = async move {
+            let _turn = lookups.acquire().await;
             let found = tokio::task::spawn_blocking(move || SocketOwner::of(peer, local)).await;
             match found {
                 Ok(Ok(owner)) => owner == SocketOwner::ThisProcess,
@@ -273,21 +283,23 @@ async fn received(
     body: Incoming,
 ) -> Result<Bytes, (StatusCode, &'static str)> {
     answers.guard.check(parts).map_err(GuardRefusal::told)?;
-    // Limits are spent by POST, thousands of times a second: there the headers have to do.
-    let changes = !control_guard::reads(&parts.method) && parts.method != Method::POST;
-    if changes && caller.is_this_process().await {
-        return Err(GuardRefusal::FromProxy.told());
-    }
     let too_large = (StatusCode::PAYLOAD_TOO_LARGE, "a body may have 256 KiB");
     if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
         return Err(too_large);
     }
-    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(cause)) if cause.is::<LengthLimitError>() => Err(too_large),
-        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body broke off")),
-        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body did not come within 10 s")),
+    let body = Limited::new(body, BODY_BYTES_MAX).collect();
+    let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(cause)) if cause.is::<LengthLimitError>() => return Err(too_large),
+        Ok(Err(_)) => return Err((StatusCode::BAD_REQUEST, "the body broke off")),
+        Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, "the body did not come within 10 s")),
+    };
+    // Limits are spent by POST, thousands of times a second: there the headers have to do.
+    let changes = !control_guard::reads(&parts.method) && parts.method != Method::POST;
+    if changes && caller.is_this_process(&answers.owner_lookups).await {
+        return Err(GuardRefusal::FromProxy.told());
     }
+    Ok(body)
 }
 
 /// Open connections for each surface; past it, those that wait for their clients give way.

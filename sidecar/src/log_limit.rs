@@ -188,7 +188,12 @@ impl CallSites {
 fn say(metadata: &Metadata<'_>, lines: u64) {
     let (target, file) = (metadata.target(), metadata.file().unwrap_or_default());
     // The path of a library begins with where it was built.
-    let file = file.split_once("/src/").map_or(file, |(_, within)| within);
+    let file = match file.rsplit_once("/src/") {
+        Some((package, within)) => {
+            format!("{}/src/{within}", package.rsplit('/').next().unwrap_or_default())
+        }
+        None => file.to_owned(),
+    };
     let at = format!("{file}:{}", metadata.line().unwrap_or_default());
     macro_rules! say_at {
         ($level:expr) => {
@@ -283,6 +288,7 @@ mod tests {
         assert!((10..=20).contains(&written), "{written}");
         assert_eq!(lines.count("something else"), 1);
         assert_eq!(lines.count("of=\"h2::proto::ping_pong\""), 1);
+        assert_eq!(lines.count("at=\"sidecar/src/log_limit.rs:"), 1);
         assert_eq!(lines.count(&format!("lines={}", 5_000 - written)), 1);
     }
 

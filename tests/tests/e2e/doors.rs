@@ -201,7 +201,11 @@ fn pages_may_neither_read_nor_spend(workers: usize) {
         (host.admin(), "PUT", "/v1/drain/host-1", vec![ours, ("via", "1.1 proxy")]),
     ] {
         let answer = as_page(to.into(), method, path, &headers);
-        assert!(matches!(answer.status.as_u16(), 400 | 403), "{path} {headers:?}: {}", answer.text());
+        assert!(
+            matches!(answer.status.as_u16(), 400 | 403),
+            "{path} {headers:?}: {}",
+            answer.text()
+        );
     }
     let answer = as_page(host.discovery().into(), "POST", acquire, &[ours]);
     assert_eq!(answer.status, 200, "{}", answer.text());
