@@ -9,6 +9,7 @@
 //! | `ek-quotas` | leases: [`crate::quotas`] |
 //! | `ek-control` | catalogue, admin, checks: [`crate::control`]; Doorman clients: [`crate::doorman`] |
 //! | `access-log` | the access log's writer: [`crate::access`] |
+//! | `ek-log` | says what the log left out: [`crate::log_limit`] |
 //! | main | signals, reloads, and the router's next snapshot: this file |
 //!
 //! Sockets are bound before anything starts, so that a taken port ends the process and not half of it.
@@ -33,6 +34,7 @@ use tracing::{error, info, warn};
 
 use crate::balancer_metrics::BalancerMetrics;
 use crate::control::{self, Surface};
+use crate::control_guard::ControlGuard;
 use crate::data_plane::{self, DataPlane, Sockets};
 use crate::doorman::Doorman;
 use crate::events::Events;
@@ -123,6 +125,7 @@ impl App {
         let workers = data_plane::workers(&settings);
         let metrics = Metrics::new(workers)?;
         let registry = metrics.registry.clone();
+        logging.register(&registry)?;
         let events = Arc::new(Events::default());
 
         let (mesh, scouts) = open_mesh(settings.mesh.data.address, workers)?;
@@ -157,6 +160,7 @@ impl App {
             state: Arc::clone(&state),
             events: Arc::clone(&events),
             metrics: &registry,
+            counters: &metrics.places,
             quotas_received,
             quotas_to_send,
         })?;
@@ -193,18 +197,21 @@ impl App {
 
         let mut surfaces = Vec::new();
         if let Some(listener) = http {
-            listeners.insert("http".to_owned(), listener.local_addr()?);
+            let address = listener.local_addr()?;
+            listeners.insert("http".to_owned(), address);
             surfaces.push(Surface {
                 name: "discovery.http",
                 listener,
-                router: catalog_http::router(handle.clone(), limits, &registry)?,
+                router: catalog_http::router(handle.clone(), limits, &registry, &metrics.places)?,
                 timeout: catalog_http::ANSWER_TIMEOUT,
+                guard: guard(own.name.clone(), address),
+                refuse: catalog_http::refuse,
             });
         }
         let dns = match dns_sockets {
             Some(sockets) => {
                 listeners.insert("dns".to_owned(), sockets.local_addr()?);
-                Some(dns::spawn(sockets, handle.snapshots(), &registry)?)
+                Some(dns::spawn(sockets, handle.snapshots(), &registry, &metrics.places)?)
             }
             None => None,
         };
@@ -217,7 +224,8 @@ impl App {
 
         let settings = Arc::new(ArcSwap::new(settings));
         let doorman = doorman.map(|listener| {
-            Doorman::new(listener, quotas.handle().clone(), Arc::clone(&settings), &registry)
+            let (quotas, settings) = (quotas.handle().clone(), Arc::clone(&settings));
+            Doorman::new(listener, quotas, settings, &registry, &metrics.places)
         });
         let doorman = doorman.transpose()?;
         let draining = Arc::new(AtomicBool::new(false));
@@ -235,11 +243,13 @@ impl App {
         surfaces.push(Surface {
             name: "admin",
             listener: admin_listener,
-            router: admin::router(admin, address),
+            router: admin::router(admin),
             timeout: admin::ANSWER_TIMEOUT,
+            guard: guard(own.name.clone(), address),
+            refuse: admin::error,
         });
         let (local, commands) = (handle.local(), handle.commands());
-        let control = control::start(surfaces, move || async {
+        let control = control::start(surfaces, &metrics.places, move || async {
             if let Some(doorman) = doorman {
                 tokio::task::spawn_local(doorman.serve());
             }
@@ -368,6 +378,11 @@ impl App {
         drop(self.gossip);
         info!("gone");
     }
+}
+
+/// Whose requests a listener at this address takes.
+fn guard(node_name: String, address: SocketAddr) -> ControlGuard {
+    ControlGuard { node_name, on_loopback: address.ip().to_canonical().is_loopback() }
 }
 
 /// The configuration that runs after a reload: what needs a restart stays as it was, so that what `/config` shows

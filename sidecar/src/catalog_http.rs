@@ -1,18 +1,23 @@
 //! The catalogue over HTTP, in the form that Consul's clients know: look-ups, blocking queries, registrations.
 //!
-//! What the JSON looks like, [`consul`] decides; this decides which paths exist, what the query's parameters mean
-//! and which headers an answer carries (Consul's HTTP API documentation; clients fail without `X-Consul-Index`).
-//! A parameter that would change the answer and that is not built is refused: an ignored filter sends requests
-//! to the wrong instances. Applications ask for limits here too ([`acquire`]), which is not Consul's. `/v1/kv` is refused with 501: Evenkeel is not a key-value store.
+//! What the JSON looks like, [`consul`] decides; this decides which paths exist, what the query's parameters mean and
+//! which headers an answer carries (Consul's HTTP API documentation; clients fail without `X-Consul-Index`). A
+//! parameter that would change the answer and that is not built is refused: an ignored filter sends requests to the
+//! wrong instances. Blocking queries hold a connection each for minutes: no more than [`PARKED_MAX`] wait at a time,
+//! fewer than there are connections ([`crate::control`]), and whoever asks for one more is told to come back (429,
+//! which clients of Consul know from its own limits). Answering it at once instead would make its client ask again at
+//! once. Applications ask for limits here too ([`acquire`]), which is not Consul's. `/v1/kv` is refused with 501:
+//! Evenkeel is not a key-value store.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, RawQuery, Request, State};
-use axum::http::header::{CONTENT_TYPE, HOST};
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::extract::{Extension, Path, RawQuery, Request, State};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{any, get, put};
@@ -24,9 +29,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use crate::admin::host_is_ours;
+use crate::control::Peer;
 use crate::gossip::{ChangeError, GossipHandle};
 use crate::limit::{Limits, acquire};
+use crate::places::{PlaceCounters, Places};
 
 /// The routes.
 ///
@@ -36,14 +42,16 @@ pub fn router(
     gossip: GossipHandle,
     limits: Arc<Limits>,
     metrics: &prometheus::Registry,
+    counters: &PlaceCounters,
 ) -> prometheus::Result<Router> {
     let requests = IntCounterVec::new(
         Opts::new("evenkeel_catalog_requests_total", "Requests to the discovery HTTP listener."),
         &["code"],
     )?;
     metrics.register(Box::new(requests.clone()))?;
-    let acquire = acquire::router(limits, gossip.node().name.clone());
-    let shared = Arc::new(Shared { gossip, requests });
+    let acquire = acquire::router(limits);
+    let parked = Places::new(PARKED_MAX, PARKED_MAX, counters, "blocking queries");
+    let shared = Arc::new(Shared { gossip, requests, parked });
     Ok(Router::new()
         .route("/v1/agent/self", get(agent_self))
         .route("/v1/agent/members", get(agent_members))
@@ -73,6 +81,8 @@ pub const ANSWER_TIMEOUT: Duration =
 struct Shared {
     gossip: GossipHandle,
     requests: IntCounterVec,
+    /// Of blocking queries that wait.
+    parked: Arc<Places>,
 }
 
 type Ours = State<Arc<Shared>>;
@@ -123,24 +133,27 @@ async fn peers(State(shared): Ours) -> Response {
 
 async fn catalog_nodes(
     State(shared): Ours,
+    peer: Option<Extension<Peer>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
     let query = Query::parse(query.as_deref())?;
     let asked = |catalog: &Catalog| (catalog.nodes_index, consul::catalog_nodes(catalog));
-    watched(&shared, &query, |catalog| catalog.nodes_index, asked).await
+    watched(&shared, peer, &query, |catalog| catalog.nodes_index, asked).await
 }
 
 async fn catalog_services(
     State(shared): Ours,
+    peer: Option<Extension<Peer>>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
     let query = Query::parse(query.as_deref())?;
     let asked = |catalog: &Catalog| (catalog.services_index, consul::catalog_services(catalog));
-    watched(&shared, &query, |catalog| catalog.services_index, asked).await
+    watched(&shared, peer, &query, |catalog| catalog.services_index, asked).await
 }
 
 async fn catalog_service(
     State(shared): Ours,
+    peer: Option<Extension<Peer>>,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
@@ -149,11 +162,12 @@ async fn catalog_service(
     let asked = |catalog: &Catalog| {
         (catalog.service_index(&name), consul::catalog_service(catalog, &name, &filter))
     };
-    watched(&shared, &query, |catalog| catalog.service_index(&name), asked).await
+    watched(&shared, peer, &query, |catalog| catalog.service_index(&name), asked).await
 }
 
 async fn health_service(
     State(shared): Ours,
+    peer: Option<Extension<Peer>>,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Refusal> {
@@ -162,15 +176,10 @@ async fn health_service(
     let asked = |catalog: &Catalog| {
         (catalog.service_index(&name), consul::health_service(catalog, &name, &filter))
     };
-    watched(&shared, &query, |catalog| catalog.service_index(&name), asked).await
+    watched(&shared, peer, &query, |catalog| catalog.service_index(&name), asked).await
 }
 
-async fn register(
-    State(shared): Ours,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Result<Response, Refusal> {
-    refuse_foreign_hosts(&shared, &headers)?;
+async fn register(State(shared): Ours, body: Bytes) -> Result<Response, Refusal> {
     let node = shared.gossip.node().address.ip();
     let registration = consul::decode_registration(&body, node).map_err(|cause| {
         let status = match cause {
@@ -183,12 +192,7 @@ async fn register(
     Ok(StatusCode::OK.into_response())
 }
 
-async fn deregister(
-    State(shared): Ours,
-    headers: HeaderMap,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    refuse_foreign_hosts(&shared, &headers)?;
+async fn deregister(State(shared): Ours, Path(id): Path<String>) -> Result<Response, Refusal> {
     shared.gossip.deregister(id).await?;
     Ok(StatusCode::OK.into_response())
 }
@@ -221,25 +225,21 @@ async fn wrong_method(request: Request) -> Refusal {
     )
 }
 
-/// A page in a browser must not register services by a name that resolves to this host (DNS rebinding).
-fn refuse_foreign_hosts(shared: &Shared, headers: &HeaderMap) -> Result<(), Refusal> {
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    if host.is_none_or(|host| host_is_ours(host, &shared.gossip.node().name)) {
-        return Ok(());
-    }
-    Err(Refusal(
-        StatusCode::FORBIDDEN,
-        "registrations are taken from those who call this host by an address, a name without a dot or its node.name".to_owned(),
-    ))
-}
-
 /// A refusal in plain text, as Consul's are.
 struct Refusal(StatusCode, String);
 
 impl axum::response::IntoResponse for Refusal {
     fn into_response(self) -> Response {
+        if self.0 == StatusCode::TOO_MANY_REQUESTS {
+            return (self.0, [(RETRY_AFTER, "1")], self.1 + "\n").into_response();
+        }
         (self.0, self.1 + "\n").into_response()
     }
+}
+
+/// A refusal of what is no request to any of the routes.
+pub fn refuse(status: StatusCode, why: &str) -> Response {
+    Refusal(status, why.to_owned()).into_response()
 }
 
 impl From<ChangeError> for Refusal {
@@ -262,6 +262,7 @@ impl From<ChangeError> for Refusal {
 /// Answers at once, or, to a blocking query, when `index` has risen above the query's or its time is over.
 async fn watched(
     shared: &Shared,
+    peer: Option<Extension<Peer>>,
     query: &Query,
     index: impl Fn(&Catalog) -> u64,
     asked: impl Fn(&Catalog) -> (u64, Value),
@@ -272,7 +273,13 @@ async fn watched(
         // Consul's own words and status.
         return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter".to_owned()));
     }
-    if query.index >= 1 {
+    if query.index >= 1 && index(&shared.gossip.catalog()) <= query.index {
+        let from = peer.map_or(Ipv4Addr::LOCALHOST.into(), |Extension(Peer(peer))| peer.ip());
+        let place = shared.parked.try_enter(from).ok_or_else(|| {
+            let why = "too many blocking queries wait for changes here: ask again in a second, or without ?index";
+            Refusal(StatusCode::TOO_MANY_REQUESTS, why.to_owned())
+        })?;
+        place.kept();
         let mut changes = shared.gossip.changes();
         let until = Instant::now() + query.wait + jitter(query.wait);
         while index(&shared.gossip.catalog()) <= query.index {
@@ -446,6 +453,10 @@ fn go_duration(text: &str) -> Option<Duration> {
 
 /// Of a blocking query that does not say.
 const WAIT_DEFAULT: Duration = Duration::from_secs(300);
+
+/// Blocking queries that wait at a time: a template that watches hundreds of services has room, and the other
+/// connections can always ask.
+const PARKED_MAX: usize = 384;
 
 /// Of any blocking query.
 const WAIT_MAX: Duration = Duration::from_secs(600);

@@ -17,9 +17,11 @@ use tokio::sync::mpsc;
 
 use crate::access::AccessLog;
 use crate::body::Buffers;
+use crate::descriptors::Descriptors;
 use crate::listener::{self, Role};
 use crate::metrics::Metrics;
 use crate::scout::Identity;
+use crate::strangers;
 use crate::worker::{self, INBOUND, INBOX_MAX, Inboxes, OUTBOUND, Order, Shared};
 
 /// One listener's sockets, a socket for each worker.
@@ -104,6 +106,8 @@ impl DataPlane {
             node_address,
             node_name: settings.node.name.clone(),
             identity,
+            strangers: strangers::waiting_room(&metrics.places),
+            descriptors: Descriptors::raised(),
             own: ArcSwap::default(),
             metrics,
         });

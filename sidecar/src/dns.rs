@@ -1,9 +1,9 @@
 //! DNS's shell: a thread of its own that answers from the latest snapshot, over UDP and TCP.
 //!
-//! What the answer to a question is, [`answers`] decides; this carries bytes. One task answers all of UDP without
-//! a task or an allocation for each question beside the answer itself: an answer takes microseconds and never
-//! waits. TCP connections are bounded in number and in idle time, and may ask one question after another (RFC 7766).
-//! Not hickory's server: it spawns a task and logs two lines for each packet.
+//! What the answer to a question is, [`answers`] decides; this carries bytes. One task answers all of UDP without a
+//! task or an allocation for each question beside the answer itself: an answer takes microseconds and never waits.
+//! TCP connections are bounded in number ([`Places`]) and in idle time, and may ask one question after another (RFC
+//! 7766). Not hickory's server: it spawns a task and logs two lines for each packet.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,11 +19,12 @@ use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::gossip::entropy;
+use crate::places::{Place, PlaceCounters, Places};
 
 pub use crate::port_pair::PortPair as Sockets;
 
@@ -41,10 +42,12 @@ pub fn spawn(
     sockets: Sockets,
     catalog: Arc<ArcSwap<Catalog>>,
     metrics: &prometheus::Registry,
+    counters: &PlaceCounters,
 ) -> io::Result<Dns> {
     // Orders the addresses of an answer, so that clients that take the first are spread.
     let rng = SmallRng::from_seed(entropy()?);
     let queries = Queries::registered(metrics).map_err(io::Error::other)?;
+    let places = Places::new(STREAMS_MAX, STREAMS_MAX, counters, "discovery.dns");
     let (stop, stopped) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("ek-dns".into()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -58,7 +61,7 @@ pub fn spawn(
             tokio::select! {
                 _ = stopped => Ok(()),
                 ended = datagrams(&udp, &answerer) => ended,
-                () = streams(&tcp, &answerer) => Ok(()),
+                () = streams(&tcp, &places, &answerer) => Ok(()),
             }
         };
         let ended: io::Result<()> = runtime.block_on(serve);
@@ -159,18 +162,20 @@ async fn datagrams(udp: &UdpSocket, answerer: &Answerer) -> io::Result<()> {
     }
 }
 
-async fn streams(tcp: &TcpListener, answerer: &Arc<Answerer>) {
-    let places = Arc::new(Semaphore::new(STREAMS_MAX));
+async fn streams(tcp: &TcpListener, places: &Arc<Places>, answerer: &Arc<Answerer>) {
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match tcp.accept().await {
             Ok((stream, from)) => {
+                let Some(place) = places.enter(from.ip()).await else { continue };
                 let answerer = Arc::clone(answerer);
                 tokio::spawn(async move {
-                    if let Err(cause) = stream_of_queries(stream, &answerer).await {
+                    let ended = tokio::select! {
+                        ended = stream_of_queries(stream, &place, &answerer) => ended,
+                        () = place.gives_way() => Err(io::Error::other("it gave way to a newer one")),
+                    };
+                    if let Err(cause) = ended {
                         debug!(%from, %cause, "a DNS connection broke off");
                     }
-                    drop(place);
                 });
             }
             Err(cause) => {
@@ -182,10 +187,15 @@ async fn streams(tcp: &TcpListener, answerer: &Arc<Answerer>) {
 }
 
 /// Each message behind its length in two bytes, RFC 1035 4.2.2.
-async fn stream_of_queries(mut stream: TcpStream, answerer: &Answerer) -> io::Result<()> {
+async fn stream_of_queries(
+    mut stream: TcpStream,
+    place: &Place,
+    answerer: &Answerer,
+) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut query = Vec::new();
     loop {
+        place.spare();
         let length = match timeout(IDLE_TIMEOUT, stream.read_u16()).await {
             Ok(Ok(length)) => usize::from(length),
             Ok(Err(cause)) if cause.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
@@ -219,7 +229,7 @@ const QUERY_BYTES_MAX: usize = 4096;
 /// Questions answered before other tasks get their turn.
 const BATCH_MAX: usize = 64;
 
-/// Connections at a time; further ones wait in the kernel's backlog.
+/// Connections at a time; past it, the one that has waited longest for its client gives way.
 const STREAMS_MAX: usize = 256;
 
 /// A connection without a question, or whose client does not take its answer, is closed after this long.
@@ -243,7 +253,8 @@ mod tests {
             domain: "mesh".into(),
             ..Catalog::default()
         }));
-        (spawn(sockets, catalog, &metrics).unwrap(), address, metrics)
+        let counters = PlaceCounters::registered(&prometheus::Registry::new()).unwrap();
+        (spawn(sockets, catalog, &metrics, &counters).unwrap(), address, metrics)
     }
 
     /// `x.service.mesh A`, with this id.
@@ -278,6 +289,18 @@ mod tests {
             .map(|metric| metric.get_counter().get_value() as u64)
             .sum();
         assert_eq!(total, 3);
+    }
+
+    #[test]
+    fn idle_connections_do_not_keep_a_question_waiting() {
+        let (_dns, address, _metrics) = started();
+        let idle: Vec<_> =
+            (0..STREAMS_MAX).map(|_| StdTcpStream::connect(address).unwrap()).collect();
+        let mut stream = StdTcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(IDLE_TIMEOUT / 2)).unwrap();
+        stream.write_all(&framed(&query(7))).unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+        drop(idle);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The log on standard error: its format is fixed at the start, its level changes with a reload.
+//! The log on standard error: its format is fixed at the start, its level changes with a reload, and its length is
+//! bounded ([`log_limit`]).
 
 use std::io::IsTerminal as _;
 
@@ -8,24 +9,28 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, fmt, reload};
 
-/// The handle to change the level.
+use crate::log_limit::{self, LeftOutLines};
+
+/// The handle to change the level. Dropping it says how many lines were left out.
 pub struct Logging {
     filter: reload::Handle<Targets, Registry>,
     /// `RUST_LOG` is set: the file's level counts for nothing.
     by_environment: bool,
+    left_out: LeftOutLines,
 }
 
 impl Logging {
     /// Installs the process's logger. `RUST_LOG`, where set, says more than the file.
     ///
     /// # Errors
-    /// A logger is installed already.
+    /// A logger is installed already, or there is no thread for it.
     pub fn start(log: &Log) -> anyhow::Result<Logging> {
         let told = levels(&std::env::var("RUST_LOG").unwrap_or_default());
         let by_environment = matches!(told, Ok(Some(_)));
         let filter = told.as_ref().ok().cloned().flatten().unwrap_or_else(|| by_file(log));
         let (filter, handle) = reload::Layer::new(filter);
-        let registry = tracing_subscriber::registry().with(filter);
+        let (limit, left_out) = log_limit::start()?;
+        let registry = tracing_subscriber::registry().with(filter).with(limit);
         if log.json {
             registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()?;
         } else {
@@ -37,7 +42,15 @@ impl Logging {
         if let Err(error) = told {
             tracing::warn!(%error, "RUST_LOG is left out; it takes levels, also by module: warn,evenkeel=debug");
         }
-        Ok(Logging { filter: handle, by_environment })
+        Ok(Logging { filter: handle, by_environment, left_out })
+    }
+
+    /// Shows in `/metrics` how many lines were left out.
+    ///
+    /// # Errors
+    /// A metric of this name is there already.
+    pub fn register(&self, metrics: &prometheus::Registry) -> prometheus::Result<()> {
+        metrics.register(Box::new(self.left_out.counter()))
     }
 
     /// Takes over a changed level.

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounter, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::places::PlaceCounters;
 
 /// Every counter of this process.
 #[derive(Debug, Clone)]
@@ -19,6 +21,12 @@ pub struct Metrics {
     pub registry: Registry,
     /// Connections closed at the limit.
     pub connections_refused: IntCounter,
+    /// Connections that ended for want of a place on a listener of the control side.
+    pub places: PlaceCounters,
+    /// Connections to the mesh port from addresses of no member.
+    pub strangers_refused: IntCounter,
+    /// Times that accepting paused for want of file descriptors.
+    pub accepts_paused: IntCounter,
     /// Times this process itself was not running.
     pub own_pauses: IntCounter,
     /// Request bodies that were not kept, at `limits.buffers`.
@@ -184,7 +192,21 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
+        let strangers = IntCounterVec::new(
+            Opts::new(
+                "evenkeel_strangers_refused_total",
+                "Connections from addresses of no live member, closed before anything was read.",
+            ),
+            &["listener"],
+        )?;
+        registry.register(Box::new(strangers.clone()))?;
         let metrics = Metrics {
+            places: PlaceCounters::registered(&registry)?,
+            strangers_refused: strangers.with_label_values(&["mesh"]),
+            accepts_paused: counter(
+                "evenkeel_accepts_paused_total",
+                "Times that a worker stopped accepting connections, because the file descriptors left are the control side's.",
+            )?,
             connections_refused: counter(
                 "evenkeel_connections_refused_total",
                 "Accepted connections closed at limits.connections.",

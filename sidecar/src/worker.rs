@@ -23,12 +23,15 @@ use tokio::sync::{Notify, mpsc};
 use crate::access::AccessLog;
 use crate::alarm::Alarms;
 use crate::body::Buffers;
+use crate::descriptors::Descriptors;
 use crate::link::Links;
 use crate::listener::Role;
 use crate::metrics::{Metrics, UpstreamMetrics};
+use crate::places::Places;
 use crate::pool::Pool;
 use crate::route::Router;
 use crate::scout::{self, Asker};
+use crate::strangers;
 
 /// What the workers and the control side share.
 #[derive(Debug)]
@@ -63,6 +66,10 @@ pub struct Shared {
     pub node_name: String,
     /// As whom this host asks and answers scouts.
     pub identity: scout::Identity,
+    /// Where connections of hosts wait that no router knows.
+    pub strangers: Arc<Places>,
+    /// How many file descriptors there are.
+    pub descriptors: Descriptors,
     /// Our own listeners, so that a request to ourselves is told apart from one that passes through.
     pub own: ArcSwap<Vec<SocketAddr>>,
 }
@@ -202,15 +209,14 @@ async fn accept(
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "listener cannot be polled"),
     };
-    let side = side(&role);
     loop {
         let accepted = tokio::select! {
             biased;
             accepted = listener.accept() => accepted,
             () = close.notified() => return,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors: others may end soon. Accepting again at once would only burn the CPU.
                 tracing::warn!(%error, "cannot accept a connection; raise the limit on open files");
@@ -218,23 +224,60 @@ async fn accept(
                 continue;
             }
         };
-        let shared = &worker.shared;
-        if shared.accepted[side].load(Ordering::Relaxed)
-            >= shared.connections_max.load(Ordering::Relaxed)
-        {
-            shared.metrics.connections_refused.inc();
+        tokio::select! {
+            () = room_for(&worker.shared, &stream) => {}
+            () = close.notified() => return,
+        }
+        if *role == Role::Inbound && !worker.is_member(peer.ip()) {
+            let (worker, role, inboxes) = (Rc::clone(&worker), Rc::clone(&role), inboxes.clone());
+            tokio::task::spawn_local(async move {
+                let known = || worker.is_member(peer.ip());
+                match strangers::wait(stream, &worker.shared.strangers, known).await {
+                    Some(stream) => take(&worker, stream, &role, &inboxes).await,
+                    None => worker.shared.metrics.strangers_refused.inc(),
+                }
+            });
             continue;
         }
-        let loads: Vec<usize> =
-            shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
-        let taker = crate::listener::hand_over(worker.id, &loads);
-        let counted = Counted::new(shared, taker, side);
-        if taker == worker.id {
-            serve(&worker, stream, Rc::clone(&role), counted);
-        } else if let Ok(stream) = stream.into_std() {
-            // A full inbox would lose the connection: wait for room.
-            let _ = inboxes.0[taker].send(Order::Serve(stream, Role::clone(&role), counted)).await;
-        }
+        take(&worker, stream, &role, &inboxes).await;
+    }
+}
+
+/// Waits until the data plane may have one more descriptor: what is left is the control side's.
+async fn room_for(shared: &Shared, stream: &tokio::net::TcpStream) {
+    if shared.descriptors.may_keep(stream) {
+        return;
+    }
+    shared.metrics.accepts_paused.inc();
+    tracing::warn!(
+        "no connections are accepted until some end: the file descriptors that are left are kept for admin, \
+         look-ups and gossip; raise the limit on open files"
+    );
+    while !shared.descriptors.has_room(stream) {
+        tokio::time::sleep(ACCEPT_AGAIN).await;
+    }
+}
+
+/// Serves a connection here or on a worker that serves fewer, if there may be one more.
+async fn take(
+    worker: &Rc<Worker>,
+    stream: tokio::net::TcpStream,
+    role: &Rc<Role>,
+    inboxes: &Inboxes,
+) {
+    let (shared, side) = (&worker.shared, side(role));
+    let connections_max = shared.connections_max.load(Ordering::Relaxed);
+    if shared.accepted[side].load(Ordering::Relaxed) >= connections_max {
+        return shared.metrics.connections_refused.inc();
+    }
+    let loads: Vec<usize> = shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
+    let taker = crate::listener::hand_over(worker.id, &loads);
+    let counted = Counted::new(shared, taker, side);
+    if taker == worker.id {
+        serve(worker, stream, Rc::clone(role), counted);
+    } else if let Ok(stream) = stream.into_std() {
+        // A full inbox would lose the connection: wait for room.
+        let _ = inboxes.0[taker].send(Order::Serve(stream, Role::clone(role), counted)).await;
     }
 }
 
@@ -296,6 +339,11 @@ impl Worker {
     /// The current router.
     pub fn router(&self) -> Arc<Router> {
         Arc::clone(self.router.borrow_mut().load())
+    }
+
+    /// Whether a live member of the mesh has this address.
+    fn is_member(&self, address: IpAddr) -> bool {
+        self.router().members.contains_key(&address.to_canonical())
     }
 
     /// Its scouts. Started with the first request whose policy asks for them: until then they cost nothing.

@@ -1,8 +1,10 @@
 //! Bytes as they are: for requests no client library would send, and for datagrams nobody invited.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 /// A connection that says exactly what it is told.
 #[derive(Debug)]
@@ -51,15 +53,16 @@ impl Raw {
         Ok(Raw(stream))
     }
 
-    /// Connects from this address, by which the other side knows who calls.
+    /// Connects from this address.
     ///
     /// # Errors
-    /// When nobody listens, or the address is not this machine's.
-    pub fn connect_from(from: Ipv4Addr, to: SocketAddr) -> io::Result<Raw> {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-        socket.bind(&SocketAddr::from((from, 0)).into())?;
+    /// When nobody listens, or does not accept.
+    pub fn connect_from(source: IpAddr, to: SocketAddr) -> io::Result<Raw> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
         socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
         socket.set_tcp_nodelay(true)?;
+        socket.set_write_timeout(Some(Duration::from_secs(5)))?;
         Ok(Raw(socket.into()))
     }
 

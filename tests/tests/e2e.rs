@@ -26,6 +26,7 @@ mod e2e {
 
     pub mod bad_input;
     pub mod doorman;
+    pub mod doors;
     pub mod errors;
     pub mod find;
     pub mod grpc;

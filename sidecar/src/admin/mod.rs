@@ -4,21 +4,19 @@
 //! `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=&key=`, `shards/S?key=`, `quotas`, `events`, `orders`. All of that reads; what
 //! changes something is in [`orders`]. Membership and
 //! services come from the snapshot; what the data plane knows comes through [`Views`], so that this knows nothing of
-//! it. On a loopback listener, requests under a foreign name are refused: a page in the operator's browser could
-//! otherwise read them by a name that it makes resolve to 127.0.0.1 (DNS rebinding).
+//! it. Whose requests come this far is decided before, in [`crate::control_guard`].
 
 pub mod orders;
 pub mod report;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::extract::{Path, Query, Request, State};
-use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::extract::{Path, Query, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -92,10 +90,10 @@ pub struct Admin {
 
 type Ours = State<Arc<Admin>>;
 
-/// The routes, for a listener bound to `address`.
-pub fn router(admin: Admin, address: SocketAddr) -> Router {
+/// The routes.
+pub fn router(admin: Admin) -> Router {
     let admin = Arc::new(admin);
-    let router = Router::new()
+    Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
@@ -111,42 +109,7 @@ pub fn router(admin: Admin, address: SocketAddr) -> Router {
         .merge(orders::router(&admin))
         .fallback(unknown)
         .method_not_allowed_fallback(reads_only)
-        .with_state(Arc::clone(&admin));
-    if address.ip().is_loopback() {
-        router.layer(middleware::from_fn_with_state(admin, refuse_foreign_hosts))
-    } else {
-        router
-    }
-}
-
-/// Whether a `Host` header can mean this host: an address, a name without a dot, below `.localhost` or `.internal`
-/// (both reserved: nobody can buy a name there), or its own name. A name that a stranger makes resolve to us is none of these.
-#[must_use]
-pub fn host_is_ours(host: &str, node_name: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host
-            .rsplit_once(':')
-            .filter(|(name, _)| !name.contains(':'))
-            .map_or(host, |(name, _)| name),
-    };
-    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-    name.parse::<IpAddr>().is_ok()
-        || (!name.is_empty() && !name.contains('.'))
-        || name.ends_with(".localhost")
-        || name.ends_with(".internal")
-        || name.eq_ignore_ascii_case(node_name)
-}
-
-async fn refuse_foreign_hosts(State(admin): Ours, request: Request, next: Next) -> Response {
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-    if host.is_none_or(|host| host_is_ours(host, &admin.gossip.node().name)) {
-        return next.run(request).await;
-    }
-    error(
-        StatusCode::FORBIDDEN,
-        "this listener answers to an address, a name without a dot or its node.name, not to other names: call it by one of these",
-    )
+        .with_state(admin)
 }
 
 async fn ready(State(admin): Ours) -> Response {
@@ -369,7 +332,8 @@ async fn reads_only() -> Response {
     )
 }
 
-fn error(status: StatusCode, text: &str) -> Response {
+/// An answer that is none, in the form that the command line reads.
+pub fn error(status: StatusCode, text: &str) -> Response {
     (status, Json(report::ErrorReport { error: text.to_owned() })).into_response()
 }
 
@@ -378,32 +342,3 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Names listed when one is not found.
 const NAMES_SHOWN_MAX: usize = 20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_that_mean_this_one() {
-        for (host, ours) in [
-            ("127.0.0.1:7119", true),
-            ("10.0.0.5", true),
-            ("[::1]:7119", true),
-            ("::1", true),
-            ("localhost:7119", true),
-            ("LOCALHOST", true),
-            ("discovery", true),
-            ("host-a.example", true),
-            ("Host-A.example.:7119", true),
-            ("host.docker.internal:8500", true),
-            ("app.localhost", true),
-            ("evil.example:7119", false),
-            ("127.0.0.1.evil.example", false),
-            ("localhost.evil.example:7119", false),
-            ("internal.evil.example", false),
-            ("", false),
-        ] {
-            assert_eq!(host_is_ours(host, "host-a.example"), ours, "{host}");
-        }
-    }
-}

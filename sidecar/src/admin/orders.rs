@@ -1,18 +1,18 @@
 //! Orders to the whole mesh: `PUT` and `DELETE` of `/v1/override/SERVICE` and `/v1/drain/HOST`, and `GET /v1/orders`.
 //!
-//! The only requests of the admin listener that change something, so they are taken from this host only, whatever the listener's
-//! address is: a metrics port that a whole network can scrape must not be one that a whole network can drain hosts with.
-//! And never from a browser: it sends `Origin` with whatever a page asks it to change, and no operator's tool does. A
-//! body is read by the same parser as the configuration file, so what is accepted here is what would be accepted there.
+//! The only requests of the admin listener that change something, so they are taken from this host only, whatever the
+//! listener's address is: a metrics port that a whole network can scrape must not be one that a whole network can
+//! drain hosts with. Not from a browser nor through a proxy or a service of the mesh either: that
+//! [`crate::control_guard`] and [`crate::control`] see to. A body is read by the same parser as the configuration
+//! file, so what is accepted here is what would be accepted there.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
-use axum::http::header::ORIGIN;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
@@ -22,11 +22,8 @@ use evenkeel_discovery::{Catalog, Instance, NodeStatus, ServiceView, Subject};
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, Ours, canonical, error, not_a_service, reads_only, report};
+use crate::control::Peer;
 use crate::gossip::{ChangeError, OrderRequest};
-
-/// Who asks, as the control thread saw the connection.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
 
 /// The body of `PUT /v1/override/SERVICE`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -63,14 +60,6 @@ async fn operators_only(
     request: Request,
     next: Next,
 ) -> Response {
-    let from_page = request.headers().contains_key(ORIGIN)
-        || request.headers().keys().any(|name| name.as_str().starts_with("sec-fetch-"));
-    if from_page {
-        return error(
-            StatusCode::FORBIDDEN,
-            "no page in a browser may change the mesh: use `evenkeel`, or curl",
-        );
-    }
     let own = admin.gossip.node().address.ip();
     if !peer.is_some_and(|Extension(Peer(peer))| is_this_host(peer.ip(), own)) {
         return error(

@@ -1,12 +1,20 @@
 //! Connections of Doorman clients, each under the limits at the end of this file.
 //!
-//! HTTP/2 with prior knowledge, which is what gRPC without TLS is. hyper's connection directly, as on the other listeners: tonic's server has no limit on
-//! connections, and like hyper waits for ever for the first bytes, which are read here first. A client that holds a connection for days is welcome; one
-//! that does not answer pings any more is not.
+//! HTTP/2 with prior knowledge, which is what gRPC without TLS is. hyper's connection directly, as on the other
+//! listeners: tonic's server has no limit on connections, and like hyper waits for ever for the first bytes, which
+//! are read here first. A client that holds a connection for days is welcome; one that does not answer pings any more
+//! is not.
+//!
+//! When all places are taken, the connection goes that has been without a call for longest, silent ones with it
+//! ([`Places`]): its client opens another one with its next call. A connection in a call is held to be slow, not
+//! kept: a call of many streams that send their requests a byte at a time would keep a place for ever. Clients have
+//! no share of their own here, because on loopback they are one source.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::io::Cursor;
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +25,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
@@ -26,21 +33,37 @@ use tower::Service as _;
 use tracing::{debug, warn};
 
 use super::calls::Calls;
+use crate::places::{Place, PlaceCounters, Places};
 use crate::worker::LocalExecutor;
 
+/// The places of the listener.
+pub fn places(counters: &PlaceCounters) -> Arc<Places> {
+    Places::new(CONNECTIONS_MAX, CONNECTIONS_MAX, counters, "ratelimit.listen")
+}
+
 /// Accepts until it is dropped.
-pub async fn serve(listener: StdTcpListener, routes: Routes, calls: Calls) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: StdTcpListener,
+    routes: Routes,
+    calls: Calls,
+    places: Arc<Places>,
+) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let place = Arc::clone(&places).acquire_owned().await?;
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let connection = connection(stream, peer, routes.clone(), calls.clone());
+                let Some(place) = places.enter(peer.ip()).await else { continue };
+                let busy = Rc::new(Busy { place, calls: Cell::new(0) });
+                let connection =
+                    connection(stream, peer, routes.clone(), calls.clone(), Rc::clone(&busy));
                 tokio::task::spawn_local(async move {
-                    connection.await;
-                    drop(place);
+                    tokio::select! {
+                        () = connection => {}
+                        () = busy.place.gives_way() => {
+                            debug!(%peer, "a connection to ratelimit.listen gave way to a newer one");
+                        }
+                    }
                 });
             }
             Err(cause) => {
@@ -51,7 +74,39 @@ pub async fn serve(listener: StdTcpListener, routes: Routes, calls: Calls) -> an
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, routes: Routes, calls: Calls) {
+/// A connection's place and its calls in progress.
+struct Busy {
+    place: Place,
+    calls: Cell<usize>,
+}
+
+/// One call in progress.
+struct BusyCall(Rc<Busy>);
+
+impl BusyCall {
+    fn begin(busy: &Rc<Busy>) -> BusyCall {
+        busy.calls.set(busy.calls.get() + 1);
+        busy.place.slow();
+        BusyCall(Rc::clone(busy))
+    }
+}
+
+impl Drop for BusyCall {
+    fn drop(&mut self) {
+        self.0.calls.set(self.0.calls.get() - 1);
+        if self.0.calls.get() == 0 {
+            self.0.place.spare();
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    routes: Routes,
+    calls: Calls,
+    busy: Rc<Busy>,
+) {
     let _ = stream.set_nodelay(true);
     let (mut read, write) = stream.into_split();
     let mut preface = [0; PREFACE.len()];
@@ -60,7 +115,15 @@ async fn connection(stream: TcpStream, peer: SocketAddr, routes: Routes, calls: 
         _ => return debug!(%peer, "a connection to ratelimit.listen does not speak HTTP/2"),
     }
     let io = tokio::io::join(Cursor::new(preface).chain(read), write);
-    let service = service_fn(move |request| answered(routes.clone(), calls.clone(), request));
+    let service = service_fn(move |request| {
+        let call = BusyCall::begin(&busy);
+        let answer = answered(routes.clone(), calls.clone(), request);
+        async move {
+            let answer = answer.await;
+            drop(call);
+            answer
+        }
+    });
     let ended = http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
@@ -100,7 +163,7 @@ async fn answered(
 
 /// RFC 9113, section 3.4.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Open connections; further ones wait.
+/// Open connections; past it, the one without a call for longest gives way.
 const CONNECTIONS_MAX: usize = 4_096;
 /// Calls at a time on one of them.
 const STREAMS_MAX: u32 = 64;

@@ -24,6 +24,7 @@ use http::uri::Authority;
 use tonic::{Request, Response, Status};
 use tracing::error;
 
+use crate::places::{PlaceCounters, Places};
 use crate::quotas::{QuotasHandle, Stopped};
 use calls::Calls;
 use proto::capacity_server::{Capacity, CapacityServer};
@@ -48,6 +49,7 @@ pub struct Doorman {
     listener: TcpListener,
     service: Service,
     calls: Calls,
+    places: Arc<Places>,
 }
 
 impl Doorman {
@@ -60,10 +62,12 @@ impl Doorman {
         quotas: QuotasHandle,
         settings: Arc<ArcSwap<Settings>>,
         metrics: &prometheus::Registry,
+        counters: &PlaceCounters,
     ) -> anyhow::Result<Doorman> {
         let own = listener.local_addr()?;
         let calls = Calls::registered(metrics)?;
-        Ok(Doorman { listener, service: Service { quotas, settings, own }, calls })
+        let places = listener::places(counters);
+        Ok(Doorman { listener, service: Service { quotas, settings, own }, calls, places })
     }
 
     /// Serves until it is dropped. Runs on a `LocalSet`.
@@ -88,7 +92,7 @@ impl Doorman {
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
-        listener::serve(self.listener, routes.routes(), self.calls).await
+        listener::serve(self.listener, routes.routes(), self.calls, self.places).await
     }
 }
 

@@ -52,7 +52,8 @@ fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Served) -> F) {
         let (quotas, owner) = alone(&settings.ratelimit, Rc::clone(&asked));
         let settings = Arc::new(ArcSwap::from_pointee(settings));
         let metrics = prometheus::Registry::new();
-        let doorman = Doorman::new(listener, quotas, settings, &metrics).unwrap();
+        let counters = PlaceCounters::registered(&prometheus::Registry::new()).unwrap();
+        let doorman = Doorman::new(listener, quotas, settings, &metrics, &counters).unwrap();
         let server = tokio::task::spawn_local(doorman.serve());
         let to = Endpoint::from_shared(format!("http://{address}")).unwrap();
         test(Served { channel: to.connect().await.unwrap(), address, asked, metrics, owner }).await;

@@ -23,6 +23,7 @@ use super::stream::{self, Arrival};
 use super::{ChangeError, Command, Offers, OrderRequest, SAVED_FILE, difference};
 use crate::checks::Verdict;
 use crate::events::Events;
+use crate::places::Places;
 use crate::state::State;
 
 /// The thread's state.
@@ -43,6 +44,8 @@ pub(super) struct Driver {
     pub udp: std::net::UdpSocket,
     /// Where messages about quotas go.
     pub quotas: mpsc::Sender<(u64, Vec<u8>)>,
+    /// For exchanges that others begin.
+    pub places: Arc<Places>,
 }
 
 /// What the loop keeps beside `Discovery`.
@@ -79,7 +82,7 @@ impl Driver {
         let udp = UdpSocket::from_std(self.udp.try_clone()?)?;
         let (arrivals, mut arrived) = mpsc::channel(ARRIVALS_MAX);
         let (resolved, mut addresses) = mpsc::channel(ARRIVALS_MAX);
-        tokio::spawn(stream::accept(tcp, arrivals.clone()));
+        tokio::spawn(stream::accept(tcp, Arc::clone(&self.places), arrivals.clone()));
         let mut round = Round {
             udp,
             source: Some(self.listens.ip()).filter(|ip| !ip.is_unspecified()),

@@ -36,6 +36,7 @@ use tracing::warn;
 
 use crate::checks::Verdict;
 use crate::events::Events;
+use crate::places::PlaceCounters;
 use crate::state::State;
 
 pub use crate::port_pair::PortPair as Sockets;
@@ -76,6 +77,8 @@ pub struct GossipArgs<'a> {
     pub events: Arc<Events>,
     /// Where numbers are registered.
     pub metrics: &'a prometheus::Registry,
+    /// Counts connections that found no place.
+    pub counters: &'a PlaceCounters,
     /// Where messages of other hosts about quotas go.
     pub quotas_received: mpsc::Sender<(u64, Vec<u8>)>,
     /// Messages about quotas for other hosts.
@@ -217,6 +220,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         listens,
         udp: sockets.udp,
         quotas: args.quotas_received,
+        places: stream::places(args.counters),
     };
     let quotas = args.quotas_to_send;
     let tcp = sockets.tcp;

@@ -3,6 +3,14 @@
 //! Whoever can reach the port can open a connection, so everything is bounded before it is believed: the number
 //! of connections, the time for the whole exchange, a frame's length, and the memory that all of them hold
 //! together, which grows with the bytes that came and not with the length that was claimed.
+//!
+//! A host that wants to join is a stranger until its request is read, so strangers cannot be refused here as on the
+//! mesh port. They are kept short instead ([`Places`]): an address has [`STREAMS_EACH_MAX`] of the places, whoever
+//! sends nothing within [`FIRST_BYTE_TIMEOUT`] is closed (a host writes its request as soon as it is connected) and
+//! gives its place to a newcomer before that, and when all places are taken by exchanges, the slow ones of an address
+//! that holds several give way to an address that holds fewer. Hosts that start together each hold one, and wait for
+//! each other as they always did. Behind one translated address they share its places: a dial that is closed is made
+//! again.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -17,6 +25,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::places::{Place, PlaceCounters, Places};
+
 /// What the streams tell the owner of `Discovery`.
 pub enum Arrival {
     /// Someone's request; the answer goes back on the channel, `None` closes without one.
@@ -25,25 +35,34 @@ pub enum Arrival {
     Response(DialId, SocketAddr, Result<Vec<u8>, DialError>),
 }
 
+/// The places of the listener.
+pub fn places(counters: &PlaceCounters) -> Arc<Places> {
+    Places::new(STREAMS_MAX, STREAMS_EACH_MAX, counters, "mesh.gossip")
+}
+
 /// Accepts until the receiving end is gone.
-pub async fn accept(listener: TcpListener, arrivals: mpsc::Sender<Arrival>) {
-    let places = Arc::new(Semaphore::new(STREAMS_MAX));
+pub async fn accept(listener: TcpListener, places: Arc<Places>, arrivals: mpsc::Sender<Arrival>) {
     let memory = Arc::new(Semaphore::new(MEMORY_MAX / CHUNK));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+    while !arrivals.is_closed() {
         match listener.accept().await {
             Ok((stream, from)) => {
+                let Some(place) = places.enter(from.ip()).await else { continue };
                 let (arrivals, memory) = (arrivals.clone(), Arc::clone(&memory));
                 tokio::spawn(async move {
-                    let exchange = serve(stream, from, &arrivals, &memory);
-                    match timeout(SERVE_TIMEOUT, exchange).await {
+                    let exchange = serve(stream, from, &place, &arrivals, &memory);
+                    let ended = tokio::select! {
+                        ended = timeout(SERVE_TIMEOUT, exchange) => ended,
+                        () = place.gives_way() => {
+                            return debug!(%from, "a gossip stream gave way to a newer one");
+                        }
+                    };
+                    match ended {
                         Ok(Ok(())) => {}
                         Ok(Err(cause)) => debug!(%from, %cause, "a gossip stream broke off"),
                         Err(_) => {
                             debug!(%from, "a gossip stream took longer than {SERVE_TIMEOUT:?}");
                         }
                     }
-                    drop(place);
                 });
             }
             Err(cause) => {
@@ -57,17 +76,22 @@ pub async fn accept(listener: TcpListener, arrivals: mpsc::Sender<Arrival>) {
 async fn serve(
     mut stream: TcpStream,
     from: SocketAddr,
+    place: &Place,
     arrivals: &mpsc::Sender<Arrival>,
     memory: &Semaphore,
 ) -> io::Result<()> {
+    timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut [0])).await??;
+    place.slow();
     let (request, held) = read_frame(&mut stream, memory).await?;
     let (answer, answered) = oneshot::channel();
+    place.kept();
     if arrivals.send(Arrival::Request(from, request, answer)).await.is_err() {
         return Ok(());
     }
     let response = answered.await.ok().flatten();
     drop(held);
     if let Some(response) = response {
+        place.slow();
         write_frame(&mut stream, &response).await?;
         stream.shutdown().await?;
     }
@@ -160,8 +184,14 @@ async fn read_frame<'m>(
     Ok((frame, held))
 }
 
-/// Connections of others at a time; further ones wait in the kernel's backlog.
+/// Connections of others at a time; further ones wait in the kernel's backlog, unless somebody gives way.
 const STREAMS_MAX: usize = 64;
+
+/// Of these, from one address.
+const STREAMS_EACH_MAX: usize = 16;
+
+/// From the opening of a connection to the first byte of its request.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Bytes that all frames being received hold together, for each direction of dialling.
 const MEMORY_MAX: usize = 64 * 1024 * 1024;
@@ -184,7 +214,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (arrivals, mut arrived) = mpsc::channel(4);
-        tokio::spawn(accept(listener, arrivals));
+        let counters = PlaceCounters::registered(&prometheus::Registry::new()).unwrap();
+        tokio::spawn(accept(listener, places(&counters), arrivals));
         tokio::spawn(async move {
             while let Some(arrival) = arrived.recv().await {
                 if let Arrival::Request(_, request, answer) = arrival {
@@ -229,6 +260,28 @@ mod tests {
         let address = listener.local_addr().unwrap();
         drop(listener);
         assert_eq!(dialled(address, vec![1]).await, Err(DialError::Refused));
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_keeps_nobody_out() {
+        let address = doubling().await;
+        let from = |last: u8| async move {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+            socket.connect(address).await.unwrap()
+        };
+        let mut silent = Vec::new();
+        for n in 0..2 * STREAMS_MAX {
+            silent.push(from(2 + (n % 16) as u8).await);
+        }
+        assert_eq!(dialled(address, vec![7]).await, Ok(vec![7, 7]));
+        for stream in &mut silent {
+            let closed = timeout(SERVE_TIMEOUT / 2, stream.read(&mut [0; 1])).await;
+            assert!(
+                matches!(closed, Ok(Ok(0) | Err(_))),
+                "closed without waiting for the whole exchange"
+            );
+        }
     }
 
     #[tokio::test]

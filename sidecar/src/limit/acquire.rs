@@ -1,7 +1,8 @@
 //! `POST /v1/limits/RESOURCE/acquire`: an application asks whether it may go, for what is no request through the proxy.
 //!
-//! The query has `cost` (1), `key` (none) and `wait_ms` (0, at most 1000): how long it would rather wait than hear no. Yes is a 200, no a 429 with the headers
-//! that a limited request has. Only for what is spent: a place that is held would have to be given back by an application that may die.
+//! The query has `cost` (1), `key` (none) and `wait_ms` (0, at most 1000): how long it would rather wait than hear
+//! no. Yes is a 200, no a 429 with the headers that a limited request has. Only for what is spent: a place that is
+//! held would have to be given back by an application that may die.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,22 +10,15 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::http::header::{CONTENT_TYPE, HOST};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use evenkeel_ratelimit::Fail;
 use serde::Deserialize;
 
 use super::{FIRST_WAIT, Limits, Patience};
-use crate::admin::host_is_ours;
 use crate::error::Error;
-
-/// What the route needs.
-struct Shared {
-    limits: Arc<Limits>,
-    node: String,
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,27 +28,18 @@ struct Wish {
     wait_ms: Option<u64>,
 }
 
-/// The route. `node`: this host's name.
-pub fn router(limits: Arc<Limits>, node: String) -> Router {
+/// The route.
+pub fn router(limits: Arc<Limits>) -> Router {
     // The resource's name may have slashes.
-    Router::new()
-        .route("/v1/limits/{*resource}", post(acquire))
-        .with_state(Arc::new(Shared { limits, node }))
+    Router::new().route("/v1/limits/{*resource}", post(acquire)).with_state(limits)
 }
 
 async fn acquire(
-    State(shared): State<Arc<Shared>>,
+    State(limits): State<Arc<Limits>>,
     Path(path): Path<String>,
-    headers: HeaderMap,
     wish: Result<Query<Wish>, QueryRejection>,
 ) -> Response {
     let refuse = |status: StatusCode, why: &str| (status, format!("{why}\n")).into_response();
-    // As for registrations: a page in a browser must not spend what applications need.
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-    if host.is_some_and(|host| !host_is_ours(host, &shared.node)) {
-        let why = "call this host by an address, a name without a dot or its node.name";
-        return refuse(StatusCode::FORBIDDEN, why);
-    }
     let Some(name) = path.strip_suffix("/acquire").filter(|name| !name.is_empty()) else {
         return refuse(StatusCode::NOT_FOUND, "write POST /v1/limits/RESOURCE/acquire");
     };
@@ -70,7 +55,7 @@ async fn acquire(
     if !(1..=COST_MAX).contains(&cost) {
         return refuse(StatusCode::BAD_REQUEST, "cost: a number from 1 to 1000000");
     }
-    let Some(resource) = shared.limits.resource_or_new(name.as_bytes()) else {
+    let Some(resource) = limits.resource_or_new(name.as_bytes()) else {
         let why = format!("{name} is no resource here: ratelimit.resources has none that matches");
         return refuse(StatusCode::NOT_FOUND, &why);
     };
@@ -85,7 +70,7 @@ async fn acquire(
     let key = wish.key.unwrap_or_default();
     let taken = resource.acquire(Instant::now(), key.as_bytes(), cost, Fail::Safe, patience);
     let taken = taken.await;
-    shared.limits.acquired(name, taken.is_ok());
+    limits.acquired(name, taken.is_ok());
     match taken {
         Ok(_) => {
             let body = serde_json::json!({ "resource": name, "granted": true, "cost": cost });

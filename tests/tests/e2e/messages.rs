@@ -350,7 +350,8 @@ fn connect_at_the_mesh_port_reaches_no_application(workers: usize) {
     let pair = Pair::start(workers, "");
     pair.app.answer(PLAIN);
     let mut stream =
-        Raw::connect_from(pair.lab.ip(1), SocketAddrV4::new(pair.lab.ip(2), 7110).into()).unwrap();
+        Raw::connect_from(pair.lab.ip(1).into(), SocketAddrV4::new(pair.lab.ip(2), 7110).into())
+            .unwrap();
     stream.say(http2_connect("far"));
     let heard = stream.hear_text("bad_request", SILENCE);
     assert!(heard.text().contains("bad_request"), "{}", heard.text());
