@@ -43,6 +43,11 @@ fn response_framing() {
 }
 
 #[test]
+fn frames() {
+    Stage::start().run(&rows::frames::rows());
+}
+
+#[test]
 fn fields() {
     Stage::start().run(&rows::fields::rows());
 }

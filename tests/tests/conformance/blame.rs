@@ -3,6 +3,8 @@
 //! Each case has a service of its own with two instances and ejection after three failures in a row. It is asked
 //! often enough that both would be ejected, and then the host is asked whether one was.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use evenkeel_tests::wait;
@@ -51,34 +53,44 @@ pub fn run() {
         }
     }
     let stage = Stage::with(&upstreams, &services);
-    let mut failures = Vec::new();
-    for (number, (case, blamed)) in cases.iter().enumerate() {
-        let service = format!("blame-{number}");
-        wait::for_true("both instances are known", Duration::from_secs(10), || {
-            ejections(&stage, &service).len() == 2
-        });
-        for _ in 0..ASKED {
-            stage.exchange(case, service.clone());
+    let failures = Mutex::new(Vec::new());
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((case, blamed)) = cases.get(number) else { return };
+                    if let Some(failure) = judge(&stage, case, *blamed, &format!("blame-{number}"))
+                    {
+                        failures.lock().expect("nobody panics with it").push(failure);
+                    }
+                }
+            });
         }
-        let ejected = || ejections(&stage, &service).iter().sum::<u64>() > 0;
-        // What is awaited takes a moment to be counted; what must not be was counted with the responses.
-        let held = if *blamed { within(Duration::from_secs(1), ejected) } else { !ejected() };
-        if !held {
-            let (about, way, section) = (&case.row.about, case.way, case.row.section);
-            let caller = if case.http2 { "HTTP/2" } else { "HTTP/1.1" };
-            let verb = if *blamed { "is not blamed for" } else { "is blamed for" };
-            failures.push(format!(
-                "{section}: over {way:?}, caller {caller}, the endpoint {verb} {about}"
-            ));
-        }
+    });
+    let failures = failures.into_inner().expect("nobody panics with it");
+    let (count, all) = (failures.len(), cases.len());
+    assert!(failures.is_empty(), "{count} of {all} verdicts are wrong\n{}", failures.join("\n"));
+}
+
+/// Asks a service often enough; what is wrong with the verdict, if anything is.
+fn judge(stage: &Stage, case: &Case<'_>, blamed: bool, service: &str) -> Option<String> {
+    wait::for_true("both instances are known", Duration::from_secs(10), || {
+        ejections(stage, service).len() == 2
+    });
+    let ejected = || ejections(stage, service).iter().sum::<u64>() > 0;
+    for _ in 0..ASKED {
+        stage.exchange(case, service.to_owned());
     }
-    assert!(
-        failures.is_empty(),
-        "{} of {} fail\n{}",
-        failures.len(),
-        cases.len(),
-        failures.join("\n")
-    );
+    // What must be blamed may be counted a moment behind the response; what must not be has been asked for often.
+    let held = if blamed { within(Duration::from_secs(1), ejected) } else { !ejected() };
+    let caller = if case.http2 { "HTTP/2" } else { "HTTP/1.1" };
+    let verb = if blamed { "is not blamed" } else { "is blamed" };
+    let Row { about, section, .. } = case.row;
+    (!held).then(|| {
+        format!("{section}: over {:?}, caller {caller}, the endpoint {verb} for {about}", case.way)
+    })
 }
 
 /// How often each endpoint of a service was ejected.
@@ -187,7 +199,10 @@ fn grpc_row(request: &[(&str, &str)], status: &str, place: &str) -> Row {
 }
 
 const POLICY: &str =
-    "{timeout: 3s, retry: {max: 0}, eject: {consecutive: 3, base: 60s, max: 100%}}";
+    "{timeout: 1s, retry: {max: 0}, eject: {consecutive: 3, base: 60s, max: 100%}}";
 
 /// Requests of one case: enough for three in a row at each of two instances.
 const ASKED: usize = 12;
+
+/// Cases at the same time: most of one is waiting for the other side.
+const AT_ONCE: usize = 6;

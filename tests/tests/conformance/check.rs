@@ -9,8 +9,6 @@ use crate::conformance::script::Names;
 pub enum Arrives {
     /// One whole request, of which all of this is true.
     Once(&'static [Check]),
-    /// So many whole requests, of each of which all of this is true.
-    Times(usize, &'static [Check]),
     /// Nothing, not even a head.
     Nothing,
     /// Nothing whole: a head and a part of the content may have.
@@ -40,8 +38,6 @@ pub enum Check {
     Lacks(&'static str),
     /// The content.
     Body(&'static str),
-    /// The content's length.
-    BodyLength(usize),
     /// The trailer section has this field with this value.
     Trailer(&'static str, &'static str),
     /// The trailer section does not have this field.
@@ -67,7 +63,6 @@ impl Arrives {
     pub fn faults(&self, arrivals: &[Message], names: &Names) -> Vec<String> {
         let (count, checks) = match *self {
             Arrives::Once(checks) => (1, checks),
-            Arrives::Times(count, checks) => (count, checks),
             Arrives::Nothing => (0, &[][..]),
             Arrives::Unfinished => {
                 let whole = arrivals.iter().filter(|message| message.is_complete()).count();
@@ -93,10 +88,14 @@ impl Arrives {
     }
 }
 
+/// What no response may have, whatever the row is about.
+pub fn breaches_of_heard(heard: &Heard) -> Vec<String> {
+    heard.answers.iter().filter(|answer| answer.status != 0).flat_map(breaches).collect()
+}
+
 /// What is wrong with what the caller was told.
 pub fn faults_of_heard(heard: &Heard, checks: &[Check], names: &Names) -> Vec<String> {
-    let mut faults: Vec<String> =
-        heard.answers.iter().filter(|answer| answer.status != 0).flat_map(breaches).collect();
+    let mut faults = Vec::new();
     if !heard.surplus.is_empty() {
         faults.push(format!("behind the response came {:?}", latin1(&heard.surplus)));
     }
@@ -146,7 +145,6 @@ fn fault_of(message: &Message, check: &Check, names: &Names) -> Option<String> {
         Check::Count(name, count) => message.values(name).len() == count,
         Check::Lacks(name) => message.values(name).is_empty(),
         Check::Body(body) => message.body == fill(body).as_bytes(),
-        Check::BodyLength(length) => message.body.len() == length,
         Check::Trailer(name, value) => values(&message.trailers, name) == [fill(value)],
         Check::NoTrailer(name) => values(&message.trailers, name).is_empty(),
         _ => false,

@@ -69,7 +69,9 @@ impl Http1Reader {
     /// The next response's head.
     pub fn response_head(&mut self) -> Result<Message, Stop> {
         let (start, fields) = self.head()?;
-        let status = start.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+        // A caller of HTTP/1.0 may be answered in its own version.
+        let rest = start.strip_prefix("HTTP/1.1 ").or(start.strip_prefix("HTTP/1.0 "));
+        let status = rest.and_then(|rest| rest.get(..3)?.parse().ok());
         let status = status.ok_or_else(|| Stop::Malformed(format!("status line {start:?}")))?;
         Ok(Message { status, fields, ..Message::default() })
     }

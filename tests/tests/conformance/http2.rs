@@ -177,7 +177,9 @@ impl Http2Writer {
                 let last = if *seen { stream } else { 0 };
                 self.frame(GOAWAY, 0, 0, &[last.to_be_bytes(), code.to_be_bytes()].concat());
             }
-            Step::Frame(kind, flags, payload) => self.frame(*kind, *flags, stream, payload),
+            Step::Frame(kind, flags, other, payload) => {
+                self.frame(*kind, *flags, other.unwrap_or(stream), payload);
+            }
             Step::HalfClose => self.shut(Shutdown::Write),
             Step::Close => self.shut(Shutdown::Both),
             _ => return false,
@@ -261,21 +263,33 @@ fn number(bytes: &[u8]) -> u32 {
     bytes.get(..4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_be_bytes)
 }
 
-const DATA: u8 = 0;
-/// The type of a HEADERS frame.
+/// Types of frames (RFC 9113 §6).
+pub const DATA: u8 = 0;
+/// See [`DATA`].
 pub const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+/// See [`DATA`].
+pub const PRIORITY: u8 = 2;
+/// See [`DATA`].
+pub const RST_STREAM: u8 = 3;
+/// See [`DATA`].
+pub const SETTINGS: u8 = 4;
+/// See [`DATA`].
+pub const PUSH_PROMISE: u8 = 5;
+/// See [`DATA`].
+pub const PING: u8 = 6;
 const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
+/// See [`DATA`].
+pub const WINDOW_UPDATE: u8 = 8;
+/// See [`DATA`].
+pub const CONTINUATION: u8 = 9;
 
-const END_STREAM: u8 = 1;
+/// Flags of frames.
+pub const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
-/// The flag of a HEADERS frame after which no CONTINUATION comes.
+/// See [`END_STREAM`].
 pub const END_HEADERS: u8 = 4;
-const PADDED: u8 = 8;
+/// See [`END_STREAM`].
+pub const PADDED: u8 = 8;
 const PRIORITY_FIELDS: u8 = 32;
 
 /// The longest frame that a peer takes unless it says otherwise.

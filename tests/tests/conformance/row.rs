@@ -15,6 +15,8 @@ pub enum Way {
     MeshHttp1,
     /// Over the mesh to an application that speaks HTTP/2.
     MeshHttp2,
+    /// Over the mesh to an application that speaks HTTP/1.1, of which nothing was declared.
+    MeshUndeclared,
     /// By the caller's host to a name outside the mesh, in HTTP/1.1.
     Passthrough,
 }
@@ -100,6 +102,11 @@ impl Row {
     pub fn http1_steps(self, steps: Vec<Step>) -> Row {
         let methods = methods(&steps);
         Row { http1: Some(steps), methods, ..self }
+    }
+
+    /// The methods of the caller's requests, where they do not stand at the start of lines.
+    pub fn methods(self, methods: &[&str]) -> Row {
+        Row { methods: methods.iter().map(|method| (*method).to_owned()).collect(), ..self }
     }
 
     /// The caller does this over HTTP/2.
@@ -385,17 +392,14 @@ fn as_headers(fields: &[Field], end: bool) -> Step {
     Step::Headers(fields.iter().map(lower).collect(), end)
 }
 
-/// The methods of the requests that a script of HTTP/1.1 writes, by their request lines.
+/// The methods of the requests that a script of HTTP/1.1 writes, each at the start of a line.
 fn methods(steps: &[Step]) -> Vec<String> {
-    let text: Vec<u8> = steps
-        .iter()
-        .filter_map(|step| match step {
-            Step::Bytes(bytes) => Some(bytes.clone()),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    let text = String::from_utf8_lossy(&text);
+    let mut text = String::new();
+    for step in steps {
+        if let Step::Bytes(bytes) = step {
+            text += &String::from_utf8_lossy(bytes);
+        }
+    }
     let lines = text.lines().filter(|line| line.contains(" HTTP/1."));
     let found: Vec<String> =
         lines.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect();

@@ -19,8 +19,8 @@ pub enum Step {
     ResetStream(u32),
     /// GOAWAY whose last stream is the one at hand (or, when false, none) with this code.
     GoAway(bool, u32),
-    /// A frame of this type, these flags and this payload, on the stream at hand.
-    Frame(u8, u8, Vec<u8>),
+    /// A frame of this type and these flags, on this stream (or the one at hand), with this payload.
+    Frame(u8, u8, Option<u32>, Vec<u8>),
     /// What follows is on the caller's next stream.
     NextStream,
     /// Waits until the backend has the head of the request.

@@ -9,7 +9,7 @@ use evenkeel_tests::mesh::{Host, Lab, Setup};
 
 use crate::conformance::backend;
 use crate::conformance::caller::{Heard, call_http1, call_http2, connect};
-use crate::conformance::check::{Arrives, Check, faults_of_heard};
+use crate::conformance::check::{Arrives, Check, breaches_of_heard, faults_of_heard};
 use crate::conformance::message::{Message, latin1};
 use crate::conformance::row::{Row, Way};
 use crate::conformance::run::{Run, Runs, STEP_MAX, within};
@@ -61,7 +61,7 @@ impl Stage {
         ]);
         let (callee, caller) = (hosts.pop().expect("two hosts"), hosts.pop().expect("two hosts"));
         let stage = Stage { lab, caller, callee, runs, rows: AtomicU32::new(1) };
-        for name in ["static-one", "static-two", "mesh-one", "mesh-two"] {
+        for name in ["static-one", "static-two", "mesh-one", "mesh-two", "mesh-any"] {
             stage.caller.wait_for_instances(name, 1);
         }
         stage
@@ -109,6 +109,10 @@ impl Stage {
         for (arrives, checks) in &case.row.outcomes {
             let mut faults = arrives.faults(&arrivals, &names);
             faults.extend(faults_of_heard(&heard, checks, &names));
+            // At the mesh port hosts tell each other what no application may hear.
+            if !case.row.at_mesh_port {
+                faults.extend(breaches_of_heard(&heard));
+            }
             if faults.is_empty() {
                 return None;
             }
@@ -130,6 +134,9 @@ impl Stage {
             heard.answers, heard.interim, heard.closed
         );
         let _ = writeln!(text, "  wrong   {}", all_faults.join("\n  or      "));
+        if let Some(reason) = row.left_lenient {
+            let _ = writeln!(text, "  this row is laxer than the RFC: {reason}");
+        }
         Some(text)
     }
 
@@ -174,6 +181,7 @@ impl Stage {
             Way::StaticHttp2 => "static-two".into(),
             Way::MeshHttp1 => "mesh-one".into(),
             Way::MeshHttp2 => "mesh-two".into(),
+            Way::MeshUndeclared => "mesh-any".into(),
             Way::Passthrough => format!("{}:{PORT_HTTP1}", self.lab.ip(BACKENDS[0])),
         }
     }
@@ -232,7 +240,8 @@ const UPSTREAMS: &str = "{name: static-one, endpoints: [\"{ip120}:9001\"], proto
     {name: static-two, endpoints: [\"{ip120}:9002\"], protocol: http2}";
 
 const SERVICES: &str = "{name: mesh-one, address: \"{ip120}:9001\", protocol: http}, \
-    {name: mesh-two, address: \"{ip120}:9002\", protocol: http2}";
+    {name: mesh-two, address: \"{ip120}:9002\", protocol: http2}, \
+    {name: mesh-any, address: \"{ip120}:9001\"}";
 
 /// The last bytes of the backends' addresses.
 const BACKENDS: [u8; 2] = [120, 121];

@@ -3,6 +3,8 @@
 pub mod request_framing;
 pub mod response_framing;
 
+pub mod frames;
+
 pub mod fields;
 pub mod targets;
 pub mod trailers;

@@ -242,17 +242,13 @@ fn chunks() -> Vec<Row> {
     ]
     .into_iter()
     .map(|(content, about)| {
-        // The end of the caller's side shows what was waited for in vain.
         Row::new(
             "RFC 9112 §7.1",
             format!("a chunked content that breaks the grammar is never whole: {about}"),
         )
-        .http1_steps(vec![
-            bytes(format!(
-                "POST {{path}} HTTP/1.1\r\n{{to}}Transfer-Encoding: chunked\r\n\r\n{content}"
-            )),
-            Step::HalfClose,
-        ])
+        .http1(format!(
+            "POST {{path}} HTTP/1.1\r\n{{to}}Transfer-Encoding: chunked\r\n\r\n{content}"
+        ))
         .expect(Unfinished, &[])
     })
     .collect()
@@ -399,6 +395,7 @@ fn streams() -> Vec<Row> {
                  POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n\
                  GET {path} HTTP/1.1\r\n{to}Connection: close\r\n\r\n",
             )
+            .methods(&["POST", "HEAD", "POST", "GET"])
             .expect(Anything, &[Answers(4), Status(&[200]), Closed, Has("content-length", "2")]),
     );
     rows.push(

@@ -1,9 +1,9 @@
 //! Trailer sections (RFC 9110 §6.5): they pass, but for fields that frame, route, authenticate or belong to the hop,
 //! and one of those neither spoils nor delays the message that has it.
 
-use crate::conformance::check::Arrives::Once;
-use crate::conformance::check::Check::{Body, Lacks, NoTrailer, Status, Trailer};
-use crate::conformance::row::{Content, Row, answer, get, upload};
+use crate::conformance::check::Arrives::{Once, Unfinished};
+use crate::conformance::check::Check::{Body, Lacks, NoTrailer, Refused, Status, Trailer};
+use crate::conformance::row::{Content, Row, TO_HTTP1, TO_HTTP2, answer, get, upload};
 use crate::conformance::script::{Step, bytes, data, headers, request_headers};
 
 /// The rows.
@@ -20,26 +20,54 @@ fn passing() -> Vec<Row> {
                 Once(&[Body("hello"), Trailer("x-sum", "abc"), Trailer("x-other", "a, b")]),
                 &[Status(&[200])],
             ),
-        Row::new("RFC 9110 §6.5", "trailers of a request that were not announced pass")
+        Row::new("RFC 9110 §6.5", "trailers of a request that were not announced pass to HTTP/2")
             .ask(upload(&[]).trailers(two))
+            .over(TO_HTTP2)
             .expect(Once(&[Body("hello"), Trailer("x-sum", "abc")]), &[Status(&[200])]),
+        Row::new(
+            "RFC 9112 §7.1.2",
+            "trailers of a request that were not announced do no harm in HTTP/1.1",
+        )
+        .ask(upload(&[]).trailers(two))
+        .over(TO_HTTP1)
+        .expect(Once(&[Body("hello")]), &[Status(&[200])])
+        .left_lenient(
+            "hyper writes those that Trailer announces; a recipient may discard the others",
+        ),
         Row::new("RFC 9110 §6.5", "trailers of a response pass to a caller that takes them")
-            .ask(get(&[("TE", "trailers")]))
+            .http2(vec![request_headers("GET", &[("te", "trailers")], true)])
             .http1("GET {path} HTTP/1.1\r\n{to}TE: trailers\r\nConnection: te\r\n\r\n")
-            .reply(answer(200, &[("Trailer", "X-Sum, X-Other")], Content::Streamed("hello")).trailers(two))
+            .reply(
+                answer(200, &[("Trailer", "X-Sum, X-Other")], Content::Streamed("hello"))
+                    .trailers(two),
+            )
             .expect(
                 Once(&[]),
-                &[Status(&[200]), Body("hello"), Trailer("x-sum", "abc"), Trailer("x-other", "a, b")],
+                &[
+                    Status(&[200]),
+                    Body("hello"),
+                    Trailer("x-sum", "abc"),
+                    Trailer("x-other", "a, b"),
+                ],
             ),
-        Row::new("RFC 9110 §6.5.1", "trailers to a caller that did not say that it takes them pass or are left out")
-            .ask(get(&[]))
-            .reply(answer(200, &[], Content::Streamed("hello")).trailers(two))
-            .expect(Once(&[]), &[Status(&[200]), Body("hello")]),
+        Row::new(
+            "RFC 9110 §6.5.1",
+            "trailers to a caller that did not say that it takes them pass or are left out",
+        )
+        .ask(get(&[]))
+        .reply(answer(200, &[], Content::Streamed("hello")).trailers(two))
+        .expect(Once(&[]), &[Status(&[200]), Body("hello")]),
         Row::new("RFC 9113 §8.1", "trailers behind no content pass")
-            .http2(vec![request_headers("POST", &[], false), headers(&[("x-sum", "abc")], true)])
+            .http2(vec![
+                request_headers("POST", &[("trailer", "x-sum")], false),
+                headers(&[("x-sum", "abc")], true),
+            ])
             .expect(Once(&[Body(""), Trailer("x-sum", "abc")]), &[Status(&[200])]),
         Row::new("RFC 9112 §7.1.2", "trailers behind an empty chunked content pass")
-            .http1("POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: abc\r\n\r\n")
+            .http1(
+                "POST {path} HTTP/1.1\r\n{to}Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n\
+                 0\r\nX-Sum: abc\r\n\r\n",
+            )
             .expect(Once(&[Body(""), Trailer("x-sum", "abc")]), &[Status(&[200])]),
     ]
 }
@@ -68,49 +96,57 @@ fn left_out() -> Vec<Row> {
         ("Evenkeel-Failed", "reset"),
         ("Evenkeel-Refused", "connect"),
     ] {
-        let fields: &[(&str, &str)] = &[(name, value), ("X-Sum", "abc")];
-        // What HTTP/2 calls malformed may be refused there; in HTTP/1.1 every one of them is only a field.
+        let chunked = format!("Trailer: X-Sum, {name}\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let content = format!("5\r\nhello\r\n0\r\n{name}: {value}\r\nX-Sum: abc\r\n\r\n");
+        let announced = format!("x-sum, {}", name.to_lowercase());
+        let section = headers(&[(&name.to_lowercase(), value), ("x-sum", "abc")], true);
+        let row = |whose: &str| {
+            let about =
+                format!("{whose} trailer {name} is left out and the message passes at once");
+            Row::new("RFC 9110 §6.5.1", about)
+        };
         rows.push(
-            Row::new("RFC 9110 §6.5.1", format!("a request's trailer {name} is left out and the message passes at once"))
-                .http1(format!(
-                    "POST {{path}} HTTP/1.1\r\n{{to}}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{name}: {value}\r\nX-Sum: abc\r\n\r\n"
-                ))
+            row("a request's")
+                .http1(format!("POST {{path}} HTTP/1.1\r\n{{to}}{chunked}{content}"))
                 .expect(Once(&[Body("hello"), Trailer("x-sum", "abc")]), &[Status(&[200])]),
         );
         rows.push(
-            Row::new("RFC 9110 §6.5.1", format!("a response's trailer {name} is left out and the message passes at once"))
+            row("a response's")
                 .http1("GET {path} HTTP/1.1\r\n{to}TE: trailers\r\nConnection: te\r\n\r\n")
                 .http2(vec![request_headers("GET", &[("te", "trailers")], true)])
-                .reply_http1(format!(
-                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{name}: {value}\r\nX-Sum: abc\r\n\r\n"
-                ))
+                .reply_http1(format!("HTTP/1.1 200 OK\r\n{chunked}{content}"))
                 .expect(Once(&[]), &[Status(&[200]), Body("hello"), Trailer("x-sum", "abc")]),
         );
-        let connection_specific =
-            ["Connection", "Keep-Alive", "Proxy-Connection", "Upgrade", "Transfer-Encoding", "TE"]
-                .contains(&name);
-        if connection_specific {
+        // HTTP/2 calls these malformed there; in HTTP/1.1 every one of them is only a field.
+        let of_a_connection =
+            ["Connection", "Keep-Alive", "Proxy-Connection", "Upgrade", "Transfer-Encoding", "TE"];
+        if of_a_connection.contains(&name) {
+            rows.push(
+                row("over HTTP/2 a request's")
+                    .http2(vec![request_headers("POST", &[], false), data("hello", false), section])
+                    .expect(Unfinished, &[Refused])
+                    .or(Once(&[Body("hello")]), &[Status(&[200])]),
+            );
             continue;
         }
         rows.push(
-            Row::new("RFC 9110 §6.5.1", format!("over HTTP/2 a request's trailer {name} is left out and the message passes at once"))
+            row("over HTTP/2 a request's")
                 .http2(vec![
-                    request_headers("POST", &[], false),
+                    request_headers("POST", &[("trailer", &announced)], false),
                     data("hello", false),
-                    headers(&[(&name.to_lowercase(), value), ("x-sum", "abc")], true),
+                    section.clone(),
                 ])
                 .expect(Once(&[Body("hello"), Trailer("x-sum", "abc")]), &[Status(&[200])]),
         );
         rows.push(
-            Row::new("RFC 9110 §6.5.1", format!("over HTTP/2 a response's trailer {name} is left out and the message passes at once"))
-                .ask(get(&[("TE", "trailers")]))
+            row("over HTTP/2 a response's")
                 .http1("GET {path} HTTP/1.1\r\n{to}TE: trailers\r\nConnection: te\r\n\r\n")
-                .reply(answer(200, &[], Content::Streamed("hello")).trailers(fields))
+                .http2(vec![request_headers("GET", &[("te", "trailers")], true)])
                 .reply_http2_steps(vec![
                     Step::AwaitRequest,
-                    headers(&[(":status", "200")], false),
+                    headers(&[(":status", "200"), ("trailer", &announced)], false),
                     data("hello", false),
-                    headers(&[(&name.to_lowercase(), value), ("x-sum", "abc")], true),
+                    section,
                 ])
                 .expect(Once(&[]), &[Status(&[200]), Body("hello"), Trailer("x-sum", "abc")]),
         );
@@ -129,13 +165,14 @@ fn left_out() -> Vec<Row> {
 fn placed() -> Vec<Row> {
     vec![
         Row::new("RFC 9110 §6.5.1", "a trailer does not become a field of the header section")
-            .ask(upload(&[]).trailers(&[("X-Sum", "abc")]))
+            .ask(upload(&[("Trailer", "X-Sum")]).trailers(&[("X-Sum", "abc")]))
             .expect(Once(&[Lacks("x-sum"), Trailer("x-sum", "abc")]), &[Status(&[200])]),
         Row::new("RFC 9112 §7.1.2", "a response's trailers come behind all of its content")
             .http2(vec![request_headers("GET", &[("te", "trailers")], true)])
             .reply_http1_steps(vec![
                 Step::AwaitRequest,
-                bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"),
+                bytes("HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                bytes("5\r\nhello\r\n"),
                 Step::AwaitHeard(5),
                 bytes("1\r\n!\r\n0\r\nX-Sum: abc\r\n\r\n"),
             ])
