@@ -24,14 +24,14 @@ pub fn start(address: SocketAddrV4, http2: bool, runs: &Arc<Runs>) {
                 if http2 {
                     serve_http2(stream, &runs);
                 } else {
-                    serve_http1(stream, &runs);
+                    serve_http1(&stream, &runs);
                 }
             });
         }
     });
 }
 
-fn serve_http1(stream: TcpStream, runs: &Runs) {
+fn serve_http1(stream: &TcpStream, runs: &Runs) {
     let reading = stream.try_clone().expect("a descriptor is free");
     let mut reader = Http1Reader::new(reading, CONNECTION_MAX);
     loop {
@@ -51,7 +51,7 @@ fn serve_http1(stream: TcpStream, runs: &Runs) {
         let replying = std::thread::spawn(move || reply_http1(writing, &run, &noting, &script));
         let read = framing.and_then(|framing| {
             reader.body(framing, &mut |piece| {
-                arrival.lock().expect("nobody panics").body.extend(piece)
+                arrival.lock().expect("nobody panics").body.extend(piece);
             })
         });
         end(&arrival, read);
@@ -119,7 +119,7 @@ fn serve_http2(stream: TcpStream, runs: &Runs) {
                     arrivals.insert(stream, Arc::clone(&arrival));
                     let writer = writer.clone();
                     std::thread::spawn(move || {
-                        reply_http2(&writer, stream, &run, &arrival, &script)
+                        reply_http2(&writer, stream, &run, &arrival, &script);
                     });
                 }
                 if let Some(arrival) = arrivals.get(&stream).filter(|_| end) {

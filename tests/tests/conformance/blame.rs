@@ -41,13 +41,15 @@ pub fn run() {
         let (port, protocol) = port.split_once(", ").expect("it is written so");
         if matches!(case.way, Way::StaticHttp1 | Way::StaticHttp2) {
             upstreams += &format!(
-                ", {{name: blame-{number}, endpoints: [\"{{ip120}}:{port}\", \"{{ip121}}:{port}\"], {protocol}, policy: {POLICY}}}"
+                ", {{name: blame-{number}, endpoints: [\"{{ip120}}:{port}\", \
+                 \"{{ip121}}:{port}\"], {protocol}, policy: {POLICY}}}"
             );
         } else {
             upstreams += &format!(", {{name: blame-{number}, policy: {POLICY}}}");
             for last in [120, 121] {
                 services += &format!(
-                    ", {{name: blame-{number}, id: blame-{number}-{last}, address: \"{{ip{last}}}:{port}\", {protocol}}}"
+                    ", {{name: blame-{number}, id: blame-{number}-{last}, address: \
+                     \"{{ip{last}}}:{port}\", {protocol}}}"
                 );
             }
         }
@@ -110,7 +112,8 @@ fn spared() -> impl Iterator<Item = Blame> {
     let grpc = &[("content-type", "application/grpc"), ("te", "trailers")];
     let mut rows = vec![
         Row::new("RFC 9110 §6.5.1", "a trailer that HTTP/2 forbids").http1(
-            "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nConnection: x\r\n\r\n",
+            "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\
+             Connection: x\r\n\r\n",
         ),
         Row::new("RFC 9110 §5.4", "a request with 300 fields")
             .http1(format!("GET {{path}} HTTP/1.1\r\n{{to}}{many}\r\n")),
@@ -121,10 +124,14 @@ fn spared() -> impl Iterator<Item = Blame> {
         Row::new("RFC 9110 §15.6.3", "a response whose head is larger than the proxy reads")
             .ask(get(&[]))
             .reply(answer(200, &[("X-Long", &long)], Content::Sized("ok"))),
-        Row::new("RFC 9110 §10.1.4", "TE on two lines")
-            .http1("GET {path} HTTP/1.1\r\n{to}TE: trailers\r\nTE: trailers\r\nConnection: te\r\n\r\n"),
+        Row::new("RFC 9110 §10.1.4", "TE on two lines").http1(
+            "GET {path} HTTP/1.1\r\n{to}TE: trailers\r\nTE: trailers\r\nConnection: te\r\n\r\n",
+        ),
         Row::new("gRPC over HTTP/2", "a media type of gRPC for an application of HTTP/1.1")
-            .http1("POST {path} HTTP/1.1\r\n{to}Content-Type: application/grpc\r\nContent-Length: 0\r\n\r\n")
+            .http1(
+                "POST {path} HTTP/1.1\r\n{to}Content-Type: application/grpc\r\n\
+                 Content-Length: 0\r\n\r\n",
+            )
             .over(TO_HTTP1),
         Row::new("RFC 9113 §8.1", "an upload that its caller breaks off").http2(vec![
             request_headers("POST", &[], false),
@@ -138,10 +145,17 @@ fn spared() -> impl Iterator<Item = Blame> {
             Step::Close,
         ]),
         Row::new("RFC 9112 §7.1", "a chunk that breaks the grammar").http1_steps(vec![
-            bytes("POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nx\r\n"),
+            bytes(
+                "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n\
+                 x\r\n",
+            ),
             Step::AwaitArrival,
         ]),
-        Row::new("RFC 9110 §15.5.5", "a 404").ask(get(&[])).reply(answer(404, &[], Content::Sized("no"))),
+        Row::new("RFC 9110 §15.5.5", "a 404").ask(get(&[])).reply(answer(
+            404,
+            &[],
+            Content::Sized("no"),
+        )),
     ];
     for status in ["0", "3", "5", "16"] {
         rows.push(grpc_row(grpc, status, "in trailers"));

@@ -37,7 +37,8 @@ pub fn connect(to: SocketAddrV4, from: Option<Ipv4Addr>) -> TcpStream {
     socket.into()
 }
 
-/// Does a script of HTTP/1.1, reads one response for each of the methods, and, if asked, waits for the end of the connection.
+/// Does a script of HTTP/1.1, reads one response for each of the methods, and, if asked, waits for the end of
+/// the connection.
 pub fn call_http1(
     stream: TcpStream,
     run: &Run,

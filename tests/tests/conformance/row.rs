@@ -87,9 +87,9 @@ impl Row {
 
     /// The caller asks this, once in each version.
     pub fn ask(self, ask: Ask) -> Row {
+        let methods = vec![ask.method.to_owned()];
         let http1 = vec![bytes(ask.http1())];
         let http2 = ask.http2();
-        let methods = vec![ask.method.to_owned()];
         Row { http1: Some(http1), http2: Some(http2), methods, ..self }
     }
 
@@ -248,7 +248,7 @@ impl Ask {
         head + &body_http1(self.content, &self.trailers)
     }
 
-    fn http2(&self) -> Vec<Step> {
+    fn http2(self) -> Vec<Step> {
         let mut fields = vec![
             (":method".to_owned(), self.method.to_owned()),
             (":scheme".to_owned(), "http".to_owned()),
@@ -256,7 +256,7 @@ impl Ask {
             (":path".to_owned(), self.path.to_owned()),
             ("x-row".to_owned(), "{row}".to_owned()),
         ];
-        fields.extend(self.fields.iter().cloned());
+        fields.extend(self.fields);
         body_http2(fields, self.content, &self.trailers)
     }
 }

@@ -3,9 +3,7 @@
 
 use crate::conformance::check::Arrives::{Nothing, Once, Unfinished};
 use crate::conformance::check::Check::{Body, Contains, Has, Lacks, Method, Only, Refused, Status};
-use crate::conformance::row::{
-    Content, MESH, Row, SERVICES, TO_HTTP1, TO_HTTP2, Way, answer, ask, get,
-};
+use crate::conformance::row::{Content, MESH, Row, SERVICES, Way, answer, ask, get};
 use crate::conformance::script::{NO_ERROR, Step, data, headers, request_headers};
 
 /// The rows.
@@ -35,12 +33,16 @@ fn via() -> Vec<Row> {
         .expect(Once(&[Contains("via", "2")]), &[Status(&[200])]),
         Row::new("RFC 9110 §7.6.3", "a response from HTTP/1.1 gets a Via")
             .ask(get(&[]))
-            .over(TO_HTTP1)
+            .over(&[Way::StaticHttp1, Way::Passthrough])
             .expect(Once(&[]), &[Status(&[200]), Contains("via", "1.1 evenkeel")]),
         Row::new("RFC 9110 §7.6.3", "a response from HTTP/2 gets a Via")
             .ask(get(&[]))
-            .over(TO_HTTP2)
+            .over(&[Way::StaticHttp2])
             .expect(Once(&[]), &[Status(&[200]), Contains("via", "2")]),
+        Row::new("RFC 9110 §7.6.3", "a response over the mesh gets a Via")
+            .ask(get(&[]))
+            .over(MESH)
+            .expect(Once(&[]), &[Status(&[200]), Contains("via", "evenkeel")]),
         Row::new("RFC 9110 §7.6.3", "a Via of others keeps its place before ours")
             .ask(get(&[("Via", "1.0 fred, 1.1 p.example.net (Apache/1.1)")]))
             .reply(answer(200, &[("Via", "1.0 ricky")], Content::Sized("ok")))
@@ -161,23 +163,42 @@ fn mesh_port() -> Vec<Row> {
         Row::new("Evenkeel: the mesh hop", "a member's request reaches the application")
             .at_mesh_port()
             .http2(vec![request_headers("GET", named, true)])
-            .expect(Once(&[Lacks("evenkeel-service"), Lacks("evenkeel-instance")]), &[Status(&[200]), Body("ok")]),
+            .expect(
+                Once(&[Lacks("evenkeel-service"), Lacks("evenkeel-instance")]),
+                &[Status(&[200]), Body("ok")],
+            ),
         Row::new("Evenkeel: the mesh hop", "a service that the host does not offer is a 421")
             .at_mesh_port()
-            .http2(vec![request_headers("GET", &[("evenkeel-service", "other"), ("evenkeel-instance", "other")], true)])
-            .expect(Nothing, &[Status(&[421])]),
-        Row::new("RFC 9110 §9.3.6", "CONNECT at the mesh port is refused and reaches no application")
-            .at_mesh_port()
-            .http2(vec![headers(
-                &[&[(":method", "CONNECT"), (":authority", "x:80"), ("x-row", "{row}")][..], named].concat(),
-                false,
+            .http2(vec![request_headers(
+                "GET",
+                &[("evenkeel-service", "other"), ("evenkeel-instance", "other")],
+                true,
             )])
-            .expect(Nothing, &[Refused])
-            .or(Nothing, &[Status(&[501, 502, 503])]),
-        Row::new("RFC 9112 §3.2.3", "CONNECT in HTTP/1.1 at the mesh port is refused and reaches no application")
-            .at_mesh_port()
-            .http1("CONNECT x:80 HTTP/1.1\r\n{to}Evenkeel-Service: {host}\r\nEvenkeel-Instance: {host}\r\n\r\n")
-            .expect(Nothing, &[Refused]),
+            .expect(Nothing, &[Status(&[421])]),
+        Row::new(
+            "RFC 9110 §9.3.6",
+            "CONNECT at the mesh port is refused and reaches no \
+             application",
+        )
+        .at_mesh_port()
+        .http2(vec![headers(
+            &[&[(":method", "CONNECT"), (":authority", "x:80"), ("x-row", "{row}")][..], named]
+                .concat(),
+            false,
+        )])
+        .expect(Nothing, &[Refused])
+        .or(Nothing, &[Status(&[501, 502, 503])]),
+        Row::new(
+            "RFC 9112 §3.2.3",
+            "CONNECT in HTTP/1.1 at the mesh port is refused and reaches \
+             no application",
+        )
+        .at_mesh_port()
+        .http1(
+            "CONNECT x:80 HTTP/1.1\r\n{to}Evenkeel-Service: {host}\r\n\
+             Evenkeel-Instance: {host}\r\n\r\n",
+        )
+        .expect(Nothing, &[Refused]),
         Row::new("RFC 9113 §8.1", "at the mesh port, too, half a content is never whole")
             .at_mesh_port()
             .http2(vec![
@@ -189,12 +210,20 @@ fn mesh_port() -> Vec<Row> {
             .expect(Unfinished, &[]),
         Row::new("RFC 9113 §8.2.2", "at the mesh port, too, transfer-encoding is malformed")
             .at_mesh_port()
-            .http2(vec![request_headers("GET", &[named, &[("transfer-encoding", "chunked")]].concat(), true)])
+            .http2(vec![request_headers(
+                "GET",
+                &[named, &[("transfer-encoding", "chunked")]].concat(),
+                true,
+            )])
             .expect(Nothing, &[Refused])
             .or(Nothing, &[Status(&[502])]),
         Row::new("RFC 9110 §7.6.1", "at the mesh port, too, fields of the hop end")
             .at_mesh_port()
-            .http2(vec![request_headers("GET", &[named, &[("proxy-authorization", "x"), ("x-kept", "1")]].concat(), true)])
+            .http2(vec![request_headers(
+                "GET",
+                &[named, &[("proxy-authorization", "x"), ("x-kept", "1")]].concat(),
+                true,
+            )])
             .expect(Once(&[Lacks("proxy-authorization"), Has("x-kept", "1")]), &[Status(&[200])]),
     ]
 }

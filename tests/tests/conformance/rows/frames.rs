@@ -1,4 +1,5 @@
-//! Frames of HTTP/2 that a peer must take as they are, and those that end a stream or the connection (RFC 9113 §4 to §6).
+//! Frames of HTTP/2 that a peer must take as they are, and those that end a stream or the connection
+//! (RFC 9113 §4 to §6).
 
 use crate::conformance::check::Arrives::{Nothing, Once, Unfinished};
 use crate::conformance::check::Check::{Body, Only, Refused, Status};

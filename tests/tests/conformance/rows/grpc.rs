@@ -124,20 +124,39 @@ pub fn rows() -> Vec<Row> {
         "application/grpcish",
     ] {
         rows.push(
-            Row::new("gRPC-Web: not gRPC", format!("a media type that only begins like gRPC goes in HTTP/1.1: {media}"))
-                .http1(format!("POST {{path}} HTTP/1.1\r\n{{to}}Content-Type: {media}\r\nContent-Length: 5\r\n\r\nhello"))
-                .http2(vec![request_headers("POST", &[("content-type", media)], false), data("hello", true)])
-                .over(&[Way::StaticHttp1, Way::MeshHttp1, Way::MeshUndeclared, Way::Passthrough])
-                .expect(Once(&[Body("hello")]), &[Status(&[200]), Body("ok")]),
+            Row::new(
+                "gRPC-Web: not gRPC",
+                format!(
+                    "a media type that only begins like gRPC goes \
+                     in HTTP/1.1: {media}"
+                ),
+            )
+            .http1(format!(
+                "POST {{path}} HTTP/1.1\r\n{{to}}Content-Type: {media}\r\n\
+                 Content-Length: 5\r\n\r\nhello"
+            ))
+            .http2(vec![
+                request_headers("POST", &[("content-type", media)], false),
+                data("hello", true),
+            ])
+            .over(&[Way::StaticHttp1, Way::MeshHttp1, Way::MeshUndeclared, Way::Passthrough])
+            .expect(Once(&[Body("hello")]), &[Status(&[200]), Body("ok")]),
         );
     }
     rows.push(
-        Row::new("gRPC over HTTP/2", "gRPC to an application that is declared to speak HTTP/1.1 goes in HTTP/1.1, or is refused at once")
-            .http1("POST {path} HTTP/1.1\r\n{to}Content-Type: application/grpc\r\nContent-Length: 5\r\n\r\nhello")
-            .over(&[Way::StaticHttp1, Way::MeshHttp1])
-            .expect(Once(&[Body("hello")]), &[Status(&[200])])
-            .or(Nothing, &[Refused])
-            .or(Nothing, &[Status(&[200]), Has("grpc-status", "12")]),
+        Row::new(
+            "gRPC over HTTP/2",
+            "gRPC to an application that is declared to speak HTTP/1.1 \
+             goes in HTTP/1.1, or is refused at once",
+        )
+        .http1(
+            "POST {path} HTTP/1.1\r\n{to}Content-Type: application/grpc\r\n\
+             Content-Length: 5\r\n\r\nhello",
+        )
+        .over(&[Way::StaticHttp1, Way::MeshHttp1])
+        .expect(Once(&[Body("hello")]), &[Status(&[200])])
+        .or(Nothing, &[Refused])
+        .or(Nothing, &[Status(&[200]), Has("grpc-status", "12")]),
     );
     rows.push(
         Row::new(

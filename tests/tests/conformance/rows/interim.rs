@@ -62,7 +62,10 @@ fn passed_on() -> Vec<Row> {
     rows.push(
         Row::new("RFC 9110 §8.6", "an interim response with a length has none on the way")
             .ask(get(&[]))
-            .reply_http1("HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            .reply_http1(
+                "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\nHTTP/1.1 200 OK\r\n\
+                 Content-Length: 2\r\n\r\nok",
+            )
             .expect(Once(&[]), &[Status(&[200]), Body("ok")])
             .or(Once(&[]), &[Status(&[502])]),
     );
@@ -92,33 +95,51 @@ fn expectations() -> Vec<Row> {
                 data("ok", true),
             ])
             .expect(Once(&[Body("hello")]), &[Interim(&[100]), Status(&[200]), Body("ok")]),
-        Row::new("RFC 9110 §10.1.1", "an application that reads without a 100 is sent the content all the same")
-            .http1_steps(vec![bytes(head), Step::AwaitInterim, bytes("hello")])
-            .reply(answer(200, &[], Content::Sized("ok")))
-            .expect(Once(&[Body("hello")]), &[Interim(&[100]), Status(&[200]), Body("ok")]),
-        Row::new("RFC 9110 §10.1.1", "an application that refuses from the head is not preceded by a 100")
-            .http1_steps(vec![bytes(head), Step::AwaitInterim])
-            .http2(vec![head_http2(), Step::AwaitInterim])
-            .reply_http1_steps(vec![bytes(refusal)])
-            .reply_http2_steps(vec![headers(&[(":status", "401"), ("x-a", "1")], true)])
-            .expect(Unfinished, &[Interim(&[]), Status(&[401]), Has("x-a", "1")]),
+        Row::new(
+            "RFC 9110 §10.1.1",
+            "an application that reads without a 100 is sent the content \
+             all the same",
+        )
+        .http1_steps(vec![bytes(head), Step::AwaitInterim, bytes("hello")])
+        .reply(answer(200, &[], Content::Sized("ok")))
+        .expect(Once(&[Body("hello")]), &[Interim(&[100]), Status(&[200]), Body("ok")]),
+        Row::new(
+            "RFC 9110 §10.1.1",
+            "an application that refuses from the head is not preceded \
+             by a 100",
+        )
+        .http1_steps(vec![bytes(head), Step::AwaitInterim])
+        .http2(vec![head_http2(), Step::AwaitInterim])
+        .reply_http1_steps(vec![bytes(refusal)])
+        .reply_http2_steps(vec![headers(&[(":status", "401"), ("x-a", "1")], true)])
+        .expect(Unfinished, &[Interim(&[]), Status(&[401]), Has("x-a", "1")]),
         Row::new("RFC 9110 §10.1.1", "a caller that does not wait for a 100 is served")
-            .http1("POST {path} HTTP/1.1\r\n{to}Content-Length: 5\r\nExpect: 100-continue\r\n\r\nhello")
+            .http1(
+                "POST {path} HTTP/1.1\r\n{to}Content-Length: 5\r\nExpect: 100-continue\r\n\r\n\
+                 hello",
+            )
             .http2(vec![head_http2(), data("hello", true)])
             .expect(Once(&[Body("hello")]), &[Status(&[200]), Body("ok")]),
         Row::new("RFC 9110 §10.1.1", "an expectation without content is served")
             .ask(get(&[("Expect", "100-continue")]))
             .expect(Once(&[Body("")]), &[Status(&[200]), Body("ok")]),
         Row::new("RFC 9110 §10.1.1", "an HTTP/1.0 caller's expectation is ignored")
-            .http1("POST {path} HTTP/1.0\r\n{to}Content-Length: 5\r\nExpect: 100-continue\r\n\r\nhello")
+            .http1(
+                "POST {path} HTTP/1.0\r\n{to}Content-Length: 5\r\nExpect: 100-continue\r\n\r\n\
+                 hello",
+            )
             .expect(Once(&[Body("hello")]), &[Interim(&[]), Status(&[200])]),
         Row::new("RFC 9110 §10.1.1", "an expectation that is not known is a 417, or ends here")
             .ask(get(&[("Expect", "something")]))
             .expect(Nothing, &[Status(&[417])])
             .or(Once(&[]), &[Status(&[200])]),
-        Row::new("RFC 9110 §10.1.1", "a request without an expectation is sent no 100 of the proxy's own")
-            .http1("POST {path} HTTP/1.1\r\n{to}Content-Length: 5\r\n\r\nhello")
-            .expect(Once(&[Body("hello"), Lacks("expect")]), &[Interim(&[]), Status(&[200])]),
+        Row::new(
+            "RFC 9110 §10.1.1",
+            "a request without an expectation is sent no 100 of the \
+             proxy's own",
+        )
+        .http1("POST {path} HTTP/1.1\r\n{to}Content-Length: 5\r\n\r\nhello")
+        .expect(Once(&[Body("hello"), Lacks("expect")]), &[Interim(&[]), Status(&[200])]),
     ]
 }
 
@@ -131,20 +152,28 @@ fn upgrades() -> Vec<Row> {
             .ask(get(&[]))
             .reply_http1_steps(vec![Step::AwaitRequest, bytes(switched), Step::Close])
             .expect(Once(&[]), &[Status(&[502]), Interim(&[])]),
-        Row::new("RFC 9110 §15.2.2", "101 with a response behind it that nobody asked for is a 502")
-            .ask(ask("POST", &[]))
-            .reply_http1_steps(vec![
-                Step::AwaitRequest,
-                bytes(format!("{switched}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")),
-                Step::Close,
-            ])
-            .expect(Once(&[]), &[Status(&[502]), Interim(&[])]),
-        Row::new("RFC 9110 §7.8", "an offer to switch to h2c is not taken, and the request is served")
-            .http1(
-                "GET {path} HTTP/1.1\r\n{to}Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
-            )
-            .over(SERVICES)
-            .expect(Once(&[Lacks("upgrade"), Lacks("http2-settings")]), &[Status(&[200]), Body("ok")]),
+        Row::new(
+            "RFC 9110 §15.2.2",
+            "101 with a response behind it that nobody asked for is a 502",
+        )
+        .ask(ask("POST", &[]))
+        .reply_http1_steps(vec![
+            Step::AwaitRequest,
+            bytes(format!("{switched}HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")),
+            Step::Close,
+        ])
+        .expect(Once(&[]), &[Status(&[502]), Interim(&[])]),
+        Row::new(
+            "RFC 9110 §7.8",
+            "an offer to switch to h2c is not taken, and the request is \
+             served",
+        )
+        .http1(
+            "GET {path} HTTP/1.1\r\n{to}Connection: Upgrade, HTTP2-Settings\r\n\
+             Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
+        )
+        .over(SERVICES)
+        .expect(Once(&[Lacks("upgrade"), Lacks("http2-settings")]), &[Status(&[200]), Body("ok")]),
         Row::new("RFC 9110 §7.8", "an Upgrade that Connection does not name is none")
             .http1("GET {path} HTTP/1.1\r\n{to}Upgrade: foo\r\n\r\n")
             .over(TO_HTTP1)

@@ -63,13 +63,16 @@ fn with_content() -> Vec<Row> {
         )
         .http1(
             "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n\
-                 5;name=value\r\nhello\r\n0A;q=\"a b\"\r\n, big worl\r\n1\r\nd\r\n000\r\n\r\n",
+             5;name=value\r\nhello\r\n0A;q=\"a b\"\r\n, big worl\r\n1\r\nd\r\n000\r\n\r\n",
         )
         .expect(Once(&[Body("hello, big world")]), &[Status(&[200])]),
     );
     rows.push(
         Row::new("RFC 9112 §7.1", "the name of the chunked coding has no case")
-            .http1("POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n0\r\n\r\n")
+            .http1(
+                "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: CHUNKED\r\n\r\n5\r\nhello\r\n\
+                 0\r\n\r\n",
+            )
             .expect(Once(&[Body("hello")]), &[Status(&[200])]),
     );
     rows
@@ -90,7 +93,10 @@ fn lengths() -> Vec<Row> {
         let content = "5\r\nhello\r\n0\r\n\r\nGET {path}-smuggled HTTP/1.1\r\n{to}\r\n";
         rows.push(
             with_fields(
-                &format!("a length of {length} {order} Transfer-Encoding is removed, and the connection ends"),
+                &format!(
+                    "a length of {length} {order} Transfer-Encoding is removed, and the \
+                     connection ends"
+                ),
                 "RFC 9112 §6.1",
                 &fields,
                 content,

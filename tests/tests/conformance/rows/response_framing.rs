@@ -70,11 +70,17 @@ fn whole() -> Vec<Row> {
         written(
             "RFC 9112 §7.1",
             "several chunks, extensions and upper-case sizes arrive as one content",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n5;a=b\r\nhello\r\n0A\r\n, big worl\r\n1\r\nd\r\n00\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n5;a=b\r\nhello\r\n0A\r\n\
+             , big worl\r\n1\r\nd\r\n00\r\n\r\n",
         )
         .expect(Once(&[]), &[Status(&[200]), Body("hello, big world")]),
-        written("RFC 9112 §4", "a reason phrase may be empty", "HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok")
-            .expect(Once(&[]), &[Status(&[200]), Body("ok")]),
+        written(
+            "RFC 9112 §4",
+            "a reason phrase may be empty",
+            "HTTP/1.1 200 \r\nContent-Length: \
+             2\r\n\r\nok",
+        )
+        .expect(Once(&[]), &[Status(&[200]), Body("ok")]),
         Row::new("RFC 9113 §6.1", "an empty DATA frame with END_STREAM ends a content")
             .ask(asked())
             .reply_http2_steps(vec![
@@ -304,7 +310,8 @@ fn without_content() -> Vec<Row> {
     rows.push(
         Row::new("RFC 9112 §9.3.2", "a connection serves on behind 204, 304 and HEAD")
             .http1(
-                "HEAD {path} HTTP/1.1\r\n{to}X-N: 1\r\n\r\nGET {path} HTTP/1.1\r\n{to}X-N: 2\r\nConnection: close\r\n\r\n",
+                "HEAD {path} HTTP/1.1\r\n{to}X-N: 1\r\n\r\nGET {path} HTTP/1.1\r\n{to}X-N: 2\r\n\
+                 Connection: close\r\n\r\n",
             )
             .expect(Anything, &[Answers(2), Status(&[200]), Body(""), Of(1, &Body("ok")), Closed]),
     );
@@ -412,12 +419,16 @@ fn cut_short_http1() -> Vec<Row> {
     rows.push(
         Row::new("RFC 9112 §9.2", "bytes behind a response are no response to anybody")
             .http1(
-                "GET {path} HTTP/1.1\r\n{to}X-N: 1\r\n\r\nGET {path} HTTP/1.1\r\n{to}X-N: 2\r\nConnection: close\r\n\r\n",
+                "GET {path} HTTP/1.1\r\n{to}X-N: 1\r\n\r\nGET {path} HTTP/1.1\r\n{to}X-N: 2\r\n\
+                 Connection: close\r\n\r\n",
             )
             .over(TO_HTTP1)
             .reply_http1_steps(vec![
                 Step::AwaitRequest,
-                bytes("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 299 Injected\r\nContent-Length: 0\r\n\r\n"),
+                bytes(
+                    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 299 Injected\r\n\
+                     Content-Length: 0\r\n\r\n",
+                ),
                 Step::Close,
             ])
             .expect(Anything, &[Answers(2), Status(&[200]), Of(1, &Status(&[200, 502]))]),
@@ -458,7 +469,10 @@ fn cut_short_http2() -> Vec<Row> {
                 rows.push(
                     Row::new(
                         "RFC 9113 §6.8",
-                        format!("half a content, {when} GOAWAY({name}) with {last} stream and the end, is not whole"),
+                        format!(
+                            "half a content, {when} GOAWAY({name}) with {last} stream and the \
+                             end, is not whole"
+                        ),
                     )
                     .ask(asked())
                     .reply_http2_steps(begun(vec![Step::GoAway(seen, code), Step::Close]))

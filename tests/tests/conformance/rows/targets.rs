@@ -181,7 +181,10 @@ fn hosts() -> Vec<Row> {
         rows.push(
             Row::new(
                 "RFC 9112 §3.2",
-                format!("beside the absolute form, too, a Host that is missing or invalid is a 400: {about}"),
+                format!(
+                    "beside the absolute form, too, a Host that is missing or invalid is a \
+                     400: {about}"
+                ),
             )
             .http1(format!("GET http://{{host}}{{path}} HTTP/1.1\r\nX-Row: {{row}}\r\n{lines}\r\n"))
             .expect(Nothing, &[Status(&[400])]),

@@ -152,11 +152,19 @@ fn left_out() -> Vec<Row> {
         );
     }
     rows.push(
-        Row::new("RFC 9110 §6.5.1", "when nothing is left of a trailer section the message passes all the same")
-            .http1(
-                "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nConnection: x\r\nContent-Length: 9\r\n\r\n",
-            )
-            .expect(Once(&[Body("hello"), NoTrailer("connection"), NoTrailer("content-length")]), &[Status(&[200])]),
+        Row::new(
+            "RFC 9110 §6.5.1",
+            "when nothing is left of a trailer section the message passes \
+             all the same",
+        )
+        .http1(
+            "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\
+             Connection: x\r\nContent-Length: 9\r\n\r\n",
+        )
+        .expect(
+            Once(&[Body("hello"), NoTrailer("connection"), NoTrailer("content-length")]),
+            &[Status(&[200])],
+        ),
     );
     rows
 }
@@ -179,7 +187,8 @@ fn placed() -> Vec<Row> {
             .expect(Once(&[]), &[Status(&[200]), Body("hello!"), Trailer("x-sum", "abc")]),
         Row::new("RFC 9112 §7.1.2", "60 trailers of 100 bytes pass")
             .http1(format!(
-                "POST {{path}} HTTP/1.1\r\n{{to}}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n{}\r\n",
+                "POST {{path}} HTTP/1.1\r\n{{to}}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n\
+                 0\r\n{}\r\n",
                 (0..60).map(|n| format!("X-{n}: {}\r\n", "v".repeat(100))).collect::<String>()
             ))
             .expect(Once(&[Body("hello")]), &[Status(&[200])]),
