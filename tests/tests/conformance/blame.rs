@@ -149,7 +149,7 @@ fn spared() -> impl Iterator<Item = Blame> {
                 "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n\
                  x\r\n",
             ),
-            Step::AwaitArrival,
+            Step::AwaitArrivals(1),
         ]),
         Row::new("RFC 9110 §15.5.5", "a 404").ask(get(&[])).reply(answer(
             404,

@@ -71,6 +71,7 @@ pub fn call_http1(
             }
         }
     }
+    run.caller_is_done();
     while let Some(method) = methods.get(heard.answers.len()) {
         match reader.response_head() {
             Ok(head) if is_interim(&head) => heard.interim.push(head),
@@ -166,6 +167,7 @@ pub fn call_http2(stream: TcpStream, run: &Run, script: &[Step], until_closed: b
             }
         }
     }
+    run.caller_is_done();
     let mut open = true;
     while open && !streams.ended() {
         open = streams.note(reader.event(), run);

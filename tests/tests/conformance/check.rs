@@ -90,7 +90,12 @@ impl Arrives {
 
 /// What no response may have, whatever the row is about.
 pub fn breaches_of_heard(heard: &Heard) -> Vec<String> {
-    heard.answers.iter().filter(|answer| answer.status != 0).flat_map(breaches).collect()
+    let answers = || heard.answers.iter().filter(|answer| answer.status != 0);
+    let mut faults: Vec<String> = answers().flat_map(breaches).collect();
+    if answers().any(|answer| latin1(&answer.body).contains(CREDENTIALS)) {
+        faults.push("a response repeats the credentials of a target (RFC 9110 §4.2.4)".into());
+    }
+    faults
 }
 
 /// What is wrong with what the caller was told.
@@ -185,6 +190,9 @@ fn breaches(message: &Message) -> Vec<String> {
 fn is_of_hosts(name: &str) -> bool {
     name.starts_with("evenkeel-") && !["evenkeel-timeout", "evenkeel-debug"].contains(&name)
 }
+
+/// What rows write where a target has a user and a password; no response and no log may repeat it.
+pub const CREDENTIALS: &str = "user:secret";
 
 /// Fields that belong to one connection (RFC 9110 §7.6.1), apart from `connection` and `transfer-encoding`, which
 /// the next hop may have of its own.

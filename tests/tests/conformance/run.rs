@@ -4,7 +4,7 @@
 //! where nothing but the request line is left of it, in its path), by which the backend finds the run.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ pub struct Run {
     reply: Reply,
     arrivals: Mutex<Vec<Arrival>>,
     heard: AtomicUsize,
+    caller_done: AtomicBool,
 }
 
 /// A request that has reached a backend; it grows while it comes in.
@@ -27,7 +28,8 @@ pub type Arrival = Arc<Mutex<Message>>;
 impl Run {
     /// A run that nobody has seen yet.
     pub fn new(names: Names, reply: Reply) -> Run {
-        Run { names, reply, arrivals: Mutex::default(), heard: AtomicUsize::new(0) }
+        let (heard, caller_done) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Run { names, reply, arrivals: Mutex::default(), heard, caller_done }
     }
 
     /// Notes that the head of a request has reached a backend.
@@ -51,6 +53,11 @@ impl Run {
         self.heard.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Notes that the caller has done all that its script says.
+    pub fn caller_is_done(&self) {
+        self.caller_done.store(true, Ordering::Relaxed);
+    }
+
     /// What a backend of HTTP/1.1 (or, when true, of HTTP/2) does with a request of this method.
     pub fn reply(&self, http2: bool, method: &str) -> Vec<Step> {
         self.names.fill_script(&self.reply.script(http2, method))
@@ -64,7 +71,10 @@ impl Run {
             None => first(),
         };
         match step {
-            Step::AwaitArrival => within(STEP_MAX, || first().is_some()),
+            Step::AwaitArrivals(count) => within(STEP_MAX, || {
+                self.arrivals.lock().expect("nobody panics with it").len() >= *count
+            }),
+            Step::AwaitCaller => within(STEP_MAX, || self.caller_done.load(Ordering::Relaxed)),
             Step::AwaitBody(length) => {
                 within(STEP_MAX, || seen().is_some_and(|message| message.body.len() >= *length))
             }

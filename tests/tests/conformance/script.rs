@@ -23,14 +23,16 @@ pub enum Step {
     Frame(u8, u8, Option<u32>, Vec<u8>),
     /// What follows is on the caller's next stream.
     NextStream,
-    /// Waits until the backend has the head of the request.
-    AwaitArrival,
+    /// Waits until the backend has the heads of so many requests.
+    AwaitArrivals(usize),
     /// Waits until the backend has so many bytes of the content.
     AwaitBody(usize),
     /// Waits until the backend has the whole request, or its end.
     AwaitRequest,
     /// Waits until the caller has so many bytes of the content.
     AwaitHeard(usize),
+    /// Waits until the caller has done all that its script says.
+    AwaitCaller,
     /// Waits until the caller has an interim response (or a final one, which ends the script).
     AwaitInterim,
     /// Ends what this side sends: FIN.
@@ -118,5 +120,7 @@ pub fn owned(fields: &[(&str, &str)]) -> Vec<Field> {
 pub const NO_ERROR: u32 = 0;
 /// See [`NO_ERROR`].
 pub const INTERNAL_ERROR: u32 = 2;
+/// See [`NO_ERROR`].
+pub const REFUSED_STREAM: u32 = 7;
 /// See [`NO_ERROR`].
 pub const CANCEL: u32 = 8;

@@ -9,7 +9,7 @@ use evenkeel_tests::mesh::{Host, Lab, Setup};
 
 use crate::conformance::backend;
 use crate::conformance::caller::{Heard, call_http1, call_http2, connect};
-use crate::conformance::check::{Arrives, Check, breaches_of_heard, faults_of_heard};
+use crate::conformance::check::{Arrives, CREDENTIALS, Check, breaches_of_heard, faults_of_heard};
 use crate::conformance::message::{Message, latin1};
 use crate::conformance::row::{Row, Way};
 use crate::conformance::run::{Run, Runs, STEP_MAX, within};
@@ -96,6 +96,9 @@ impl Stage {
             assert!(host.process.ended().is_none(), "{} ended", host.name());
             let log = host.process.output().expect("its log can be read");
             assert!(!log.contains("panicked"), "{} panicked", host.name());
+            if log.contains(CREDENTIALS) {
+                failures.push(format!("RFC 9110 §4.2.4: {} logs credentials\n", host.name()));
+            }
         }
         let (runs, count) = (cases.len(), failures.len());
         eprintln!("{} rows in {runs} runs, {count} failures", rows.len());

@@ -449,6 +449,14 @@ fn between_hosts() -> Vec<Row> {
         .ask(get(&[("Evenkeel-Timeout", "2500")]))
         .over(MESH)
         .expect(Once(&[Count("evenkeel-timeout", 1)]), &[Status(&[200])]),
+        Row::new("gRPC over HTTP/2: Requests", "grpc-timeout reaches the application, once")
+            .http2(vec![request_headers(
+                "POST",
+                &[("content-type", "application/grpc"), ("te", "trailers"), ("grpc-timeout", "2S")],
+                true,
+            )])
+            .over(TO_HTTP2)
+            .expect(Once(&[Count("grpc-timeout", 1)]), &[Status(&[200])]),
         Row::new("Evenkeel: deadlines", "an evenkeel-timeout that cannot be read is ignored")
             .ask(get(&[("Evenkeel-Timeout", "soon")]))
             .expect(Once(&[]), &[Status(&[200])]),

@@ -60,6 +60,12 @@ fn passed_on() -> Vec<Row> {
             .expect(Once(&[]), &[Status(&[502])]),
     ];
     rows.push(
+        Row::new("RFC 9110 §15.2.1", "100 that nobody waits for does no harm")
+            .ask(get(&[]))
+            .reply(answer(200, &[], Content::Sized("ok")).after(100, &[]))
+            .expect(Once(&[]), &[Status(&[200]), Body("ok")]),
+    );
+    rows.push(
         Row::new("RFC 9110 §8.6", "an interim response with a length has none on the way")
             .ask(get(&[]))
             .reply_http1(

@@ -5,7 +5,9 @@ use crate::conformance::check::Check::{
     Answers, Body, Broken, Closed, Has, Lacks, NoTrailer, Of, Only, Status,
 };
 use crate::conformance::row::{Ask, Content, Row, TO_HTTP1, answer, ask, get};
-use crate::conformance::script::{CANCEL, INTERNAL_ERROR, NO_ERROR, Step, bytes, data, headers};
+use crate::conformance::script::{
+    CANCEL, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM, Step, bytes, data, headers,
+};
 
 /// The rows.
 pub fn rows() -> Vec<Row> {
@@ -117,6 +119,30 @@ fn lengths() -> Vec<Row> {
             .or(Once(&[]), &[Status(&[502])]),
         );
     }
+    rows.push(
+        Row::new(
+            "RFC 9112 §6.3",
+            "a length beside Transfer-Encoding in a response to HEAD, too, is removed",
+        )
+        .ask(ask("HEAD", &[]))
+        .reply_http1("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .expect(Once(&[]), &[Status(&[200]), Body(""), Lacks("content-length")])
+        .or(Once(&[]), &[Status(&[502])]),
+    );
+    rows.push(
+        Row::new(
+            "RFC 9112 §6.1",
+            "Transfer-Encoding in a response of HTTP/1.0 is read, or is a 502",
+        )
+        .ask(asked())
+        .reply_http1_steps(vec![
+            Step::AwaitRequest,
+            bytes("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+            Step::Close,
+        ])
+        .expect(Once(&[]), &[Status(&[200]), Body("hello")])
+        .or(Once(&[]), &[Status(&[502])]),
+    );
     for value in
         ["-1", "+5", "0x5", "5a", "", "18446744073709551621", "5, 6", "5\r\nContent-Length: 6"]
     {
@@ -517,6 +543,21 @@ fn cut_short_http2() -> Vec<Row> {
             .expect(Once(&[]), &[Broken])
             .alone(),
     );
+    for (about, step) in [
+        ("REFUSED_STREAM", Step::ResetStream(REFUSED_STREAM)),
+        ("GOAWAY below the stream", Step::GoAway(false, NO_ERROR)),
+    ] {
+        rows.push(
+            Row::new(
+                "RFC 9113 §8.7",
+                format!("a request that was not processed is a failure, and of no other: {about}"),
+            )
+            .ask(ask("POST", &[]))
+            .reply_http2_steps(vec![Step::AwaitRequest, step, Step::Close])
+            .expect(Anything, &[Status(&[502, 503])])
+            .alone(),
+        );
+    }
     for (fields, about) in [
         (&[("x-a", "1")][..], "no :status"),
         (&[(":status", "abc")][..], "a status that is no number"),

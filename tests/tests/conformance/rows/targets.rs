@@ -206,6 +206,19 @@ fn hosts() -> Vec<Row> {
         .expect(Nothing, &[Status(&[404])]),
     );
     rows.push(
+        Row::new(
+            "RFC 9110 §4.2.4",
+            "a name that nobody offers, with credentials before it, is \
+                                     refused without repeating them",
+        )
+        .http1(
+            "GET http://user:secret@nobody.mesh{path} HTTP/1.1\r\nHost: nobody.mesh\r\n\
+                    X-Row: {row}\r\n\r\n",
+        )
+        .over(&[Way::StaticHttp1])
+        .expect(Nothing, &[Refused]),
+    );
+    rows.push(
         Row::new("RFC 9112 §3.2", "HTTP/1.0 without Host at the proxy's port names no service")
             .http1("GET {path} HTTP/1.0\r\nX-Row: {row}\r\n\r\n")
             .expect(Nothing, &[Status(&[400]), Closed]),
