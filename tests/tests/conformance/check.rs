@@ -186,9 +186,11 @@ fn breaches(message: &Message) -> Vec<String> {
     breaches
 }
 
-/// Whether only hosts may say this to each other; two names are for applications.
+/// Whether only hosts may say this to each other. Some names are for applications too: what is left of the time,
+/// how a request went, and how many hosts it has passed, which an application that is a proxy itself hands on.
 fn is_of_hosts(name: &str) -> bool {
-    name.starts_with("evenkeel-") && !["evenkeel-timeout", "evenkeel-debug"].contains(&name)
+    let of_applications = ["evenkeel-timeout", "evenkeel-debug", "evenkeel-hops"];
+    name.starts_with("evenkeel-") && !of_applications.contains(&name)
 }
 
 /// What rows write where a target has a user and a password; no response and no log may repeat it.
