@@ -10,7 +10,7 @@ use crate::conformance::http1::{Http1Reader, Stop, request_framing};
 use crate::conformance::http2::{Event, Http2Reader, Http2Writer};
 use crate::conformance::message::{End, Message};
 use crate::conformance::run::{Arrival, Run, Runs};
-use crate::conformance::script::Step;
+use crate::conformance::script::{PROTOCOL_ERROR, Step};
 
 /// Serves on an address until the test ends: HTTP/1.1, or HTTP/2 with prior knowledge.
 pub fn start(address: SocketAddrV4, http2: bool, runs: &Arc<Runs>) {
@@ -37,7 +37,12 @@ fn serve_http1(stream: &TcpStream, runs: &Runs) {
     loop {
         let head = match reader.request_head() {
             Ok(head) => head,
-            Err(Stop::Malformed(what)) => return runs.stray(format!("over HTTP/1.1: {what}")),
+            Err(Stop::Malformed(what)) => {
+                // As servers of HTTP/1.1 do with whatever they cannot read, HTTP/2's preface too.
+                let _ =
+                    (&*stream).write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+                return runs.stray(format!("over HTTP/1.1: {what}"));
+            }
             Err(_) => return,
         };
         let Some(run) = runs.find(&head) else {
@@ -96,6 +101,9 @@ fn serve_http2(stream: TcpStream, runs: &Runs) {
     let mut reader = Http2Reader::new(stream, CONNECTION_MAX);
     let writer = reader.writer();
     if !reader.preface() {
+        // As servers of HTTP/2 do with a request of HTTP/1.1.
+        writer.server_preface();
+        writer.perform(&Step::GoAway(false, PROTOCOL_ERROR), 0);
         return runs.stray("no HTTP/2 preface to a backend of HTTP/2".into());
     }
     writer.server_preface();

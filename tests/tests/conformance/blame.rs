@@ -36,20 +36,23 @@ pub fn run() {
         .collect();
     let (mut upstreams, mut services) = (String::new(), String::new());
     for (number, (case, _)) in cases.iter().enumerate() {
-        let port =
-            if case.way.is_http2() { "9002, protocol: http2" } else { "9001, protocol: http" };
-        let (port, protocol) = port.split_once(", ").expect("it is written so");
+        let port = if case.way.is_http2() { 9002 } else { 9001 };
+        let protocol = match case.way {
+            Way::MeshUndeclared | Way::MeshUndeclaredHttp2 => "",
+            way if way.is_http2() => ", protocol: http2",
+            _ => ", protocol: http",
+        };
         if matches!(case.way, Way::StaticHttp1 | Way::StaticHttp2) {
             upstreams += &format!(
                 ", {{name: blame-{number}, endpoints: [\"{{ip120}}:{port}\", \
-                 \"{{ip121}}:{port}\"], {protocol}, policy: {POLICY}}}"
+                 \"{{ip121}}:{port}\"]{protocol}, policy: {POLICY}}}"
             );
         } else {
             upstreams += &format!(", {{name: blame-{number}, policy: {POLICY}}}");
             for last in [120, 121] {
                 services += &format!(
                     ", {{name: blame-{number}, id: blame-{number}-{last}, address: \
-                     \"{{ip{last}}}:{port}\", {protocol}}}"
+                     \"{{ip{last}}}:{port}\"{protocol}}}"
                 );
             }
         }
@@ -133,6 +136,23 @@ fn spared() -> impl Iterator<Item = Blame> {
                  Content-Length: 0\r\n\r\n",
             )
             .over(TO_HTTP1),
+        Row::new(
+            "gRPC over HTTP/2",
+            "a media type of gRPC for an application of HTTP/1.1 that \
+                                      declares nothing",
+        )
+        .http1(
+            "POST {path} HTTP/1.1\r\n{to}Content-Type: application/grpc\r\n\
+                    Content-Length: 0\r\n\r\n",
+        )
+        .over(&[Way::MeshUndeclared]),
+        Row::new(
+            "RFC 9113 §3.3",
+            "a request in HTTP/1.1 to an application of HTTP/2 that \
+                                   declares nothing",
+        )
+        .ask(get(&[]))
+        .over(&[Way::MeshUndeclaredHttp2]),
         Row::new("RFC 9113 §8.1", "an upload that its caller breaks off").http2(vec![
             request_headers("POST", &[], false),
             data("hello", false),

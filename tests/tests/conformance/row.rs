@@ -17,6 +17,8 @@ pub enum Way {
     MeshHttp2,
     /// Over the mesh to an application that speaks HTTP/1.1, of which nothing was declared.
     MeshUndeclared,
+    /// Over the mesh to an application that speaks HTTP/2, of which nothing was declared.
+    MeshUndeclaredHttp2,
     /// By the caller's host to a name outside the mesh, in HTTP/1.1.
     Passthrough,
 }
@@ -36,8 +38,19 @@ pub const MESH: &[Way] = &[Way::MeshHttp1, Way::MeshHttp2];
 impl Way {
     /// Whether the backend at its end speaks HTTP/2.
     pub fn is_http2(self) -> bool {
-        TO_HTTP2.contains(&self)
+        TO_HTTP2.contains(&self) || self == Way::MeshUndeclaredHttp2
     }
+}
+
+/// Where a caller connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The proxy of its host.
+    Proxy,
+    /// The listener of its host for the one service at the end of [`Way::StaticHttp1`].
+    Listener,
+    /// The port of another host for hosts, from the address of its own.
+    Mesh,
 }
 
 /// One row.
@@ -63,8 +76,8 @@ pub struct Row {
     pub left_lenient: Option<&'static str>,
     /// Whether what it does to a connection would disturb other rows.
     pub alone: bool,
-    /// Whether the caller is the other host, at the mesh port.
-    pub at_mesh_port: bool,
+    /// Where the caller connects.
+    pub door: Door,
 }
 
 impl Row {
@@ -81,7 +94,7 @@ impl Row {
             outcomes: Vec::new(),
             left_lenient: None,
             alone: false,
-            at_mesh_port: false,
+            door: Door::Proxy,
         }
     }
 
@@ -175,7 +188,12 @@ impl Row {
 
     /// The caller plays the other host and speaks to the mesh port.
     pub fn at_mesh_port(self) -> Row {
-        Row { at_mesh_port: true, ways: MESH.to_vec(), ..self }
+        Row { door: Door::Mesh, ways: MESH.to_vec(), ..self }
+    }
+
+    /// The caller connects to a listener that is for one service alone.
+    pub fn at_own_listener(self) -> Row {
+        Row { door: Door::Listener, ways: vec![Way::StaticHttp1], ..self }
     }
 
     /// The ways on which its backend can do what it shall.

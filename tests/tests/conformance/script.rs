@@ -119,6 +119,8 @@ pub fn owned(fields: &[(&str, &str)]) -> Vec<Field> {
 /// RST_STREAM and GOAWAY codes (RFC 9113 §7).
 pub const NO_ERROR: u32 = 0;
 /// See [`NO_ERROR`].
+pub const PROTOCOL_ERROR: u32 = 1;
+/// See [`NO_ERROR`].
 pub const INTERNAL_ERROR: u32 = 2;
 /// See [`NO_ERROR`].
 pub const REFUSED_STREAM: u32 = 7;

@@ -11,7 +11,7 @@ use crate::conformance::backend;
 use crate::conformance::caller::{Heard, call_http1, call_http2, connect};
 use crate::conformance::check::{Arrives, CREDENTIALS, Check, breaches_of_heard, faults_of_heard};
 use crate::conformance::message::{Message, latin1};
-use crate::conformance::row::{Row, Way};
+use crate::conformance::row::{Door, Row, Way};
 use crate::conformance::run::{Run, Runs, STEP_MAX, within};
 use crate::conformance::script::{Names, Step};
 
@@ -55,13 +55,15 @@ impl Stage {
             more: "log: {level: warn}\n".into(),
             ..Setup::default()
         };
+        let listeners =
+            format!("[{{listen: \"{}:{PORT_LISTENER}\", service: static-one}}]", lab.ip(1));
         let mut hosts = lab.mesh(&[
-            setup(fill(&format!("[{UPSTREAMS}{upstreams}]")), String::new()),
+            Setup { listeners, ..setup(fill(&format!("[{UPSTREAMS}{upstreams}]")), String::new()) },
             setup(String::new(), fill(&format!("[{SERVICES}{services}]"))),
         ]);
         let (callee, caller) = (hosts.pop().expect("two hosts"), hosts.pop().expect("two hosts"));
         let stage = Stage { lab, caller, callee, runs, rows: AtomicU32::new(1) };
-        for name in ["static-one", "static-two", "mesh-one", "mesh-two", "mesh-any"] {
+        for name in WAITED_FOR {
             stage.caller.wait_for_instances(name, 1);
         }
         stage
@@ -113,7 +115,7 @@ impl Stage {
             let mut faults = arrives.faults(&arrivals, &names);
             faults.extend(faults_of_heard(&heard, checks, &names));
             // At the mesh port hosts tell each other what no application may hear.
-            if !case.row.at_mesh_port {
+            if case.row.door != Door::Mesh {
                 faults.extend(breaches_of_heard(&heard));
             }
             if faults.is_empty() {
@@ -149,10 +151,10 @@ impl Stage {
         let run = Arc::new(Run::new(names.clone(), case.row.reply.clone()));
         self.runs.add(Arc::clone(&run));
         let script = names.fill_script(case.script());
-        let (to, from) = if case.row.at_mesh_port {
-            (self.callee.data(), Some(self.caller.ip))
-        } else {
-            (self.caller.outbound(), None)
+        let (to, from) = match case.row.door {
+            Door::Proxy => (self.caller.outbound(), None),
+            Door::Listener => (SocketAddrV4::new(self.caller.ip, PORT_LISTENER), None),
+            Door::Mesh => (self.callee.data(), Some(self.caller.ip)),
         };
         let stream = connect(to, from);
         let until_closed = case
@@ -186,6 +188,7 @@ impl Stage {
             Way::MeshHttp1 => "mesh-one".into(),
             Way::MeshHttp2 => "mesh-two".into(),
             Way::MeshUndeclared => "mesh-any".into(),
+            Way::MeshUndeclaredHttp2 => "mesh-any-two".into(),
             Way::Passthrough => format!("{}:{PORT_HTTP1}", self.lab.ip(BACKENDS[0])),
         }
     }
@@ -245,13 +248,20 @@ const UPSTREAMS: &str = "{name: static-one, endpoints: [\"{ip120}:9001\"], proto
 
 const SERVICES: &str = "{name: mesh-one, address: \"{ip120}:9001\", protocol: http}, \
     {name: mesh-two, address: \"{ip120}:9002\", protocol: http2}, \
-    {name: mesh-any, address: \"{ip120}:9001\"}";
+    {name: mesh-any, address: \"{ip120}:9001\"}, \
+    {name: mesh-any-two, address: \"{ip120}:9002\"}";
+
+/// The services whose instances a stage waits for.
+const WAITED_FOR: [&str; 6] =
+    ["static-one", "static-two", "mesh-one", "mesh-two", "mesh-any", "mesh-any-two"];
 
 /// The last bytes of the backends' addresses.
 const BACKENDS: [u8; 2] = [120, 121];
 
 const PORT_HTTP1: u16 = 9001;
 const PORT_HTTP2: u16 = 9002;
+/// Where the caller's host listens for one service alone.
+const PORT_LISTENER: u16 = 7081;
 
 /// Rows at the same time: most of one is waiting for the other side.
 const AT_ONCE: usize = 6;

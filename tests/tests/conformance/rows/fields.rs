@@ -803,6 +803,34 @@ fn grammar_http2() -> Vec<Row> {
             ][..],
         ),
         (
+            "a :path with a scheme",
+            &[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":authority", "{host}"),
+                (":path", "http://{host}{path}"),
+            ][..],
+        ),
+        (
+            "two :scheme",
+            &[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":scheme", "http"),
+                (":authority", "{host}"),
+                (":path", "{path}"),
+            ][..],
+        ),
+        (
+            "a request in :authority",
+            &[
+                (":method", "GET"),
+                (":scheme", "http"),
+                (":authority", "{host}\r\nX-A: 1"),
+                (":path", "{path}"),
+            ][..],
+        ),
+        (
             "two :authority",
             &[
                 (":method", "GET"),

@@ -2,7 +2,7 @@
 
 use crate::conformance::check::Arrives::{Anything, Nothing, Once, Unfinished};
 use crate::conformance::check::Check::{
-    Answers, Body, Closed, Has, Lacks, Method, Only, Refused, Status, Target,
+    Answers, Body, Closed, Has, Lacks, Method, Of, Only, Refused, Status, Target,
 };
 use crate::conformance::row::{Content, Row, ask, upload};
 use crate::conformance::script::{
@@ -402,6 +402,35 @@ fn streams() -> Vec<Row> {
             ])
             .expect(Unfinished, &[Refused]),
     );
+    rows.push(
+        Row::new("RFC 9112 §9.3.2", "pipelined requests without content are answered in order")
+            .http1(
+                "GET {path} HTTP/1.1\r\n{to}X-N: 1\r\n\r\nHEAD {path} HTTP/1.1\r\n{to}X-N: 2\r\n\r\n\
+                 GET {path} HTTP/1.1\r\n{to}X-N: 3\r\n\r\n\
+                 GET {path} HTTP/1.1\r\n{to}Connection: close\r\n\r\n",
+            )
+            .expect(Anything, &[Answers(4), Status(&[200]), Body("ok"), Closed]),
+    );
+    rows.push(
+        Row::new("RFC 9112 §9.3", "a content that reads like a length does not end the connection")
+            .http1(
+                "POST {path} HTTP/1.1\r\n{to}X-N: 1\r\nTransfer-Encoding: chunked\r\n\r\n\
+                 17\r\n\r\nContent-Length: 5\r\n\r\n\r\n0\r\n\r\nGET {path} HTTP/1.1\r\n{to}\r\n",
+            )
+            .expect(Anything, &[Answers(2), Status(&[200]), Of(1, &Status(&[200]))]),
+    );
+    for method in ["GET", "DELETE"] {
+        rows.push(
+            Row::new("RFC 9112 §6.1", format!("a length beside Transfer-Encoding is removed from \
+                                               {method}, too"))
+                .http1(format!(
+                    "{method} {{path}} HTTP/1.1\r\n{{to}}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n\
+                     5\r\nhello\r\n0\r\n\r\n"
+                ))
+                .expect(Once(&[Body("hello"), Lacks("content-length")]), &[Status(&[200]), Closed])
+                .or(Nothing, &[Status(&[400, 501]), Closed]),
+        );
+    }
     rows.push(
         Row::new("RFC 9112 §9.3.2", "pipelined requests are answered in order")
             .http1(

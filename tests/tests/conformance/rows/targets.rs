@@ -9,7 +9,7 @@ use crate::conformance::script::headers;
 
 /// The rows.
 pub fn rows() -> Vec<Row> {
-    [forms(), hosts(), authorities(), schemes()].concat()
+    [forms(), hosts(), own_listener(), authorities(), schemes()].concat()
 }
 
 /// The four forms of a target.
@@ -230,6 +230,56 @@ fn hosts() -> Vec<Row> {
             .or(Nothing, &[Status(&[400]), Closed]),
     );
     rows
+}
+
+/// A listener that is for one service: whatever a request names, it is for that one.
+fn own_listener() -> Vec<Row> {
+    let row = |section: &'static str, about: &str, text: &str| {
+        Row::new(section, format!("at a listener of its own: {about}"))
+            .http1(text)
+            .at_own_listener()
+    };
+    vec![
+        row("RFC 9112 §3.2.1", "the origin form passes", "GET {path} HTTP/1.1\r\n{to}\r\n")
+            .expect(Once(&[Target("{path}"), Authority("{host}")]), &[Status(&[200])]),
+        row(
+            "RFC 9110 §7.2",
+            "another host's name passes to the service as it is written",
+            "GET {path} HTTP/1.1\r\nHost: www.example.com:8080\r\nX-Row: {row}\r\n\r\n",
+        )
+        .expect(Once(&[Authority("www.example.com:8080")]), &[Status(&[200])]),
+        row(
+            "RFC 9112 §3.2",
+            "HTTP/1.0 needs no Host",
+            "GET {path} HTTP/1.0\r\nX-Row: {row}\r\n\r\n",
+        )
+        .expect(Once(&[Count("host", 1)]), &[Status(&[200]), Closed]),
+        row(
+            "RFC 9112 §3.2",
+            "HTTP/1.1 without Host is a 400",
+            "GET {path} HTTP/1.1\r\nX-Row: \
+                                                                {row}\r\n\r\n",
+        )
+        .expect(Nothing, &[Status(&[400])]),
+        row("RFC 9112 §3.2.4", "* is for OPTIONS alone", "GET * HTTP/1.1\r\n{to}\r\n")
+            .expect(Nothing, &[Refused]),
+        row("RFC 9110 §9.3.6", "CONNECT is refused", "CONNECT {host}:80 HTTP/1.1\r\n{to}\r\n")
+            .expect(Nothing, &[Refused]),
+        row(
+            "RFC 9112 §6.1",
+            "gzip before chunked is refused",
+            "POST {path} HTTP/1.1\r\n{to}Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n\
+             0\r\n\r\n",
+        )
+        .expect(Nothing, &[Status(&[400, 501])]),
+        row(
+            "RFC 9110 §7.6.1",
+            "fields of the hop end here",
+            "GET {path} HTTP/1.1\r\n{to}Connection: x-hop\r\nX-Hop: 1\r\n\
+             Evenkeel-Service: other\r\n\r\n",
+        )
+        .expect(Once(&[Lacks("x-hop"), Lacks("evenkeel-service")]), &[Status(&[200])]),
+    ]
 }
 
 /// `:authority`, and `host` beside it.
