@@ -52,7 +52,7 @@ pub fn start() -> std::io::Result<(LineLimit, LeftOutLines)> {
     let telling = Arc::clone(&sites);
     let thread = std::thread::Builder::new().name("ek-log".into()).spawn(move || {
         while telling.wait() {
-            telling.tell(Instant::now())
+            telling.tell(Instant::now());
         }
     })?;
     let left_out = LeftOutLines { sites: Arc::clone(&sites), thread: Some(thread), suppressed };
