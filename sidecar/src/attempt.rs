@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, Ticket, Verdict};
 use evenkeel_config::policy::{Policy, ScoutMode};
+use evenkeel_config::settings::Protocol;
+use http::header::{EXPECT, HeaderValue};
 use http::{Request, Response, Version};
 use smallvec::SmallVec;
 
@@ -95,8 +97,7 @@ pub async fn send(
         && let Some(ticket) =
             upstream.balancer.probe_due(start, policy, &wish, &route.hedger, &upstream.retries)
     {
-        let request = template.request(upstream, ticket.endpoint(), Body::Empty, None);
-        probe::spawn(worker, upstream, route, ticket, request);
+        probe::spawn(worker, upstream, route, ticket, template);
     }
     let mut copies: Vec<Copied<_>> = Vec::new();
     let mut story = Story::default();
@@ -370,7 +371,7 @@ async fn attempt(
     upstream: &Upstream,
     policy: &Policy,
     endpoint: Arc<Endpoint>,
-    request: Request<Body>,
+    (wants_http2, request): (bool, impl FnOnce(&Endpoint, bool) -> Request<Body>),
     interim: Interim,
     start: Start,
 ) -> Ended {
@@ -381,32 +382,93 @@ async fn attempt(
             tokio::time::sleep(wait).await;
         }
     }
-    let spec = endpoint.spec();
-    let charge = Charge { circuit: upstream.balancer.circuit(), limits: &policy.circuit };
-    once(worker, spec.dial, dial_from(worker, spec.hop), Some(charge), request, &interim, fresh)
-        .await
+    let destination = destination(worker, upstream, policy, &endpoint);
+    let h2 = destination.speaks_http2(worker, wants_http2).await;
+    once(worker, destination, request(&endpoint, h2), &interim, fresh).await
 }
 
-/// Peers know this host by its address.
-pub fn dial_from(worker: &Worker, hop: Hop) -> Option<IpAddr> {
-    (hop == Hop::Mesh).then_some(worker.shared.node_address)
+/// How an endpoint is dialled: peers know this host by its address.
+pub fn destination<'a>(
+    worker: &Worker,
+    upstream: &'a Upstream,
+    policy: &'a Policy,
+    endpoint: &Endpoint,
+) -> Destination<'a> {
+    let spec = endpoint.spec();
+    Destination {
+        address: spec.dial,
+        from: (spec.hop == Hop::Mesh).then_some(worker.shared.node_address),
+        charge: Some(Charge { circuit: upstream.balancer.circuit(), limits: &policy.circuit }),
+        protocol: spec.protocol,
+    }
+}
+
+/// Where a request is sent, and what a connection to it counts against.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    /// An application, or another host.
+    pub address: SocketAddr,
+    /// The local address to dial another host from; `None`: it is an application.
+    pub from: Option<IpAddr>,
+    /// Whose limits.
+    pub charge: Option<Charge<'a>>,
+    /// What it speaks, if it says so.
+    pub protocol: Option<Protocol>,
+}
+
+impl Destination<'_> {
+    /// Whether a request to it goes in HTTP/2. `wanted`: its caller speaks that, or gRPC.
+    pub async fn speaks_http2(&self, worker: &Worker, wanted: bool) -> bool {
+        match (self.from, self.protocol) {
+            (Some(_), _) | (None, Some(Protocol::Http2 | Protocol::Grpc)) => true,
+            (None, Some(Protocol::Http)) => false,
+            (None, None) => worker.spoken.speaks_http2(self.address, wanted).await,
+        }
+    }
+
+    /// The same without asking: what is not known is HTTP/1.1.
+    pub fn is_known_to_speak_http2(&self, worker: &Worker) -> bool {
+        match (self.from, self.protocol) {
+            (Some(_), _) | (None, Some(Protocol::Http2 | Protocol::Grpc)) => true,
+            (None, Some(Protocol::Http)) => false,
+            (None, None) => worker.spoken.speaks_no_http1(self.address),
+        }
+    }
+
+    /// What becomes of an attempt in HTTP/1.1 that was answered with something else.
+    async fn without_http1(&self, worker: &Worker, unsent: Unsent) -> Unsent {
+        let learns = self.protocol.is_none() && self.from.is_none();
+        match unsent {
+            Unsent::Send(SendError::NoHttp1(_))
+                if learns && worker.spoken.answered_no_http1(self.address).await =>
+            {
+                let what =
+                    "the application speaks HTTP/2 only, as is known now; declare its protocol";
+                Unsent::Send(SendError::Refused(what.to_owned()))
+            }
+            Unsent::Send(SendError::NoHttp1(what)) => Unsent::Send(SendError::Reset(what)),
+            unsent => unsent,
+        }
+    }
 }
 
 /// Sends a request on a pooled connection; one that turns out dead before anything was sent is replaced once.
 ///
-/// `from`: the local address to dial HTTP/2 peers from. `fresh`: on a new connection.
+/// `fresh`: on a new connection.
 pub async fn once(
     worker: &Rc<Worker>,
-    address: SocketAddr,
-    from: Option<IpAddr>,
-    charge: Option<Charge<'_>>,
+    destination: Destination<'_>,
     mut request: Request<Body>,
     interim: &Interim,
     mut fresh: bool,
 ) -> Ended {
+    let Destination { address, from, charge, .. } = destination;
     if from.is_none() && own::is_listener(&worker.shared, address) {
         let what = own::SERVICE_IS_OWN_LISTENER.to_owned();
         return Err(Unsent::Dial(DialError::Unreachable(what)));
+    }
+    if interim.waits() {
+        request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
     }
     loop {
         let sent = if request.version() == Version::HTTP_2 {
@@ -423,7 +485,10 @@ pub async fn once(
         };
         match sent {
             Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
-            sent => return sent.map_err(Unsent::Send).flatten(),
+            Ok(ended) => return ended,
+            Err(error) => {
+                return Err(destination.without_http1(worker, Unsent::Send(error)).await);
+            }
         }
     }
 }

@@ -107,7 +107,10 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
     });
     let mut connection = http1::Builder::new()
         .max_buf_size(HEAD_MAX)
+        .max_header_size(HEAD_MAX)
         .max_headers(FIELDS_MAX)
+        // A caller that ends its side after a whole request still reads the response.
+        .half_close(true)
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .serve_connection(io, service);
@@ -259,9 +262,16 @@ impl AsyncWrite for Watched {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes when it has written all that it had: the place for an interim response of ours.
+    /// hyper flushes when it has written all that it had: the place for an interim response of ours. And it does so each
+    /// time that it looks at a request in flight, while it does not read: the place to see that the peer has gone.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = &mut *self;
+        if me.link.is_busy()
+            && !me.link.is_half_closed()
+            && let Poll::Ready(ended) = me.stream.poll_ended(cx)
+        {
+            me.link.peer_ends(ended.is_err());
+        }
         ready!(
             me.link.poll_interim(cx, |cx, bytes| Pin::new(&mut me.stream).poll_write(cx, bytes))
         )?;

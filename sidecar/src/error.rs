@@ -29,6 +29,8 @@ pub enum Error {
     },
     /// A circuit limit of the upstream was reached.
     CircuitOpen(String),
+    /// This process has no file descriptors left for another connection.
+    OutOfDescriptors,
     /// Every endpoint that was tried could not be reached; nothing was sent.
     Connect(String),
     /// The endpoint's host refused the request before its application saw it.
@@ -130,6 +132,12 @@ impl Error {
                 "connection_limit_reached",
                 UNAVAILABLE,
             ),
+            Error::OutOfDescriptors => f(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "out_of_descriptors",
+                "connection_limit_reached",
+                UNAVAILABLE,
+            ),
             Error::Connect(_) => {
                 f(StatusCode::SERVICE_UNAVAILABLE, "connect", "connection_refused", UNAVAILABLE)
             }
@@ -207,6 +215,9 @@ impl Error {
             ),
             Error::CircuitOpen(service) => {
                 format!("too much is in flight to {service}; raise policy.circuit or add instances")
+            }
+            Error::OutOfDescriptors => {
+                "this host has no file descriptors left for another connection; raise LimitNOFILE or ulimit -n".to_owned()
             }
             Error::Connect(what) => {
                 format!("nothing was sent: {what}; `evenkeel endpoints SERVICE` shows who answers")

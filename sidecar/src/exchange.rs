@@ -114,7 +114,7 @@ impl Exchange {
         interim: Interim,
     ) -> Box<Exchange> {
         worker.request_begins();
-        link.request_begins();
+        link.request_begins(found);
         worker.shared.in_flight[side].fetch_add(1, Ordering::Relaxed);
         Box::new(Exchange {
             worker: Rc::clone(worker),
@@ -156,7 +156,7 @@ impl Exchange {
             Some(ticket) if ticket.endpoint().spec().hop == Hop::Mesh => {}
             Some(_) => hops::mark(&mut parts.headers, came_in, ViaMark::Mesh),
             None if self.side == OUTBOUND => {
-                hops::mark(&mut parts.headers, came_in, ViaMark::Outside)
+                hops::mark(&mut parts.headers, came_in, ViaMark::Outside);
             }
             None => hops::mark(&mut parts.headers, came_in, ViaMark::Mesh),
         }

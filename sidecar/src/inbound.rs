@@ -18,7 +18,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::Body as _;
 
-use crate::attempt::{self, Head};
+use crate::attempt::{self, Destination, Head};
 use crate::body::{Body, ReceivedBody, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
@@ -31,7 +31,7 @@ use crate::message::{self, MessageError};
 use crate::own;
 use crate::pool::{Charge, DialError, SendError};
 use crate::route::Local;
-use crate::template::{self, Template};
+use crate::template::Template;
 use crate::worker::{INBOUND, Worker};
 
 /// Answers one request.
@@ -149,13 +149,18 @@ async fn send(
         let error = Error::Connect(own::SERVICE_IS_OWN_LISTENER.into());
         return Err((error, Told::Refused(own::SERVICE_IS_OWN_LISTENER)));
     }
-    let h2 = template::speaks_h2(local.protocol, template.grpc);
+    let charge = Some(Charge { circuit: &local.circuit, limits: &CIRCUIT });
+    let (address, protocol) = (local.address, local.protocol);
+    let application = Destination { address, from: None, charge, protocol };
+    let h2 = application.speaks_http2(worker, template.wants_http2).await;
     let request = template.handed_over(body, left, h2);
-    let charge = Charge { circuit: &local.circuit, limits: &CIRCUIT };
-    let sent = attempt::once(worker, local.address, None, Some(charge), request, interim, false);
+    let sent = attempt::once(worker, application, request, interim, false);
     sent.await.map_err(|unsent| match unsent {
         attempt::Unsent::Dial(DialError::Unreachable(what)) => {
             (Error::Connect(what), Told::Refused("connect"))
+        }
+        attempt::Unsent::Dial(DialError::OutOfDescriptors) => {
+            (Error::OutOfDescriptors, Told::Refused("circuit_open"))
         }
         attempt::Unsent::Dial(DialError::CircuitOpen) => {
             (Error::CircuitOpen(local.service.to_string()), Told::Refused("circuit_open"))
@@ -170,7 +175,7 @@ async fn send(
         attempt::Unsent::Send(SendError::Refused(what)) => {
             (Error::Refused(what), Told::Refused("application"))
         }
-        attempt::Unsent::Send(SendError::Reset(what)) => {
+        attempt::Unsent::Send(SendError::Reset(what) | SendError::NoHttp1(what)) => {
             (Error::Reset(what), Told::Failed("reset"))
         }
         attempt::Unsent::Send(SendError::Caller) => {

@@ -57,6 +57,11 @@ impl Interim {
         self.gate.as_ref()
     }
 
+    /// Whether the caller waits for leave to send its body.
+    pub fn waits(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.state.get() == GateState::Shut)
+    }
+
     /// An interim response came.
     pub fn pass(&self, status: StatusCode, fields: &HeaderMap) {
         if status == StatusCode::CONTINUE {

@@ -61,6 +61,10 @@ pub fn judge(
             ticket.no_sample();
             return Err(failed(Outcome::NotSent, Error::CircuitOpen(upstream.name.to_string())));
         }
+        Err(Unsent::Dial(DialError::OutOfDescriptors)) => {
+            ticket.no_sample();
+            return Err(failed(Outcome::NotSent, Error::OutOfDescriptors));
+        }
         Err(Unsent::Dial(DialError::Unreachable(what))) => {
             ticket.head(now, Verdict::Unreachable);
             return Err(failed(Outcome::NotSent, Error::Connect(what)));
@@ -87,7 +91,7 @@ pub fn judge(
             ticket.no_sample();
             return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
         }
-        Err(Unsent::Send(SendError::Reset(what))) => {
+        Err(Unsent::Send(SendError::Reset(what) | SendError::NoHttp1(what))) => {
             ticket.head(now, Verdict::Reset);
             return Err(failed(Outcome::ResetBeforeHead, Error::Reset(what)));
         }

@@ -22,9 +22,12 @@ use bytes::{Buf as _, BytesMut};
 use http::{HeaderMap, StatusCode};
 
 use crate::body::UNREAD_MAX;
+use crate::head_bytes::HeadBytes;
 use crate::http2::server::StreamEnd;
+use crate::message::framing::{BodyLength, StatedLength};
+use crate::message::headers::Found;
 use crate::passthrough::Tunnel;
-use crate::pool::HEAD_MAX;
+use crate::socket_owner::SocketOwner;
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -43,10 +46,12 @@ pub struct Link {
     /// Since when the peer has not taken what we write, and how long it may.
     blocked_since: Cell<Option<Instant>>,
     blocked_max: Cell<Duration>,
-    head: RefCell<Vec<u8>>,
-    /// More of the head went by than is kept.
-    overflowed: Cell<bool>,
+    head: RefCell<HeadBytes>,
+    /// The head of the request in flight may have had a length.
+    had_length: Cell<bool>,
     http1: bool,
+    /// The peer has ended its side, and may still read ours.
+    half_closed: Cell<bool>,
     /// A request waits for its response's head, so interim responses may come before it.
     head_due: Cell<bool>,
     /// Interim responses that wait for the connection to have written what came before, and who waits for them.
@@ -89,9 +94,10 @@ impl Link {
             served: Cell::new(false),
             blocked_since: Cell::new(None),
             blocked_max: Cell::new(UNREAD_MAX),
-            overflowed: Cell::new(false),
             head: RefCell::default(),
+            had_length: Cell::new(false),
             http1,
+            half_closed: Cell::new(false),
             head_due: Cell::new(false),
             interim: RefCell::default(),
             interim_waker: RefCell::default(),
@@ -114,6 +120,9 @@ impl Link {
         let slow = self.head_since.get().is_some_and(|since| past(since, HEAD_TIMEOUT));
         let blocked =
             self.blocked_since.get().is_some_and(|since| past(since, self.blocked_max.get()));
+        if self.half_closed.get() && self.in_flight.get() > 0 {
+            self.end_if_abandoned();
+        }
         if slow || blocked || (silent && self.in_flight.get() == 0) {
             self.end(Ending::Now);
         } else if self.in_flight.get() == 0 && past(self.idle_since.get(), IDLE_MAX) {
@@ -141,15 +150,23 @@ impl Link {
         self.tunnel.take()
     }
 
-    /// Whether the head that was just parsed had a `Content-Length` (or too much went by to tell).
+    /// Whether the head of the request in flight had a `Content-Length`, whatever hyper made of it; true where that is
+    /// not known.
     pub fn head_had_length(&self) -> bool {
-        let head = self.head.borrow().to_ascii_lowercase();
-        let has = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
-        self.overflowed.get() || !has(b"transfer-encoding") || has(b"content-length")
+        self.had_length.get()
     }
 
     /// A request was parsed.
-    pub fn request_begins(&self) {
+    pub fn request_begins(&self, found: Found) {
+        if self.http1 {
+            let body = match found.length {
+                _ if found.coded => BodyLength::Chunked,
+                StatedLength::None => BodyLength::Unstated,
+                StatedLength::Once(length) => BodyLength::Known(length),
+                StatedLength::Unclear => BodyLength::Chunked,
+            };
+            self.had_length.set(self.head.borrow_mut().request_begins(body));
+        }
         self.served.set(true);
         self.head_due.set(true);
         self.head_since.set(None);
@@ -256,19 +273,42 @@ impl Link {
 
     /// Bytes came.
     pub fn read(&self, bytes: &[u8]) {
-        if !self.http1 || self.in_flight.get() > 0 || bytes.is_empty() {
+        if !self.http1 || bytes.is_empty() {
             return;
         }
-        let mut head = self.head.borrow_mut();
-        if self.head_since.get().is_none() {
+        let idle = self.in_flight.get() == 0 && self.head_since.get().is_none();
+        if idle {
             self.head_since.set(Some(Instant::now()));
-            head.clear();
-            self.overflowed.set(false);
         }
-        if head.len() + bytes.len() <= HEAD_MAX {
-            head.extend_from_slice(bytes);
+        self.head.borrow_mut().read(bytes, idle);
+    }
+
+    /// The peer has ended its side. It may have gone, or wait for the response (RFC 9112 §9.6): a caller on this machine
+    /// that has closed its end is gone; of one elsewhere only a write can tell. `broken`: it ended both sides.
+    pub fn peer_ends(&self, broken: bool) {
+        self.half_closed.set(true);
+        if broken {
+            self.end(Ending::Now);
         } else {
-            self.overflowed.set(true);
+            self.end_if_abandoned();
+        }
+    }
+
+    /// Whether the end of the peer's side is known.
+    pub fn is_half_closed(&self) -> bool {
+        self.half_closed.get()
+    }
+
+    /// Whether a request of HTTP/1.1 is in flight, while which nobody else looks whether the peer is still there.
+    pub fn is_busy(&self) -> bool {
+        self.http1 && self.in_flight.get() > 0
+    }
+
+    fn end_if_abandoned(&self) {
+        let local = self.peer.ip().to_canonical() == self.local.ip().to_canonical()
+            || self.peer.ip().is_loopback();
+        if local && matches!(SocketOwner::is_held(self.peer, self.local), Ok(false)) {
+            self.end(Ending::Now);
         }
     }
 
@@ -303,7 +343,7 @@ impl Link {
     }
 }
 
-/// The connections of a worker, for its sweep and its drain.
+/// The connections of a worker, for its sweep, its drain, and room when there is none.
 #[derive(Debug, Default)]
 pub struct Links(Vec<Weak<Link>>);
 
@@ -318,6 +358,17 @@ impl Links {
         self.0.retain(|link| link.upgrade().inspect(|link| link.sweep(now)).is_some());
     }
 
+    /// Makes room for another: ends the connection that has been without a request for longest. Whether there is one.
+    pub fn give_way(&self, now: Instant) -> bool {
+        let links = self.0.iter().filter_map(Weak::upgrade);
+        let idle = links.filter(|link| {
+            let since = now.saturating_duration_since(link.idle_since.get());
+            link.in_flight.get() == 0 && link.ending() == Ending::No && since >= GIVES_WAY_AFTER
+        });
+        let longest = idle.min_by_key(|link| link.idle_since.get());
+        longest.inspect(|link| link.end(Ending::Now)).is_some()
+    }
+
     /// Ends every connection gracefully.
     pub fn drain(&self) {
         self.0.iter().filter_map(Weak::upgrade).for_each(|link| link.drain());
@@ -328,6 +379,8 @@ impl Links {
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Without a request; longer than clients keep idle connections.
 const IDLE_MAX: Duration = Duration::from_secs(600);
+/// Without a request for this long, a connection gives way to another when there are as many as there may be.
+const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 /// Streams that a peer may take back within [`TAKEN_BACK_WINDOW`], however few it lets be answered.
 const TAKEN_BACK_MAX: u32 = 1000;
 const TAKEN_BACK_WINDOW: Duration = Duration::from_secs(10);
@@ -371,9 +424,23 @@ mod tests {
     }
 
     #[test]
+    fn the_connection_that_was_idle_longest_gives_way_and_a_busy_one_never() {
+        let now = Instant::now();
+        let all: Vec<Rc<Link>> =
+            (0..3).map(|n| Rc::new(link(now + Duration::from_secs(n)))).collect();
+        let mut links = Links::default();
+        all.iter().for_each(|link| links.insert(link));
+        all[0].request_begins(Found::default());
+        assert!(!links.give_way(now + GIVES_WAY_AFTER / 2), "they have only just begun");
+        assert!(links.give_way(now + GIVES_WAY_AFTER * 5));
+        let ending: Vec<Ending> = all.iter().map(|link| link.ending()).collect();
+        assert_eq!(ending, [Ending::No, Ending::Now, Ending::No]);
+    }
+
+    #[test]
     fn interim_responses_are_written_between_messages_and_never_after_the_final_head() {
         let link = link(Instant::now());
-        link.request_begins();
+        link.request_begins(Found::default());
         let fields = HeaderMap::from_iter([(http::header::LINK, "</a>".parse().unwrap())]);
         link.interim(StatusCode::EARLY_HINTS, &fields);
         let mut cx = Context::from_waker(Waker::noop());

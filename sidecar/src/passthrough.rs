@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
+use evenkeel_config::settings::Protocol;
 use http::request::Parts;
 use http::uri::Authority;
 use http::{Response, StatusCode};
@@ -53,17 +54,22 @@ pub async fn forward(
     let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
     let request = template.addressed(body, found.grpc);
     let limit = if request.body().is_end_stream() { HEAD_TIMEOUT } else { UPLOAD_TIMEOUT };
-    let sending = attempt::once(worker, address, None, None, request, &exchange.interim, false);
+    let protocol = Some(if found.grpc { Protocol::Grpc } else { Protocol::Http });
+    let outside = attempt::Destination { address, from: None, charge: None, protocol };
+    let sending = attempt::once(worker, outside, request, &exchange.interim, false);
     let head = tokio::time::timeout(limit, sending)
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not answer")))?
         .map_err(|unsent| match unsent {
             Unsent::Dial(DialError::Unreachable(what)) => Error::Passthrough(what),
+            Unsent::Dial(DialError::OutOfDescriptors) => Error::OutOfDescriptors,
             Unsent::Dial(DialError::CircuitOpen) => {
                 Error::Passthrough("too many connections".into())
             }
             Unsent::Send(SendError::Unsendable(what)) => Error::Unsendable(what),
-            Unsent::Send(SendError::Reset(what) | SendError::Refused(what)) => Error::Reset(what),
+            Unsent::Send(
+                SendError::Reset(what) | SendError::NoHttp1(what) | SendError::Refused(what),
+            ) => Error::Reset(what),
             Unsent::Send(SendError::NotSent(_)) => {
                 Error::Passthrough(format!("{address} closed the connection"))
             }

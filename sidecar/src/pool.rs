@@ -32,6 +32,7 @@ use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, watch};
 
 use crate::body::{Body, Buffers, ReceivedBody};
+use crate::descriptors::Descriptors;
 use crate::http2::client::{Http2Sender, handshake};
 use crate::interim::Interim;
 use crate::socket::Socket;
@@ -40,6 +41,7 @@ use crate::socket::Socket;
 #[derive(Debug)]
 pub struct Pool {
     buffers: Arc<Buffers>,
+    descriptors: Descriptors,
     h1: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
     h2: RefCell<HashMap<SocketAddr, Peer>>,
 }
@@ -94,6 +96,8 @@ pub enum DialError {
     Unreachable(String),
     /// `policy.circuit.connections` or `.pending` was reached: ours, not the endpoint's fault.
     CircuitOpen,
+    /// This process has no descriptors left but those that are kept for look-ups, gossip and the admin.
+    OutOfDescriptors,
 }
 
 /// Whose connection limits a dial counts against.
@@ -116,9 +120,9 @@ impl Charge<'_> {
 }
 
 impl Pool {
-    /// Without connections. `buffers` pays for windows that grow.
-    pub fn new(buffers: Arc<Buffers>) -> Pool {
-        Pool { buffers, h1: RefCell::default(), h2: RefCell::default() }
+    /// Without connections. `buffers` pays for windows that grow; `descriptors` says which are left for others.
+    pub fn new(buffers: Arc<Buffers>, descriptors: Descriptors) -> Pool {
+        Pool { buffers, descriptors, h1: RefCell::default(), h2: RefCell::default() }
     }
 
     /// A connection to an HTTP/1.1 application: an idle one, else a new one.
@@ -141,13 +145,14 @@ impl Pool {
     ) -> Result<H1, DialError> {
         let _pending = charge.map(|c| c.pending()).transpose()?;
         let guard = charge.map(|c| c.connection()).transpose()?;
-        let stream = dial(address, None).await.map_err(|e| unreachable(address, &e))?;
+        let stream = self.dial(address, None).await.map_err(|e| dial_error(address, &e))?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
+            .max_header_size(HEAD_MAX)
             .max_headers(FIELDS_MAX)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|e| unreachable(address, &io::Error::other(e)))?;
+            .map_err(|e| dial_error(address, &io::Error::other(e)))?;
         tokio::task::spawn_local(async move {
             // Its errors reach whoever waits for a response on it.
             let _ = connection.await;
@@ -233,12 +238,26 @@ impl Pool {
         }
     }
 
+    async fn dial(&self, address: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        if !self.descriptors.may_keep(&socket) {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        if let Some(from) = from {
+            socket.bind(SocketAddr::new(from, 0))?;
+        }
+        let stream = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to the dial"))??;
+        Socket::new(stream)
+    }
+
     async fn dial_h2(
         &self,
         address: SocketAddr,
         from: Option<IpAddr>,
     ) -> io::Result<(Http2Sender, impl Future<Output = ()> + use<>)> {
-        handshake(dial(address, from).await?, Arc::clone(&self.buffers)).await
+        handshake(self.dial(address, from).await?, Arc::clone(&self.buffers)).await
     }
 
     fn start_dial(
@@ -267,7 +286,7 @@ impl Pool {
                     });
                     Ok(())
                 }
-                Err(error) => Err(unreachable(address, &error)),
+                Err(error) => Err(dial_error(address, &error)),
             };
             let _ = tell.send(Some(told));
         });
@@ -336,6 +355,8 @@ pub enum SendError {
     Unsendable(String),
     /// The peer said that it did not process the stream.
     Refused(String),
+    /// The answer to a request of HTTP/1.1 is no HTTP/1.
+    NoHttp1(String),
     /// The connection broke; the request may have been executed.
     Reset(String),
     /// The caller's own body broke.
@@ -396,6 +417,9 @@ fn http1_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> S
     if find::<crate::body::BodyError>(&error).is_some() {
         return SendError::Caller;
     }
+    if error.is_parse() && !error.is_parse_too_large() {
+        return SendError::NoHttp1(error.to_string());
+    }
     SendError::Reset(error.to_string())
 }
 
@@ -405,18 +429,11 @@ fn find<'a, E: std::error::Error + 'static>(
     std::iter::successors(Some(error), |e| e.source()).find_map(|e| e.downcast_ref())
 }
 
-async fn dial(address: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if let Some(from) = from {
-        socket.bind(SocketAddr::new(from, 0))?;
+fn dial_error(address: SocketAddr, error: &io::Error) -> DialError {
+    // The operating system's own refusal is worse than ours, which leaves some for others, and means the same.
+    if error.kind() == io::ErrorKind::QuotaExceeded || error.raw_os_error() == Some(libc::EMFILE) {
+        return DialError::OutOfDescriptors;
     }
-    let stream = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to the dial"))??;
-    Socket::new(stream)
-}
-
-fn unreachable(address: SocketAddr, error: &io::Error) -> DialError {
     DialError::Unreachable(format!("{address}: {error}"))
 }
 

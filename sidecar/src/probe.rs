@@ -15,8 +15,8 @@ use crate::attempt::{self, Connection, Head, Won};
 use crate::body::Body;
 use crate::interim::Interim;
 use crate::judge::judge;
-use crate::pool::Charge;
 use crate::route::{Route, Upstream};
+use crate::template::Template;
 use crate::worker::Worker;
 
 /// Sends a probe.
@@ -25,8 +25,12 @@ pub fn spawn(
     upstream: &Arc<Upstream>,
     route: &Arc<Route>,
     ticket: Ticket,
-    request: Request<Body>,
+    template: &Template,
 ) {
+    let endpoint = ticket.endpoint();
+    let h2 = attempt::destination(worker, upstream, &route.policy, endpoint)
+        .is_known_to_speak_http2(worker);
+    let request = template.request(upstream, endpoint, Body::Empty, None, h2);
     let (worker, upstream, route) = (Rc::clone(worker), Arc::clone(upstream), Arc::clone(route));
     tokio::task::spawn_local(async move {
         let timeout = route.policy.timeout;
@@ -42,12 +46,8 @@ async fn run(
     ticket: Ticket,
     request: Request<Body>,
 ) {
-    let spec = ticket.endpoint().spec();
-    let charge = Charge { circuit: upstream.balancer.circuit(), limits: &route.policy.circuit };
-    let from = attempt::dial_from(worker, spec.hop);
-    let ended =
-        attempt::once(worker, spec.dial, from, Some(charge), request, &Interim::default(), false)
-            .await;
+    let destination = attempt::destination(worker, upstream, &route.policy, ticket.endpoint());
+    let ended = attempt::once(worker, destination, request, &Interim::default(), false).await;
     if let Ok(Won { head, ticket, .. }) = judge(ended, ticket, upstream, None, Instant::now()) {
         read(worker, *head).await;
         drop(ticket);

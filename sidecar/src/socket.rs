@@ -16,7 +16,7 @@ use std::future::Future as _;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
@@ -69,6 +69,18 @@ impl Socket {
     /// Tells whether anything is read.
     pub fn pulse(&self) -> Rc<Pulse> {
         Rc::clone(&self.pulse)
+    }
+
+    /// Ready once the peer has ended its side, or (an error) the connection, as far as can be seen without reading on;
+    /// until then the task is woken when there is something to read.
+    pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut first = [0; 1];
+        match ready!(self.stream.poll_peek(cx, &mut ReadBuf::new(&mut first))) {
+            Ok(0) => Poll::Ready(Ok(())),
+            // The next request is there already; what comes behind it cannot be seen.
+            Ok(_) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 
     /// A write was tried: while it is blocked, the peer's death is told from its slowness.

@@ -30,6 +30,15 @@ pub enum SocketOwner {
 }
 
 impl SocketOwner {
+    /// Whether some process of this network namespace has the other end of this connection open: not when it was closed,
+    /// though the kernel may keep it until both sides have ended.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn is_held(peer: SocketAddr, local: SocketAddr) -> io::Result<bool> {
+        asked_for_inode(peer, local).map(|inode| inode.is_some())
+    }
+
     /// Of the connection from `peer` to `local`. Reads links of `/proc`, and blocks for that.
     ///
     /// # Errors

@@ -7,7 +7,6 @@
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Endpoint, Hop};
-use evenkeel_config::settings::Protocol;
 use http::header::{HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -35,6 +34,8 @@ pub struct Template {
     pub headers: HeaderMap,
     /// Whether it is gRPC's.
     pub grpc: bool,
+    /// Its caller speaks HTTP/2, or it is gRPC, which is spoken over that alone.
+    pub wants_http2: bool,
     /// How the length of its body is known.
     pub length: BodyLength,
     /// Its caller takes trailers.
@@ -64,6 +65,7 @@ impl Template {
             authority: received.target.authority,
             headers: parts.headers,
             grpc: found.grpc,
+            wants_http2: found.grpc || received.over_http2,
             length: received.length,
             takes_trailers: found.takes_trailers,
             split_cookie: found.split_cookie,
@@ -73,17 +75,18 @@ impl Template {
         }
     }
 
-    /// The request for one endpoint. `left`: until its response's head is due, if that is known.
+    /// The request for one endpoint. `left`: until its response's head is due, if that is known. `h2`: it goes in HTTP/2.
     pub fn request(
         &self,
         upstream: &Upstream,
         endpoint: &Endpoint,
         body: Body,
         left: Option<Duration>,
+        h2: bool,
     ) -> Request<Body> {
         let spec = endpoint.spec();
         let mesh = spec.hop == Hop::Mesh;
-        let mut request = self.addressed(body, mesh || speaks_h2(spec.protocol, self.grpc));
+        let mut request = self.addressed(body, h2);
         let headers = request.headers_mut();
         if spec.node != 0 {
             // An instance of the mesh, on another host or on this one; others are nobody to tell.
@@ -144,15 +147,6 @@ impl Template {
         *request.uri_mut() =
             Uri::from_parts(uri).expect("a path, or all three parts, are a valid URI");
         request
-    }
-}
-
-/// Whether an application is spoken to in HTTP/2. One whose protocol is not known gets what its caller speaks.
-pub fn speaks_h2(protocol: Option<Protocol>, grpc: bool) -> bool {
-    match protocol {
-        Some(Protocol::Http2 | Protocol::Grpc) => true,
-        Some(Protocol::Http) => false,
-        None => grpc,
     }
 }
 

@@ -31,6 +31,7 @@ use crate::places::Places;
 use crate::pool::Pool;
 use crate::route::Router;
 use crate::scout::{self, Asker};
+use crate::spoken::SpokenProtocols;
 use crate::strangers;
 
 /// What the workers and the control side share.
@@ -83,6 +84,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     /// Connections to endpoints.
     pub pool: Rc<Pool>,
+    /// What applications speak that do not say it.
+    pub spoken: SpokenProtocols,
     /// When requests are due.
     pub alarms: Rc<Alarms>,
     /// Its scouts, from the first request that sends any; `None`: they cannot be sent.
@@ -152,7 +155,8 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
     let worker = Rc::new(Worker {
         id,
         router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
-        pool: Rc::new(Pool::new(Arc::clone(&shared.buffers))),
+        pool: Rc::new(Pool::new(Arc::clone(&shared.buffers), shared.descriptors)),
+        spoken: SpokenProtocols::default(),
         alarms,
         asker: OnceCell::new(),
         rng: RefCell::new(rand::make_rng()),
@@ -267,7 +271,9 @@ async fn take(
 ) {
     let (shared, side) = (&worker.shared, side(role));
     let connections_max = shared.connections_max.load(Ordering::Relaxed);
-    if shared.accepted[side].load(Ordering::Relaxed) >= connections_max {
+    if shared.accepted[side].load(Ordering::Relaxed) >= connections_max
+        && !worker.links[side].borrow().give_way(Instant::now())
+    {
         return shared.metrics.connections_refused.inc();
     }
     let loads: Vec<usize> = shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();

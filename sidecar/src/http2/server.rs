@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -139,6 +139,8 @@ impl StreamReply {
             response
         };
         let (mut head, body) = response.into_parts();
+        // What belongs to a connection of HTTP/1.1 has no place here (RFC 9113 §8.2.2).
+        head.headers.remove(CONNECTION);
         crate::date::add(&mut head.headers);
         let ended = body.is_end_stream();
         if let Some(length) = body.size_hint().exact().filter(|_| !ended)

@@ -24,6 +24,8 @@ pub struct Hops {
     pub count: usize,
     /// One of them sent it out of the mesh.
     pub went_outside: bool,
+    /// It came to the last of them in HTTP/2.
+    pub came_in_http2: bool,
 }
 
 impl Hops {
@@ -55,10 +57,13 @@ pub fn passed(headers: &HeaderMap) -> Hops {
     for line in headers.get_all(VIA) {
         for_each_member(line.as_bytes(), |member| {
             let mut words = member.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-            let by = words.nth(1).unwrap_or_default();
+            let (came_in, by) = (words.next(), words.next().unwrap_or_default());
             let outside = by.eq_ignore_ascii_case(OUTSIDE.as_bytes());
             hops.went_outside |= outside;
-            hops.count += usize::from(outside || by.eq_ignore_ascii_case(MESH.as_bytes()));
+            if outside || by.eq_ignore_ascii_case(MESH.as_bytes()) {
+                hops.count += 1;
+                hops.came_in_http2 = came_in == Some(b"2");
+            }
         });
     }
     let told = headers.get(HOPS).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -110,7 +115,7 @@ mod tests {
 
     fn hops(lines: &[&str]) -> (usize, bool) {
         let fields: Vec<_> = lines.iter().map(|line| ("via", *line)).collect();
-        let Hops { count, went_outside } = passed(&map(&fields));
+        let Hops { count, went_outside, .. } = passed(&map(&fields));
         (count, went_outside)
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderValue, MAX_FORWARDS};
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{Method, Response, StatusCode, Version};
 
 use framing::{BodyLength, StatedLength};
 use headers::Found;
@@ -40,6 +40,8 @@ pub enum MessageError {
 pub struct ReceivedRequest {
     /// Whom and what it asks for.
     pub target: RequestTarget,
+    /// Its caller speaks HTTP/2: as it came here, or to the host of ours that it came from.
+    pub over_http2: bool,
     /// How the length of its body is known.
     pub length: BodyLength,
     /// The proxies of ours that it has passed.
@@ -62,10 +64,13 @@ pub fn receive(
     let target = target::of(parts, fixed)?;
     let headers = &mut parts.headers;
     let length = framing::settle(headers, found)?;
+    let hops = if found.hops { hops::passed(headers) } else { Hops::default() };
+    let from_host = headers.contains_key(headers::SERVICE);
     let received = ReceivedRequest {
         target,
+        over_http2: if from_host { hops.came_in_http2 } else { parts.version == Version::HTTP_2 },
         length,
-        hops: if found.hops { hops::passed(headers) } else { Hops::default() },
+        hops,
         timeout: if found.timeout { deadline::callers_timeout(headers) } else { None },
         grpc_timeout: if found.timeout { deadline::grpc_timeout(headers) } else { None },
     };
