@@ -435,19 +435,17 @@ impl Destination<'_> {
         }
     }
 
-    /// What becomes of an attempt in HTTP/1.1 that was answered with something else.
-    async fn without_http1(&self, worker: &Worker, unsent: Unsent) -> Unsent {
+    /// What became of an attempt in HTTP/1.1, where that may not be what the application speaks.
+    async fn without_http1(&self, worker: &Worker, error: SendError) -> SendError {
         let learns = self.protocol.is_none() && self.from.is_none();
-        match unsent {
-            Unsent::Send(SendError::NoHttp1(_))
+        match error {
+            SendError::NoHttp1(what) | SendError::Reset(what)
                 if learns && worker.spoken.answered_no_http1(self.address).await =>
             {
-                let what =
-                    "the application speaks HTTP/2 only, as is known now; declare its protocol";
-                Unsent::Send(SendError::Refused(what.to_owned()))
+                SendError::Misread(what)
             }
-            Unsent::Send(SendError::NoHttp1(what)) => Unsent::Send(SendError::Reset(what)),
-            unsent => unsent,
+            SendError::NoHttp1(what) => SendError::Reset(what),
+            error => error,
         }
     }
 }
@@ -487,7 +485,8 @@ pub async fn once(
             Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
             Ok(ended) => return ended,
             Err(error) => {
-                return Err(destination.without_http1(worker, Unsent::Send(error)).await);
+                let error = destination.without_http1(worker, error).await;
+                return Err(Unsent::Send(error));
             }
         }
     }

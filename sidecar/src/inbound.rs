@@ -23,6 +23,7 @@ use crate::body::{Body, ReceivedBody, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
 use crate::interim::Interim;
+use crate::judge::{MISREAD, TOO_LARGE};
 use crate::key::{self, Keys};
 use crate::limit::{self, Asked};
 use crate::link::Link;
@@ -174,6 +175,12 @@ async fn send(
         }
         attempt::Unsent::Send(SendError::Refused(what)) => {
             (Error::Refused(what), Told::Refused("application"))
+        }
+        attempt::Unsent::Send(SendError::Unreadable) => {
+            (Error::BadResponse(TOO_LARGE.into()), Told::Malformed(TOO_LARGE))
+        }
+        attempt::Unsent::Send(SendError::Misread(what)) => {
+            (Error::Reset(what), Told::Failed(MISREAD))
         }
         attempt::Unsent::Send(SendError::Reset(what) | SendError::NoHttp1(what)) => {
             (Error::Reset(what), Told::Failed("reset"))

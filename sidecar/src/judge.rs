@@ -91,6 +91,17 @@ pub fn judge(
             ticket.no_sample();
             return Err(failed(Outcome::ResetAfterHead, Error::CallerGone));
         }
+        Err(Unsent::Send(SendError::Unreadable)) => {
+            ticket.no_sample();
+            return Err(failed(Outcome::ResetAfterHead, Error::BadResponse(TOO_LARGE.to_owned())));
+        }
+        Err(Unsent::Send(SendError::Misread(what))) => {
+            ticket.no_sample();
+            return Err(failed(
+                Outcome::ResetBeforeHead,
+                Error::Reset(format!("{MISREAD}: {what}")),
+            ));
+        }
         Err(Unsent::Send(SendError::Reset(what) | SendError::NoHttp1(what))) => {
             ticket.head(now, Verdict::Reset);
             return Err(failed(Outcome::ResetBeforeHead, Error::Reset(what)));
@@ -109,7 +120,10 @@ pub fn judge(
         && ticket.endpoint().spec().hop == Hop::Mesh
         && let Some((outcome, verdict, error)) = peers_failure(head.response.headers())
     {
-        ticket.head(now, verdict);
+        match verdict {
+            Some(verdict) => ticket.head(now, verdict),
+            None => ticket.no_sample(),
+        }
         return Err(failed(outcome, error));
     }
     let status = head.response.status().as_u16();
@@ -166,8 +180,8 @@ pub fn grpc_end(trailers: Option<&HeaderMap>) -> Verdict {
     status.map_or(Verdict::Failure, |status| grpc_verdict(status.as_bytes()))
 }
 
-/// What a receiving host says when it answers instead of its application.
-fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
+/// What a receiving host says when it answers instead of its application; without a verdict where it says nothing of it.
+fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Option<Verdict>, Error)> {
     let text = |value: &HeaderValue| value.to_str().unwrap_or("unreadable").to_owned();
     if let Some(why) = headers.get(headers::REFUSED).map(text) {
         // A limit of the host's is no failure of the instance.
@@ -180,20 +194,21 @@ fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Verdict, Error)> {
             "connect" => Error::Connect("the receiving host cannot reach its application".into()),
             _ => Error::Refused(why),
         };
-        return Some((Outcome::Refused, verdict, error));
+        return Some((Outcome::Refused, Some(verdict), error));
     }
     if let Some(why) = headers.get(headers::MALFORMED).map(text) {
-        return Some((Outcome::ResetAfterHead, Verdict::Failure, Error::BadResponse(why)));
+        let verdict = (why != TOO_LARGE).then_some(Verdict::Failure);
+        return Some((Outcome::ResetAfterHead, verdict, Error::BadResponse(why)));
     }
     match headers.get(headers::FAILED).map(text)?.as_str() {
         "timeout" => Some((
             Outcome::ResetAfterHead,
-            Verdict::Timeout,
+            Some(Verdict::Timeout),
             Error::Timeout("at the receiving host".into()),
         )),
         why => Some((
             Outcome::ResetBeforeHead,
-            Verdict::Reset,
+            (why != MISREAD).then_some(Verdict::Reset),
             Error::Reset(format!("at the receiving host: {why}")),
         )),
     }
@@ -203,6 +218,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
+/// Why a response that is beyond our limits is not passed on, here and from the receiving host.
+pub const TOO_LARGE: &str =
+    "its head is larger than 64 KiB, has more than 1024 fields, or cannot be read";
+/// How the receiving host says that an application speaks another HTTP than it was asked in.
+pub const MISREAD: &str = "it speaks HTTP/2 only, as is known now; declare its protocol";
 /// When a gRPC server wants to see the call again, if at all.
 const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 

@@ -20,6 +20,7 @@ use crate::attempt::{self, Unsent};
 use crate::body::{Body, ReceivedBody, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
+use crate::judge::TOO_LARGE;
 use crate::key::Keys;
 use crate::link::Link;
 use crate::message::headers::Found;
@@ -66,9 +67,13 @@ pub async fn forward(
             Unsent::Dial(DialError::CircuitOpen) => {
                 Error::Passthrough("too many connections".into())
             }
+            Unsent::Send(SendError::Unreadable) => Error::BadResponse(TOO_LARGE.into()),
             Unsent::Send(SendError::Unsendable(what)) => Error::Unsendable(what),
             Unsent::Send(
-                SendError::Reset(what) | SendError::NoHttp1(what) | SendError::Refused(what),
+                SendError::Reset(what)
+                | SendError::NoHttp1(what)
+                | SendError::Misread(what)
+                | SendError::Refused(what),
             ) => Error::Reset(what),
             Unsent::Send(SendError::NotSent(_)) => {
                 Error::Passthrough(format!("{address} closed the connection"))

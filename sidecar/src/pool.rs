@@ -357,6 +357,10 @@ pub enum SendError {
     Refused(String),
     /// The answer to a request of HTTP/1.1 is no HTTP/1.
     NoHttp1(String),
+    /// The response is one that cannot be read here, its head larger than [`HEAD_MAX`] above all. It says nothing of the peer.
+    Unreadable,
+    /// The peer gave no answer to HTTP/1.1, and turns out to speak HTTP/2. It says nothing of the peer.
+    Misread(String),
     /// The connection broke; the request may have been executed.
     Reset(String),
     /// The caller's own body broke.
@@ -417,7 +421,10 @@ fn http1_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> S
     if find::<crate::body::BodyError>(&error).is_some() {
         return SendError::Caller;
     }
-    if error.is_parse() && !error.is_parse_too_large() {
+    if error.is_parse_too_large() {
+        return SendError::Unreadable;
+    }
+    if error.is_parse() {
         return SendError::NoHttp1(error.to_string());
     }
     SendError::Reset(error.to_string())

@@ -4,8 +4,9 @@
 //! or gRPC is a reason to ask: on a connection of its own the preface of HTTP/2 and empty SETTINGS are sent, and
 //! nothing else, until the application's own SETTINGS come, which every server of HTTP/2 sends first (RFC 9113 §3.4).
 //! A server of HTTP/1.1 answers the preface with 400 or closes. So no request is ever sent to who cannot read it. The
-//! other way round, an answer to a request of HTTP/1.1 that is no HTTP/1 at all is a reason to ask as well; a server of
-//! HTTP/2 has not understood, and so not executed, that request.
+//! other way round, an attempt in HTTP/1.1 that got no answer, or one that is no HTTP/1, is a reason to ask as well: where
+//! HTTP/2 is spoken, it is what the next request goes out in, and this one speaks against nobody. It is not taken for
+//! one that was not executed: the application may speak both, and have died of it.
 //!
 //! What was learnt is forgotten after [`KNOWN_FOR`]: another program may listen on the address by then.
 
@@ -29,7 +30,7 @@ struct Learnt {
     since: Instant,
     /// It speaks HTTP/2; asked at most once.
     http2: OnceCell<bool>,
-    /// It answered a request of HTTP/1.1 with what is no HTTP/1.
+    /// It left a request of HTTP/1.1 without an answer in HTTP/1.
     not_http1: Cell<bool>,
 }
 
@@ -52,8 +53,8 @@ impl SpokenProtocols {
         self.learnt(address, false).is_some_and(|learnt| learnt.not_http1.get())
     }
 
-    /// An application answered a request of HTTP/1.1 with what is no HTTP/1. Whether it speaks HTTP/2 instead: then that
-    /// request was not understood.
+    /// An application left a request of HTTP/1.1 without an answer in HTTP/1. Whether it speaks HTTP/2, which is what it gets
+    /// from now on.
     pub async fn answered_no_http1(&self, address: SocketAddr) -> bool {
         let Some(learnt) = self.learnt(address, true) else { return false };
         let http2 = *learnt.http2.get_or_init(|| answers_preface(address)).await;

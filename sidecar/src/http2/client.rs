@@ -168,6 +168,10 @@ fn broken(error: &h2::Error) -> SendError {
     if refused || (error.is_go_away() && error.is_remote()) {
         return SendError::Refused(error.to_string());
     }
+    // What h2 refused to read.
+    if error.is_reset() && error.is_library() {
+        return SendError::Unreadable;
+    }
     SendError::Reset(error.to_string())
 }
 

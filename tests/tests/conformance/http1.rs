@@ -52,6 +52,10 @@ impl Http1Reader {
     /// The next request's head.
     pub fn request_head(&mut self) -> Result<Message, Stop> {
         let (start, fields) = self.head()?;
+        // An application that does not say what it speaks is asked; one of HTTP/1.1 hangs up.
+        if start == "PRI * HTTP/2.0" {
+            return Err(Stop::Closed);
+        }
         let words: Vec<&str> = start.split(' ').collect();
         let [method, target, "HTTP/1.1" | "HTTP/1.0"] = words[..] else {
             return Err(Stop::Malformed(format!("request line {start:?}")));

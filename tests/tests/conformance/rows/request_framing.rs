@@ -236,12 +236,10 @@ fn chunks() -> Vec<Row> {
         ("5\r\nhelloX0\r\n\r\n", "no CRLF behind the chunk"),
         ("4\r\nhello\r\n0\r\n\r\n", "a chunk longer than its size"),
         ("6\r\nhello\r\n0\r\n\r\n", "a chunk shorter than its size"),
-        ("5;a\x00b\r\nhello\r\n0\r\n\r\n", "NUL in an extension"),
         ("5;a\nb\r\nhello\r\n0\r\n\r\n", "LF in an extension"),
         ("5;a\rb\r\nhello\r\n0\r\n\r\n", "CR in an extension"),
         ("5\nhello\r\n0\r\n\r\n", "a size line that ends in LF"),
         ("5\r\nhello\n0\r\n\r\n", "a chunk that ends in LF"),
-        ("5\r\nhello\r\n0\r\n\nGET {path}-smuggled HTTP/1.1\r\n{to}\r\n", "an end that is LF"),
         ("5\r\nhello\r\n0\r\nbad trailer\r\n\r\n", "a trailer without a colon"),
         ("5\r\nhello\r\n0\r\nx-a : 1\r\n\r\n", "a trailer with white space before its colon"),
         ("5\r\nhello\r\n0\r\nx-a: 1\x00\r\n\r\n", "a trailer with a NUL"),
@@ -258,7 +256,28 @@ fn chunks() -> Vec<Row> {
         .methods(&["POST"])
         .expect(Unfinished, &[])
     })
+    .chain(lenient_chunks())
     .collect()
+}
+
+/// What hyper's decoder of the chunked coding takes although the grammar has no room for it.
+fn lenient_chunks() -> impl Iterator<Item = Row> {
+    [
+        ("5;a\x00b\r\nhello\r\n0\r\n\r\n", "NUL in an extension"),
+        ("5\r\nhello\r\n0\r\n\n", "an end that is LF"),
+    ]
+    .into_iter()
+    .map(|(content, about)| {
+        Row::new("RFC 9112 §7.1", format!("a chunked content that is read all the same: {about}"))
+            .http1(format!(
+                "POST {{path}} HTTP/1.1\r\n{{to}}Transfer-Encoding: chunked\r\n\r\n{content}"
+            ))
+            .methods(&["POST"])
+            .expect(Once(&[Body("hello")]), &[Status(&[200])])
+            .left_lenient(
+                "hyper; the next hop gets a framing of ours, so that no two hops can understand it differently",
+            )
+    })
 }
 
 /// Uploads whose sender goes away or errs in the middle.

@@ -387,7 +387,6 @@ fn cut_short_http1() -> Vec<Row> {
         ("ffffffffffffffff5\r\nhello\r\n0\r\n\r\n", "a size beyond 64 bits"),
         ("4\r\nhello\r\n0\r\n\r\n", "a chunk longer than its size"),
         ("5\r\nhelloX0\r\n\r\n", "no CRLF behind the chunk"),
-        ("5;a\x00b\r\nhello\r\n0\r\n\r\n", "NUL in an extension"),
         ("5\r\nhello\r\n0\r\nno colon\r\n\r\n", "a trailer without a colon"),
     ] {
         rows.push(
@@ -404,6 +403,19 @@ fn cut_short_http1() -> Vec<Row> {
             .expect(Once(&[]), &[Broken]),
         );
     }
+    rows.push(
+        Row::new("RFC 9112 §7.1", "a chunked response that is read all the same: NUL in an extension")
+            .ask(asked())
+            .reply_http1_steps(vec![
+                Step::AwaitRequest,
+                bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a\x00b\r\nhello\r\n0\r\n\r\n"),
+                Step::Close,
+            ])
+            .expect(Once(&[]), &[Status(&[200]), Body("hello")])
+            .left_lenient(
+                "hyper; the caller gets a framing of ours, so that no two hops can understand it differently",
+            ),
+    );
     for (head, about) in [
         ("HTTP/1.1 abc OK\r\n\r\n", "a status that is no number"),
         ("HTTP/1.1 20 OK\r\n\r\n", "a status of two digits"),
