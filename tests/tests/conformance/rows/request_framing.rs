@@ -264,7 +264,10 @@ fn chunks() -> Vec<Row> {
 fn lenient_chunks() -> impl Iterator<Item = Row> {
     [
         ("5;a\x00b\r\nhello\r\n0\r\n\r\n", "NUL in an extension"),
-        ("5\r\nhello\r\n0\r\n\n", "an end that is LF"),
+        (
+            "5\r\nhello\r\n0\r\n\nGET {path}-smuggled HTTP/1.1\r\n{to}\r\n",
+            "an end that is LF, what follows being trailers",
+        ),
     ]
     .into_iter()
     .map(|(content, about)| {
