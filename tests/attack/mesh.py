@@ -53,8 +53,10 @@ class Host:
         config = os.path.join(directory, "evenkeel.yaml")
         with open(config, "w") as file:
             file.write(configuration(name, net, self.ip, key, services, directory))
-        self.log = os.path.join(directory, "log")
-        self.process = Process([binary, "run", "-c", config], CORES, self.log)
+        self.log, self.access_log = (os.path.join(directory, name) for name in ("log", "access-log"))
+        # The program's own log is on standard error, the access log on standard output.
+        apart = ["sh", "-c", 'out=$1; shift; exec "$@" >"$out"', "sh", self.access_log]
+        self.process = Process([*apart, binary, "run", "-c", config], CORES, self.log)
 
     @property
     def pid(self):

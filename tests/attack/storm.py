@@ -17,6 +17,9 @@ CONNECTIONS_MAX = 3_000
 OPENED_MAX = 30_000
 BYTES_MAX = 2 << 30
 
+# For all connections to be opened: a thousand requests in one moment are a thousand requests, and no attack.
+RAMP_S = 1.0
+
 # The attacker gives way to the good client, whose figures are not about the attacker's appetite for the processor.
 NICE = 5
 
@@ -45,12 +48,15 @@ class Storm:
     def connections(self, count, opening=b"", again=None, every_s=0.0, reads=True, reopen=True, at_close=False):
         """Keeps `count` connections going. `at_close`: each is closed as soon as its opening is sent."""
         loop = Loop(self, opening, again, every_s, reads, at_close)
-        for _ in range(min(count, CONNECTIONS_MAX)):
-            loop.open()
-        while loop.live and time.monotonic() < self.until and self.counts["sent_bytes"] < BYTES_MAX:
-            ended = loop.turn()
-            for _ in range(ended if reopen else 0):
+        count = min(count, CONNECTIONS_MAX)
+        begun, wanted, begin = 0, 0, time.monotonic()
+        while time.monotonic() < self.until and self.counts["sent_bytes"] < BYTES_MAX:
+            due = min(count, 1 + int(count * (time.monotonic() - begin) / RAMP_S))
+            wanted += due - begun
+            begun = due
+            for _ in range(wanted):
                 loop.open()
+            wanted = loop.turn() if reopen else 0
         loop.close()
 
     def datagrams(self, make, every_s=0.0):

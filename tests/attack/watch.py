@@ -23,7 +23,8 @@ class Watch:
     def __enter__(self):
         with open(f"/proc/{self.host.pid}/clear_refs", "w") as file:
             file.write("5")  # the peak begins anew
-        self.before_kib, self.logged = memory_kib(self.host.pid, "VmRSS"), os.path.getsize(self.host.log)
+        self.before_kib = memory_kib(self.host.pid, "VmRSS")
+        self.logged, self.access_logged = os.path.getsize(self.host.log), os.path.getsize(self.host.access_log)
         self.clock = CpuClock(self.host.pid)
         for thread in self.threads:
             thread.start()
@@ -37,8 +38,10 @@ class Watch:
         peak_kib = memory_kib(self.host.pid, "VmHWM") if alive else 0
         self.seen = {"alive": alive, "rss_before_mib": self.before_kib / 1024, "rss_peak_mib": peak_kib / 1024,
                      "cpu_s": self.clock.per_request(1)["cpu_us"] / 1e6 if alive else None,
-                     "log_bytes": os.path.getsize(self.host.log) - self.logged, "fds_peak": self.fds,
-                     "livez_asked": self.asked, "livez_missed": self.missed}
+                     "log_bytes": os.path.getsize(self.host.log) - self.logged,
+                     "access_log_bytes": os.path.getsize(self.host.access_log) - self.access_logged,
+                     "fds_peak": self.fds, "livez_asked": self.asked,
+                     "livez_missed": self.missed}
 
     def _look(self):
         while not self.over.wait(SAMPLE_S):
