@@ -13,11 +13,12 @@ PROFILE := --profile thin
 TEST_TOOLS := nginx:nginx dig:dnsutils curl:curl h2load:nghttp2-client ss:iproute2
 GRPCIO     := grpcio==1.76.0
 
-.PHONY: help demo build test test-setup lint lint-setup bench bench-tail bench-ratelimit clean
+.PHONY: help demo build test test-setup attack lint lint-setup bench bench-tail bench-ratelimit clean
 
 help:
 	@echo "make demo   the mesh at work beside its rivals, half a minute in the terminal"
 	@echo "make test   all tests (installs the Debian packages that they need, when missing)"
+	@echo "make attack  known attacks on every port of a mesh of two hosts, a quarter of an hour"
 	@echo "make lint   formatting, clippy, documentation, licences"
 	@echo "make bench  Evenkeel beside HAProxy and Envoy on this machine"
 	@echo "make bench-tail  the tail of the latency under faults, beside tuned peers"
@@ -50,6 +51,10 @@ test: test-setup build
 	  EVENKEEL_TEST_PYTHON="$(VENV)/bin/python" $(CARGO) test $(PROFILE) -p evenkeel-tests --no-fail-fast -- --test-threads=2; \
 	fi
 	$(CARGO) test $(PROFILE) --workspace --doc
+
+# Options in ATTACK, such as ATTACK="--only http2"; docs/attacks.md says what is tried.
+attack: build
+	tests/attack/run.py --binary "$(TARGET)/thin/evenkeel" --testapp "$(TARGET)/thin/testapp" $(ATTACK)
 
 lint-setup:
 	@$(CARGO) deny --version >/dev/null 2>&1 || test -x "$(TOOLS)/bin/cargo-deny" \
