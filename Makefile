@@ -13,7 +13,7 @@ PROFILE := --profile thin
 TEST_TOOLS := nginx:nginx dig:dnsutils curl:curl h2load:nghttp2-client ss:iproute2
 GRPCIO     := grpcio==1.76.0
 
-.PHONY: help demo build test test-setup attack lint lint-setup bench bench-tail bench-ratelimit clean
+.PHONY: help demo build test test-setup attack lint lint-setup bench bench-tail bench-ratelimit bench-readers clean
 
 help:
 	@echo "make demo   the mesh at work beside its rivals, half a minute in the terminal"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench  Evenkeel beside HAProxy and Envoy on this machine"
 	@echo "make bench-tail  the tail of the latency under faults, beside tuned peers"
 	@echo "make bench-ratelimit  limits that hosts share, beside HAProxy and Envoy"
+	@echo "make bench-readers  what readers that stall do to others, dead peers, long paths"
 
 demo:
 	$(CARGO) run $(PROFILE) -p evenkeel -- demo $(DEMO)
@@ -77,6 +78,10 @@ bench-tail:
 # The same options; docs/ratelimit.md says what is measured.
 bench-ratelimit:
 	tests/bench/ratelimit.py $(BENCH)
+
+# The same options and `--pause`; docs/flow-control.md says what is measured. Needs root, for network namespaces.
+bench-readers:
+	tests/bench/readers.py $(BENCH)
 
 clean:
 	$(CARGO) clean

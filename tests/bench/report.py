@@ -30,7 +30,7 @@ def heading(results):
     machine, versions = results["machine"], results["versions"]
     peers = ", ".join(short(versions[name]) for name in ("haproxy", "envoy", "nginx", "wrk") if name in versions)
     lines = [f"{results['date'][:10]}, commit {results['commit']}, {machine['model']}, {machine['cores']} cores "
-             f"(hypervisor: {machine['hypervisor']}), Linux {machine['kernel']}; {peers}. "
+             f"(hypervisor: {machine['hypervisor']}), Linux {machine['kernel']}{'; ' if peers else ''}{peers}. "
              f"Raw results: `{results['file']}`."]
     if results["quick"]:
         lines.append("**A quick run: it shows that the harness works, the figures mean nothing.**")

