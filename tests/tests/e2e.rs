@@ -43,5 +43,6 @@ mod e2e {
     pub mod faults;
     pub mod policies;
     pub mod scouts;
+    pub mod stalls;
     pub mod tail;
 }
