@@ -448,7 +448,7 @@ const LIMITS: &[Key] = &[
         "Accepted connections, each of outbound and inbound."),
     key("members", Shape::Int { min: 1, max: 1_000_000 }, "20000", "Hosts of the mesh."),
     key("records", Shape::Int { min: 1, max: 10_000_000 }, "200000", "Service instances of the mesh."),
-    key("buffers", Shape::Size, "\"256MiB\"", "Bodies kept for a repeat, all together."),
+    key("buffers", Shape::Size, "\"256MiB\"", "Bodies kept for a repeat and windows that grew, all together."),
 ];
 
 #[rustfmt::skip]
