@@ -37,7 +37,6 @@ use crate::judge::{Failed, judge};
 use crate::message::headers::Found;
 use crate::message::{self, MessageError};
 use crate::metrics::Hedges;
-use crate::own;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::probe;
 use crate::route::{Route, Upstream};
@@ -461,10 +460,6 @@ pub async fn once(
     mut fresh: bool,
 ) -> Ended {
     let Destination { address, from, charge, .. } = destination;
-    if from.is_none() && own::is_listener(&worker.shared, address) {
-        let what = own::SERVICE_IS_OWN_LISTENER.to_owned();
-        return Err(Unsent::Dial(DialError::Unreachable(what)));
-    }
     if interim.waits() {
         request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
     }

@@ -38,16 +38,15 @@ impl HeadBytes {
         }
     }
 
-    /// A request was made of the head, and its body is this long. Whether the head may have had a length: where it is not
-    /// known, it may.
+    /// A request was made of the head, and its body is this long. Whether the head of one that is chunked may have had a
+    /// length: where it is not known, it may.
     pub fn request_begins(&mut self, body: BodyLength) -> bool {
-        let end = self.kept.windows(HEAD_END.len()).position(|window| window == HEAD_END);
-        let Some(end) = end.filter(|_| !self.lost) else {
+        let Some(end) = head_end(&self.kept).filter(|_| !self.lost) else {
             self.lost = true;
             return true;
         };
-        let had_length = has_length(&self.kept[..end]);
-        self.kept.drain(..end + HEAD_END.len());
+        let had_length = body == BodyLength::Chunked && has_length(&self.kept[..end]);
+        self.kept.drain(..end);
         match body {
             BodyLength::Unstated => {}
             BodyLength::Known(length) => {
@@ -64,13 +63,19 @@ impl HeadBytes {
     }
 }
 
+/// Where the first head ends, behind its empty line.
+fn head_end(bytes: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', bytes)
+        .find(|&at| bytes[at + 1..].starts_with(b"\r\n"))
+        .map(|at| at + 1 + b"\r\n".len())
+}
+
 fn has_length(head: &[u8]) -> bool {
     const NAME: &[u8] = b"content-length";
     head.split(|&byte| byte == b'\n')
         .any(|line| line.len() > NAME.len() && line[..NAME.len()].eq_ignore_ascii_case(NAME))
 }
 
-const HEAD_END: &[u8] = b"\r\n\r\n";
 /// Some heads that came together.
 const KEPT_MAX: usize = 2 * HEAD_MAX;
 
@@ -99,7 +104,7 @@ mod tests {
         let body = [b'x'; 40];
         bytes.read(&[b"GET / HTTP/1.1\r\n\r\n", KNOWN, &body[..30]].concat(), true);
         assert!(!bytes.request_begins(BodyLength::Unstated));
-        assert!(bytes.request_begins(BodyLength::Known(40)));
+        assert!(!bytes.request_begins(BodyLength::Known(40)));
         bytes.read(&[&body[..10], CHUNKED].concat(), false);
         assert!(!bytes.request_begins(BodyLength::Chunked));
         bytes.read(CHUNKED, false);

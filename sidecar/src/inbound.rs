@@ -146,10 +146,6 @@ async fn send(
     left: Option<Duration>,
     interim: &Interim,
 ) -> Result<Box<Head>, (Error, Told)> {
-    if own::is_listener(&worker.shared, local.address) {
-        let error = Error::Connect(own::SERVICE_IS_OWN_LISTENER.into());
-        return Err((error, Told::Refused(own::SERVICE_IS_OWN_LISTENER)));
-    }
     let charge = Some(Charge { circuit: &local.circuit, limits: &CIRCUIT });
     let (address, protocol) = (local.address, local.protocol);
     let application = Destination { address, from: None, charge, protocol };
@@ -160,6 +156,10 @@ async fn send(
         attempt::Unsent::Dial(DialError::Unreachable(what)) => {
             (Error::Connect(what), Told::Refused("connect"))
         }
+        attempt::Unsent::Dial(DialError::OwnListener) => (
+            Error::Connect(own::SERVICE_IS_OWN_LISTENER.into()),
+            Told::Refused(own::SERVICE_IS_OWN_LISTENER),
+        ),
         attempt::Unsent::Dial(DialError::OutOfDescriptors) => {
             (Error::OutOfDescriptors, Told::Refused("circuit_open"))
         }

@@ -14,6 +14,7 @@ use crate::attempt::{Ended, Story, Unsent, Won};
 use crate::body::Replay;
 use crate::error::{Error, GRPC_STATUS};
 use crate::message::headers;
+use crate::own;
 use crate::pool::{DialError, SendError};
 use crate::route::Upstream;
 
@@ -64,6 +65,11 @@ pub fn judge(
         Err(Unsent::Dial(DialError::OutOfDescriptors)) => {
             ticket.no_sample();
             return Err(failed(Outcome::NotSent, Error::OutOfDescriptors));
+        }
+        Err(Unsent::Dial(DialError::OwnListener)) => {
+            ticket.head(now, Verdict::Unreachable);
+            let error = Error::Connect(own::SERVICE_IS_OWN_LISTENER.to_owned());
+            return Err(failed(Outcome::NotSent, error));
         }
         Err(Unsent::Dial(DialError::Unreachable(what))) => {
             ticket.head(now, Verdict::Unreachable);
@@ -220,7 +226,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// Why a response that is beyond our limits is not passed on, here and from the receiving host.
 pub const TOO_LARGE: &str =
-    "its head is larger than 64 KiB, has more than 1024 fields, or cannot be read";
+    "its head is larger than 64 KiB, has more than 400 fields, or cannot be read";
 /// How the receiving host says that an application speaks another HTTP than it was asked in.
 pub const MISREAD: &str = "it speaks HTTP/2 only, as is known now; declare its protocol";
 /// When a gRPC server wants to see the call again, if at all.

@@ -63,6 +63,7 @@ pub async fn forward(
         .map_err(|_| Error::Timeout(format!("{address} did not answer")))?
         .map_err(|unsent| match unsent {
             Unsent::Dial(DialError::Unreachable(what)) => Error::Passthrough(what),
+            Unsent::Dial(DialError::OwnListener) => Error::Loop,
             Unsent::Dial(DialError::OutOfDescriptors) => Error::OutOfDescriptors,
             Unsent::Dial(DialError::CircuitOpen) => {
                 Error::Passthrough("too many connections".into())

@@ -31,17 +31,18 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, watch};
 
-use crate::body::{Body, Buffers, ReceivedBody};
-use crate::descriptors::Descriptors;
+use crate::body::{Body, ReceivedBody};
 use crate::http2::client::{Http2Sender, handshake};
 use crate::interim::Interim;
+use crate::own;
 use crate::socket::Socket;
+use crate::worker::Shared;
 
 /// The connections of one worker.
 #[derive(Debug)]
 pub struct Pool {
-    buffers: Arc<Buffers>,
-    descriptors: Descriptors,
+    /// For what pays for windows that grow, which descriptors are left to others, and whom nobody dials.
+    shared: Arc<Shared>,
     h1: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
     h2: RefCell<HashMap<SocketAddr, Peer>>,
 }
@@ -98,6 +99,8 @@ pub enum DialError {
     CircuitOpen,
     /// This process has no descriptors left but those that are kept for look-ups, gossip and the admin.
     OutOfDescriptors,
+    /// The address is that of a listener of our own, which a request would come back from.
+    OwnListener,
 }
 
 /// Whose connection limits a dial counts against.
@@ -120,9 +123,9 @@ impl Charge<'_> {
 }
 
 impl Pool {
-    /// Without connections. `buffers` pays for windows that grow; `descriptors` says which are left for others.
-    pub fn new(buffers: Arc<Buffers>, descriptors: Descriptors) -> Pool {
-        Pool { buffers, descriptors, h1: RefCell::default(), h2: RefCell::default() }
+    /// Without connections.
+    pub fn new(shared: Arc<Shared>) -> Pool {
+        Pool { shared, h1: RefCell::default(), h2: RefCell::default() }
     }
 
     /// A connection to an HTTP/1.1 application: an idle one, else a new one.
@@ -145,14 +148,14 @@ impl Pool {
     ) -> Result<H1, DialError> {
         let _pending = charge.map(|c| c.pending()).transpose()?;
         let guard = charge.map(|c| c.connection()).transpose()?;
-        let stream = self.dial(address, None).await.map_err(|e| dial_error(address, &e))?;
+        let stream = self.dial(address, None).await?;
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
             .max_header_size(HEAD_MAX)
             .max_headers(FIELDS_MAX)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|e| dial_error(address, &io::Error::other(e)))?;
+            .map_err(|e| unreachable(address, &e))?;
         tokio::task::spawn_local(async move {
             // Its errors reach whoever waits for a response on it.
             let _ = connection.await;
@@ -238,26 +241,31 @@ impl Pool {
         }
     }
 
-    async fn dial(&self, address: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        if !self.descriptors.may_keep(&socket) {
-            return Err(io::ErrorKind::QuotaExceeded.into());
+    async fn dial(&self, address: SocketAddr, from: Option<IpAddr>) -> Result<Socket, DialError> {
+        let failed = |error: io::Error| unreachable(address, &error);
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = socket.map_err(|_| DialError::OutOfDescriptors)?;
+        if !self.shared.descriptors.may_keep(&socket) {
+            return Err(DialError::OutOfDescriptors);
         }
-        if let Some(from) = from {
-            socket.bind(SocketAddr::new(from, 0))?;
+        match from {
+            Some(from) => socket.bind(SocketAddr::new(from, 0)).map_err(failed)?,
+            None if own::is_listener(&self.shared, address) => return Err(DialError::OwnListener),
+            None => {}
         }
-        let stream = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address))
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer to the dial"))??;
-        Socket::new(stream)
+        let connected = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address)).await;
+        let stream = connected.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?;
+        stream.and_then(Socket::new).map_err(failed)
     }
 
     async fn dial_h2(
         &self,
         address: SocketAddr,
         from: Option<IpAddr>,
-    ) -> io::Result<(Http2Sender, impl Future<Output = ()> + use<>)> {
-        handshake(self.dial(address, from).await?, Arc::clone(&self.buffers)).await
+    ) -> Result<(Http2Sender, impl Future<Output = ()> + use<>), DialError> {
+        let socket = self.dial(address, from).await?;
+        let begun = handshake(socket, Arc::clone(&self.shared.buffers)).await;
+        begun.map_err(|error| unreachable(address, &error))
     }
 
     fn start_dial(
@@ -269,7 +277,8 @@ impl Pool {
         let (tell, receiver) = watch::channel(None);
         tokio::task::spawn_local(async move {
             let outcome = tokio::time::timeout(DIAL_TIMEOUT, self.dial_h2(address, from)).await;
-            let outcome = outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+            let late = || unreachable(address, &io::Error::from(io::ErrorKind::TimedOut));
+            let outcome = outcome.unwrap_or_else(|_| Err(late()));
             let mut peers = self.h2.borrow_mut();
             let peer = peers.entry(address).or_default();
             peer.dialling = None;
@@ -286,7 +295,7 @@ impl Pool {
                     });
                     Ok(())
                 }
-                Err(error) => Err(dial_error(address, &error)),
+                Err(error) => Err(error),
             };
             let _ = tell.send(Some(told));
         });
@@ -436,11 +445,7 @@ fn find<'a, E: std::error::Error + 'static>(
     std::iter::successors(Some(error), |e| e.source()).find_map(|e| e.downcast_ref())
 }
 
-fn dial_error(address: SocketAddr, error: &io::Error) -> DialError {
-    // The operating system's own refusal is worse than ours, which leaves some for others, and means the same.
-    if error.kind() == io::ErrorKind::QuotaExceeded || error.raw_os_error() == Some(libc::EMFILE) {
-        return DialError::OutOfDescriptors;
-    }
+fn unreachable(address: SocketAddr, error: &dyn std::fmt::Display) -> DialError {
     DialError::Unreachable(format!("{address}: {error}"))
 }
 
@@ -462,5 +467,5 @@ const CONNECTIONS_FULL_MAX: usize = 32;
 const INTERIMS_MAX: usize = 8;
 /// Of a message's head, in either direction.
 pub const HEAD_MAX: usize = 64 * 1024;
-/// Fields of a head of HTTP/1, in either direction.
-pub const FIELDS_MAX: usize = 1024;
+/// Fields of a head of HTTP/1, in either direction. hyper sets up this many places for each head that it reads.
+pub const FIELDS_MAX: usize = 400;

@@ -155,7 +155,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
     let worker = Rc::new(Worker {
         id,
         router: RefCell::new(Cache::new(Arc::clone(&shared.router))),
-        pool: Rc::new(Pool::new(Arc::clone(&shared.buffers), shared.descriptors)),
+        pool: Rc::new(Pool::new(Arc::clone(&shared))),
         spoken: SpokenProtocols::default(),
         alarms,
         asker: OnceCell::new(),
