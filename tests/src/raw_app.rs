@@ -59,6 +59,10 @@ impl RawApp {
         loop {
             while let Some(end) = end_of_request(&bytes) {
                 let request: Vec<u8> = bytes.drain(..end).collect();
+                // Asked whether it speaks HTTP/2, it hangs up.
+                if request.starts_with(b"PRI ") {
+                    return;
+                }
                 let answer = {
                     let mut script = self.script.lock().unwrap_or_else(PoisonError::into_inner);
                     script.heard.push(String::from_utf8_lossy(&request).into_owned());
