@@ -17,7 +17,9 @@ def felt(run, quiet):
     """What others felt beyond the limits, in words with its figures."""
     client, said, limit = run["client"], [], p99_limit_ms(quiet)
     if client["p99_ms"] is None or client["p99_ms"] > limit:
-        said.append(f"the good client's p99 is {ms(client['p99_ms'])} ms, above {limit:.0f}")
+        paused = " and ".join(f"{host['pauses']} on {name}" for name, host in run["hosts"].items())
+        said.append(f"the good client's p99 is {ms(client['p99_ms'])} ms, above {limit:.0f} "
+                    f"(pauses of a worker: {paused})")
     if client["failed"]:
         said.append(f"{client['failed']} of the good client's requests failed: {client['errors']}")
     for name, host in run["hosts"].items():

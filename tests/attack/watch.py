@@ -25,6 +25,7 @@ class Watch:
             file.write("5")  # the peak begins anew
         self.before_kib = memory_kib(self.host.pid, "VmRSS")
         self.logged, self.access_logged = os.path.getsize(self.host.log), os.path.getsize(self.host.access_log)
+        self.pauses = pauses(self.host)
         self.clock = CpuClock(self.host.pid)
         for thread in self.threads:
             thread.start()
@@ -40,7 +41,7 @@ class Watch:
                      "cpu_s": self.clock.per_request(1)["cpu_us"] / 1e6 if alive else None,
                      "log_bytes": os.path.getsize(self.host.log) - self.logged,
                      "access_log_bytes": os.path.getsize(self.host.access_log) - self.access_logged,
-                     "fds_peak": self.fds, "livez_asked": self.asked,
+                     "fds_peak": self.fds, "pauses": pauses(self.host) - self.pauses, "livez_asked": self.asked,
                      "livez_missed": self.missed}
 
     def _look(self):
@@ -64,6 +65,12 @@ def livez(ip):
         return False
     finally:
         connection.close()
+
+
+def pauses(host):
+    """How often one of its workers did nothing for more than 50 ms while it had requests, as the host counts it."""
+    found = re.search(r"^evenkeel_own_pauses_total (\d+)", host.says("/metrics"), re.M)
+    return int(found[1]) if found else 0
 
 
 def descriptors(pid):
