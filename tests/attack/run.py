@@ -27,7 +27,7 @@ from session import joined, keep, say
 import verdict
 from families import FAMILIES
 from mesh import GOOD, Mesh, claimed_net
-from watch import Watch, descriptors
+from watch import Others, Watch, descriptors
 
 RATE = 200
 SECONDS = 2.0
@@ -187,6 +187,7 @@ class Session:
         seconds = self.args.seconds
         before = {host.name: descriptors(host.pid) for host in mesh.hosts}
         watches = {host.name: Watch(host) for host in mesh.hosts}
+        others = Others(mesh)
         client = self.client(mesh, seconds + 2 * AROUND_S)
         try:
             with watches["a"], watches["b"]:
@@ -197,8 +198,8 @@ class Session:
                     raise SystemExit(f"attack: the good client broke off: {seen['error']}")
         finally:
             client.kill()
-        settled = settles(mesh, before)
-        run = {"attack": name, "quiet_p99_ms": quiet["p99_ms"], "client": seen, "attacker": attacker, "settled_s": settled,
+        others_cores, settled = others.cores(), settles(mesh, before)
+        run = {"attack": name, "quiet_p99_ms": quiet["p99_ms"], "others_cores": others_cores, "client": seen, "attacker": attacker, "settled_s": settled,
                "hosts": {host: watch.seen for host, watch in watches.items()}}
         run["felt"] = verdict.felt(run, quiet)
         run["broken"] = run["felt"] + verdict.cost(run)

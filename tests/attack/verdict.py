@@ -6,7 +6,7 @@ RSS_GROWTH_MIB_MAX = 256
 LOG_BYTES_MAX = 200 * 1024
 
 HEAD = ("attack", "sent", "p50 ms", "p99 ms", "max ms", "failed", "memory +MiB", "CPU s", "log KiB",
-        "access log KiB", "descriptors", "/livez missed", "")
+        "access log KiB", "descriptors", "/livez missed", "others' cores", "")
 
 
 def p99_limit_ms(quiet):
@@ -55,12 +55,13 @@ def row(run):
             both(lambda host: "" if host["cpu_s"] is None else f"{host['cpu_s']:.1f}"),
             both(lambda host: f"{host['log_bytes'] / 1024:.0f}"),
             both(lambda host: f"{host['access_log_bytes'] / 1024:.0f}"),
-            both(lambda host: str(host["fds_peak"])), both(lambda host: str(host["livez_missed"])), "**broken**" if run["broken"] else "held"]
+            both(lambda host: str(host["fds_peak"])), both(lambda host: str(host["livez_missed"])),
+            f"{run['others_cores']:.1f}" if "others_cores" in run else "", "**broken**" if run["broken"] else "held"]
 
 
 def line(run):
     """A row for the terminal."""
-    widths = (44, 22, 6, 7, 7, 5, 9, 9, 8, 8, 12, 7, 0)
+    widths = (44, 22, 6, 7, 7, 5, 9, 9, 8, 8, 12, 7, 4, 0)
     return " ".join(cell.ljust(width) if n == 0 else cell.rjust(width)
                     for n, (cell, width) in enumerate(zip(row(run), widths)))
 

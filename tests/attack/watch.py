@@ -54,6 +54,35 @@ class Watch:
             self.missed += not livez(self.host.ip)
 
 
+class Others:
+    """How many cores other programs on the machine kept busy since this was made: neither the mesh nor the harness."""
+
+    def __init__(self, mesh):
+        self.ours = [process.pid for process in (*(host.process for host in mesh.hosts), *mesh.apps)]
+        self.begin = self._read()
+
+    def _read(self):
+        with open("/proc/stat") as stat:
+            fields = [int(field) for field in stat.readline().split()[1:8]]
+        busy = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+        # The harness itself, and its children that have ended: the good client and the attacker.
+        return time.monotonic(), busy - sum(os.times()[:4]) - sum(map(cpu_s, self.ours))
+
+    def cores(self):
+        (at, others), (then, before) = self._read(), self.begin
+        return max((others - before) / (at - then), 0.0)
+
+
+def cpu_s(pid):
+    """Processor time since its start; 0 of who is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except FileNotFoundError:
+        return 0.0
+
+
 def livez(ip):
     """Asked as a program on the same host would, on a connection of its own."""
     connection = http.client.HTTPConnection(ip, 7119, timeout=LIVEZ_WITHIN_S, source_address=(ip, 0))
