@@ -106,6 +106,7 @@ def parsed():
     options.add_argument("--binary", metavar="PATH", help="the program to attack; built in the thin profile if not given")
     options.add_argument("--testapp", metavar="PATH", help="the application behind it; likewise")
     options.add_argument("--seconds", type=float, default=SECONDS, help=f"of each attack ({SECONDS:g})")
+    options.add_argument("--once", action="store_true", help="no second try of what was felt, no new mesh for it")
     options.add_argument("--list", action="store_true", help="the attacks and what each does")
     options.add_argument("--tables", metavar="FILE", nargs="+", help="attack nothing: a table of these results")
     options.add_argument("--write-docs", action="store_true", help="put the table into docs/attacks.md")
@@ -155,7 +156,7 @@ class Session:
                 say(f"{family.name}: {family.about}; quiet p99 {quiet['p99_ms']:.1f} ms")
                 while left:
                     run = self.one(mesh, left[0], quiet)
-                    if run["felt"] and first is None:
+                    if run["felt"] and first is None and not self.args.once:
                         say(f"{left[0]}, tried once more: {'; '.join(run['broken'])}")
                         first = run
                         break
@@ -164,7 +165,7 @@ class Session:
                     kept(self.results)
                     left.popleft()
                     print(verdict.line(run), flush=True)
-                    if run["felt"] or not all(host.alive() for host in mesh.hosts):
+                    if run["felt"] and not self.args.once or not all(host.alive() for host in mesh.hosts):
                         break
 
     def quiet(self, mesh):
