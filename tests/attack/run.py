@@ -63,10 +63,8 @@ def main():
     print(markdown(results))
     if args.write_docs:
         write_docs(DOCS, markdown(results), "make attack")
-    lost = [run for run in results["runs"] if run["broken"]]
-    for run in lost:
-        print(f"{run['attack']}: {'; '.join(run['broken'])}", file=sys.stderr)
-    sys.exit(1 if lost else 0)
+    # What could not be judged did not hold either, as far as anybody knows.
+    sys.exit(1 if any(run["broken"] or run["unjudged"] for run in results["runs"]) else 0)
 
 
 def measured(args, asked):
@@ -96,7 +94,7 @@ def merged(paths):
                    "file": joined(results.get("file"), one["file"]),
                    "commit": joined(results.get("commit"), one["commit"]),
                    "others_cores": max(one["others_cores"], results.get("others_cores", 0))}
-    return {**results, "runs": list(runs.values())}
+    return {**results, "runs": [verdict.judge(run) for run in runs.values()]}
 
 
 def parsed():
@@ -156,8 +154,8 @@ class Session:
                 say(f"{family.name}: {family.about}; quiet p99 {quiet['p99_ms']:.1f} ms")
                 while left:
                     run = self.one(mesh, left[0], quiet)
-                    if run["felt"] and first is None and not self.args.once:
-                        say(f"{left[0]}, tried once more: {'; '.join(run['broken'])}")
+                    if (run["felt"] or run["unjudged"]) and first is None and not self.args.once:
+                        say(f"{left[0]}, tried once more: {'; '.join(run['broken'] + run['unjudged'])}")
                         first = run
                         break
                     run["first_try"], first = first, None
@@ -202,8 +200,7 @@ class Session:
         others_cores, settled = others.cores(), settles(mesh, before)
         run = {"attack": name, "quiet_p99_ms": quiet["p99_ms"], "others_cores": others_cores, "client": seen, "attacker": attacker, "settled_s": settled,
                "hosts": {host: watch.seen for host, watch in watches.items()}}
-        run["felt"] = verdict.felt(run, quiet)
-        run["broken"] = run["felt"] + verdict.cost(run)
+        verdict.judge(run)
         if run["broken"]:
             run["log_tails"] = {host.name: tail(host.log) for host in mesh.hosts}
         return run
@@ -242,16 +239,15 @@ def tail(path):
 
 
 def markdown(results):
-    machine = results["machine"]
-    lost = sum(bool(run["broken"]) for run in results["runs"])
+    machine, runs = results["machine"], results["runs"]
+    lost, unjudged = ([run for run in runs if run[what]] for what in ("broken", "unjudged"))
     quiet = max(one["p99_ms"] for one in results["quiet"].values())
     head = (f"{results['date'][:10]}, commit {results['commit']}, {machine['model']}, {machine['cores']} cores "
-            f"(hypervisor: {machine['hypervisor']}), Linux {machine['kernel']}. {len(results['runs'])} attacks of "
-            f"{results['seconds']:g} s, {lost} with a limit that did not hold; quiet p99 up to {quiet:.1f} ms. "
-            f"Others kept up to {results['others_cores']:.1f} cores busy. Raw results: `{results['file']}`.")
-    broken = [f"- `{run['attack']}`: {'; '.join(run['broken'])}" for run in results["runs"] if run["broken"]]
-    return "\n\n".join(filter(None, [head, grid(verdict.HEAD, map(verdict.row, results["runs"])),
-                                     "\n".join(broken)])) + "\n"
+            f"(hypervisor: {machine['hypervisor']}), Linux {machine['kernel']}. {len(runs)} attacks of "
+            f"{results['seconds']:g} s: {len(lost)} with a limit that did not hold, {len(unjudged)} not judged because "
+            f"others used the machine; quiet p99 up to {quiet:.1f} ms. Raw results: `{results['file']}`.")
+    broken = [f"- `{run['attack']}`: {'; '.join(run['broken'])}" for run in lost]
+    return "\n\n".join(filter(None, [head, grid(verdict.HEAD, map(verdict.row, runs)), "\n".join(broken)])) + "\n"
 
 
 if __name__ == "__main__":
