@@ -101,7 +101,7 @@ def parsed():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", metavar="NAME", action="append",
                          help="a family, an attack, or FAMILY/ATTACK; may be repeated")
-    options.add_argument("--binary", metavar="PATH", help="the program to attack; built in the thin profile if not given")
+    options.add_argument("--binary", metavar="PATH", help="the program to attack; built (profile thin) if not given")
     options.add_argument("--testapp", metavar="PATH", help="the application behind it; likewise")
     options.add_argument("--seconds", type=float, default=SECONDS, help=f"of each attack ({SECONDS:g})")
     options.add_argument("--once", action="store_true", help="no second try of what was felt, no new mesh for it")
@@ -198,8 +198,8 @@ class Session:
         finally:
             client.kill()
         others_cores, settled = others.cores(), settles(mesh, before)
-        run = {"attack": name, "quiet_p99_ms": quiet["p99_ms"], "others_cores": others_cores, "client": seen, "attacker": attacker, "settled_s": settled,
-               "hosts": {host: watch.seen for host, watch in watches.items()}}
+        run = {"attack": name, "quiet_p99_ms": quiet["p99_ms"], "others_cores": others_cores, "client": seen,
+               "attacker": attacker, "settled_s": settled, "hosts": {host: watch.seen for host, watch in watches.items()}}
         verdict.judge(run)
         if run["broken"]:
             run["log_tails"] = {host.name: tail(host.log) for host in mesh.hosts}
