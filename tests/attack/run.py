@@ -91,6 +91,7 @@ def merged(paths):
             one = json.load(file)
         runs.update({run["attack"]: run for run in one["runs"]})
         results = {**one, "quiet": {**results.get("quiet", {}), **one["quiet"]},
+                   "seconds": sorted({*results.get("seconds", []), *one["seconds"]}),
                    "file": joined(results.get("file"), one["file"]),
                    "commit": joined(results.get("commit"), one["commit"]),
                    "others_cores": max(one["others_cores"], results.get("others_cores", 0))}
@@ -130,7 +131,7 @@ def surroundings(args):
     path = os.path.join(RESULTS, "-".join([now.date().isoformat(), commit, *part]) + ".json")
     return {"date": now.isoformat(timespec="seconds"), "commit": commit, "machine": tools.machine(),
             "version": tools.first_line([args.binary, "--version"]), "python": sys.version.split()[0],
-            "others_cores": busy_cores(1), "seconds": args.seconds, "rate_per_sec": RATE,
+            "others_cores": busy_cores(1), "seconds": [args.seconds], "rate_per_sec": RATE,
             "file": os.path.relpath(path, tools.ROOT), "quiet": {}, "runs": []}
 
 
@@ -199,7 +200,8 @@ class Session:
             client.kill()
         others_cores, settled = others.cores(), settles(mesh, before)
         run = {"attack": name, "quiet_p99_ms": quiet["p99_ms"], "others_cores": others_cores, "client": seen,
-               "attacker": attacker, "settled_s": settled, "hosts": {host: watch.seen for host, watch in watches.items()}}
+               "attacker": attacker, "settled_s": settled,
+               "hosts": {host: watch.seen for host, watch in watches.items()}}
         verdict.judge(run)
         if run["broken"]:
             run["log_tails"] = {host.name: tail(host.log) for host in mesh.hosts}
@@ -244,7 +246,7 @@ def markdown(results):
     quiet = max(one["p99_ms"] for one in results["quiet"].values())
     head = (f"{results['date'][:10]}, commit {results['commit']}, {machine['model']}, {machine['cores']} cores "
             f"(hypervisor: {machine['hypervisor']}), Linux {machine['kernel']}. {len(runs)} attacks of "
-            f"{results['seconds']:g} s: {len(lost)} with a limit that did not hold, {len(unjudged)} not judged because "
+            f"{' or '.join(f'{seconds:g}' for seconds in results['seconds'])} s: {len(lost)} with a limit that did not hold, {len(unjudged)} not judged because "
             f"others used the machine; quiet p99 up to {quiet:.1f} ms. Raw results: `{results['file']}`.")
     broken = [f"- `{run['attack']}`: {'; '.join(run['broken'])}" for run in lost]
     return "\n\n".join(filter(None, [head, grid(verdict.HEAD, map(verdict.row, runs)), "\n".join(broken)])) + "\n"
