@@ -272,5 +272,6 @@ ATTACKS = (
     empty_trailers_flood, empty_names_flood, empty_continuation_flood, continuation_flood, hpack_bomb,
     hpack_table_sizes, hpack_table_churn, large_heads, zero_window, window_shrinks, window_by_bytes,
     window_update_flood, priority_flood, goaway_flood, unknown_frames, push_promises, large_frame_claims,
-    idle_connections, idle_without_preface, slow_preface, connection_flood, unread_answers, open_uploads, unread_uploads,
+    idle_connections, idle_without_preface, slow_preface, connection_flood, unread_answers, open_uploads,
+    unread_uploads,
 )

@@ -244,10 +244,11 @@ def markdown(results):
     machine, runs = results["machine"], results["runs"]
     lost, unjudged = ([run for run in runs if run[what]] for what in ("broken", "unjudged"))
     quiet = max(one["p99_ms"] for one in results["quiet"].values())
+    seconds = " or ".join(f"{seconds:g}" for seconds in results["seconds"])
     head = (f"{results['date'][:10]}, commit {results['commit']}, {machine['model']}, {machine['cores']} cores "
-            f"(hypervisor: {machine['hypervisor']}), Linux {machine['kernel']}. {len(runs)} attacks of "
-            f"{' or '.join(f'{seconds:g}' for seconds in results['seconds'])} s: {len(lost)} with a limit that did not hold, {len(unjudged)} not judged because "
-            f"others used the machine; quiet p99 up to {quiet:.1f} ms. Raw results: `{results['file']}`.")
+            f"(hypervisor: {machine['hypervisor']}), Linux {machine['kernel']}. {len(runs)} attacks of {seconds} s: "
+            f"{len(lost)} with a limit that did not hold, {len(unjudged)} not judged because others used the machine; "
+            f"quiet p99 up to {quiet:.1f} ms. Raw results: `{results['file']}`.")
     broken = [f"- `{run['attack']}`: {'; '.join(run['broken'])}" for run in lost]
     return "\n\n".join(filter(None, [head, grid(verdict.HEAD, map(verdict.row, runs)), "\n".join(broken)])) + "\n"
 
