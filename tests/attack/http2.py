@@ -140,7 +140,7 @@ def hpack_bomb(storm, place):
 
 def hpack_table_sizes(storm, place):
     """The table's size is changed to and fro in each head, and by SETTINGS to the most there is."""
-    block = (h2.table_size(0) + h2.table_size(4096)) * 1 + place.small
+    block = h2.table_size(0) + h2.table_size(4096) + place.small
     flood = b"".join([h2.settings({h2.HEADER_TABLE_SIZE: 0}), h2.settings({h2.HEADER_TABLE_SIZE: 0xFFFFFFFF})])
     storm.connections(8, h2.hello({h2.HEADER_TABLE_SIZE: 0xFFFFFFFF}), lambda turn: b"".join(
         h2.headers(n, block) + flood for n in h2.streams(turn, EACH)))
@@ -254,8 +254,8 @@ def unread_uploads(storm, place):
     """Bodies that nobody reads, on every stream, as much of each as the first window allows."""
     body = b"u" * 16_000
     opening = h2.hello() + many(place.hang_upload, end_stream=False)
-    storm.connections(16, opening, lambda turn: b"".join(
-        h2.data(n, body) for n in range(1, 2 * STREAMS, 2)) if turn < 4 else None)
+    bodies = b"".join(h2.data(n, body) for n in range(1, 2 * STREAMS, 2))
+    storm.connections(16, opening, lambda turn: bodies if turn < 4 else None)
 
 
 def many(block, end_stream=True):
@@ -270,7 +270,8 @@ ATTACKS = (
     made_reset_by_priority, made_reset_by_malformed, refused_streams, reset_flood, settings_flood, settings_ack_flood,
     ping_flood, ping_flood_unread, ping_ack_flood, empty_data_flood, padding_flood, empty_headers_flood,
     empty_trailers_flood, empty_names_flood, empty_continuation_flood, continuation_flood, hpack_bomb,
-    hpack_table_sizes, hpack_table_churn, large_heads, zero_window, window_shrinks, window_by_bytes, window_update_flood,
-    priority_flood, goaway_flood, unknown_frames, push_promises, large_frame_claims, idle_connections,
-    idle_without_preface, slow_preface, connection_flood, unread_answers, open_uploads, unread_uploads,
+    hpack_table_sizes, hpack_table_churn, large_heads, zero_window, window_shrinks, window_by_bytes,
+    window_update_flood, priority_flood, goaway_flood, unknown_frames, push_promises, large_frame_claims,
+    idle_connections, idle_without_preface, slow_preface, connection_flood, unread_answers, open_uploads,
+    unread_uploads,
 )

@@ -4,23 +4,41 @@ P99_TIMES_MAX = 5
 P99_MS_MAX = 50
 RSS_GROWTH_MIB_MAX = 256
 LOG_BYTES_MAX = 200 * 1024
+# Of the machine, to other programs: beyond it the good client's times say nothing of the mesh.
+OTHERS_CORES_MAX = 0.3
 
 HEAD = ("attack", "sent", "p50 ms", "p99 ms", "max ms", "failed", "memory +MiB", "CPU s", "log KiB",
-        "access log KiB", "descriptors", "/livez missed", "")
+        "access log KiB", "descriptors", "/livez missed", "others' cores", "")
 
 
-def p99_limit_ms(quiet):
-    return max(P99_TIMES_MAX * quiet["p99_ms"], P99_MS_MAX)
+def judge(run):
+    """Adds what did not hold, and what could not be judged."""
+    late = lateness(run)
+    busy = run.get("others_cores", 0) > OTHERS_CORES_MAX
+    run["felt"] = failures(run) + ([] if busy else late)
+    run["broken"] = run["felt"] + cost(run)
+    run["unjudged"] = late if busy else []
+    return run
 
 
-def felt(run, quiet):
-    """What others felt beyond the limits, in words with its figures."""
-    client, said, limit = run["client"], [], p99_limit_ms(quiet)
-    if client["p99_ms"] is None or client["p99_ms"] > limit:
-        said.append(f"the good client's p99 is {ms(client['p99_ms'])} ms, above {limit:.0f}")
-    if client["failed"]:
-        said.append(f"{client['failed']} of the good client's requests failed: {client['errors']}")
-    for name, host in run["hosts"].items():
+def verdict(run):
+    return "**broken**" if run["broken"] else "not judged" if run["unjudged"] else "held"
+
+
+def failures(run):
+    """Of the good client's requests, in words with the figures."""
+    client = run["client"]
+    return [f"{client['failed']} of the good client's requests failed: {client['errors']}"] if client["failed"] else []
+
+
+def lateness(run):
+    """Answers to the good client and of /livez that came too late."""
+    said, hosts = [], run["hosts"].items()
+    p99, limit = run["client"]["p99_ms"], max(P99_TIMES_MAX * run["quiet_p99_ms"], P99_MS_MAX)
+    if p99 is None or p99 > limit:
+        paused = "".join(f", {host['pauses']} pauses of a worker on {name}" for name, host in hosts if "pauses" in host)
+        said.append(f"the good client's p99 is {ms(p99)} ms, above {limit:.0f}{paused}")
+    for name, host in hosts:
         if host["livez_missed"]:
             said.append(f"host {name}'s /livez did not answer {host['livez_missed']} of {host['livez_asked']} times")
     return said
@@ -53,12 +71,13 @@ def row(run):
             both(lambda host: "" if host["cpu_s"] is None else f"{host['cpu_s']:.1f}"),
             both(lambda host: f"{host['log_bytes'] / 1024:.0f}"),
             both(lambda host: f"{host['access_log_bytes'] / 1024:.0f}"),
-            both(lambda host: str(host["fds_peak"])), both(lambda host: str(host["livez_missed"])), "**broken**" if run["broken"] else "held"]
+            both(lambda host: str(host["fds_peak"])), both(lambda host: str(host["livez_missed"])),
+            f"{run['others_cores']:.1f}" if "others_cores" in run else "", verdict(run)]
 
 
 def line(run):
     """A row for the terminal."""
-    widths = (44, 22, 6, 7, 7, 5, 9, 9, 8, 8, 12, 7, 0)
+    widths = (44, 22, 6, 7, 7, 5, 9, 9, 8, 8, 12, 7, 4, 0)
     return " ".join(cell.ljust(width) if n == 0 else cell.rjust(width)
                     for n, (cell, width) in enumerate(zip(row(run), widths)))
 
