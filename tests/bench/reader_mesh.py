@@ -82,9 +82,10 @@ class Callers(Script):
 
 
 class Host(Evenkeel):
-    """Two workers, every default; a listener for each of `wants`, and `offers` by the name of their service."""
+    """Two workers, every default but what `policy` says; a listener for each of `wants`, and `offers` by the name of their service."""
 
-    def __init__(self, tools, work, name, address, wants=(), offers=None, join=(), data=None, keys=None, prefix=()):
+    def __init__(self, tools, work, name, address, wants=(), offers=None, join=(), data=None, keys=None, policy=None,
+                 prefix=()):
         directory = os.path.join(work, name)
         self.name, self.prefix = name, list(prefix)
         self.admin, self.catalog = free_port(), free_port()
@@ -102,6 +103,7 @@ class Host(Evenkeel):
             "admin": {"listen": f"127.0.0.1:{self.admin}"},
             "services": [{"name": service, "address": app.address, "protocol": "http"}
                          for service, app in (offers or {}).items()],
+            **({"policy": policy} if policy else {}),
         }
         path = proxies.write(directory, "evenkeel.yaml", json.dumps(config, indent=1))
         self.process = Process([*prefix, tools.evenkeel, "run", "-c", path], PROXY_CORE,
@@ -131,13 +133,14 @@ class Host(Evenkeel):
 class Pair:
     """Host A, whose listeners the callers use, and host B with the applications."""
 
-    def __init__(self, tools, work, services):
+    def __init__(self, tools, work, services, policy=None):
         self.stack = ExitStack()
         try:
             enter = self.stack.enter_context
             self.apps = {service: enter(App(work, f"app-{service}")) for service in services}
             self.b = enter(Host(tools, work, "readers-b", "127.0.0.2", wants=services, offers=self.apps))
-            self.a = enter(Host(tools, work, "readers-a", "127.0.0.1", wants=services, join=[self.b.gossip]))
+            self.a = enter(Host(tools, work, "readers-a", "127.0.0.1", wants=services, join=[self.b.gossip],
+                                policy=policy))
             self.a.wait_for(services)
         except BaseException:
             self.stack.close()

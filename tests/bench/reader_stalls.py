@@ -24,6 +24,9 @@ SLOW_PER_S = 10_000
 BIG = ["big-1", "big-2", "big-3", "big-4"]
 OTHER = "other"
 
+# An upload that is not read has no response's head: by default it would be over after 15 s.
+POLICY = {"timeout": "10m"}
+
 BEGIN_WITHIN_S = 60
 
 # Name, version of the callers, how many services are stalled, whether by way of the mesh.
@@ -55,7 +58,7 @@ def measure(tools, work, times, say, suite, arms, method):
 
 def stalled(tools, work, times, version, services, method, meshed):
     with ExitStack() as stack:
-        pair = stack.enter_context(Pair(tools, work, [*BIG, OTHER]))
+        pair = stack.enter_context(Pair(tools, work, [*BIG, OTHER], POLICY))
         hosts = {"a": pair.a.pid, "b": pair.b.pid}
         where = pair.a.listeners if meshed else {name: app.address for name, app in pair.apps.items()}
         targets = {"same": where[services[0]], "other": where[OTHER]}

@@ -96,8 +96,12 @@ def version(run):
 
 
 def gone(suite):
-    rows = [[run["arm"], run["what"], within(run["ended_s"], suite), run["error"] or ""] for run in suite["runs"]]
+    rows = [[run["arm"], run["what"], within(run["ended_s"], suite), ended_as(run)] for run in suite["runs"]]
     return "### A peer that dies\n\n" + grid(["host B", "what waits on it", "ends after", "as"], rows)
+
+
+def ended_as(run):
+    return (f"status {run['status']}" if run.get("status") else "an error") if run["error"] == "answered" else run["error"] or ""
 
 
 def within(seconds, suite):
