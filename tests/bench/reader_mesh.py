@@ -77,7 +77,7 @@ class Callers(Script):
         plan = {"version": version, "method": method, "path": path, "size": size, "targets": targets,
                 "groups": groups}
         # Others do not wait for them where they share a core.
-        super().__init__(work, f"callers-{free_port()}", "reader_callers.py", json.dumps(plan), prefix=prefix, nice=10)
+        super().__init__(work, f"callers-{free_port()}", "reader_callers.py", json.dumps(plan), prefix=prefix, nice=5)
         self.count = sum(count for _, count in groups)
 
 

@@ -33,8 +33,7 @@ BEGIN_WITHIN_S = 60
 DOWNLOADS = [("HTTP/1.1, one service", 1, 1, True), ("HTTP/1.1, four services", 1, 4, True),
              ("HTTP/2, one service", 2, 1, True), ("HTTP/2, four services", 2, 4, True),
              ("direct, HTTP/1.1, one service", 1, 1, False)]
-UPLOADS = [("HTTP/1.1, one service", 1, 1, True), ("HTTP/2, one service", 2, 1, True),
-           ("direct, HTTP/1.1, one service", 1, 1, False)]
+UPLOADS = [("HTTP/1.1, one service", 1, 1, True), ("HTTP/2, one service", 2, 1, True)]
 
 
 def downloads(tools, work, times, say):
