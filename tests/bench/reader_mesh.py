@@ -25,10 +25,10 @@ SIZE = 64 * MIB
 class Script(Server):
     """A program of this directory with a control port."""
 
-    def __init__(self, work, name, program, *args, before=(), prefix=(), nice=0):
+    def __init__(self, work, name, program, *args, before=(), prefix=(), after_all=False):
         self.control = free_port()
         self.prefix = list(prefix)
-        argv = [*prefix, "nice", "-n", nice, sys.executable, os.path.join(HERE, program), *before, self.control, *args]
+        argv = [*prefix, *(["chrt", "--other", "0"] if after_all else []), sys.executable, os.path.join(HERE, program), *before, self.control, *args]
         self.process = Process(argv, LOAD_CORE, os.path.join(work, f"{name}.log"))
 
     def ready(self):
@@ -77,7 +77,8 @@ class Callers(Script):
         plan = {"version": version, "method": method, "path": path, "size": size, "targets": targets,
                 "groups": groups}
         # Others do not wait for them where they share a core.
-        super().__init__(work, f"callers-{free_port()}", "reader_callers.py", json.dumps(plan), prefix=prefix, nice=5)
+        super().__init__(work, f"callers-{free_port()}", "reader_callers.py", json.dumps(plan), prefix=prefix,
+                         after_all=True)
         self.count = sum(count for _, count in groups)
 
 

@@ -46,10 +46,6 @@ def main():
 
 def measured(args):
     found = tools.Tools(args, needs_envoy=False, debian=DEBIAN, needs_openload=False)
-    try:
-        os.nice(-10)  # what it starts as well: whatever else runs on the machine comes after it
-    except PermissionError:
-        say("not root: what else runs on the machine is part of the figures")
     times = SimpleNamespace(**vars(QUICK if args.quick else FULL), pause_s=args.pause)
 
     def measure(suite, work, times, _):
