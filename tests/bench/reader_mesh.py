@@ -28,7 +28,8 @@ class Script(Server):
     def __init__(self, work, name, program, *args, before=(), prefix=(), after_all=False):
         self.control = free_port()
         self.prefix = list(prefix)
-        argv = [*prefix, *(["chrt", "--other", "0"] if after_all else []), sys.executable, os.path.join(HERE, program), *before, self.control, *args]
+        priority = ["chrt", "--other", "0"] if after_all else []
+        argv = [*prefix, *priority, sys.executable, os.path.join(HERE, program), *before, self.control, *args]
         self.process = Process(argv, LOAD_CORE, os.path.join(work, f"{name}.log"))
 
     def ready(self):
@@ -83,7 +84,7 @@ class Callers(Script):
 
 
 class Host(Evenkeel):
-    """Two workers, every default but what `policy` says; a listener for each of `wants`, and `offers` by the name of their service."""
+    """Two workers, every default but what `policy` says; a listener for each of `wants`, `offers` by their service."""
 
     def __init__(self, tools, work, name, address, wants=(), offers=None, join=(), data=None, keys=None, policy=None,
                  prefix=()):

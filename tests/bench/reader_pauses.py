@@ -139,8 +139,8 @@ def watched(waiting, tools, a, b, kill):
         if closed_s is not None and all(ended(waiting)):
             break
         time.sleep(0.25)
-    runs = [{"what": what, "error": one["error"], "received": one["received"], "sent": one["sent"], "status": one["status"],
-             "ended_s": one["ended_at"] and one["ended_at"] - killed}
+    runs = [{"what": what, "error": one["error"], "received": one["received"], "sent": one["sent"],
+             "status": one["status"], "ended_s": one["ended_at"] and one["ended_at"] - killed}
             for (what, _), one in zip(waiting, states(waiting))]
     return [*runs, {"what": "A's last connection to B", "error": None, "ended_s": closed_s}]
 

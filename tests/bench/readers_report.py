@@ -81,7 +81,7 @@ def in_kernel(run, host):
 
 def pauses(suite):
     rows = [[run["way"], version(run), "does not read" if run["kind"] == "unread" else "is stopped (SIGSTOP)",
-             "gets the rest" if run["good"] else f"**cut: {run['error']}**, {run['received'] / MIB:.1f} MiB"]
+             ("gets the rest" if run["kind"] == "unread" else "goes on") if run["good"] else f"**cut: {run['error']}**, {run['received'] / MIB:.1f} MiB"]
             for run in suite["runs"]]
     return (f"### A reader that pauses for {suite['pause_s']:.0f} s\n\n"
             + grid(["way", "caller", "it", "and then"], rows))
