@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The application of `make bench-readers`: HTTP/1.1, one thread, reads as slowly as the path says.
 
-`reader_app.py ADDRESS PORT CONTROL_PORT [SEND_BUFFER]`. `GET /bytes/N` answers N bytes, `GET /drip/N` likewise but 10 kB a second; `POST /never` is never read, `POST /slow` at
-10 kB/s, `POST /sink` as fast as it comes and answered, when it is whole, with the monotonic time at which each
-`MARK` of it was there; all else is answered with 64 bytes.
+`reader_app.py ADDRESS PORT CONTROL_PORT [SEND_BUFFER]`. `GET /bytes/N` answers N bytes, `GET /drip/N` likewise but
+10 kB a second; `POST /never` is never read, `POST /slow` at 10 kB/s, `POST /sink` as fast as it comes and answered,
+when it is whole, with the monotonic time at which each `MARK` of it was there; all else is answered with 64 bytes.
 
 What it has sent and nobody has read waits in its own send buffer: `SEND_BUFFER` bounds that, because a thousand that the
 kernel tunes by itself use up `tcp_mem`, and then the kernel drops packets of everybody on the machine.

@@ -25,10 +25,11 @@ SIZE = 64 * MIB
 class Script(Server):
     """A program of this directory with a control port."""
 
-    def __init__(self, work, name, program, *args, before=(), prefix=(), nice=0):
+    def __init__(self, work, name, program, *args, before=(), prefix=(), after_all=False):
         self.control = free_port()
         self.prefix = list(prefix)
-        argv = [*prefix, "nice", "-n", nice, sys.executable, os.path.join(HERE, program), *before, self.control, *args]
+        priority = ["chrt", "--other", "0"] if after_all else []
+        argv = [*prefix, *priority, sys.executable, os.path.join(HERE, program), *before, self.control, *args]
         self.process = Process(argv, LOAD_CORE, os.path.join(work, f"{name}.log"))
 
     def ready(self):
@@ -77,14 +78,16 @@ class Callers(Script):
         plan = {"version": version, "method": method, "path": path, "size": size, "targets": targets,
                 "groups": groups}
         # Others do not wait for them where they share a core.
-        super().__init__(work, f"callers-{free_port()}", "reader_callers.py", json.dumps(plan), prefix=prefix, nice=10)
+        super().__init__(work, f"callers-{free_port()}", "reader_callers.py", json.dumps(plan), prefix=prefix,
+                         after_all=True)
         self.count = sum(count for _, count in groups)
 
 
 class Host(Evenkeel):
-    """Two workers, every default; a listener for each of `wants`, and `offers` by the name of their service."""
+    """Two workers, every default but what `policy` says; a listener for each of `wants`, `offers` by their service."""
 
-    def __init__(self, tools, work, name, address, wants=(), offers=None, join=(), data=None, keys=None, prefix=()):
+    def __init__(self, tools, work, name, address, wants=(), offers=None, join=(), data=None, keys=None, policy=None,
+                 prefix=()):
         directory = os.path.join(work, name)
         self.name, self.prefix = name, list(prefix)
         self.admin, self.catalog = free_port(), free_port()
@@ -102,6 +105,7 @@ class Host(Evenkeel):
             "admin": {"listen": f"127.0.0.1:{self.admin}"},
             "services": [{"name": service, "address": app.address, "protocol": "http"}
                          for service, app in (offers or {}).items()],
+            **({"policy": policy} if policy else {}),
         }
         path = proxies.write(directory, "evenkeel.yaml", json.dumps(config, indent=1))
         self.process = Process([*prefix, tools.evenkeel, "run", "-c", path], PROXY_CORE,
@@ -131,13 +135,14 @@ class Host(Evenkeel):
 class Pair:
     """Host A, whose listeners the callers use, and host B with the applications."""
 
-    def __init__(self, tools, work, services):
+    def __init__(self, tools, work, services, policy=None):
         self.stack = ExitStack()
         try:
             enter = self.stack.enter_context
             self.apps = {service: enter(App(work, f"app-{service}")) for service in services}
             self.b = enter(Host(tools, work, "readers-b", "127.0.0.2", wants=services, offers=self.apps))
-            self.a = enter(Host(tools, work, "readers-a", "127.0.0.1", wants=services, join=[self.b.gossip]))
+            self.a = enter(Host(tools, work, "readers-a", "127.0.0.1", wants=services, join=[self.b.gossip],
+                                policy=policy))
             self.a.wait_for(services)
         except BaseException:
             self.stack.close()

@@ -20,6 +20,8 @@ from reader_mesh import App, Callers, Host, MIB, Pair, SIZE
 
 REST_WITHIN_S = 60
 GONE_WITHIN_S = 60
+# An upload that waits is over after 15 s by default, whatever became of the host.
+POLICY = {"timeout": "10m"}
 # Whoever does not read is not told; it is shown and is no part of the target.
 UNREAD = "download that its caller does not read"
 # What an upload has to have sent before its peer dies.
@@ -80,7 +82,7 @@ def shown(seconds):
 
 def frozen(tools, work):
     with ExitStack() as stack:
-        pair = stack.enter_context(Pair(tools, work, ["big-1"]))
+        pair = stack.enter_context(Pair(tools, work, ["big-1"], POLICY))
         waiting = everybody(stack, work, pair.a.listeners["big-1"])
         return watched(waiting, tools, pair.a, pair.b, lambda: pair.b.process.signal(signal.SIGSTOP))
 
@@ -102,7 +104,7 @@ def unplugged(tools, work):
         app = stack.enter_context(App(work, "app-far", "10.99.0.2", prefix=b_in))
         b = stack.enter_context(Host(tools, work, "far-b", "10.99.0.2", offers={"big-1": app}, keys=keys, prefix=b_in))
         a = stack.enter_context(Host(tools, work, "far-a", "10.99.0.1", wants=["big-1"], join=[b.gossip], keys=keys,
-                                     prefix=a_in))
+                                     policy=POLICY, prefix=a_in))
         a.wait_for(["big-1"])
         waiting = everybody(stack, work, a.listeners["big-1"], a_in)
         # B's end of the cable goes down, and with it the carrier of A's: the route stays, and nothing answers.
@@ -138,7 +140,7 @@ def watched(waiting, tools, a, b, kill):
             break
         time.sleep(0.25)
     runs = [{"what": what, "error": one["error"], "received": one["received"], "sent": one["sent"],
-             "ended_s": one["ended_at"] and one["ended_at"] - killed}
+             "status": one["status"], "ended_s": one["ended_at"] and one["ended_at"] - killed}
             for (what, _), one in zip(waiting, states(waiting))]
     return [*runs, {"what": "A's last connection to B", "error": None, "ended_s": closed_s}]
 

@@ -26,7 +26,7 @@ DOCS = os.path.join(tools.ROOT, "docs", "flow-control.md")
 # The program that is run, and the Debian package that it comes from.
 DEBIAN = {"taskset": "util-linux", "ss": "iproute2", "ip": "iproute2", "curl": "curl"}
 
-FULL = SimpleNamespace(rounds=3, stall_warm_s=1, stall_s=8, stall_settle_s=3, path_mib=256)
+FULL = SimpleNamespace(rounds=3, stall_warm_s=1, stall_s=6, stall_settle_s=2, path_mib=256)
 QUICK = SimpleNamespace(rounds=1, stall_warm_s=1, stall_s=3, stall_settle_s=2, path_mib=128)
 
 

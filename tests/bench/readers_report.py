@@ -6,7 +6,7 @@ Medians over the rounds; in brackets the worst.
 from reader_mesh import MIB
 from reader_pauses import UNREAD
 from report import grid, heading, ms, row
-from stats import of_arm, over
+from stats import median, of_arm, over
 
 RATIO_MAX = 1.5
 BUFFERS_MIB = 256
@@ -34,16 +34,16 @@ def stalls(suite, title):
     for arm, runs in by_arm(suite):
         rows.append([arm, f"{min(run['begun'] for run in runs)}", *(f"{ms(over(flat(runs, 'quiet'), key))} to "
                      f"{ms(over(flat(runs, 'beside'), key))}" for key in ("p50_us", "p99_us", "p999_us")),
-                     *(f"{middle(ratios(runs, name)):.2f} ({max(ratios(runs, name)):.2f})"
+                     *(f"{median(ratios(runs, name)):.2f} ({max(ratios(runs, name)):.2f})"
                        for name in ("same", "other")),
                      str(sum(run["beside"]["failed"] for run in runs)),
-                     f"{middle([run['slow_share'] for run in runs]):.0%}"])
+                     f"{median([run['slow_share'] for run in runs]):.0%}"])
         if not arm.startswith("direct"):
             memory.append([arm, *(grown(runs, host) for host in "ab"),
-                           *(f"{middle([run['resident'][host]['after_mib'] for run in runs]):.0f} MiB"
+                           *(f"{median([run['resident'][host]['after_mib'] for run in runs]):.0f} MiB"
                              for host in "ab"),
-                           *(f"{middle([in_kernel(run, host) for run in runs]):.0f} MiB" for host in "ab"),
-                           f"{middle([run['kernel_grown_mib'] for run in runs]):.0f} MiB"])
+                           *(f"{median([in_kernel(run, host) for run in runs]):.0f} MiB" for host in "ab"),
+                           f"{median([run['kernel_grown_mib'] for run in runs]):.0f} MiB"])
     return (f"### {suite['callers']} {title}\n\n"
             f"Others, {suite['rate_per_sec']} a second, before and beside them; the ratios are of p99:\n\n"
             + grid(["stalled callers", "under way", "p50", "p99", "p99.9", "× same service", "× other service", "failed",
@@ -72,20 +72,16 @@ def growth(run, host):
 
 def grown(runs, host):
     values = [growth(run, host) for run in runs]
-    return f"{middle(values):.0f} MiB ({max(values):.0f})"
+    return f"{median(values):.0f} MiB ({max(values):.0f})"
 
 
 def in_kernel(run, host):
     return run["in_sockets"][host]["to_read_mib"] + run["in_sockets"][host]["to_send_mib"]
 
 
-def middle(values):
-    return sorted(values)[len(values) // 2]
-
-
 def pauses(suite):
     rows = [[run["way"], version(run), "does not read" if run["kind"] == "unread" else "is stopped (SIGSTOP)",
-             "gets the rest" if run["good"] else f"**cut: {run['error']}**, {run['received'] / MIB:.1f} MiB"]
+             ("gets the rest" if run["kind"] == "unread" else "goes on") if run["good"] else f"**cut: {run['error']}**, {run['received'] / MIB:.1f} MiB"]
             for run in suite["runs"]]
     return (f"### A reader that pauses for {suite['pause_s']:.0f} s\n\n"
             + grid(["way", "caller", "it", "and then"], rows))
@@ -96,8 +92,15 @@ def version(run):
 
 
 def gone(suite):
-    rows = [[run["arm"], run["what"], within(run["ended_s"], suite), run["error"] or ""] for run in suite["runs"]]
+    rows = [[run["arm"], run["what"], within(run["ended_s"], suite), ended_as(run)] for run in suite["runs"]]
     return "### A peer that dies\n\n" + grid(["host B", "what waits on it", "ends after", "as"], rows)
+
+
+def ended_as(run):
+    """What the caller saw; over HTTP/2 it reads no statuses but 200."""
+    if run["error"] != "answered":
+        return run["error"] or ""
+    return f"status {run['status']}" if run["status"] else "another status than 200"
 
 
 def within(seconds, suite):
@@ -109,10 +112,10 @@ def paths(suite):
     for path in dict.fromkeys(run["path"] for run in suite["runs"]):
         for direction in ("download", "upload"):
             runs = of_path(suite, path, direction)
-            rows.append([path, direction, *(f"{middle([run[way][key] for run in runs]) / 1e6:.0f} MB/s"
+            rows.append([path, direction, *(f"{median([run[way][key] for run in runs]) / 1e6:.0f} MB/s"
                          for key in ("steady", "whole") for way in ("plain", "mesh")),
-                         f"{middle([run['share'] for run in runs]):.0%} ({min(run['share'] for run in runs):.0%})",
-                         f"{middle([run['whole_share'] for run in runs]):.0%}"])
+                         f"{median([run['share'] for run in runs]):.0%} ({min(run['share'] for run in runs):.0%})",
+                         f"{median([run['whole_share'] for run in runs]):.0%}"])
     return (f"### One stream of {suite['size'] // MIB} MiB over a long path\n\n"
             + grid(["path", "", "plain, steady", "mesh, steady", "plain, whole", "mesh, whole", "share, steady",
                     "share, whole"], rows))
@@ -139,7 +142,7 @@ def targets(suites):
                             within(last, suites["gone"]), last is not None and last <= GONE_MAX_S))
     if "paths" in suites:
         for direction in ("download", "upload"):
-            share = middle([run["share"] for run in of_path(suites["paths"], "50 ms, 100 MB/s", direction)])
+            share = median([run["share"] for run in of_path(suites["paths"], "50 ms, 100 MB/s", direction)])
             rows.append(row(f"one {direction} over 50 ms ≥ {SHARE_MIN:.0%} of a plain connection", f"{share:.0%}",
                             share >= SHARE_MIN))
     return rows
@@ -150,9 +153,9 @@ def of_stalls(name, suite):
     for arm, runs in by_arm(suite):
         if arm.startswith("direct"):
             continue
-        worst = max(middle(ratios(runs, target)) for target in ("same", "other"))
+        worst = max(median(ratios(runs, target)) for target in ("same", "other"))
         rows.append(row(f"{name}, {arm}: p99 of others ≤ {RATIO_MAX} × of without", f"{worst:.2f}", worst <= RATIO_MAX))
-        most = max(middle([growth(run, host) for run in runs]) for host in "ab")
+        most = max(median([growth(run, host) for run in runs]) for host in "ab")
         rows.append(row(f"{name}, {arm}: memory grows ≤ `limits.buffers` ({BUFFERS_MIB} MiB)", f"{most:.0f} MiB",
                         most <= BUFFERS_MIB))
     return rows
