@@ -81,9 +81,7 @@ impl HttpBody for ReceivedBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(gate) = &self.gate {
-            if !ready!(gate.poll_open(cx)) {
-                return Poll::Ready(Some(Err(BodyError::NotAwaited)));
-            }
+            ready!(gate.poll_open(cx));
             self.gate = None;
         }
         match &mut self.source {
@@ -131,8 +129,6 @@ pub enum BodyError {
     Idle,
     /// The request was sent again, and that attempt reads the stream now.
     Superseded,
-    /// The response came before the body was asked for, so it never will be.
-    NotAwaited,
 }
 
 impl fmt::Display for BodyError {
@@ -142,7 +138,6 @@ impl fmt::Display for BodyError {
             BodyError::Stream(error) => write!(f, "the sender's stream broke: {error}"),
             BodyError::Idle => f.write_str("no bytes within policy.idle_timeout"),
             BodyError::Superseded => f.write_str("a later attempt sends the request's body"),
-            BodyError::NotAwaited => f.write_str("the response came in place of the body"),
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::access::Line;
 use crate::body::{ReceivedBody, Reply};
 use crate::error::Error;
 use crate::http2::server::{Http2Server, StreamRequest};
+use crate::http2::upkeep::Silence;
 use crate::interim::{Interim, InterimCaller};
 use crate::link::{Ending, HEAD_TIMEOUT, Link};
 use crate::listener::Role;
@@ -62,7 +63,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
 async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: Rc<Role>) {
     let watched = Watched { stream: socket, link: Rc::clone(&link) };
     let pulse = watched.stream.pulse();
-    let accepting = Http2Server::accept(watched, pulse, Arc::clone(&worker.shared.buffers));
+    let silence = match *role {
+        Role::Inbound => Silence::IsDeath,
+        Role::Outbound | Role::Service(_) => Silence::IsPatience,
+    };
+    let buffers = Arc::clone(&worker.shared.buffers);
+    let accepting = Http2Server::accept(watched, pulse, buffers, silence);
     let Ok(Ok(mut connection)) = tokio::time::timeout(HEAD_TIMEOUT, accepting).await else {
         return;
     };
@@ -222,6 +228,17 @@ struct Watched {
     link: Rc<Link>,
 }
 
+impl Watched {
+    /// An interim response that is half written comes before anything else.
+    fn poll_begun_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.link.has_begun_interim() {
+            return Poll::Ready(Ok(()));
+        }
+        let stream = &mut self.stream;
+        self.link.poll_interim(cx, |cx, bytes| Pin::new(&mut *stream).poll_write(cx, bytes))
+    }
+}
+
 impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -243,6 +260,7 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_begun_interim(cx))?;
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.link.wrote(polled.is_pending());
         polled
@@ -253,6 +271,7 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_begun_interim(cx))?;
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.link.wrote(polled.is_pending());
         polled

@@ -205,8 +205,13 @@ impl Exchange {
             ticket.end(Instant::now(), self.end);
         }
         self.complete(None);
-        if let Some(Connection::H1(h1)) = self.connection.take() {
-            self.worker.pool.put_back(h1);
+        let connection = self.connection.take();
+        // A body that was never asked for still stands between a connection of HTTP/1.1 and its next request.
+        if let Some(Connection::H1(h1)) = connection {
+            match self.interim.gate() {
+                Some(gate) if gate.ended() => h1.close(),
+                _ => self.worker.pool.put_back(h1),
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! is decided by the host that knows all endpoints. What goes wrong is told in `evenkeel-refused` (the
 //! application never saw the request) or `evenkeel-failed` (it may have).
 //!
-//! A caller's cancellation resets the stream, hyper drops [`handle`]'s future, and with it the connection to the
+//! A caller's cancellation resets the stream, the stream's task drops [`handle`]'s future, and with it the connection to the
 //! application closes.
 
 use std::rc::Rc;

@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Sleep;
 
@@ -77,6 +78,7 @@ impl Interim {
         let mut fields = fields.clone();
         let found = headers::find(&fields);
         headers::strip(&mut fields, found);
+        fields.remove(CONTENT_LENGTH);
         match &self.caller {
             InterimCaller::Nobody => {}
             InterimCaller::Http1(link) => link.interim(status, &fields),
@@ -122,8 +124,8 @@ impl ContinueGate {
         self.state.get() == GateState::Ended
     }
 
-    /// Ready once the body may be read (true) or never will be (false). The first poll begins the wait.
-    pub fn poll_open(&self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Ready once the body may be read; never, once the response came instead. The first poll begins the wait.
+    pub fn poll_open(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.state.get() == GateState::Shut {
             let mut patience = self.patience.borrow_mut();
             let waiting = patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
@@ -134,7 +136,10 @@ impl ContinueGate {
             drop(patience);
             self.open();
         }
-        Poll::Ready(self.state.get() == GateState::Open)
+        match self.state.get() {
+            GateState::Open => Poll::Ready(()),
+            GateState::Shut | GateState::Ended => Poll::Pending,
+        }
     }
 
     fn open(&self) {
@@ -146,24 +151,21 @@ impl ContinueGate {
         if let InterimCaller::Http2(reply) = &self.caller {
             reply.interim(StatusCode::CONTINUE, &HeaderMap::new());
         }
-        self.wake();
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
     }
 
     fn end(&self) -> bool {
         if self.state.get() == GateState::Shut {
             self.state.set(GateState::Ended);
-            self.wake();
         }
         self.state.get() == GateState::Open
     }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
-    }
 }
 
+/// Interim responses to one request that are passed on: they are hints, and more would only fill memory.
+pub const INTERIMS_MAX: u32 = 16;
 /// How long an application may leave an expectation unanswered before its request's body is sent all the same; curl
 /// waits as long.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -178,7 +180,7 @@ mod tests {
         (interim, gate)
     }
 
-    fn poll(gate: &ContinueGate) -> Poll<bool> {
+    fn poll(gate: &ContinueGate) -> Poll<()> {
         gate.poll_open(&mut Context::from_waker(Waker::noop()))
     }
 
@@ -189,13 +191,13 @@ mod tests {
         interim.pass(StatusCode::EARLY_HINTS, &HeaderMap::new());
         assert!(poll(&gate).is_pending(), "hints are no leave");
         interim.pass(StatusCode::CONTINUE, &HeaderMap::new());
-        assert_eq!(poll(&gate), Poll::Ready(true));
+        assert!(poll(&gate).is_ready());
         assert!(interim.final_response(), "and it goes on beside the response");
 
         let (_, gate) = gated();
         assert!(poll(&gate).is_pending());
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(poll(&gate), Poll::Ready(true));
+        assert!(poll(&gate).is_ready());
     }
 
     #[tokio::test(start_paused = true)]
@@ -203,8 +205,9 @@ mod tests {
         let (interim, gate) = gated();
         assert!(poll(&gate).is_pending());
         assert!(!interim.final_response());
-        assert_eq!(poll(&gate), Poll::Ready(false));
-        assert!(gate.ended());
+        assert!(poll(&gate).is_pending() && gate.ended());
+        tokio::time::advance(PATIENCE).await;
+        assert!(poll(&gate).is_pending(), "it never will be");
         assert!(Interim::default().final_response(), "without an expectation nothing is held back");
     }
 }

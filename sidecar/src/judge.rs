@@ -192,15 +192,17 @@ fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Option<Verdict>, Error
     if let Some(why) = headers.get(headers::REFUSED).map(text) {
         // A limit of the host's is no failure of the instance.
         let verdict = match why.as_str() {
-            "circuit_open" => Verdict::Overloaded { retry_after: None },
+            "circuit_open" => Some(Verdict::Overloaded { retry_after: None }),
+            // The application's own limit on streams or its goodbye, as from one that is asked directly, or our own message.
+            "application" | "bad_request" => None,
             // Leaving or not: it takes no requests now, and the next one should go elsewhere.
-            _ => Verdict::Unreachable,
+            _ => Some(Verdict::Unreachable),
         };
         let error = match why.as_str() {
             "connect" => Error::Connect("the receiving host cannot reach its application".into()),
             _ => Error::Refused(why),
         };
-        return Some((Outcome::Refused, Some(verdict), error));
+        return Some((Outcome::Refused, verdict, error));
     }
     if let Some(why) = headers.get(headers::MALFORMED).map(text) {
         let verdict = (why != TOO_LARGE).then_some(Verdict::Failure);

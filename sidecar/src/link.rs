@@ -24,6 +24,7 @@ use http::{HeaderMap, StatusCode};
 use crate::body::UNREAD_MAX;
 use crate::head_bytes::HeadBytes;
 use crate::http2::server::StreamEnd;
+use crate::interim::INTERIMS_MAX;
 use crate::message::framing::{BodyLength, StatedLength};
 use crate::message::headers::Found;
 use crate::passthrough::Tunnel;
@@ -57,6 +58,10 @@ pub struct Link {
     /// Interim responses that wait for the connection to have written what came before, and who waits for them.
     interim: RefCell<BytesMut>,
     interim_waker: RefCell<Option<Waker>>,
+    /// One of them is half written.
+    interim_begun: Cell<bool>,
+    /// Interim responses that the request in flight has had.
+    interims: Cell<u32>,
     streams: Cell<StreamCounts>,
     ending: Cell<Ending>,
     waker: RefCell<Option<Waker>>,
@@ -101,6 +106,8 @@ impl Link {
             head_due: Cell::new(false),
             interim: RefCell::default(),
             interim_waker: RefCell::default(),
+            interim_begun: Cell::new(false),
+            interims: Cell::new(0),
             streams: Cell::new(StreamCounts { since: now, ended: 0, taken_back: 0 }),
             ending: Cell::new(Ending::No),
             waker: RefCell::new(None),
@@ -169,6 +176,7 @@ impl Link {
         }
         self.served.set(true);
         self.head_due.set(true);
+        self.interims.set(0);
         self.head_since.set(None);
         self.in_flight.set(self.in_flight.get() + 1);
     }
@@ -176,7 +184,9 @@ impl Link {
     /// The response to the request in flight begins: no interim response can come before it any more. `unread_max`: how
     /// long the peer may leave it unread.
     pub fn response_begins(&self, unread_max: Duration) {
-        self.blocked_max.set(unread_max);
+        // Others on the same connection may have longer.
+        let others = if self.in_flight.get() > 1 { self.blocked_max.get() } else { Duration::ZERO };
+        self.blocked_max.set(unread_max.max(others));
         self.head_due.set(false);
     }
 
@@ -208,7 +218,8 @@ impl Link {
 
     /// Writes an interim response of HTTP/1.1 before the response to the request in flight.
     pub fn interim(&self, status: StatusCode, fields: &HeaderMap) {
-        if !self.head_due.get() {
+        let before = self.interims.replace(self.interims.get() + 1);
+        if !self.head_due.get() || before >= INTERIMS_MAX {
             return;
         }
         let mut text = self.interim.borrow_mut();
@@ -233,7 +244,10 @@ impl Link {
         let mut text = self.interim.borrow_mut();
         while !text.is_empty() {
             match write(cx, &text) {
-                Poll::Ready(Ok(written)) => text.advance(written),
+                Poll::Ready(Ok(written)) => {
+                    text.advance(written);
+                    self.interim_begun.set(!text.is_empty());
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
             }
@@ -242,6 +256,11 @@ impl Link {
             waker.wake();
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether an interim response is half written.
+    pub fn has_begun_interim(&self) -> bool {
+        self.interim_begun.get()
     }
 
     /// Ready once no interim response waits: the final one must not overtake it.
@@ -366,7 +385,7 @@ impl Links {
             link.in_flight.get() == 0 && link.ending() == Ending::No && since >= GIVES_WAY_AFTER
         });
         let longest = idle.min_by_key(|link| link.idle_since.get());
-        longest.inspect(|link| link.end(Ending::Now)).is_some()
+        longest.inspect(|link| link.end(Ending::Graceful)).is_some()
     }
 
     /// Ends every connection gracefully.
@@ -434,7 +453,7 @@ mod tests {
         assert!(!links.give_way(now + GIVES_WAY_AFTER / 2), "they have only just begun");
         assert!(links.give_way(now + GIVES_WAY_AFTER * 5));
         let ending: Vec<Ending> = all.iter().map(|link| link.ending()).collect();
-        assert_eq!(ending, [Ending::No, Ending::Now, Ending::No]);
+        assert_eq!(ending, [Ending::No, Ending::Graceful, Ending::No]);
     }
 
     #[test]

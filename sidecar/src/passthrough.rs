@@ -146,7 +146,12 @@ async fn dial(
     let far = tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not accept")))?;
-    far.and_then(Socket::new).map_err(|error| Error::Passthrough(format!("{address}: {error}")))
+    let failed = |error| Error::Passthrough(format!("{address}: {error}"));
+    let far = far.map_err(failed)?;
+    if !worker.shared.descriptors.may_keep(&far) {
+        return Err(Error::OutOfDescriptors);
+    }
+    Socket::new(far).map_err(failed)
 }
 
 async fn resolve(

@@ -30,6 +30,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpSocket;
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 
 use crate::body::{Body, ReceivedBody};
 use crate::http2::client::{Http2Sender, handshake};
@@ -54,6 +55,7 @@ pub struct H1 {
     /// Interim responses, from hyper's task to the request's.
     tell_interim: mpsc::Sender<(StatusCode, HeaderMap)>,
     interims: mpsc::Receiver<(StatusCode, HeaderMap)>,
+    task: AbortHandle,
     address: SocketAddr,
     _guard: Option<Guard>,
 }
@@ -81,6 +83,8 @@ struct Idle {
 struct Peer {
     connections: Vec<Mux>,
     dialling: Option<watch::Receiver<Option<Result<(), DialError>>>>,
+    /// When a dial last failed.
+    failed: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -156,12 +160,13 @@ impl Pool {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|e| unreachable(address, &e))?;
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             // Its errors reach whoever waits for a response on it.
             let _ = connection.await;
         });
+        let task = task.abort_handle();
         let (tell_interim, interims) = mpsc::channel(INTERIMS_MAX);
-        Ok(H1 { sender, tell_interim, interims, address, _guard: guard })
+        Ok(H1 { sender, tell_interim, interims, task, address, _guard: guard })
     }
 
     fn take_idle(&self, address: SocketAddr) -> Option<H1> {
@@ -207,21 +212,23 @@ impl Pool {
             let mut dialled = {
                 let mut peers = self.h2.borrow_mut();
                 let peer = peers.entry(address).or_default();
-                if let Some(stream) = peer.place(true) {
-                    return Ok(stream);
+                if !peer.wants_another() {
+                    return peer.place().ok_or(DialError::CircuitOpen);
                 }
-                match &peer.dialling {
-                    Some(receiver) => receiver.clone(),
-                    None => {
-                        let guard = match charge.map(|c| c.connection()).transpose() {
-                            Ok(guard) => guard,
-                            // Busy connections are better than none.
-                            Err(refused) => return peer.place(false).ok_or(refused),
-                        };
-                        let receiver = Rc::clone(self).start_dial(address, from, guard);
-                        peer.dialling = Some(receiver.clone());
-                        receiver
+                if peer.dialling.is_none() {
+                    match charge.map(|c| c.connection()).transpose() {
+                        Ok(guard) => {
+                            let receiver = Rc::clone(self).start_dial(address, from, guard);
+                            peer.dialling = Some(receiver);
+                        }
+                        // Busy connections are better than none.
+                        Err(refused) => return peer.place().ok_or(refused),
                     }
+                }
+                // Only who has no connection with room waits for the dial.
+                match &peer.dialling {
+                    Some(dialling) if !peer.has_room() => dialling.clone(),
+                    _ => return peer.place().ok_or(DialError::CircuitOpen),
                 }
             };
             if waiting.is_none() {
@@ -236,7 +243,7 @@ impl Pool {
             };
             if let Err(error) = outcome {
                 let mut peers = self.h2.borrow_mut();
-                return peers.get_mut(&address).and_then(|peer| peer.place(false)).ok_or(error);
+                return peers.get_mut(&address).and_then(Peer::place).ok_or(error);
             }
         }
     }
@@ -295,7 +302,10 @@ impl Pool {
                     });
                     Ok(())
                 }
-                Err(error) => Err(error),
+                Err(error) => {
+                    peer.failed = Some(Instant::now());
+                    Err(error)
+                }
             };
             let _ = tell.send(Some(told));
         });
@@ -330,28 +340,48 @@ impl Pool {
 }
 
 impl Peer {
-    /// The least busy connection, rather one without a stream that carries much; none if another is to be opened and
-    /// `may_open`.
-    fn place(&mut self, may_open: bool) -> Option<H2> {
+    /// The connection that the next request goes out on: one with room, rather without a stream that carries much, and
+    /// the least busy of these.
+    fn best(&self) -> Option<&Mux> {
+        let load = |mux: &&Mux| (mux.is_full(), mux.sender.is_bulky(), mux.streams.get());
+        self.connections.iter().filter(|mux| !mux.sender.is_closed()).min_by_key(load)
+    }
+
+    /// Whether the best connection has room for another stream.
+    fn has_room(&self) -> bool {
+        self.best().is_some_and(|mux| !mux.is_full())
+    }
+
+    /// Whether another connection is to be opened.
+    fn wants_another(&mut self) -> bool {
         self.connections.retain(|mux| !mux.sender.is_closed());
-        let load = |mux: &&Mux| (mux.sender.is_bulky(), mux.streams.get());
-        let mux = self.connections.iter().min_by_key(load)?;
-        let streams = mux.streams.get();
-        let connections_max = if streams >= STREAMS_SOFT_MAX && streams >= mux.sender.streams_max()
-        {
+        let Some(best) = self.best() else { return true };
+        let connections_max = if best.is_full() {
             CONNECTIONS_FULL_MAX
-        } else if mux.sender.is_bulky() {
+        } else if best.sender.is_bulky() {
             CONNECTIONS_BULKY_MAX
-        } else if streams >= STREAMS_SOFT_MAX {
+        } else if best.streams.get() >= STREAMS_SOFT_MAX {
             CONNECTIONS_BUSY_MAX
         } else {
-            0
+            return false;
         };
-        if may_open && self.connections.len() < connections_max {
-            return None;
-        }
-        mux.streams.set(streams + 1);
+        let failed_lately = self.failed.is_some_and(|failed| failed.elapsed() < DIAL_AGAIN);
+        self.connections.len() < connections_max && !failed_lately
+    }
+
+    /// A place on the best connection.
+    fn place(&mut self) -> Option<H2> {
+        let mux = self.best()?;
+        mux.streams.set(mux.streams.get() + 1);
         Some(H2 { sender: mux.sender.clone(), streams: Rc::clone(&mux.streams) })
+    }
+}
+
+impl Mux {
+    /// Whether it carries as many streams as the peer takes.
+    fn is_full(&self) -> bool {
+        let streams = self.streams.get();
+        streams >= STREAMS_FEW && streams >= self.sender.streams_max()
     }
 }
 
@@ -386,6 +416,8 @@ impl H1 {
         mut request: Request<Body>,
         interim: &Interim,
     ) -> Result<Response<ReceivedBody>, SendError> {
+        // Of a request before, whose response overtook it.
+        while self.interims.try_recv().is_ok() {}
         let tell = self.tell_interim.clone();
         hyper::ext::on_informational(&mut request, move |head| {
             // More than there is room for at once are lost: they are hints.
@@ -403,6 +435,13 @@ impl H1 {
         let response = sent.await.map_err(http1_error)?;
         interim.final_response();
         Ok(response.map(ReceivedBody::http1))
+    }
+}
+
+impl H1 {
+    /// Ends the connection, whatever is still to be written on it.
+    pub fn close(self) {
+        self.task.abort();
     }
 }
 
@@ -457,6 +496,10 @@ const H1_IDLE_MAX: Duration = Duration::from_secs(4);
 const H2_IDLE_MAX: Duration = Duration::from_secs(60);
 const IDLE_PER_ADDRESS_MAX: usize = 256;
 const STREAMS_SOFT_MAX: usize = 100;
+/// Fewer streams than this are within what every peer takes, so that it need not be asked.
+const STREAMS_FEW: usize = 2;
+/// After a dial that failed, while other connections to the peer stand.
+const DIAL_AGAIN: Duration = Duration::from_secs(2);
 /// Connections to one peer, while the least busy carries [`STREAMS_SOFT_MAX`] streams.
 const CONNECTIONS_BUSY_MAX: usize = 4;
 /// Connections to one peer, while a stream that carries much is on each of them.

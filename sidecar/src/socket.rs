@@ -29,6 +29,8 @@ use tokio::time::Sleep;
 pub struct Socket {
     stream: TcpStream,
     pulse: Rc<Pulse>,
+    /// Reads in a row that had something.
+    reads: u32,
     /// Since when a write has been blocked, and when that is looked at next.
     blocked: Option<Blocked>,
 }
@@ -63,7 +65,7 @@ impl Socket {
         socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
         socket.set_tcp_keepalive(&keepalive)?;
-        Ok(Socket { stream, pulse: Rc::default(), blocked: None })
+        Ok(Socket { stream, pulse: Rc::default(), reads: 0, blocked: None })
     }
 
     /// Tells whether anything is read.
@@ -117,9 +119,17 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.reads >= READS_MAX {
+            self.reads = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() {
             self.pulse.0.set(true);
+            self.reads += 1;
+        } else {
+            self.reads = 0;
         }
         polled
     }
@@ -173,6 +183,8 @@ impl AsyncWrite for Socket {
 
 /// Up to this many bytes are copied together.
 const TOGETHER_MAX: usize = 2048;
+/// Reads in a row before the others have their turn: what a peer sends in small pieces costs more to handle than to read.
+const READS_MAX: u32 = 8;
 /// A peer that acknowledges nothing for this long is dead, whether bytes are on their way or its window is closed.
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// While a write is blocked: who has acknowledged something within this time lives, and for this long more. The

@@ -229,7 +229,7 @@ async fn accept(
             }
         };
         tokio::select! {
-            () = room_for(&worker.shared, &stream) => {}
+            () = room_for(&worker, &stream) => {}
             () = close.notified() => return,
         }
         if *role == Role::Inbound && !worker.is_member(peer.ip()) {
@@ -248,7 +248,8 @@ async fn accept(
 }
 
 /// Waits until the data plane may have one more descriptor: what is left is the control side's.
-async fn room_for(shared: &Shared, stream: &tokio::net::TcpStream) {
+async fn room_for(worker: &Worker, stream: &tokio::net::TcpStream) {
+    let shared = &worker.shared;
     if shared.descriptors.may_keep(stream) {
         return;
     }
@@ -258,6 +259,11 @@ async fn room_for(shared: &Shared, stream: &tokio::net::TcpStream) {
          look-ups and gossip; raise the limit on open files"
     );
     while !shared.descriptors.has_room(stream) {
+        // Callers that only keep a connection open make room, also for the dials of those that are served.
+        let now = Instant::now();
+        worker.links.iter().for_each(|links| {
+            links.borrow().give_way(now);
+        });
         tokio::time::sleep(ACCEPT_AGAIN).await;
     }
 }

