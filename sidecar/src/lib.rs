@@ -60,5 +60,8 @@ mod upstreams;
 mod views;
 mod worker;
 
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use cli::main;
