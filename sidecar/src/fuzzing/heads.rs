@@ -166,7 +166,8 @@ fn send_on(mut parts: Parts, fixed: Option<&str>) {
         } else {
             let line = format!("{} {} HTTP/1.1", sent.method(), sent.uri());
             let text = written(&line, sent.headers());
-            parse_request(&text, 2 * FIELDS_MAX).expect("what is sent can be read")
+            parse_request(&text, 2 * FIELDS_MAX)
+                .unwrap_or_else(|| panic!("cannot be read: {:?}", String::from_utf8_lossy(&text)))
         };
         let (fields, mut uncounted) = (again.headers.clone(), asked.clone());
         uncounted.remove(HOPS);
