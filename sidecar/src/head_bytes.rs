@@ -3,8 +3,8 @@
 //! RFC 9112 §6.1: a request with both a length and chunked coding may be an attempt at smuggling, and its connection is
 //! to be closed after the response. hyper takes it as chunked and removes the length without a word, so the bytes are
 //! looked at beside it. Heads may come together with bodies and with one another, in pieces cut anywhere, so what lies
-//! between them is followed to its end: by its length, or chunk by chunk ([`ChunkedEnd`]). That nothing is in flight says
-//! nothing about it: a response may come before its request's body has ended, and the next head before the response.
+//! between them is followed to its end: by its length, or chunk by chunk ([`ChunkedEnd`]). That nothing is in flight
+//! says nothing about it: a response may come before its request's body has ended, and the next head before the response.
 //!
 //! Where heads and chunks end is read as hyper reads it, empty lines before a request and bare line feeds included.
 //! Of what hyper refuses nothing follows, so nothing need be known.

@@ -1,6 +1,7 @@
 //! Evenkeel: a service mesh without a control plane. One process a host.
 //!
-//! A library so that the fuzz targets (`tests/fuzz`) reach what the program is made of; to everybody else all of it is private.
+//! A library so that the fuzz targets (`tests/fuzz`) reach what the program is made of; to everybody else all of it
+//! is private.
 
 mod access;
 mod admin;
