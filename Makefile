@@ -74,7 +74,8 @@ fuzz: fuzz-setup
 	cp Cargo.lock tests/fuzz/Cargo.lock
 	@set -e; for target in $(FUZZ_TARGETS); do \
 	  mkdir -p "tests/fuzz/corpus/$$target"; \
-	  PATH="$(TOOLS)/bin:$$PATH" $(CARGO) fuzz run --fuzz-dir tests/fuzz --sanitizer none "$$target" \
+	  PATH="$(TOOLS)/bin:$$PATH" $(CARGO) fuzz run --fuzz-dir tests/fuzz --target-dir "$(abspath $(TARGET))" \
+	    --sanitizer none "$$target" \
 	    "tests/fuzz/corpus/$$target" "tests/fuzz/seeds/$$target" -- \
 	    -max_total_time=$(FUZZ_S) -timeout=10 -verbosity=0 -print_final_stats=1; \
 	done
@@ -107,4 +108,4 @@ bench-readers:
 
 clean:
 	$(CARGO) clean
-	rm -rf "$(TOOLS)"
+	rm -rf "$(TOOLS)" tests/fuzz/corpus tests/fuzz/artifacts
