@@ -13,12 +13,17 @@ PROFILE := --profile thin
 TEST_TOOLS := nginx:nginx dig:dnsutils curl:curl h2load:nghttp2-client ss:iproute2
 GRPCIO     := grpcio==1.76.0
 
-.PHONY: help demo build test test-setup attack lint lint-setup bench bench-tail bench-ratelimit bench-readers clean
+# How long each fuzz target runs, and which: each has a folder of seeds.
+FUZZ_S       ?= 60
+FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/seeds/*))
+
+.PHONY: help demo build test test-setup attack fuzz fuzz-setup lint lint-setup bench bench-tail bench-ratelimit bench-readers clean
 
 help:
 	@echo "make demo   the mesh at work beside its rivals, half a minute in the terminal"
 	@echo "make test   all tests (installs the Debian packages that they need, when missing)"
 	@echo "make attack  known attacks on every port of a mesh of two hosts, a quarter of an hour"
+	@echo "make fuzz   random heads, bodies and windows, a minute each (FUZZ_S=60), after a build of some minutes"
 	@echo "make lint   formatting, clippy, documentation, licences"
 	@echo "make bench  Evenkeel beside HAProxy and Envoy on this machine"
 	@echo "make bench-tail  the tail of the latency under faults, beside tuned peers"
@@ -48,7 +53,7 @@ test: test-setup build
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -ex; \
 	  EVENKEEL_TEST_PYTHON="$(VENV)/bin/python" $(CARGO) nextest run --workspace --cargo-profile thin --no-fail-fast; \
 	else set -ex; \
-	  $(CARGO) test $(PROFILE) --workspace --exclude evenkeel-tests --lib --bins --tests; \
+	  $(CARGO) test $(PROFILE) --workspace --exclude evenkeel-tests --lib --tests; \
 	  EVENKEEL_TEST_PYTHON="$(VENV)/bin/python" $(CARGO) test $(PROFILE) -p evenkeel-tests --no-fail-fast -- --test-threads=2; \
 	fi
 	$(CARGO) test $(PROFILE) --workspace --doc
@@ -56,6 +61,24 @@ test: test-setup build
 # Options in ATTACK, such as ATTACK="--only http2"; docs/attacks.md says what is tried.
 attack: build
 	tests/attack/run.py --binary "$(TARGET)/thin/evenkeel" --testapp "$(TARGET)/thin/testapp" $(ATTACK)
+
+fuzz-setup:
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || test -x "$(TOOLS)/bin/cargo-fuzz" \
+	  || $(CARGO) install cargo-fuzz --locked --version 0.13.2 --root "$(TOOLS)"
+	@command -v c++ >/dev/null || { echo "installing: g++"; \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends g++; }
+
+# Each target for FUZZ_S seconds; ends at the first crash, whose input cargo-fuzz names. No sanitizer, which would need a
+# nightly compiler: what is fuzzed has no unsafe code. tests/fuzz is a workspace of its own that takes this one's versions.
+fuzz: fuzz-setup
+	cp Cargo.lock tests/fuzz/Cargo.lock
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	  mkdir -p "tests/fuzz/corpus/$$target"; \
+	  PATH="$(TOOLS)/bin:$$PATH" $(CARGO) fuzz run --fuzz-dir tests/fuzz --target-dir "$(abspath $(TARGET))" \
+	    --sanitizer none "$$target" \
+	    "tests/fuzz/corpus/$$target" "tests/fuzz/seeds/$$target" -- \
+	    -max_total_time=$(FUZZ_S) -timeout=10 -verbosity=0 -print_final_stats=1; \
+	done
 
 lint-setup:
 	@$(CARGO) deny --version >/dev/null 2>&1 || test -x "$(TOOLS)/bin/cargo-deny" \
@@ -85,4 +108,4 @@ bench-readers:
 
 clean:
 	$(CARGO) clean
-	rm -rf "$(TOOLS)"
+	rm -rf "$(TOOLS)" tests/fuzz/corpus tests/fuzz/artifacts

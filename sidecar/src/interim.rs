@@ -78,6 +78,7 @@ impl Interim {
         let mut fields = fields.clone();
         let found = headers::find(&fields);
         headers::strip(&mut fields, found);
+        // RFC 9110 §8.6: it has no body, and a reader that believes it would wait for one.
         fields.remove(CONTENT_LENGTH);
         match &self.caller {
             InterimCaller::Nobody => {}
@@ -172,7 +173,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::message::headers::Found;
+    use crate::message::headers::tests::map;
 
     fn gated() -> (Interim, Rc<ContinueGate>) {
         let interim = Interim::new(InterimCaller::Nobody, true);
@@ -198,6 +203,24 @@ mod tests {
         assert!(poll(&gate).is_pending());
         tokio::time::advance(PATIENCE).await;
         assert!(poll(&gate).is_ready());
+    }
+
+    #[test]
+    fn an_interim_response_names_no_length_and_nothing_of_its_own_connection() {
+        let address = "127.0.0.1:1".parse().unwrap();
+        let link = Rc::new(Link::new(address, address, true, Instant::now()));
+        link.request_begins(Found::default());
+        let interim = Interim::new(InterimCaller::Http1(Rc::clone(&link)), false);
+        let fields =
+            [("link", "</a>"), ("content-length", "5"), ("connection", "x-gone"), ("x-gone", "1")];
+        interim.pass(StatusCode::EARLY_HINTS, &map(&fields));
+        let mut text = Vec::new();
+        let written = link.poll_interim(&mut Context::from_waker(Waker::noop()), |_, bytes| {
+            text.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        });
+        assert!(written.is_ready());
+        assert_eq!(text, b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     }
 
     #[tokio::test(start_paused = true)]

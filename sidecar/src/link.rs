@@ -167,10 +167,10 @@ impl Link {
     pub fn request_begins(&self, found: Found) {
         if self.http1 {
             let body = match found.length {
-                _ if found.coded => BodyLength::Chunked,
-                StatedLength::None => BodyLength::Unstated,
-                StatedLength::Once(length) => BodyLength::Known(length),
-                StatedLength::Unclear => BodyLength::Chunked,
+                _ if found.coded => Some(BodyLength::Chunked),
+                StatedLength::None => Some(BodyLength::Unstated),
+                StatedLength::Once(length) => Some(BodyLength::Known(length)),
+                StatedLength::Unclear => None,
             };
             self.had_length.set(self.head.borrow_mut().request_begins(body));
         }
@@ -295,11 +295,10 @@ impl Link {
         if !self.http1 || bytes.is_empty() {
             return;
         }
-        let idle = self.in_flight.get() == 0 && self.head_since.get().is_none();
-        if idle {
+        if self.in_flight.get() == 0 && self.head_since.get().is_none() {
             self.head_since.set(Some(Instant::now()));
         }
-        self.head.borrow_mut().read(bytes, idle);
+        self.head.borrow_mut().read(bytes);
     }
 
     /// The peer has ended its side. It may have gone, or wait for the response (RFC 9112 §9.6): a caller on this machine

@@ -11,7 +11,7 @@ use http::header::{HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, Request, Uri, Version};
-use hyper::body::Body as _;
+use hyper::body::Body as HttpBody;
 
 use crate::body::Body;
 use crate::key::Keys;
@@ -108,7 +108,7 @@ impl Template {
     }
 
     /// Method, headers and body, with version, target, `Host` and framing as the next hop's HTTP wants them.
-    pub fn addressed(&self, body: Body, h2: bool) -> Request<Body> {
+    pub fn addressed<B: HttpBody>(&self, body: B, h2: bool) -> Request<B> {
         let chunked = !h2 && !matches!(self.length, BodyLength::Known(_)) && !body.is_end_stream();
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();

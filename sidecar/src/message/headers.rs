@@ -177,10 +177,12 @@ fn named_by(options: &HeaderValue) -> impl Iterator<Item = HeaderName> {
         .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH | TRANSFER_ENCODING))
 }
 
-/// One `cookie` field, as HTTP/1.1 wants it (RFC 9113 §8.2.3).
+/// One `cookie` field, as HTTP/1.1 wants it (RFC 9113 §8.2.3); none where none is left.
 pub fn join_cookies(headers: &mut HeaderMap) {
     let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+    if all.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..]))
+    {
         headers.insert(COOKIE, joined);
     }
 }
@@ -295,6 +297,14 @@ pub mod tests {
         assert!(find(&headers).split_cookie);
         join_cookies(&mut headers);
         assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+    }
+
+    #[test]
+    fn cookies_that_ended_here_are_not_joined_to_an_empty_one() {
+        let mut headers =
+            stripped(&[("cookie", "a"), ("cookie", "b"), ("connection", "cookie, x")]);
+        join_cookies(&mut headers);
+        assert!(headers.is_empty());
     }
 
     #[test]

@@ -112,6 +112,10 @@ fn path(parts: &Parts) -> Result<PathAndQuery, MessageError> {
     if text == "/" && parts.method == Method::OPTIONS && !has_written_path(parts) {
         return Ok(PathAndQuery::from_static("*"));
     }
+    if text == "/" {
+        // Not a copy: behind `http://host#fragment` it is empty and only reads as `/`, and would be sent as nothing.
+        return Ok(ROOT);
+    }
     if text.starts_with('/') || text == "*" {
         return Ok(path.clone());
     }
@@ -225,6 +229,14 @@ mod tests {
         assert_eq!(of(&h2, None).unwrap().path, "/", "HTTP/2 writes the asterisk itself");
         for scheme in ["https", "ftp"] {
             assert!(authority(Version::HTTP_2, &format!("{scheme}://pay/"), &[], None).is_err());
+        }
+    }
+
+    #[test]
+    fn a_fragment_behind_the_host_leaves_a_path_that_can_be_sent() {
+        for (method, path) in [("GET", "/"), ("OPTIONS", "*")] {
+            let target = of(&parts(method, "http://pay#x", Version::HTTP_11, &["pay"]), None);
+            assert_eq!(http::Uri::from(target.unwrap().path).to_string(), path, "{method}");
         }
     }
 
