@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::{Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::conformance::http1::{Http1Reader, Stop, request_framing};
@@ -12,23 +14,49 @@ use crate::conformance::message::{End, Message};
 use crate::conformance::run::{Arrival, Run, Runs};
 use crate::conformance::script::{PROTOCOL_ERROR, Step};
 
-/// Serves on an address until the test ends: HTTP/1.1, or HTTP/2 with prior knowledge.
-pub fn start(address: SocketAddrV4, http2: bool, runs: &Arc<Runs>) {
-    let listener = TcpListener::bind(address).expect("the test's network is its own");
-    let runs = Arc::clone(runs);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let runs = Arc::clone(&runs);
-            let _ = stream.set_nodelay(true);
-            std::thread::spawn(move || {
-                if http2 {
-                    serve_http2(stream, &runs);
-                } else {
-                    serve_http1(&stream, &runs);
+/// An application that listens; dropping it frees its address for the next stage.
+#[derive(Debug)]
+pub struct Backend {
+    address: SocketAddrV4,
+    ends: Arc<AtomicBool>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl Backend {
+    /// Serves on an address: HTTP/1.1, or HTTP/2 with prior knowledge.
+    pub fn start(address: SocketAddrV4, http2: bool, runs: &Arc<Runs>) -> Backend {
+        let listener = TcpListener::bind(address).expect("the test's network is its own");
+        let (runs, ends) = (Arc::clone(runs), Arc::new(AtomicBool::new(false)));
+        let ended = Arc::clone(&ends);
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if ended.load(Ordering::Relaxed) {
+                    return;
                 }
-            });
+                let runs = Arc::clone(&runs);
+                let _ = stream.set_nodelay(true);
+                std::thread::spawn(move || {
+                    if http2 {
+                        serve_http2(stream, &runs);
+                    } else {
+                        serve_http1(&stream, &runs);
+                    }
+                });
+            }
+        });
+        Backend { address, ends, accepting: Some(accepting) }
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        // Wakes it, so that it looks.
+        let _ = TcpStream::connect(self.address);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
         }
-    });
+    }
 }
 
 fn serve_http1(stream: &TcpStream, runs: &Runs) {

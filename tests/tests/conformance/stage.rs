@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use evenkeel_tests::mesh::{Host, Lab, Setup};
 
-use crate::conformance::backend;
+use crate::conformance::backend::Backend;
 use crate::conformance::caller::{Heard, call_http1, call_http2, connect};
 use crate::conformance::check::{Arrives, CREDENTIALS, Check, breaches_of_heard, faults_of_heard};
 use crate::conformance::message::{Message, latin1};
@@ -17,12 +17,14 @@ use crate::conformance::script::{Names, Step};
 
 /// Two hosts of one mesh, callers on the first, and backends that both know.
 pub struct Stage {
-    lab: Lab,
     /// The host of the callers.
     pub caller: Host,
     callee: Host,
     runs: Arc<Runs>,
     rows: AtomicU32,
+    _backends: Vec<Backend>,
+    /// Dropped last: the network is another's then.
+    lab: Lab,
 }
 
 impl Stage {
@@ -35,9 +37,11 @@ impl Stage {
     pub fn with(upstreams: &str, services: &str) -> Stage {
         let lab = Lab::new(2);
         let runs = Arc::new(Runs::default());
+        let mut backends = Vec::new();
         for last in BACKENDS {
             for (port, http2) in [(PORT_HTTP1, false), (PORT_HTTP2, true)] {
-                backend::start(SocketAddrV4::new(lab.ip(last), port), http2, &runs);
+                let address = SocketAddrV4::new(lab.ip(last), port);
+                backends.push(Backend::start(address, http2, &runs));
             }
         }
         // Whatever a row does, the next one finds its backend in the balancer.
@@ -62,7 +66,8 @@ impl Stage {
             setup(String::new(), fill(&format!("[{SERVICES}{services}]"))),
         ]);
         let (callee, caller) = (hosts.pop().expect("two hosts"), hosts.pop().expect("two hosts"));
-        let stage = Stage { lab, caller, callee, runs, rows: AtomicU32::new(1) };
+        let (rows, _backends) = (AtomicU32::new(1), backends);
+        let stage = Stage { caller, callee, runs, rows, _backends, lab };
         for name in WAITED_FOR {
             stage.caller.wait_for_instances(name, 1);
         }
