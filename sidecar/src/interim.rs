@@ -120,7 +120,7 @@ impl ContinueGate {
         }
     }
 
-    /// Whether a body behind it may still be asked for.
+    /// Whether the final response came before the leave: a body behind it is never asked for.
     pub fn ended(&self) -> bool {
         self.state.get() == GateState::Ended
     }
