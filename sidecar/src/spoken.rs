@@ -8,7 +8,8 @@
 //! HTTP/2 is spoken, it is what the next request goes out in, and this one speaks against nobody. It is not taken for
 //! one that was not executed: the application may speak both, and have died of it.
 //!
-//! What was learnt is forgotten after [`KNOWN_FOR`]: another program may listen on the address by then.
+//! What was learnt is asked anew after [`KNOWN_FOR`]: another program may listen on the address by then. Requests go by
+//! the old answer meanwhile, so that an application which is silent is waited for once, and not every minute.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -23,11 +24,13 @@ use tokio::sync::OnceCell;
 
 /// What a worker has learnt of applications.
 #[derive(Debug, Default)]
-pub struct SpokenProtocols(RefCell<HashMap<SocketAddr, Rc<Learnt>>>);
+pub struct SpokenProtocols(Rc<RefCell<Known>>);
+
+type Known = HashMap<SocketAddr, Rc<Learnt>>;
 
 #[derive(Debug)]
 struct Learnt {
-    since: Instant,
+    since: Cell<Instant>,
     /// It speaks HTTP/2; asked at most once.
     http2: OnceCell<bool>,
     /// It left a request of HTTP/1.1 without an answer in HTTP/1.
@@ -64,9 +67,16 @@ impl SpokenProtocols {
 
     fn learnt(&self, address: SocketAddr, begin: bool) -> Option<Rc<Learnt>> {
         let (now, mut known) = (Instant::now(), self.0.borrow_mut());
-        let valid = |learnt: &Rc<Learnt>| now.saturating_duration_since(learnt.since) < KNOWN_FOR;
+        let valid =
+            |learnt: &Rc<Learnt>| now.saturating_duration_since(learnt.since.get()) < KNOWN_FOR;
         if let Some(learnt) = known.get(&address).filter(|learnt| valid(learnt)) {
             return Some(Rc::clone(learnt));
+        }
+        let of_use = |old: &&Rc<Learnt>| old.http2.initialized() && (begin || old.not_http1.get());
+        if let Some(old) = known.get(&address).filter(of_use) {
+            old.since.set(now);
+            tokio::task::spawn_local(ask_again(Rc::clone(&self.0), address));
+            return Some(Rc::clone(old));
         }
         if !begin {
             known.remove(&address);
@@ -78,11 +88,26 @@ impl SpokenProtocols {
         if known.len() >= KNOWN_MAX {
             return None;
         }
-        let learnt = Learnt { since: now, http2: OnceCell::new(), not_http1: Cell::new(false) };
-        let learnt = Rc::new(learnt);
+        let learnt = Rc::new(Learnt::new(now));
         known.insert(address, Rc::clone(&learnt));
         Some(learnt)
     }
+}
+
+impl Learnt {
+    fn new(now: Instant) -> Learnt {
+        Learnt { since: Cell::new(now), http2: OnceCell::new(), not_http1: Cell::new(false) }
+    }
+}
+
+/// Asks whoever is at this address by now, and forgets what was said before if the answer is another.
+async fn ask_again(known: Rc<RefCell<Known>>, address: SocketAddr) {
+    let http2 = answers_preface(address).await;
+    if known.borrow().get(&address).is_some_and(|old| old.http2.get() == Some(&http2)) {
+        return;
+    }
+    let learnt = Learnt { http2: OnceCell::new_with(Some(http2)), ..Learnt::new(Instant::now()) };
+    known.borrow_mut().insert(address, Rc::new(learnt));
 }
 
 /// Whether a server of HTTP/2 is at this address.
@@ -140,6 +165,21 @@ mod tests {
         }
         assert!(spoken.answered_no_http1(http2).await);
         assert!(spoken.speaks_http2(http2, false).await);
+        assert_eq!(asked.get(), 1);
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_is_known_is_asked_again_beside_the_requests() {
+        let (silent, asked) = application(b"").await;
+        let spoken = SpokenProtocols::default();
+        let long_ago = Instant::now().checked_sub(KNOWN_FOR).expect("the machine runs for longer");
+        let old = Learnt { http2: OnceCell::new_with(Some(true)), ..Learnt::new(long_ago) };
+        spoken.0.borrow_mut().insert(silent, Rc::new(old));
+        assert!(spoken.speaks_http2(silent, true).await, "the old answer, at once");
+        assert!(spoken.speaks_http2(silent, true).await);
+        while spoken.speaks_http2(silent, true).await {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(asked.get(), 1);
     }
 
