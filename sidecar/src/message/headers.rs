@@ -168,13 +168,13 @@ pub fn strip(headers: &mut HeaderMap, found: Found) {
 }
 
 /// The fields that a `Connection` line names as its connection's. What is no name among them hides no other, and
-/// what frames or routes the message is never taken off by name (RFC 9110 §7.6.1).
+/// what frames or routes the message, or says which way it came, is never taken off by name (RFC 9110 §7.6.1).
 fn named_by(options: &HeaderValue) -> impl Iterator<Item = HeaderName> {
     options
         .as_bytes()
         .split(|&byte| byte == b',')
         .filter_map(|option| HeaderName::from_bytes(option.trim_ascii()).ok())
-        .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH | TRANSFER_ENCODING))
+        .filter(|name| !matches!(*name, HOST | CONTENT_LENGTH | TRANSFER_ENCODING | VIA))
 }
 
 /// One `cookie` field, as HTTP/1.1 wants it (RFC 9113 §8.2.3); none where none is left.
@@ -255,9 +255,9 @@ pub mod tests {
     }
 
     #[test]
-    fn what_frames_and_routes_is_not_taken_off_by_name() {
-        let fields = [("host", "a"), ("content-length", "5")];
-        let named = [("connection", "host, Content-Length, transfer-encoding")];
+    fn what_frames_and_routes_and_the_way_it_came_are_not_taken_off_by_name() {
+        let fields = [("host", "a"), ("content-length", "5"), ("via", "1.1 evenkeel")];
+        let named = [("connection", "host, Content-Length, transfer-encoding, via")];
         assert_eq!(stripped(&[&fields[..], &named[..]].concat()), map(&fields));
     }
 
