@@ -46,9 +46,17 @@ impl Descriptors {
         number < self.max - self.reserve
     }
 
-    /// Whether the next descriptor would be one that the data plane may keep. `any` is one that is open.
+    /// Whether an accepted connection may keep this descriptor. A quarter of the data plane's own stays free for the
+    /// dials of those that were accepted: else callers that are idle leave none for one that asks.
+    pub fn may_accept(&self, opened: &impl AsFd) -> bool {
+        let data_plane = self.max - self.reserve;
+        let number = u64::try_from(opened.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
+        number < data_plane - (data_plane / 4).min(RESERVE_MAX)
+    }
+
+    /// Whether the next descriptor would be one that an accepted connection may keep. `any` is one that is open.
     pub fn has_room(&self, any: &impl AsFd) -> bool {
-        any.as_fd().try_clone_to_owned().is_ok_and(|next| self.may_keep(&next))
+        any.as_fd().try_clone_to_owned().is_ok_and(|next| self.may_accept(&next))
     }
 }
 
@@ -70,6 +78,9 @@ mod tests {
         let with = |left: u64| Descriptors { max: number + left + 10, reserve: 10 };
         assert!(with(1).may_keep(&open));
         assert!(!with(0).may_keep(&open));
+        let accepting = |left: u64| Descriptors { max: (number + left) * 4 / 3 + 10, reserve: 10 };
+        assert!(accepting(2).may_accept(&open) && !accepting(0).may_accept(&open));
+        assert!(accepting(0).may_keep(&open), "what is accepted may be served");
         // Other tests open descriptors meanwhile: far below and far above.
         assert!(Descriptors::of(1 << 20).has_room(&open));
         assert!(!Descriptors { max: 3, reserve: 1 }.has_room(&open));
