@@ -53,7 +53,7 @@ pub struct Deadline {
     pub start: Instant,
     /// The moment.
     pub at: Instant,
-    /// The caller's own limit; else the policy's, which begins anew while the caller is still sending its body.
+    /// The caller's own limit; else the policy's, which begins anew whenever the request's body goes on.
     pub hard: bool,
 }
 
@@ -115,10 +115,10 @@ pub async fn send(
         let ended = !matches!(event, Event::Timer);
         match event {
             Event::Timer if now >= deadline.at => {
-                if !deadline.hard
-                    && body.as_ref().is_some_and(|b| b.arriving(now, policy.idle_timeout))
-                {
-                    deadline.at = now + policy.timeout;
+                let due = body.as_ref().filter(|_| !deadline.hard);
+                let due = due.map(|b| b.response_due(now, policy.timeout, policy.idle_timeout));
+                if let Some(later) = due.filter(|&due| due > now) {
+                    deadline.at = later;
                 } else {
                     waiting(&mut ticket, &mut copies)
                         .for_each(|w| w.timed_out(now, policy.timeout));

@@ -311,11 +311,15 @@ impl Replay {
         self.kept.borrow().broken
     }
 
-    /// Whether the caller is still sending, and sent something within `idle`.
-    pub fn arriving(&self, now: Instant, idle: Duration) -> bool {
+    /// Until when the endpoint has time for the response's head: it is given `timeout` from the moment that the body last
+    /// went on, and while it is the caller that is waited for, until that has sent nothing for `idle`.
+    pub fn response_due(&self, now: Instant, timeout: Duration, idle: Duration) -> Instant {
         let kept = self.kept.borrow();
-        let sending = !kept.ended && !kept.broken && kept.awaited;
-        sending && now.saturating_duration_since(kept.moved) < idle
+        let callers_turn = !kept.ended && !kept.broken && kept.awaited;
+        if callers_turn && now.saturating_duration_since(kept.moved) < idle {
+            return now + timeout;
+        }
+        kept.moved + timeout
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
