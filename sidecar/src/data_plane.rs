@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,7 @@ impl DataPlane {
         let shared = Arc::new(Shared {
             epoch: Instant::now(),
             router: Arc::default(),
+            accepted_from: Mutex::default(),
             loads: (0..count).map(|_| AtomicUsize::new(0)).collect(),
             connections_max: AtomicUsize::new(settings.limits.connections),
             accepted: Default::default(),

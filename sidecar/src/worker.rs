@@ -8,15 +8,17 @@
 //! stalled, so the balancers are told to forget what they saw meanwhile.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
+use foldhash::HashMap;
 use rand::rngs::SmallRng;
 use tokio::sync::{Notify, mpsc};
 
@@ -47,6 +49,8 @@ pub struct Shared {
     pub connections_max: AtomicUsize,
     /// Accepted connections: outbound, inbound.
     pub accepted: [AtomicUsize; 2],
+    /// Those of inbound by the host that opened them.
+    pub accepted_from: Mutex<HashMap<IpAddr, usize>>,
     /// Request bodies kept for a repeat.
     pub buffers: Arc<Buffers>,
     /// New requests from other hosts are told to go elsewhere.
@@ -250,7 +254,7 @@ async fn accept(
 /// Waits until the data plane may have one more descriptor: what is left is the control side's.
 async fn room_for(worker: &Worker, stream: &tokio::net::TcpStream) {
     let shared = &worker.shared;
-    if shared.descriptors.may_keep(stream) {
+    if shared.descriptors.may_accept(stream) {
         return;
     }
     shared.metrics.accepts_paused.inc();
@@ -276,15 +280,20 @@ async fn take(
     inboxes: &Inboxes,
 ) {
     let (shared, side) = (&worker.shared, side(role));
+    let Ok(peer) = stream.peer_addr() else { return };
     let connections_max = shared.connections_max.load(Ordering::Relaxed);
     if shared.accepted[side].load(Ordering::Relaxed) >= connections_max
         && !worker.links[side].borrow().give_way(Instant::now())
     {
         return shared.metrics.connections_refused.inc();
     }
+    let host = (side == INBOUND).then(|| peer.ip());
+    if host.is_some_and(|host| shared.connections_from(host) >= host_share(connections_max)) {
+        return shared.metrics.connections_refused.inc();
+    }
     let loads: Vec<usize> = shared.loads.iter().map(|load| load.load(Ordering::Relaxed)).collect();
     let taker = crate::listener::hand_over(worker.id, &loads);
-    let counted = Counted::new(shared, taker, side);
+    let counted = Counted::new(shared, taker, side, host);
     if taker == worker.id {
         serve(worker, stream, Rc::clone(role), counted);
     } else if let Ok(stream) = stream.into_std() {
@@ -315,20 +324,52 @@ pub struct Counted {
     shared: Arc<Shared>,
     worker: usize,
     side: usize,
+    /// Whose it is, if it is of another host.
+    host: Option<IpAddr>,
 }
 
 impl Counted {
-    fn new(shared: &Arc<Shared>, worker: usize, side: usize) -> Counted {
+    fn new(shared: &Arc<Shared>, worker: usize, side: usize, host: Option<IpAddr>) -> Counted {
         shared.loads[worker].fetch_add(1, Ordering::Relaxed);
         shared.accepted[side].fetch_add(1, Ordering::Relaxed);
-        Counted { shared: Arc::clone(shared), worker, side }
+        if let Some(host) = host {
+            *shared
+                .accepted_from
+                .lock()
+                .expect("nobody panics with it")
+                .entry(host)
+                .or_default() += 1;
+        }
+        Counted { shared: Arc::clone(shared), worker, side, host }
     }
+}
+
+impl Shared {
+    /// How many accepted connections are this host's.
+    fn connections_from(&self, host: IpAddr) -> usize {
+        let accepted = self.accepted_from.lock().expect("nobody panics with it");
+        accepted.get(&host).copied().unwrap_or_default()
+    }
+}
+
+/// How many of the connections of inbound one host may have: with all of them it would keep the others out.
+fn host_share(connections_max: usize) -> usize {
+    (connections_max / 4).max(HOST_SHARE_MIN).min(connections_max)
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.shared.loads[self.worker].fetch_sub(1, Ordering::Relaxed);
         self.shared.accepted[self.side].fetch_sub(1, Ordering::Relaxed);
+        if let Some(host) = self.host {
+            let mut accepted = self.shared.accepted_from.lock().expect("nobody panics with it");
+            if let Entry::Occupied(mut count) = accepted.entry(host) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
     }
 }
 
@@ -401,6 +442,8 @@ pub const OUTBOUND: usize = 0;
 pub const INBOUND: usize = 1;
 /// Orders that wait in a worker's inbox.
 pub const INBOX_MAX: usize = 1024;
+/// A host has this many connections to another where it is busy.
+const HOST_SHARE_MIN: usize = 64;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 const LAG_INTERVAL: Duration = Duration::from_millis(20);
