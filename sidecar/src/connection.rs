@@ -23,7 +23,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::access::Line;
@@ -133,7 +133,23 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
     if let Some(tunnel) = link.take_tunnel() {
         let parts = connection.into_parts();
         tunnel.run(parts.io.into_inner(), &parts.read_buf).await;
+    } else if link.was_cut_short() {
+        // What is still to be written of the answer hyper has written before it ended.
+        linger(connection.into_parts().io.into_inner()).await;
     }
+}
+
+/// Ends our side, and takes what the peer was about to send: a socket that is closed with bytes unread is reset, and the
+/// reset overtakes the answer on its way to a peer that reads only once it has written (RFC 9112 §9.6).
+async fn linger(mut socket: Watched) {
+    let mut taken = [0; 16 * 1024];
+    let take = async {
+        socket.shutdown().await?;
+        while tokio::time::timeout(LINGER_IDLE_MAX, socket.read(&mut taken)).await?? > 0 {}
+        io::Result::Ok(())
+    };
+    // However it ends, the connection is closed.
+    let _ = tokio::time::timeout(LINGER_MAX, take).await;
 }
 
 /// Whether a request's sender waits for leave to send its body.
@@ -303,3 +319,6 @@ impl AsyncWrite for Watched {
 }
 
 const SNIFF_AGAIN: Duration = Duration::from_millis(5);
+/// How long a peer that goes on sending after its answer is listened to, in all and while it is silent.
+const LINGER_MAX: Duration = Duration::from_secs(10);
+const LINGER_IDLE_MAX: Duration = Duration::from_secs(2);

@@ -62,6 +62,16 @@ impl HeadBytes {
         had_length
     }
 
+    /// Whether some of a head has come, or, where heads are not told from bodies any more, may have.
+    pub fn has_begun(&self) -> bool {
+        self.lost || self.kept.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
+    }
+
+    /// Whether the body of the last request has not come to its end, or, where that is not known, may not have.
+    pub fn body_is_due(&self) -> bool {
+        self.lost || !matches!(self.body, PendingBody::None)
+    }
+
     fn lose(&mut self) {
         *self = HeadBytes { lost: true, ..HeadBytes::default() };
     }

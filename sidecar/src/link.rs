@@ -163,6 +163,13 @@ impl Link {
         self.had_length.get()
     }
 
+    /// Whether the connection ended before all that its peer was going to send came: some of a body, or of a head that
+    /// was refused.
+    pub fn was_cut_short(&self) -> bool {
+        let head = self.head.borrow();
+        self.ending.get() != Ending::Now && (head.body_is_due() || head.has_begun())
+    }
+
     /// A request was parsed.
     pub fn request_begins(&self, found: Found) {
         if self.http1 {
@@ -295,10 +302,12 @@ impl Link {
         if !self.http1 || bytes.is_empty() {
             return;
         }
-        if self.in_flight.get() == 0 && self.head_since.get().is_none() {
+        let mut head = self.head.borrow_mut();
+        head.read(bytes);
+        // An upload may outlast its request's response: its bytes are no head.
+        if self.in_flight.get() == 0 && self.head_since.get().is_none() && head.has_begun() {
             self.head_since.set(Some(Instant::now()));
         }
-        self.head.borrow_mut().read(bytes);
     }
 
     /// The peer has ended its side. It may have gone, or wait for the response (RFC 9112 §9.6): a caller on this machine
