@@ -165,7 +165,7 @@ impl Pool {
             let _ = connection.await;
         });
         let task = task.abort_handle();
-        let (tell_interim, interims) = mpsc::channel(INTERIMS_MAX);
+        let (tell_interim, interims) = mpsc::channel(INTERIMS_WAITING_MAX);
         Ok(H1 { sender, tell_interim, interims, task, address, _guard: guard })
     }
 
@@ -344,7 +344,7 @@ impl Peer {
     /// the least busy of these.
     fn best(&self) -> Option<&Mux> {
         let load = |mux: &&Mux| (mux.is_full(), mux.sender.is_bulky(), mux.streams.get());
-        self.connections.iter().filter(|mux| !mux.sender.is_closed()).min_by_key(load)
+        self.connections.iter().filter(|mux| mux.takes_streams()).min_by_key(load)
     }
 
     /// Whether the best connection has room for another stream.
@@ -378,6 +378,11 @@ impl Peer {
 }
 
 impl Mux {
+    /// Whether it takes another request at all.
+    fn takes_streams(&self) -> bool {
+        !self.sender.is_closed() && !self.sender.is_worn()
+    }
+
     /// Whether it carries as many streams as the peer takes.
     fn is_full(&self) -> bool {
         let streams = self.streams.get();
@@ -507,7 +512,7 @@ const CONNECTIONS_BULKY_MAX: usize = 8;
 /// Connections to one peer, while none has room for another stream.
 const CONNECTIONS_FULL_MAX: usize = 32;
 /// Interim responses on their way between two tasks.
-const INTERIMS_MAX: usize = 8;
+const INTERIMS_WAITING_MAX: usize = 8;
 /// Of a message's head, in either direction.
 pub const HEAD_MAX: usize = 64 * 1024;
 /// Fields of a head of HTTP/1, in either direction. hyper sets up this many places for each head that it reads.

@@ -20,7 +20,7 @@ use http_body::Body as _;
 
 use super::receive::StreamBody;
 use super::send::{SendBody, SendBodyError};
-use super::upkeep::{Silence, StreamWindows, Upkeep, UpkeepAction};
+use super::upkeep::{Silence, StreamWindows, Upkeep};
 use super::window::{CONNECTION_WINDOW, WINDOW_BASE};
 use super::{FRAME_OVERHEAD_MAX, SEND_BUFFER_MAX};
 use crate::body::{Body, Buffers};
@@ -68,9 +68,7 @@ pub async fn handshake(
     let closed = Rc::clone(&sender.closed);
     let serve = async move {
         poll_fn(|cx| {
-            if upkeep.poll(cx, |size| connection.set_initial_window_size(size).is_ok())
-                == Poll::Ready(UpkeepAction::Close)
-            {
+            if upkeep.poll(cx, |size| connection.set_initial_window_size(size).is_ok()).is_ready() {
                 return Poll::Ready(());
             }
             Pin::new(&mut connection).poll(cx).map(|_| ())
@@ -85,6 +83,11 @@ impl Http2Sender {
     /// Whether the connection takes no further requests.
     pub fn is_closed(&self) -> bool {
         self.closed.get()
+    }
+
+    /// Whether another connection had better take the next request: one more like those before may end this one.
+    pub fn is_worn(&self) -> bool {
+        self.windows.is_worn()
     }
 
     /// How many requests the peer takes at a time.

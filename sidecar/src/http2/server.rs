@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::receive::StreamBody;
 use super::send::SendBody;
-use super::upkeep::{Silence, StreamWindows, Upkeep, UpkeepAction};
+use super::upkeep::{Silence, StreamWindows, Upkeep};
 use super::window::{CONNECTION_WINDOW, WINDOW_BASE};
 use super::{FRAME_OVERHEAD_MAX, SEND_BUFFER_MAX, STREAMS_MAX};
 use crate::body::{Buffers, Reply};
@@ -32,6 +32,7 @@ use crate::socket::Pulse;
 pub struct Http2Server<T> {
     connection: h2::server::Connection<T, Bytes>,
     upkeep: Upkeep,
+    drains: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
@@ -58,7 +59,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
             .handshake::<_, Bytes>(socket)
             .await?;
         let pings = connection.ping_pong().expect("given out once");
-        Ok(Http2Server { connection, upkeep: Upkeep::new(pings, pulse, buffers, silence) })
+        let upkeep = Upkeep::new(pings, pulse, buffers, silence);
+        Ok(Http2Server { connection, upkeep, drains: false })
     }
 
     /// The next request; `None`: the connection has ended.
@@ -67,10 +69,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<StreamRequest, h2::Error>>> {
         let connection = &mut self.connection;
-        if self.upkeep.poll(cx, |size| connection.set_initial_window_size(size).is_ok())
-            == Poll::Ready(UpkeepAction::Close)
+        if self.upkeep.poll(cx, |size| connection.set_initial_window_size(size).is_ok()).is_ready()
         {
             return Poll::Ready(None);
+        }
+        if self.upkeep.windows().is_worn() {
+            self.drain();
         }
         let accepted = ready!(self.connection.poll_accept(cx));
         Poll::Ready(accepted.map(|accepted| {
@@ -90,7 +94,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
 
     /// Takes no further requests, and ends when those that are being served have ended.
     pub fn drain(&mut self) {
-        self.connection.graceful_shutdown();
+        if !std::mem::replace(&mut self.drains, true) {
+            self.connection.graceful_shutdown();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What every HTTP/2 connection of ours needs besides its streams: to know that its peer lives, and windows that fit.
 //!
-//! There is one PING for both: it is sent when nothing came from the peer for [`PING_INTERVAL`], and when a stream
+//! There is one PING for both: it is sent when the connection begins, when nothing came from the peer for [`PING_INTERVAL`], and when a stream
 //! reads so fast that its window may be what it waits for ([`WindowGrowth`]). A peer from which nothing came for
 //! another interval while a PING is out is dead; whatever comes, not the answer alone, says that it lives, so a full
 //! pipe is no death.
@@ -32,6 +32,8 @@ pub struct StreamWindows {
     waker: RefCell<Option<Waker>>,
     /// Streams that carry much.
     bulky: Cell<u32>,
+    /// Empty frames that came, of all streams.
+    empty_frames: Cell<u32>,
     buffers: Arc<Buffers>,
 }
 
@@ -60,6 +62,11 @@ impl StreamShare {
     pub fn sending(windows: &Rc<StreamWindows>) -> StreamShare {
         let (windows, progress) = (Rc::clone(windows), StreamProgress::default());
         StreamShare { windows, progress, bytes: 0, received: false }
+    }
+
+    /// A frame without bytes was read that does not end the stream.
+    pub fn empty_frame(&self) {
+        self.windows.empty_frames.set(self.windows.empty_frames.get() + 1);
     }
 
     /// So many bytes were read from it, or written to it.
@@ -99,6 +106,11 @@ impl StreamWindows {
         self.bulky.get() > 0
     }
 
+    /// Whether the connection has had so many empty frames that it had better take no further streams.
+    pub fn is_worn(&self) -> bool {
+        self.empty_frames.get() >= EMPTY_FRAMES_MAX / 2
+    }
+
     fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
@@ -134,13 +146,6 @@ pub enum Silence {
     IsPatience,
 }
 
-/// What the connection is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpkeepAction {
-    /// Close: the peer is dead.
-    Close,
-}
-
 impl Upkeep {
     /// A connection has just begun. `pings`: its own, which h2 gives out once. `pulse`: whether its socket reads.
     pub fn new(
@@ -152,10 +157,11 @@ impl Upkeep {
         let now = Instant::now();
         let windows = StreamWindows {
             growth: RefCell::new(WindowGrowth::new(now)),
-            measure: Cell::new(false),
+            measure: Cell::new(true),
             untold: Cell::new(false),
             waker: RefCell::new(None),
             bulky: Cell::new(0),
+            empty_frames: Cell::new(0),
             buffers,
         };
         Upkeep {
@@ -175,12 +181,8 @@ impl Upkeep {
     }
 
     /// Does what is due. `set_window` tells the peer a stream window, unless it has not yet acknowledged the last one:
-    /// then it is told later. Ready: the connection is to be closed; else its task is woken when something is due.
-    pub fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        set_window: impl FnOnce(u32) -> bool,
-    ) -> Poll<UpkeepAction> {
+    /// then it is told later. Ready: the peer is dead; else the task is woken when something is due.
+    pub fn poll(&mut self, cx: &mut Context<'_>, set_window: impl FnOnce(u32) -> bool) -> Poll<()> {
         self.remember(cx);
         while self.tick.as_mut().poll(cx).is_ready() {
             let (now, due) = (Instant::now(), self.tick.deadline().into_std());
@@ -190,7 +192,7 @@ impl Upkeep {
                 self.silent = false;
             } else if std::mem::replace(&mut self.silent, true) && self.silence == Silence::IsDeath
             {
-                return Poll::Ready(UpkeepAction::Close);
+                return Poll::Ready(());
             } else {
                 self.ping();
             }
@@ -234,5 +236,7 @@ impl Upkeep {
 
 /// A stream that has carried this much in one direction is no small one: others had better not wait behind it.
 const BULKY: u64 = 1024 * 1024;
+/// Frames without bytes that h2 takes on one connection before it ends it, however long it lives and whosever they are.
+const EMPTY_FRAMES_MAX: u32 = 100;
 /// A tick that comes this late says that we were paused ourselves.
 const OWN_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);

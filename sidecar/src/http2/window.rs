@@ -5,8 +5,9 @@
 //! needs a larger one. Whether it does is measured, not guessed: when a stream has read half a window, a PING is sent,
 //! and what the fastest stream reads until it comes back is its rate. The window that the rate needs is twice that
 //! rate times the shortest round trip seen lately: the shortest, because a queue that we fill ourselves makes the
-//! measured one longer and would let the window feed on itself. A slow reader never grows a window, however much is
-//! waiting for it.
+//! measured one longer and would let the window feed on itself. So the first PING goes out with the connection, before
+//! anything queues: a thousand downloads that begin at once are no long path. A slow reader never grows a window, however
+//! much is waiting for it.
 //!
 //! HTTP/2 has one such number for all streams of a connection (SETTINGS_INITIAL_WINDOW_SIZE), so a window that grew
 //! for one stream is an offer to all the others. What all of them together could then leave unread beyond the base is
@@ -121,6 +122,10 @@ impl WindowGrowth {
         let read = std::mem::take(&mut self.fastest);
         self.measured += 1;
         self.round_trip = took.min(self.round_trip.saturating_add(self.round_trip / 8));
+        if read == 0 {
+            // Asked for another reason: nothing came of it, and nothing was to.
+            return false;
+        }
         let share = self.round_trip.as_secs_f64() / took.as_secs_f64();
         let needed = 2.0 * f64::from(read) * share;
         if needed > f64::from(self.window) {
@@ -257,6 +262,22 @@ mod tests {
         growth.read(&mut StreamProgress::default(), (100.0 * MB * 0.02) as usize);
         now += Duration::from_millis(20);
         assert!(!growth.answered(now, |_| true), "{}", growth.window());
+    }
+
+    #[test]
+    fn downloads_that_begin_at_once_are_no_long_path() {
+        let (mut growth, mut now) = begun();
+        growth.sent(now);
+        now += Duration::from_micros(300);
+        assert!(!growth.answered(now, |_| true));
+        assert!(growth.due(now), "a PING that nobody needed leaves no time to wait");
+        // Each fills its caller's socket, and the answers queue behind all of them.
+        for _ in 0..5 {
+            growth.sent(now);
+            growth.read(&mut StreamProgress::default(), 150_000);
+            now += Duration::from_millis(50);
+            assert!(!growth.answered(now, |_| true), "{}", growth.window());
+        }
     }
 
     #[test]
