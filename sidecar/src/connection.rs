@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use futures_util::TryFutureExt as _;
 use http::header::{EXPECT, HeaderValue};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
@@ -34,6 +35,7 @@ use crate::http2::upkeep::Silence;
 use crate::interim::{Interim, InterimCaller};
 use crate::link::{Ending, HEAD_TIMEOUT, Link};
 use crate::listener::Role;
+use crate::outflow::PacedBody;
 use crate::pool::{FIELDS_MAX, HEAD_MAX};
 use crate::socket::Socket;
 use crate::worker::Worker;
@@ -101,6 +103,7 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
 }
 
 async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: Rc<Role>) {
+    let outflow = socket.outflow();
     let io = TokioIo::new(Watched { stream: socket, link: Rc::clone(&link) });
     let service = service_fn(|request: Request<Incoming>| {
         let caller = match request.version() {
@@ -109,7 +112,10 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
         };
         let interim = Interim::new(caller, expects(&request));
         let request = request.map(ReceivedBody::http1);
-        answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request, interim)
+        let answer =
+            answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request, interim);
+        let outflow = Rc::clone(&outflow);
+        answer.map_ok(move |answer| answer.map(|body| PacedBody::new(body, &outflow)))
     });
     let mut connection = http1::Builder::new()
         .max_buf_size(HEAD_MAX)
@@ -135,7 +141,8 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
         tunnel.run(parts.io.into_inner(), &parts.read_buf).await;
     } else if link.was_cut_short() {
         // What is still to be written of the answer hyper has written before it ended.
-        linger(connection.into_parts().io.into_inner()).await;
+        // Boxed: seldom, and large in every connection else.
+        Box::pin(linger(connection.into_parts().io.into_inner())).await;
     }
 }
 

@@ -40,6 +40,7 @@ mod logging;
 mod message;
 mod metrics;
 mod outbound;
+mod outflow;
 mod own;
 mod passthrough;
 mod places;

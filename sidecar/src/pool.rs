@@ -35,6 +35,7 @@ use tokio::task::AbortHandle;
 use crate::body::{Body, ReceivedBody};
 use crate::http2::client::{Http2Sender, handshake};
 use crate::interim::Interim;
+use crate::outflow::{Outflow, PacedBody};
 use crate::own;
 use crate::socket::Socket;
 use crate::worker::Shared;
@@ -51,7 +52,8 @@ pub struct Pool {
 /// A connection for one request at a time; closed when dropped, kept when [put back](Pool::put_back).
 #[derive(Debug)]
 pub struct H1 {
-    sender: http1::SendRequest<Body>,
+    sender: http1::SendRequest<PacedBody<Body>>,
+    outflow: Rc<Outflow>,
     /// Interim responses, from hyper's task to the request's.
     tell_interim: mpsc::Sender<(StatusCode, HeaderMap)>,
     interims: mpsc::Receiver<(StatusCode, HeaderMap)>,
@@ -152,12 +154,13 @@ impl Pool {
     ) -> Result<H1, DialError> {
         let _pending = charge.map(|c| c.pending()).transpose()?;
         let guard = charge.map(|c| c.connection()).transpose()?;
-        let stream = self.dial(address, None).await?;
+        let socket = self.dial(address, None).await?;
+        let outflow = socket.outflow();
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
             .max_header_size(HEAD_MAX)
             .max_headers(FIELDS_MAX)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(socket))
             .await
             .map_err(|e| unreachable(address, &e))?;
         let task = tokio::task::spawn_local(async move {
@@ -166,7 +169,7 @@ impl Pool {
         });
         let task = task.abort_handle();
         let (tell_interim, interims) = mpsc::channel(INTERIMS_WAITING_MAX);
-        Ok(H1 { sender, tell_interim, interims, task, address, _guard: guard })
+        Ok(H1 { sender, outflow, tell_interim, interims, task, address, _guard: guard })
     }
 
     fn take_idle(&self, address: SocketAddr) -> Option<H1> {
@@ -418,12 +421,13 @@ impl H1 {
     /// What became of the request when there is no response.
     pub async fn send(
         &mut self,
-        mut request: Request<Body>,
+        request: Request<Body>,
         interim: &Interim,
     ) -> Result<Response<ReceivedBody>, SendError> {
         // Of a request before, whose response overtook it.
         while self.interims.try_recv().is_ok() {}
         let tell = self.tell_interim.clone();
+        let mut request = request.map(|body| PacedBody::new(body, &self.outflow));
         hyper::ext::on_informational(&mut request, move |head| {
             // More than there is room for at once are lost: they are hints.
             let _ = tell.try_send((head.status(), head.headers().clone()));
@@ -466,9 +470,11 @@ impl H2 {
     }
 }
 
-fn http1_error(mut error: hyper::client::conn::TrySendError<Request<Body>>) -> SendError {
+fn http1_error(
+    mut error: hyper::client::conn::TrySendError<Request<PacedBody<Body>>>,
+) -> SendError {
     if let Some(request) = error.take_message() {
-        return SendError::NotSent(Box::new(request));
+        return SendError::NotSent(Box::new(request.map(PacedBody::into_inner)));
     }
     let error = error.into_error();
     if find::<crate::body::BodyError>(&error).is_some() {

@@ -24,11 +24,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::outflow::Outflow;
+
 /// A connection that carries requests.
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
     pulse: Rc<Pulse>,
+    outflow: Rc<Outflow>,
     /// Reads in a row that had something.
     reads: u32,
     /// Since when a write has been blocked, and when that is looked at next.
@@ -65,12 +68,17 @@ impl Socket {
         socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
         socket.set_tcp_keepalive(&keepalive)?;
-        Ok(Socket { stream, pulse: Rc::default(), reads: 0, blocked: None })
+        Ok(Socket { stream, pulse: Rc::default(), outflow: Rc::default(), reads: 0, blocked: None })
     }
 
     /// Tells whether anything is read.
     pub fn pulse(&self) -> Rc<Pulse> {
         Rc::clone(&self.pulse)
+    }
+
+    /// Paces the bodies that are written to it.
+    pub fn outflow(&self) -> Rc<Outflow> {
+        Rc::clone(&self.outflow)
     }
 
     /// Ready once the peer has ended its side, or (an error) the connection, as far as can be seen without reading on;
@@ -173,6 +181,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outflow.flushed();
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
