@@ -32,6 +32,7 @@ mod e2e {
     pub mod grpc;
     pub mod messages;
     pub mod reach;
+    pub mod uploads;
 
     pub mod limits;
     pub mod places;

@@ -143,7 +143,9 @@ fn health_and_look_ups_are_answered_whatever_is_held_open(workers: usize) {
 
 fn few_descriptors_leave_the_control_side_reachable(workers: usize) {
     let lab = Lab::new(workers);
-    let mut host = lab.mesh(&[Setup::default()]).remove(0);
+    let app = lab.app(1);
+    let upstreams = format!("[{{name: direct, endpoints: [\"{}\"]}}]", app.address);
+    let mut host = lab.mesh(&[Setup { upstreams, ..Setup::default() }]).remove(0);
     host.process.kill();
     let command = format!(
         "ulimit -n 200; exec '{}' run -c '{}'",
@@ -167,6 +169,12 @@ fn few_descriptors_leave_the_control_side_reachable(workers: usize) {
     assert!(log.contains("no connections are accepted until some end"), "{log}");
     assert!(!log.contains("Too many open files"), "{log}");
     held.clear();
+    // Callers that ask once and stay leave descriptors for the dials of those that come after them.
+    let idle = hold(host.outbound().into(), 280, "GET / HTTP/1.1\r\nhost: direct\r\n\r\n");
+    wait::for_true("one more is served", SOON, || {
+        client::get(host.outbound().into(), "direct", "/").is_ok_and(|answer| answer.status == 200)
+    });
+    drop(idle);
     wait::for_true("it accepts again", SOON, || {
         client::get(host.outbound().into(), "nobody", "/").is_ok_and(|answer| answer.status == 404)
     });

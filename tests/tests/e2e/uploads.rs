@@ -1,0 +1,128 @@
+//! Uploads that take their time, or outlast their answer: who is still sending, or still being read, is not cut short.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::time::Duration;
+
+use evenkeel_tests::mesh::{Host, Lab, Setup};
+use evenkeel_tests::raw::Raw;
+
+each_workers!(
+    an_upload_that_goes_on_has_its_time_and_one_that_stands_still_is_answered,
+    an_upload_may_outlast_its_answer,
+    a_caller_that_only_writes_hears_why_it_was_refused,
+);
+
+const MIB: usize = 1024 * 1024;
+/// Far more than all windows and buffers between a caller and an application hold.
+const LARGE: usize = 32 * MIB;
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// An application that has each connection served by `serve`. It ends with the test's process.
+fn application(ip: Ipv4Addr, serve: fn(TcpStream)) -> SocketAddrV4 {
+    let listener = TcpListener::bind((ip, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    SocketAddrV4::new(ip, port)
+}
+
+/// Host 1 asks, and host 2 offers `service` at this address.
+fn pair(lab: &Lab, service: &str, address: SocketAddrV4, policy: &str) -> Vec<Host> {
+    let services = format!("[{{name: {service}, address: \"{address}\", protocol: http}}]");
+    let offering = Setup { services, ..Setup::default() };
+    let hosts = lab.mesh(&[Setup { policy: policy.into(), ..Setup::default() }, offering]);
+    hosts.iter().for_each(|host| host.wait_for_instances(service, 1));
+    hosts
+}
+
+/// Reads a head and a body of [`LARGE`] bytes at 10 MiB a second.
+fn read_slowly(mut stream: TcpStream) {
+    let (mut piece, mut read) = (vec![0; MIB], 0);
+    while read < LARGE {
+        let Ok(n @ 1..) = stream.read(&mut piece) else { return };
+        read += n;
+        std::thread::sleep(Duration::from_secs(1).mul_f64(n as f64 / (10 * MIB) as f64));
+    }
+    let _ = stream.write_all(ANSWER);
+    let _ = stream.read(&mut piece);
+}
+
+fn upload(to: SocketAddrV4, service: &str, length: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(SocketAddr::from(to)).unwrap();
+    let head = format!("POST / HTTP/1.1\r\nHost: {service}\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream
+}
+
+/// The status that comes, 0 where none does.
+fn status(stream: &mut TcpStream) -> u16 {
+    let mut head = [0; 12];
+    match stream.read_exact(&mut head) {
+        Ok(()) => String::from_utf8_lossy(&head[9..]).parse().unwrap(),
+        Err(_) => 0,
+    }
+}
+
+fn an_upload_that_goes_on_has_its_time_and_one_that_stands_still_is_answered(workers: usize) {
+    let lab = Lab::new(workers);
+    let slow = application(lab.ip(90), read_slowly);
+    let hosts = pair(&lab, "slow", slow, "{timeout: 2s}");
+    let mut stream = upload(hosts[0].outbound(), "slow", LARGE);
+    stream.write_all(&vec![b'x'; LARGE]).unwrap();
+    assert_eq!(status(&mut stream), 200, "it went on all the time");
+
+    let lab = Lab::new(workers);
+    let deaf = application(lab.ip(90), |stream| {
+        std::thread::sleep(Duration::from_secs(600));
+        drop(stream);
+    });
+    let hosts = pair(&lab, "deaf", deaf, "{timeout: 2s}");
+    let mut stream = upload(hosts[0].outbound(), "deaf", LARGE);
+    let mut sending = stream.try_clone().unwrap();
+    // Blocks until the answer has come and the connection is closed.
+    std::thread::spawn(move || sending.write_all(&vec![b'x'; LARGE]));
+    assert_eq!(status(&mut stream), 504, "nobody reads it");
+}
+
+fn an_upload_may_outlast_its_answer(workers: usize) {
+    let lab = Lab::new(workers);
+    // It answers a head, and reads on.
+    let early = application(lab.ip(90), |mut stream| {
+        let mut piece = vec![0; 64 * 1024];
+        let _ = stream.read(&mut piece);
+        let _ = stream.write_all(ANSWER);
+        while stream.read(&mut piece).is_ok_and(|n| n > 0) {}
+    });
+    let hosts = pair(&lab, "early", early, "{}");
+    let mut stream = upload(hosts[0].outbound(), "early", 25);
+    stream.write_all(b"x").unwrap();
+    assert_eq!(status(&mut stream), 200);
+    // Longer than a head may take: these are none.
+    for _ in 0..24 {
+        std::thread::sleep(Duration::from_millis(500));
+        stream.write_all(b"x").unwrap();
+    }
+    let unreadable =
+        hosts[0].metrics().sum("evenkeel_requests_total", &[("reason", "bad_request")]);
+    assert!(unreadable < 1.0, "an upload was taken for a head");
+}
+
+fn a_caller_that_only_writes_hears_why_it_was_refused(workers: usize) {
+    let lab = Lab::new(workers);
+    let host = lab.mesh(&[Setup::default()]).remove(0);
+    for _ in 0..10 {
+        let mut stream = upload(host.outbound(), "nobody", 8 * MIB);
+        stream.write_all(&vec![b'x'; 8 * MIB]).expect("what it sends is taken");
+        assert_eq!(status(&mut stream), 404);
+    }
+    // So does one whose head is refused.
+    let mut raw = Raw::connect(host.outbound().into()).unwrap();
+    raw.say(b"POST / HTTP/9.9\r\nhost: nobody\r\n\r\n");
+    raw.say(vec![b'x'; 4 * MIB]);
+    assert_eq!(raw.hear(Duration::from_secs(5)).status(), 400);
+}
