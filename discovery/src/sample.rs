@@ -23,6 +23,8 @@ pub(crate) fn catalog() -> Catalog {
         service: service.into(),
         address: "127.0.0.1:8443".parse().unwrap(),
         advertise: advertise.parse().ok(),
+        tagged_addresses: BTreeMap::new(),
+        enable_tag_override: false,
         protocol: Some(Protocol::Http),
         tags: vec![],
         meta: BTreeMap::new(),
@@ -45,6 +47,7 @@ pub(crate) fn catalog() -> Catalog {
             id: format!("service:{}", instance.id),
             name: "alive".into(),
             kind: "http",
+            notes: String::new(),
             status,
             output: "said so".into(),
         }],
@@ -76,11 +79,13 @@ pub(crate) fn catalog() -> Catalog {
         own: 1,
         nodes,
         services: services.into_iter().map(view).collect(),
+        lost: BTreeMap::new(),
         orders: BTreeMap::new(),
         notes: BTreeMap::new(),
         index: 300_000_000,
         nodes_index: 50,
         services_index: 60,
+        checks_index: 70,
     }
 }
 

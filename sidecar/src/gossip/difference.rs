@@ -160,6 +160,8 @@ mod tests {
             service: "web".to_owned(),
             address,
             advertise: None,
+            tagged_addresses: Default::default(),
+            enable_tag_override: false,
             protocol: None,
             tags: Vec::new(),
             meta: Default::default(),
