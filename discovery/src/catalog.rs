@@ -70,6 +70,8 @@ pub struct Node {
     pub status: NodeStatus,
     /// It is not to be chosen: it is about to leave and says so, or an order says so ([`Catalog::orders`]).
     pub draining: bool,
+    /// Why, if an operator of that host said so.
+    pub drain_reason: String,
     /// When it last changed.
     pub index: u64,
 }

@@ -302,6 +302,7 @@ fn node(
             generation,
             status,
             draining: body.draining || ordered_away,
+            drain_reason: body.drain_reason.clone(),
             index,
         },
         // Its record is gone; who it was is still of interest for a while.
@@ -474,6 +475,7 @@ mod tests {
             mesh: address,
             zone: None,
             draining: false,
+            drain_reason: String::new(),
         };
         owner.write(t0(), NODE_KEY, Some(node.encode()));
         for (i, which) in (0..).zip(policies) {

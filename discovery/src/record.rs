@@ -30,6 +30,8 @@ pub(crate) struct NodeBody {
     pub mesh: SocketAddr,
     pub zone: Option<String>,
     pub draining: bool,
+    /// Why, if an operator said so.
+    pub drain_reason: String,
 }
 
 /// What a host says of one instance.
@@ -85,7 +87,9 @@ impl NodeBody {
             });
         }
         if self.draining {
-            frame(&mut out, NODE_DRAINING, |_| {});
+            frame(&mut out, NODE_DRAINING, |out| {
+                out.extend_from_slice(self.drain_reason.as_bytes());
+            });
         }
         let (min, max) = PROTOCOL_VERSIONS;
         frame(&mut out, NODE_VERSIONS, |out| {
@@ -96,14 +100,14 @@ impl NodeBody {
 
     pub fn decode(body: &[u8]) -> Result<NodeBody, Malformed> {
         let (mut name, mut address, mut mesh, mut zone, mut draining) =
-            (None, None, None, None, false);
+            (None, None, None, None, None);
         fields(body, |field, r| {
             match field {
                 NODE_NAME => name = Some(whole_text(r, TEXT_MAX)?),
                 NODE_ADDRESS => address = Some(r.address()?),
                 NODE_MESH => mesh = Some(r.address()?),
                 NODE_ZONE => zone = Some(whole_text(r, TEXT_MAX)?),
-                NODE_DRAINING => draining = true,
+                NODE_DRAINING => draining = Some(whole_text(r, TEXT_MAX)?),
                 _ => {}
             }
             Ok(())
@@ -113,7 +117,8 @@ impl NodeBody {
             address: address.ok_or(Malformed)?,
             mesh: mesh.ok_or(Malformed)?,
             zone,
-            draining,
+            draining: draining.is_some(),
+            drain_reason: draining.unwrap_or_default(),
         })
     }
 }
@@ -357,6 +362,7 @@ mod tests {
             mesh: "10.0.0.5:7110".parse().unwrap(),
             zone: Some("eu-west-1a".into()),
             draining: true,
+            drain_reason: "new disk".into(),
         }
     }
 
@@ -365,7 +371,12 @@ mod tests {
         assert_eq!(InstanceBody::decode(&instance().encode()), Ok(instance()));
         assert_eq!(instance().status(), Status::Warning);
         assert_eq!(NodeBody::decode(&node().encode()), Ok(node()));
-        let plain = NodeBody { zone: None, draining: false, ..node() };
+        let plain = NodeBody {
+            zone: None,
+            draining: false,
+            drain_reason: String::new(),
+            ..node()
+        };
         assert_eq!(NodeBody::decode(&plain.encode()), Ok(plain));
     }
 

@@ -107,8 +107,8 @@ fn of_host(node: &Node, preserved: bool) -> Vec<Value> {
 
 pub(super) fn maintenance_of(node: &Node) -> Option<Value> {
     let (id, name) = ("_node_maintenance", "Node Maintenance Mode");
-    node.draining
-        .then(|| host_check(node, id, name, Status::Critical, "the host is draining", ""))
+    let why = if node.drain_reason.is_empty() { "the host is draining" } else { &node.drain_reason };
+    node.draining.then(|| host_check(node, id, name, Status::Critical, why, ""))
 }
 
 fn host_check(

@@ -134,6 +134,7 @@ fn checks_by_state_service_and_host() {
         ids(&critical, "/CheckID"),
         ["_node_maintenance", "serfHealth", "service:payments-3", "service:sick"]
     );
+    assert_eq!(critical[0]["Notes"], "new disk");
     assert_eq!(critical[1]["Node"], "host-d");
     assert_eq!(CheckStates::of("unknown"), None);
 

@@ -98,7 +98,7 @@ pub(super) const CONSUL_PATHS: &[ConsulPath] = &[
     served("PUT", "/v1/agent/service/register", || put(changes::register), "see Registrations"),
     served("PUT", "/v1/agent/service/deregister/{*id}", || put(changes::deregister), "404 for an unknown id"),
     served("PUT", "/v1/agent/service/maintenance/{*id}", || put(changes::service_maintenance), "`enable`, `reason`; outlives a restart"),
-    served("PUT", "/v1/agent/maintenance", || put(changes::host_maintenance), "`enable`, `reason` (logged); outlives a restart"),
+    served("PUT", "/v1/agent/maintenance", || put(changes::host_maintenance), "`enable`, `reason`; outlives a restart"),
     served("PUT", "/v1/agent/check/register", || put(changes::register_check), "for an instance of this host: needs `ServiceID`"),
     served("PUT", "/v1/agent/check/deregister/{*id}", || put(changes::deregister_check), "404 for an unknown id"),
     served("PUT", "/v1/agent/check/pass/{*id}", || put(changes::pass_check), "checks with a TTL; `note`; 404 for an unknown id"),

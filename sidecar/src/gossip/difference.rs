@@ -152,6 +152,7 @@ mod tests {
             generation: 1,
             status: NodeStatus::Alive,
             draining: false,
+            drain_reason: String::new(),
             index: 1,
         };
         Arc::new(Instance {

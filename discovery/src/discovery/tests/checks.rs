@@ -135,6 +135,7 @@ fn maintenance_outlives_a_restart_and_ends_with_the_instance() {
     host.set_host_maintenance(t0, WALL, Some("rack".into())).unwrap();
     let draining = |host: &Discovery| host.snapshot().nodes[&1].draining;
     assert!(draining(&host));
+    assert_eq!(host.snapshot().nodes[&1].drain_reason, "rack");
 
     let mut again = Discovery::new(config(1), Some(host.saved()), t0, WALL, [9; 32], [9; 16]);
     again.register(t0, WALL, configured.clone()).unwrap();
