@@ -158,7 +158,7 @@ fn offered<'a>(
     everything(catalog)
         .filter(move |instance| instance.node.id == node)
         .filter_map(|instance| Some(service(instance, instance.advertise?)))
-        .filter(|entry| selection.has_entry(entry))
+        .filter(move |entry| selection.has_entry(entry))
 }
 
 /// Every instance, of those too whose hosts vanished.

@@ -114,7 +114,7 @@ impl Lost {
         }
         if !removed.is_empty() {
             self.since.retain(|(_, host, id), of| {
-                of != service || !removed.contains(&(*host, id.clone()))
+                of.as_str() != service || !removed.contains(&(*host, id.clone()))
             });
         }
     }
@@ -130,7 +130,8 @@ mod tests {
     }
 
     fn instance(id: usize) -> Instance {
-        let payments = &crate::sample::catalog().services["payments"].instances[0];
+        let catalog = crate::sample::catalog();
+        let payments = &catalog.services["payments"].instances[0];
         Instance { id: id.to_string(), ..Instance::clone(payments) }
     }
 
@@ -143,12 +144,13 @@ mod tests {
             assert_eq!(lost.add(later(n), 1, &one, &one.node), BTreeSet::new());
         }
         let one = instance(LOST_MAX);
-        assert_eq!(lost.add(later(LOST_MAX), 1, &one, &one.node), ["payments".to_owned()].into());
+        let payments = BTreeSet::from(["payments".to_owned()]);
+        assert_eq!(lost.add(later(LOST_MAX), 1, &one, &one.node), payments);
         assert_eq!(lost.of("payments").len(), LOST_MAX);
         assert!(lost.of("payments").iter().all(|instance| instance.id != "0"));
 
         assert_eq!(lost.expire(later(0) + LOST_KEPT), BTreeSet::new(), "0 made room before");
-        assert_eq!(lost.expire(later(2) + LOST_KEPT), ["payments".to_owned()].into());
+        assert_eq!(lost.expire(later(2) + LOST_KEPT), payments);
         assert_eq!(lost.of("payments").len(), LOST_MAX - 2);
         lost.expire(later(LOST_MAX) + LOST_KEPT);
         assert!(lost.of("payments").is_empty() && lost.since.is_empty());
