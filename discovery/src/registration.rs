@@ -175,6 +175,8 @@ pub enum RegisterError {
     Name(String),
     /// The instance id is empty, too long or has control characters.
     Id(String),
+    /// The id of a check is empty, too long or has control characters.
+    CheckId(String),
     /// A part is larger than its limit; says which, and the limit.
     TooLarge(&'static str, usize),
     /// This host offers [`INSTANCES_MAX`] instances already.
@@ -198,6 +200,9 @@ impl fmt::Display for RegisterError {
             ),
             RegisterError::Id(id) => {
                 write!(f, "instance id {id:?}: use 1 to {ID_MAX} bytes without control characters")
+            }
+            RegisterError::CheckId(id) => {
+                write!(f, "check id {id:?}: use 1 to {TEXT_MAX} bytes without control characters")
             }
             RegisterError::TooLarge(what, max) => write!(f, "{what}: more than the limit of {max}"),
             RegisterError::TooMany => write!(
@@ -267,7 +272,7 @@ impl Registration {
 impl Check {
     fn validate(&self) -> Result<(), RegisterError> {
         if self.id.is_empty() || self.id.len() > TEXT_MAX || self.id.chars().any(char::is_control) {
-            return Err(RegisterError::NoSuchCheck(self.id.clone()));
+            return Err(RegisterError::CheckId(self.id.clone()));
         }
         let mut texts = vec![&self.name, &self.notes];
         if let CheckKind::Http { headers, body, .. } = &self.kind {
@@ -446,7 +451,7 @@ mod tests {
     #[test]
     fn limits_are_named() {
         type Change = fn(&mut Registration);
-        let table: [(&str, Change); 7] = [
+        let table: [(&str, Change); 11] = [
             ("service name", |r| r.service = "Not A Name".into()),
             ("service name", |r| r.service = "a.b.c".into()),
             ("instance id", |r| r.id = String::new()),
@@ -456,6 +461,21 @@ mod tests {
             }),
             ("bytes of a tag", |r| {
                 r.tags = vec!["x".repeat(TEXT_MAX + 1)];
+            }),
+            ("check id", |r| r.checks[0].id = String::new()),
+            ("number of tagged addresses", |r| {
+                let one = |i: usize| (i.to_string(), (String::new(), 0));
+                r.tagged_addresses = (0..=TAGGED_ADDRESSES_MAX).map(one).collect();
+            }),
+            ("bytes of a check's", |r| r.checks[0].notes = "x".repeat(TEXT_MAX + 1)),
+            ("headers of a check", |r| {
+                r.checks[0].kind = CheckKind::Http {
+                    authority: "a:80".into(),
+                    path: "/".into(),
+                    method: "GET".into(),
+                    headers: [("a".to_owned(), vec![String::new(); CHECK_HEADERS_MAX + 1])].into(),
+                    body: String::new(),
+                };
             }),
             ("number of meta", |r| {
                 r.meta = (0..=META_MAX).map(|i| (i.to_string(), String::new())).collect();

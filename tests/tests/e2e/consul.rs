@@ -82,9 +82,9 @@ fn who_watches_all_checks_hears_of_each_change() {
     let first = ask(&host, "/v1/health/state/any");
     assert!(ids(&first.json(), "/CheckID").contains(&"serfHealth".to_owned()));
     let index = first.header("x-consul-index").to_owned();
+    let path = format!("/v1/health/state/any?index={index}&wait=20s");
     let began = Instant::now();
     let second = std::thread::scope(|scope| {
-        let path = format!("/v1/health/state/any?index={index}&wait=20s");
         let watch = scope.spawn(|| ask(&host, &path));
         let body = json!({"Name": "web", "Port": 9001, "Check": {"TTL": "30s"}});
         assert_eq!(put(&host, "/v1/agent/service/register", &body).status, 200);
