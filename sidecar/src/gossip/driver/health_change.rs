@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use evenkeel_discovery::RegisterError;
+use evenkeel_discovery::consul::CheckRegistration;
 use evenkeel_discovery::registration::{Origin, Registration};
-use evenkeel_discovery::{Health, RegisterError};
 use tokio::sync::oneshot;
 
 use super::{ChangeError, Driver, Round, wall_ms};
@@ -23,11 +24,12 @@ impl Driver {
                 let _ = done.send(result.map_err(ChangeError::Refused));
             }
             HealthChange::AddCheck(added) => {
-                let check = added.check.id.clone();
-                let result = self.discovery.with_check(&added.instance, added.check);
+                let CheckRegistration { instance, check } = *added;
+                let id = check.id.clone();
+                let result = self.discovery.with_check(&instance, check);
                 let result = self.register_again(result);
                 self.finish(result, done, round, |events| {
-                    events.info("check_registered", check, "by the HTTP API");
+                    events.info("check_registered", id, "by the HTTP API");
                 });
             }
             HealthChange::RemoveCheck(check) => {
