@@ -200,6 +200,9 @@ impl<R: Rng> Zone<'_, R> {
         let mut found = Found::default();
         let (mut ports, mut targets) = (BTreeSet::new(), BTreeSet::new());
         for (instance, advertise) in order {
+            if !instance.listens() {
+                continue;
+            }
             let Some(target) = self.target(instance, advertise.ip()) else {
                 continue;
             };

@@ -15,7 +15,7 @@ use evenkeel_config::settings::Protocol;
 use crate::health::Status;
 use crate::index::PolicyHash;
 use crate::order::{Order, Subject};
-use crate::registration::Weights;
+use crate::registration::{TaggedAddresses, Weights};
 
 /// Everything that look-ups can answer, at one moment.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +30,9 @@ pub struct Catalog {
     pub nodes: BTreeMap<u64, Arc<Node>>,
     /// Services by name; only those with at least one instance on a host that is up.
     pub services: BTreeMap<String, Arc<ServiceView>>,
+    /// Instances whose hosts stopped answering without a goodbye, by service, for three days: shown as
+    /// critical to who asks for all instances, so that an alert on what is missing can fire; never chosen and never in DNS.
+    pub lost: BTreeMap<String, Vec<Arc<Instance>>>,
     /// The orders that count, the newest on each subject.
     pub orders: BTreeMap<Subject, Arc<Order>>,
     /// What hosts that are up tell their like, by host.
@@ -40,6 +43,8 @@ pub struct Catalog {
     pub nodes_index: u64,
     /// Rises when a service comes or goes, or its tags change.
     pub services_index: u64,
+    /// Rises when any check of any host or instance may have changed.
+    pub checks_index: u64,
 }
 
 /// What a host tells its like on other hosts, by name: opaque to discovery, written with
@@ -65,6 +70,8 @@ pub struct Node {
     pub status: NodeStatus,
     /// It is not to be chosen: it is about to leave and says so, or an order says so ([`Catalog::orders`]).
     pub draining: bool,
+    /// Why, if an operator of that host said so.
+    pub drain_reason: String,
     /// When it last changed.
     pub index: u64,
 }
@@ -133,6 +140,10 @@ pub struct Instance {
     pub address: SocketAddr,
     /// Where look-ups send those who come without the mesh.
     pub advertise: Option<SocketAddr>,
+    /// As registered.
+    pub tagged_addresses: TaggedAddresses,
+    /// As registered.
+    pub enable_tag_override: bool,
     /// What the application speaks; `None`: told from the first bytes.
     pub protocol: Option<Protocol>,
     /// As registered.
@@ -160,8 +171,10 @@ pub struct CheckState {
     pub id: String,
     /// For a human.
     pub name: String,
-    /// `http` or `tcp`.
+    /// `http`, `tcp`, `grpc`, `ttl`, or `maintenance` for what an operator said.
     pub kind: &'static str,
+    /// As registered; of maintenance, the operator's reason.
+    pub notes: String,
     /// What is published.
     pub status: Status,
     /// What the run that changed the status said.
@@ -173,6 +186,11 @@ impl Catalog {
     #[must_use]
     pub fn service(&self, name: &str) -> Option<&Arc<ServiceView>> {
         self.services.get(name)
+    }
+
+    /// The instances of the service on hosts that stopped answering.
+    pub fn lost_instances(&self, name: &str) -> impl Iterator<Item = &Arc<Instance>> {
+        self.lost.get(name).into_iter().flatten()
     }
 
     /// The index that a blocking query on this service starts from: its own, or that of the set of services while there is none.
@@ -206,5 +224,11 @@ impl Instance {
     #[must_use]
     pub fn takes_requests(&self) -> bool {
         self.status != Status::Critical && !self.node.draining
+    }
+
+    /// Whether it listens anywhere: an instance registered without a port is only listed.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        self.address.port() != 0
     }
 }

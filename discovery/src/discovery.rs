@@ -37,6 +37,7 @@ use crate::session::Sessions;
 use crate::spread::{FANOUT, Spread};
 use crate::wire::{Extent, Frame, Located};
 
+mod checks;
 mod datagrams;
 mod exchanges;
 mod interface;
@@ -100,6 +101,8 @@ pub struct Discovery {
     /// What this host publishes of each service's policy, if it offers the service.
     policies: BTreeMap<String, (PolicyHash, Arc<Published>)>,
     draining: bool,
+    /// Why instances of this host are in maintenance, by id; of the host itself under [`HOST_MAINTENANCE`](checks).
+    maintenance: BTreeMap<String, String>,
     dials: BTreeMap<DialId, Outgoing>,
     dial_seq: u64,
     /// What to fetch from whom.
@@ -127,6 +130,8 @@ struct Timers {
     fetch: Option<Instant>,
     /// The next order ends.
     orders: Option<Instant>,
+    /// A report that an application owes is due, or a critical instance is to be withdrawn: at the earliest.
+    checks: Option<Instant>,
     /// Saved members may differ from what was last saved.
     save_members: Option<Instant>,
 }
@@ -159,7 +164,12 @@ impl Discovery {
             registry: Registry::new(own, generation, members_max + 1, config.limits.records + 1),
             spread: Spread::new(now, config.profile.gossip, members_max),
             ring: Vec::new(),
-            publisher: Publisher::new(&config.mesh, &config.domain, own),
+            publisher: Publisher::new(
+                &config.mesh,
+                &config.domain,
+                own,
+                saved.as_ref().map_or(0, |saved| saved.index),
+            ),
             peers: Peers::default(),
             cases: Cases::default(),
             recheck: Vec::new(),
@@ -167,6 +177,7 @@ impl Discovery {
             offers: BTreeMap::new(),
             policies: BTreeMap::new(),
             draining: false,
+            maintenance: saved.as_ref().map(|saved| saved.maintenance.clone()).unwrap_or_default(),
             dials: BTreeMap::new(),
             dial_seq: 0,
             missing: BTreeMap::new(),
@@ -177,6 +188,7 @@ impl Discovery {
                 expire: now + EXPIRE,
                 fetch: None,
                 orders: None,
+                checks: None,
                 save_members: None,
             },
             join_attempts: 0,
@@ -233,6 +245,9 @@ impl Discovery {
             self.timers.fetch = None;
             self.fetch_missing(now);
         }
+        if self.timers.checks.is_some_and(|at| at <= now) {
+            self.checks_due(now, wall_ms);
+        }
         if self.timers.join <= now {
             self.try_to_join(now);
         }
@@ -273,6 +288,7 @@ impl Discovery {
             self.publisher.due(),
             self.timers.fetch,
             self.timers.orders,
+            self.timers.checks,
             self.timers.save_members,
             self.recheck.iter().map(|(at, ..)| *at).min(),
         ];
@@ -338,6 +354,8 @@ impl Discovery {
             members: self.members_to_save(),
             registrations: self.registrations_to_save(),
             orders: self.orders_to_save(),
+            maintenance: self.maintenance.clone(),
+            index: self.publisher.reserved(),
         }
     }
 
@@ -459,8 +477,12 @@ impl Discovery {
     fn publish(&mut self, now: Instant, wall_ms: u64) {
         let own = self.config.node.id;
         let visible = |node| self.peers.visible(node, own, &self.membership);
-        if self.publisher.publish(own, wall_ms, &self.registry, visible) {
+        let reserved = self.publisher.reserved();
+        if self.publisher.publish(now, own, wall_ms, &self.registry, visible) {
             self.tell(Event::SnapshotChanged);
+        }
+        if self.publisher.reserved() != reserved {
+            self.tell(Event::SaveDue);
         }
         let left_us = |end: u64| end.saturating_sub(wall_ms.saturating_mul(1000));
         self.timers.orders =
@@ -489,6 +511,7 @@ impl Discovery {
 
     fn expire(&mut self, now: Instant, wall_ms: u64) {
         self.expire_orders(now, wall_ms);
+        self.publisher.expire_lost(now);
         let changes = self.registry.expire(now, wall_ms.saturating_mul(1000));
         self.publisher.touch_services(now, changes.services);
         for node in self.peers.expire(now, &self.membership, &self.registry) {
@@ -537,7 +560,10 @@ impl Discovery {
     fn write_node(&mut self, now: Instant) {
         let NodeInfo { name, address, mesh_port, zone, .. } = self.config.node.clone();
         let mesh = SocketAddr::new(address.ip(), mesh_port);
-        let body = NodeBody { name, address, mesh, zone, draining: self.draining }.encode();
+        let maintenance = self.host_maintenance();
+        let draining = self.draining || maintenance.is_some();
+        let drain_reason = maintenance.unwrap_or_default().to_owned();
+        let body = NodeBody { name, address, mesh, zone, draining, drain_reason }.encode();
         self.write_own(now, NODE_KEY, Some(body));
     }
 

@@ -39,6 +39,8 @@
 //!     service: "payments".into(),
 //!     address: "127.0.0.1:8443".parse().unwrap(),
 //!     advertise: Some("10.0.0.1:8443".parse().unwrap()),
+//!     tagged_addresses: Default::default(),
+//!     enable_tag_override: false,
 //!     protocol: None,
 //!     tags: vec![],
 //!     meta: Default::default(),
@@ -57,7 +59,7 @@
 //!
 //! let seen = b.snapshot();
 //! assert_eq!(seen.service("payments").unwrap().instances[0].node.name, "host-1");
-//! let json = consul::health_service(&seen, "payments", &consul::Filter { passing: true, tags: vec![] });
+//! let json = consul::health_service(&seen, "payments", &consul::Selection { passing: true, ..Default::default() });
 //! assert_eq!(json[0]["Service"]["Address"], "10.0.0.1");
 //! ```
 //!
@@ -87,6 +89,7 @@ pub mod names;
 
 pub mod answers;
 pub mod consul;
+pub mod filter;
 
 #[cfg(test)]
 mod sample;

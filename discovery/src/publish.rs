@@ -17,8 +17,16 @@ use crate::order::{Order, Subject};
 use crate::record::InstanceBody;
 use crate::registry::Registry;
 
+mod lost;
+
+pub use lost::LOST_KEPT;
+use lost::Lost;
+
 /// A change is published at most this late.
 const COALESCE: Duration = Duration::from_millis(20);
+
+/// Indices are reserved on the disk this far ahead, in microseconds, so that few changes lead to a write.
+const RESERVE_US: u64 = 600 * 1_000_000;
 
 /// How a host shows in look-ups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +41,8 @@ pub(crate) enum Visible {
     Dead,
     /// It said goodbye.
     Left,
+    /// Another process stands at its address now.
+    Superseded,
     /// Not at all.
     Hidden,
 }
@@ -47,15 +57,23 @@ pub(crate) struct Publisher {
     orders: bool,
     /// When the next order ends, in unix microseconds.
     orders_end: Option<u64>,
+    lost: Lost,
+    /// No index that was given out, in this life or the last, is above it.
+    reserved: u64,
     due: Option<Instant>,
 }
 
 impl Publisher {
-    pub fn new(mesh: &str, domain: &str, own: u64) -> Self {
+    /// `reserved` is that of the last life: indices go on above it, whatever the clock says.
+    pub fn new(mesh: &str, domain: &str, own: u64, reserved: u64) -> Self {
         let catalog = Catalog {
             mesh: mesh.to_owned(),
             domain: domain.trim_end_matches('.').to_ascii_lowercase(),
             own,
+            index: reserved,
+            services_index: reserved,
+            nodes_index: reserved,
+            checks_index: reserved,
             ..Catalog::default()
         };
         Publisher {
@@ -65,8 +83,15 @@ impl Publisher {
             notes: BTreeSet::new(),
             orders: false,
             orders_end: None,
+            lost: Lost::default(),
+            reserved,
             due: None,
         }
+    }
+
+    /// No index that was given out is above it: to be saved for the next life.
+    pub fn reserved(&self) -> u64 {
+        self.reserved
     }
 
     pub fn catalog(&self) -> &Arc<Catalog> {
@@ -106,6 +131,12 @@ impl Publisher {
         self.due.get_or_insert(now + COALESCE);
     }
 
+    /// Forgets what vanished long ago.
+    pub fn expire_lost(&mut self, now: Instant) {
+        let forgotten = self.lost.expire(now);
+        self.touch_services(now, forgotten);
+    }
+
     /// When the next order ends, in unix microseconds, as of the last snapshot.
     pub fn orders_end(&self) -> Option<u64> {
         self.orders_end
@@ -114,6 +145,7 @@ impl Publisher {
     /// Makes a new snapshot if anything changed; returns whether it did.
     pub fn publish(
         &mut self,
+        now: Instant,
         own: u64,
         wall_ms: u64,
         registry: &Registry,
@@ -126,6 +158,8 @@ impl Publisher {
         let index = (last.index + 1).max(wall_us);
         let mut next = Catalog { own, ..Catalog::clone(last) };
         let mut changed = own != last.own;
+        // Services of which something may have been lost, or found again.
+        let mut lost_of = BTreeSet::new();
         if let Some(orders) = orders.filter(|orders| *orders != last.orders) {
             changed = true;
             next.orders = orders;
@@ -136,6 +170,13 @@ impl Publisher {
             if node.as_ref() != last.nodes.get(&id) {
                 changed = true;
                 next.nodes_index = index;
+                next.checks_index = index;
+                if let Some(node) = &node
+                    && node.status == NodeStatus::Alive
+                {
+                    // Whoever lives under its name or at its address has taken the place of what was lost there.
+                    lost_of.extend(self.lost.recover(node));
+                }
                 match node {
                     Some(node) => next.nodes.insert(id, node),
                     None => next.nodes.remove(&id),
@@ -158,10 +199,22 @@ impl Publisher {
         for name in std::mem::take(&mut self.services) {
             let known = last.services.get(&name);
             let view = view(&name, index, registry, &visible, &next.nodes, known);
+            if let Some(known) = known {
+                let gone = vanished(known, registry, &visible);
+                for instance in gone {
+                    let node = next.nodes.get(&instance.node.id).unwrap_or(&instance.node);
+                    lost_of.extend(self.lost.add(now, index, instance, node));
+                }
+            }
+            self.lost.drop_of(&name, |host| {
+                !matches!(visible(host), Visible::Failed | Visible::Dead | Visible::Hidden)
+            });
+            lost_of.insert(name.clone());
             if view.as_ref() == known {
                 continue;
             }
             changed = true;
+            next.checks_index = index;
             if tags(view.as_ref()) != tags(known) || view.is_some() != known.is_some() {
                 next.services_index = index;
             }
@@ -170,15 +223,39 @@ impl Publisher {
                 None => next.services.remove(&name),
             };
         }
+        for name in lost_of {
+            changed |= self.show_lost(&mut next, index, name);
+        }
         if changed {
             next.index = index;
             self.catalog = Arc::new(next);
+            if index > self.reserved {
+                self.reserved = index + RESERVE_US;
+            }
         }
         changed
     }
 }
 
 impl Publisher {
+    /// Shows what is lost of a service; whoever watches the service hears of a change by its index. Returns whether it is one.
+    fn show_lost(&self, next: &mut Catalog, index: u64, name: String) -> bool {
+        let lost = self.lost.of(&name);
+        if lost == next.lost.get(&name).map_or(&[][..], Vec::as_slice) {
+            return false;
+        }
+        next.checks_index = index;
+        match next.services.get_mut(&name) {
+            Some(view) => *view = Arc::new(ServiceView { index, ..ServiceView::clone(view) }),
+            None => next.services_index = index,
+        }
+        match lost {
+            [] => next.lost.remove(&name),
+            lost => next.lost.insert(name, lost.to_vec()),
+        };
+        true
+    }
+
     /// The orders that count now. Hosts on which that differs from the last snapshot are made anew, with all they offer.
     fn take_orders(&mut self, wall_us: u64, registry: &Registry) -> BTreeMap<Subject, Arc<Order>> {
         let (orders, end) = registry.standing(wall_us);
@@ -210,7 +287,7 @@ fn node(
         Visible::Preserved | Visible::Failed => NodeStatus::Failed,
         Visible::Dead => NodeStatus::Dead,
         Visible::Left => NodeStatus::Left,
-        Visible::Hidden => return None,
+        Visible::Superseded | Visible::Hidden => return None,
     };
     let mut node = match registry
         .record(id)
@@ -225,6 +302,7 @@ fn node(
             generation,
             status,
             draining: body.draining || ordered_away,
+            drain_reason: body.drain_reason.clone(),
             index,
         },
         // Its record is gone; who it was is still of interest for a while.
@@ -258,7 +336,11 @@ fn view(
         let preserved = match visible(host) {
             Visible::Up => false,
             Visible::Preserved => true,
-            Visible::Failed | Visible::Dead | Visible::Left | Visible::Hidden => continue,
+            Visible::Failed
+            | Visible::Dead
+            | Visible::Left
+            | Visible::Superseded
+            | Visible::Hidden => continue,
         };
         let Some(node) = nodes.get(&host) else {
             continue;
@@ -271,6 +353,8 @@ fn view(
             service: body.service.clone(),
             address: body.address,
             advertise: body.advertise,
+            tagged_addresses: body.tagged_addresses.clone(),
+            enable_tag_override: body.enable_tag_override,
             protocol: body.protocol,
             tags: body.tags.clone(),
             meta: body.meta.clone(),
@@ -299,6 +383,25 @@ fn view(
         }
         _ => Some(Arc::new(ServiceView { name: name.to_owned(), index, instances, policies })),
     }
+}
+
+/// Instances of a view that are no longer to be seen because their host stopped answering.
+fn vanished<'a>(
+    known: &'a ServiceView,
+    registry: &Registry,
+    visible: &impl Fn(u64) -> Visible,
+) -> Vec<&'a Arc<Instance>> {
+    let hosts = |instance: &&Arc<Instance>| {
+        matches!(visible(instance.node.id), Visible::Failed | Visible::Dead)
+    };
+    let mut gone: Vec<&Arc<Instance>> = known.instances.iter().filter(hosts).collect();
+    if !gone.is_empty() {
+        // What was withdrawn just before is not lost.
+        let said: BTreeSet<(u64, &str)> =
+            registry.instances_of(&known.name).map(|(host, id, _)| (host, &**id)).collect();
+        gone.retain(|instance| said.contains(&(instance.node.id, &*instance.id)));
+    }
+    gone
 }
 
 /// Which policies the instances of a service vote for.
@@ -372,6 +475,7 @@ mod tests {
             mesh: address,
             zone: None,
             draining: false,
+            drain_reason: String::new(),
         };
         owner.write(t0(), NODE_KEY, Some(node.encode()));
         for (i, which) in (0..).zip(policies) {
@@ -383,6 +487,8 @@ mod tests {
                 service: "web".into(),
                 address,
                 advertise: None,
+                tagged_addresses: BTreeMap::new(),
+                enable_tag_override: false,
                 protocol: None,
                 tags: Vec::new(),
                 meta: BTreeMap::new(),
@@ -397,16 +503,45 @@ mod tests {
 
     fn policies(records: &[Delta], one_by_one: bool) -> Policies {
         let mut registry = Registry::new(99, 1, 10, 1000);
-        let mut publisher = Publisher::new("m", "mesh", 99);
+        let mut publisher = Publisher::new("m", "mesh", 99, 0);
         for record in records {
             registry.apply(record.clone());
             publisher.touch_node(t0(), record.node, &registry);
             if one_by_one {
-                publisher.publish(99, 1, &registry, |_| Visible::Up);
+                publisher.publish(t0(), 99, 1, &registry, |_| Visible::Up);
             }
         }
-        publisher.publish(99, 1, &registry, |_| Visible::Up);
+        publisher.publish(t0(), 99, 1, &registry, |_| Visible::Up);
         publisher.catalog().service("web").map(|view| view.policies.clone()).unwrap_or_default()
+    }
+
+    #[test]
+    fn indices_do_not_go_back_when_the_clock_does_not_even_over_a_restart() {
+        let web = |publisher: &Publisher| publisher.catalog().service_index("web");
+        let mut registry = Registry::new(99, 1, 10, 1000);
+        let mut publisher = Publisher::new("m", "mesh", 99, 0);
+        let before = record(1, &[None]);
+        let after = record(1, &[None, None]);
+        registry.apply(before.clone());
+        publisher.touch_node(t0(), 1, &registry);
+        publisher.publish(t0(), 99, 5_000_000, &registry, |_| Visible::Up);
+        let first = web(&publisher);
+        assert_eq!(first, 5_000_000_000, "the clock's microseconds");
+        registry.apply(after);
+        publisher.touch_node(t0(), 1, &registry);
+        publisher.publish(t0(), 99, 1, &registry, |_| Visible::Up);
+        assert_eq!(web(&publisher), first + 1, "one above the last, with the clock at 1970");
+
+        let saved = publisher.reserved();
+        assert!(saved >= publisher.catalog().index);
+        let mut registry = Registry::new(99, 1, 10, 1000);
+        let mut next_life = Publisher::new("m", "mesh", 99, saved);
+        assert!(web(&next_life) >= publisher.catalog().index, "while the service is not known yet");
+        registry.apply(before);
+        next_life.touch_node(t0(), 1, &registry);
+        next_life.publish(t0(), 99, 1, &registry, |_| Visible::Up);
+        assert!(web(&next_life) > publisher.catalog().index, "in the next life");
+        assert!(next_life.reserved() > next_life.catalog().index, "and in the one after it");
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use evenkeel_config::settings::Protocol;
 use crate::catalog::CheckState;
 use crate::health::{Health, OUTPUT_MAX, Status};
 use crate::index::PolicyHash;
-use crate::registration::{CheckKind, Registration, Weights};
+use crate::registration::{Registration, TaggedAddresses, Weights};
 use crate::wire::{
     Malformed, Reader, fields, frame, put_address, put_bytes, put_varint, whole_text,
 };
@@ -30,6 +30,8 @@ pub(crate) struct NodeBody {
     pub mesh: SocketAddr,
     pub zone: Option<String>,
     pub draining: bool,
+    /// Why, if an operator said so.
+    pub drain_reason: String,
 }
 
 /// What a host says of one instance.
@@ -38,6 +40,8 @@ pub(crate) struct InstanceBody {
     pub service: String,
     pub address: SocketAddr,
     pub advertise: Option<SocketAddr>,
+    pub tagged_addresses: TaggedAddresses,
+    pub enable_tag_override: bool,
     pub protocol: Option<Protocol>,
     pub tags: Vec<String>,
     pub meta: BTreeMap<String, String>,
@@ -63,6 +67,8 @@ const META: u8 = 6;
 const WEIGHTS: u8 = 7;
 const CHECK: u8 = 8;
 const POLICY: u8 = 9;
+const TAGGED_ADDRESS: u8 = 10;
+const ENABLE_TAG_OVERRIDE: u8 = 11;
 
 /// Longest text that is read from another host.
 const TEXT_MAX: usize = 1024;
@@ -81,7 +87,9 @@ impl NodeBody {
             });
         }
         if self.draining {
-            frame(&mut out, NODE_DRAINING, |_| {});
+            frame(&mut out, NODE_DRAINING, |out| {
+                out.extend_from_slice(self.drain_reason.as_bytes());
+            });
         }
         let (min, max) = PROTOCOL_VERSIONS;
         frame(&mut out, NODE_VERSIONS, |out| {
@@ -92,14 +100,14 @@ impl NodeBody {
 
     pub fn decode(body: &[u8]) -> Result<NodeBody, Malformed> {
         let (mut name, mut address, mut mesh, mut zone, mut draining) =
-            (None, None, None, None, false);
+            (None, None, None, None, None);
         fields(body, |field, r| {
             match field {
                 NODE_NAME => name = Some(whole_text(r, TEXT_MAX)?),
                 NODE_ADDRESS => address = Some(r.address()?),
                 NODE_MESH => mesh = Some(r.address()?),
                 NODE_ZONE => zone = Some(whole_text(r, TEXT_MAX)?),
-                NODE_DRAINING => draining = true,
+                NODE_DRAINING => draining = Some(whole_text(r, TEXT_MAX)?),
                 _ => {}
             }
             Ok(())
@@ -109,38 +117,48 @@ impl NodeBody {
             address: address.ok_or(Malformed)?,
             mesh: mesh.ok_or(Malformed)?,
             zone,
-            draining,
+            draining: draining.is_some(),
+            drain_reason: draining.unwrap_or_default(),
         })
     }
 }
 
 impl InstanceBody {
-    /// What is said of an instance registered here, with the health of its checks, in their order, and the name of its
-    /// service's policy.
-    pub fn of(
+    /// What is said of an instance registered here, with the health of its checks, in their order, why it is in
+    /// maintenance (if it is), and the name of its service's policy.
+    pub fn of<'a>(
         registration: &Registration,
-        health: &[Health],
+        health: impl IntoIterator<Item = &'a Health>,
+        maintenance: Option<&str>,
         policy: Option<PolicyHash>,
     ) -> InstanceBody {
-        let checks = registration
+        let mut checks: Vec<CheckState> = registration
             .checks
             .iter()
             .zip(health)
             .map(|(check, health)| CheckState {
                 id: check.id.clone(),
                 name: check.name.clone(),
-                kind: match check.kind {
-                    CheckKind::Http { .. } => "http",
-                    CheckKind::Tcp { .. } => "tcp",
-                },
+                kind: check.kind.name(),
+                notes: cut(&check.notes, OUTPUT_MAX).to_owned(),
                 status: health.status,
                 output: cut(&health.output, OUTPUT_MAX).to_owned(),
             })
             .collect();
+        checks.extend(maintenance.map(|reason| CheckState {
+            id: format!("_service_maintenance:{}", registration.id),
+            name: "Service Maintenance Mode".to_owned(),
+            kind: MAINTENANCE,
+            notes: cut(reason, OUTPUT_MAX).to_owned(),
+            status: Status::Critical,
+            output: String::new(),
+        }));
         InstanceBody {
             service: registration.service.clone(),
             address: registration.address,
             advertise: registration.advertise,
+            tagged_addresses: registration.tagged_addresses.clone(),
+            enable_tag_override: registration.enable_tag_override,
             protocol: registration.protocol,
             tags: registration.tags.clone(),
             meta: registration.meta.clone(),
@@ -186,7 +204,18 @@ impl InstanceBody {
                 put_bytes(out, check.kind.as_bytes());
                 out.push(check.status as u8);
                 put_bytes(out, check.output.as_bytes());
+                put_bytes(out, check.notes.as_bytes());
             });
+        }
+        for (name, (host, port)) in &self.tagged_addresses {
+            frame(&mut out, TAGGED_ADDRESS, |out| {
+                put_bytes(out, name.as_bytes());
+                put_bytes(out, host.as_bytes());
+                put_varint(out, (*port).into());
+            });
+        }
+        if self.enable_tag_override {
+            frame(&mut out, ENABLE_TAG_OVERRIDE, |_| {});
         }
         if let Some(policy) = &self.policy {
             frame(&mut out, POLICY, |out| out.extend_from_slice(policy));
@@ -200,6 +229,8 @@ impl InstanceBody {
             service: String::new(),
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
             advertise: None,
+            tagged_addresses: TaggedAddresses::new(),
+            enable_tag_override: false,
             protocol: None,
             tags: Vec::new(),
             meta: BTreeMap::new(),
@@ -224,6 +255,13 @@ impl InstanceBody {
                     instance.weights = Weights { passing: weight()?, warning: weight()? };
                 }
                 CHECK => instance.checks.push(decode_check(r)?),
+                TAGGED_ADDRESS => {
+                    let name = r.text(TEXT_MAX)?.to_owned();
+                    let host = r.text(TEXT_MAX)?.to_owned();
+                    let port = u16::try_from(r.varint()?).map_err(|_| Malformed)?;
+                    instance.tagged_addresses.insert(name, (host, port));
+                }
+                ENABLE_TAG_OVERRIDE => instance.enable_tag_override = true,
                 POLICY => instance.policy = Some(r.array()?),
                 _ => {}
             }
@@ -244,19 +282,23 @@ impl InstanceBody {
 fn decode_check(r: &mut Reader<'_>) -> Result<CheckState, Malformed> {
     let id = r.text(TEXT_MAX)?.to_owned();
     let name = r.text(TEXT_MAX)?.to_owned();
-    let kind = match r.text(TEXT_MAX)? {
-        "http" => "http",
-        "tcp" => "tcp",
-        _ => "other",
-    };
+    let kind = r.text(TEXT_MAX)?;
+    let known = ["http", "tcp", "grpc", "ttl", MAINTENANCE];
+    let kind = known.into_iter().find(|known| *known == kind).unwrap_or("other");
     let status = match r.u8()? {
         0 => Status::Passing,
         1 => Status::Warning,
         2 => Status::Critical,
         _ => return Err(Malformed),
     };
-    Ok(CheckState { id, name, kind, status, output: r.text(TEXT_MAX)?.to_owned() })
+    let output = r.text(TEXT_MAX)?.to_owned();
+    // Hosts of the first builds do not send notes.
+    let notes = if r.is_empty() { String::new() } else { r.text(TEXT_MAX)?.to_owned() };
+    Ok(CheckState { id, name, kind, notes, status, output })
 }
+
+/// The kind of the check that stands for an operator's maintenance.
+pub(crate) const MAINTENANCE: &str = "maintenance";
 
 fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
@@ -295,6 +337,8 @@ mod tests {
             service: "payments.shop".into(),
             address: "127.0.0.1:8443".parse().unwrap(),
             advertise: Some("[2001:db8::1]:8443".parse().unwrap()),
+            tagged_addresses: [("wan".to_owned(), ("web.example".to_owned(), 443))].into(),
+            enable_tag_override: true,
             protocol: Some(Protocol::Grpc),
             tags: vec!["v2".into(), "größe".into()],
             meta: [("version".to_owned(), "2.1".to_owned())].into(),
@@ -303,6 +347,7 @@ mod tests {
                 id: "service:payments".into(),
                 name: "alive".into(),
                 kind: "http",
+                notes: "why".into(),
                 status: Status::Warning,
                 output: "429".into(),
             }],
@@ -317,6 +362,7 @@ mod tests {
             mesh: "10.0.0.5:7110".parse().unwrap(),
             zone: Some("eu-west-1a".into()),
             draining: true,
+            drain_reason: "new disk".into(),
         }
     }
 
@@ -325,7 +371,12 @@ mod tests {
         assert_eq!(InstanceBody::decode(&instance().encode()), Ok(instance()));
         assert_eq!(instance().status(), Status::Warning);
         assert_eq!(NodeBody::decode(&node().encode()), Ok(node()));
-        let plain = NodeBody { zone: None, draining: false, ..node() };
+        let plain = NodeBody {
+            zone: None,
+            draining: false,
+            drain_reason: String::new(),
+            ..node()
+        };
         assert_eq!(NodeBody::decode(&plain.encode()), Ok(plain));
     }
 

@@ -27,6 +27,10 @@ pub const META_MAX: usize = 64;
 pub const TEXT_MAX: usize = 512;
 /// Most checks of an instance.
 pub const CHECKS_MAX: usize = 8;
+/// Most tagged addresses of an instance.
+pub const TAGGED_ADDRESSES_MAX: usize = 8;
+/// Most headers of a check.
+pub const CHECK_HEADERS_MAX: usize = 16;
 /// Most bytes of an instance as gossiped.
 pub const BODY_MAX: usize = 8 * 1024;
 /// Most instances that one host registers.
@@ -39,10 +43,14 @@ pub struct Registration {
     pub id: String,
     /// `name` or `name.namespace`, lower case.
     pub service: String,
-    /// The application.
+    /// The application. Port 0: it listens nowhere (a worker that only wants to be listed), so no request goes there.
     pub address: SocketAddr,
     /// Where look-ups send those who come without the mesh; `None`: DNS does not announce it.
     pub advertise: Option<SocketAddr>,
+    /// Further addresses by the name of who should use them, for look-ups by HTTP.
+    pub tagged_addresses: TaggedAddresses,
+    /// Kept and shown for those who ask; nobody but the registrant can change tags here, whatever it says.
+    pub enable_tag_override: bool,
     /// What the application speaks; `None`: told from the first bytes.
     pub protocol: Option<Protocol>,
     /// Shown by look-ups.
@@ -56,6 +64,9 @@ pub struct Registration {
     /// Who registered it.
     pub origin: Origin,
 }
+
+/// Further addresses of an instance, by the name of who should use them: host and port.
+pub type TaggedAddresses = BTreeMap<String, (String, u16)>;
 
 /// Shares of requests by health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +101,9 @@ pub struct Check {
     pub name: String,
     /// What is asked.
     pub kind: CheckKind,
-    /// Between two runs.
+    /// For a human, as registered.
+    pub notes: String,
+    /// Between two runs; of a [`CheckKind::Ttl`] the longest time between two reports.
     pub interval: Duration,
     /// Of one run.
     pub timeout: Duration,
@@ -100,7 +113,12 @@ pub struct Check {
     pub fall: u32,
     /// Until the first results.
     pub initial: Status,
+    /// An instance whose check has been critical for so long is withdrawn; at least [`DEREGISTER_AFTER_MIN`].
+    pub deregister_after: Option<Duration>,
 }
+
+/// No instance is withdrawn for being critical for less, whatever was registered. Consul has the same.
+pub const DEREGISTER_AFTER_MIN: Duration = Duration::from_secs(60);
 
 /// What a check asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,12 +132,40 @@ pub enum CheckKind {
         path: String,
         /// Upper case.
         method: String,
+        /// Sent with the request; `Host` replaces the authority.
+        #[serde(default)]
+        headers: BTreeMap<String, Vec<String>>,
+        /// Sent with the request.
+        #[serde(default)]
+        body: String,
     },
     /// A connection to this `host:port` passes.
     Tcp {
         /// `host:port`; a host name is looked up at each run.
         authority: String,
     },
+    /// `grpc.health.v1.Health/Check` without TLS: `SERVING` passes.
+    Grpc {
+        /// `host:port`; a host name is looked up at each run.
+        authority: String,
+        /// What is asked about; empty: the whole server.
+        service: String,
+    },
+    /// Nothing is asked: the application reports, and is critical when it has not for the check's interval.
+    Ttl,
+}
+
+impl CheckKind {
+    /// Consul's word for it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            CheckKind::Http { .. } => "http",
+            CheckKind::Tcp { .. } => "tcp",
+            CheckKind::Grpc { .. } => "grpc",
+            CheckKind::Ttl => "ttl",
+        }
+    }
 }
 
 /// Why a registration was not accepted. Nothing changed; the fault is the registrant's, except for [`RegisterError::TooMany`].
@@ -129,12 +175,18 @@ pub enum RegisterError {
     Name(String),
     /// The instance id is empty, too long or has control characters.
     Id(String),
+    /// The id of a check is empty, too long or has control characters.
+    CheckId(String),
     /// A part is larger than its limit; says which, and the limit.
     TooLarge(&'static str, usize),
     /// This host offers [`INSTANCES_MAX`] instances already.
     TooMany,
     /// There is no instance of this id.
     NoSuchId(String),
+    /// There is no check of this id.
+    NoSuchCheck(String),
+    /// The check of this id is run by this host: only those with a TTL are reported by applications.
+    NotReported(String),
     /// The host is leaving the mesh.
     Leaving,
 }
@@ -149,6 +201,9 @@ impl fmt::Display for RegisterError {
             RegisterError::Id(id) => {
                 write!(f, "instance id {id:?}: use 1 to {ID_MAX} bytes without control characters")
             }
+            RegisterError::CheckId(id) => {
+                write!(f, "check id {id:?}: use 1 to {TEXT_MAX} bytes without control characters")
+            }
             RegisterError::TooLarge(what, max) => write!(f, "{what}: more than the limit of {max}"),
             RegisterError::TooMany => write!(
                 f,
@@ -156,6 +211,12 @@ impl fmt::Display for RegisterError {
             ),
             RegisterError::NoSuchId(id) => {
                 write!(f, "no instance with id {id:?} is registered on this host")
+            }
+            RegisterError::NoSuchCheck(id) => {
+                write!(f, "Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name")
+            }
+            RegisterError::NotReported(id) => {
+                write!(f, "check {id:?} has no TTL: this host runs it itself, register it with a TTL to report its status")
             }
             RegisterError::Leaving => {
                 write!(f, "this host is leaving the mesh: register on another host")
@@ -187,10 +248,43 @@ impl Registration {
         if self.checks.len() > CHECKS_MAX {
             return Err(RegisterError::TooLarge("number of checks", CHECKS_MAX));
         }
-        let texts = self.tags.iter().chain(self.meta.keys()).chain(self.meta.values());
-        if texts.map(String::len).any(|len| len > TEXT_MAX) {
+        if self.tagged_addresses.len() > TAGGED_ADDRESSES_MAX {
             return Err(RegisterError::TooLarge(
-                "bytes of a tag, meta key or meta value",
+                "number of tagged addresses",
+                TAGGED_ADDRESSES_MAX,
+            ));
+        }
+        for check in &self.checks {
+            check.validate()?;
+        }
+        let tagged = self.tagged_addresses.iter().flat_map(|(name, (host, _))| [name, host]);
+        let texts = self.tags.iter().chain(self.meta.keys()).chain(self.meta.values());
+        if texts.chain(tagged).map(String::len).any(|len| len > TEXT_MAX) {
+            return Err(RegisterError::TooLarge(
+                "bytes of a tag, meta key, meta value or tagged address",
+                TEXT_MAX,
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Check {
+    fn validate(&self) -> Result<(), RegisterError> {
+        if self.id.is_empty() || self.id.len() > TEXT_MAX || self.id.chars().any(char::is_control) {
+            return Err(RegisterError::CheckId(self.id.clone()));
+        }
+        let mut texts = vec![&self.name, &self.notes];
+        if let CheckKind::Http { headers, body, .. } = &self.kind {
+            if headers.values().map(Vec::len).sum::<usize>() > CHECK_HEADERS_MAX {
+                return Err(RegisterError::TooLarge("headers of a check", CHECK_HEADERS_MAX));
+            }
+            texts.push(body);
+            texts.extend(headers.iter().flat_map(|(name, values)| std::iter::once(name).chain(values)));
+        }
+        if texts.into_iter().any(|text| text.len() > TEXT_MAX) {
+            return Err(RegisterError::TooLarge(
+                "bytes of a check's name, notes, header or body",
                 TEXT_MAX,
             ));
         }
@@ -205,6 +299,10 @@ pub struct SavedRegistration {
     service: String,
     address: SocketAddr,
     advertise: Option<SocketAddr>,
+    #[serde(default)]
+    tagged_addresses: TaggedAddresses,
+    #[serde(default)]
+    enable_tag_override: bool,
     protocol: Option<String>,
     tags: Vec<String>,
     meta: BTreeMap<String, String>,
@@ -217,11 +315,15 @@ struct SavedCheck {
     id: String,
     name: String,
     kind: CheckKind,
+    #[serde(default)]
+    notes: String,
     interval_ms: u64,
     timeout_ms: u64,
     rise: u32,
     fall: u32,
     initial: Status,
+    #[serde(default)]
+    deregister_after_ms: Option<u64>,
 }
 
 impl From<&Registration> for SavedRegistration {
@@ -231,17 +333,21 @@ impl From<&Registration> for SavedRegistration {
             id: check.id.clone(),
             name: check.name.clone(),
             kind: check.kind.clone(),
+            notes: check.notes.clone(),
             interval_ms: millis(check.interval),
             timeout_ms: millis(check.timeout),
             rise: check.rise,
             fall: check.fall,
             initial: check.initial,
+            deregister_after_ms: check.deregister_after.map(millis),
         };
         SavedRegistration {
             id: registration.id.clone(),
             service: registration.service.clone(),
             address: registration.address,
             advertise: registration.advertise,
+            tagged_addresses: registration.tagged_addresses.clone(),
+            enable_tag_override: registration.enable_tag_override,
             protocol: registration.protocol.map(|protocol| protocol.name().to_owned()),
             tags: registration.tags.clone(),
             meta: registration.meta.clone(),
@@ -251,23 +357,41 @@ impl From<&Registration> for SavedRegistration {
     }
 }
 
+impl SavedRegistration {
+    /// What the application last reported is what is known after a restart, until its next report is due: it keeps
+    /// reporting, and was well while this process was away.
+    #[must_use]
+    pub fn with_reported(mut self, statuses: impl IntoIterator<Item = Status>) -> Self {
+        for (check, status) in self.checks.iter_mut().zip(statuses) {
+            if check.kind == CheckKind::Ttl {
+                check.initial = status;
+            }
+        }
+        self
+    }
+}
+
 impl From<SavedRegistration> for Registration {
     fn from(saved: SavedRegistration) -> Self {
         let check = |check: SavedCheck| Check {
             id: check.id,
             name: check.name,
             kind: check.kind,
+            notes: check.notes,
             interval: Duration::from_millis(check.interval_ms),
             timeout: Duration::from_millis(check.timeout_ms),
             rise: check.rise,
             fall: check.fall,
             initial: check.initial,
+            deregister_after: check.deregister_after_ms.map(Duration::from_millis),
         };
         Registration {
             id: saved.id,
             service: saved.service,
             address: saved.address,
             advertise: saved.advertise,
+            tagged_addresses: saved.tagged_addresses,
+            enable_tag_override: saved.enable_tag_override,
             protocol: saved.protocol.as_deref().and_then(protocol_of),
             tags: saved.tags,
             meta: saved.meta,
@@ -295,6 +419,8 @@ mod tests {
             service: "payments".into(),
             address: "127.0.0.1:8443".parse().unwrap(),
             advertise: Some("10.0.0.5:8443".parse().unwrap()),
+            tagged_addresses: [("lan".to_owned(), ("10.0.0.5".to_owned(), 8443))].into(),
+            enable_tag_override: true,
             protocol: Some(Protocol::Grpc),
             tags: vec!["v2".into()],
             meta: [("version".to_owned(), "2.1".to_owned())].into(),
@@ -303,11 +429,13 @@ mod tests {
                 id: "service:payments-1".into(),
                 name: "alive".into(),
                 kind: CheckKind::Tcp { authority: "127.0.0.1:8443".into() },
+                notes: "whether it listens".into(),
                 interval: Duration::from_secs(10),
                 timeout: Duration::from_millis(500),
                 rise: 2,
                 fall: 3,
                 initial: Status::Critical,
+                deregister_after: Some(Duration::from_secs(1800)),
             }],
             origin: Origin::Api,
         }
@@ -323,7 +451,7 @@ mod tests {
     #[test]
     fn limits_are_named() {
         type Change = fn(&mut Registration);
-        let table: [(&str, Change); 7] = [
+        let table: [(&str, Change); 11] = [
             ("service name", |r| r.service = "Not A Name".into()),
             ("service name", |r| r.service = "a.b.c".into()),
             ("instance id", |r| r.id = String::new()),
@@ -333,6 +461,21 @@ mod tests {
             }),
             ("bytes of a tag", |r| {
                 r.tags = vec!["x".repeat(TEXT_MAX + 1)];
+            }),
+            ("check id", |r| r.checks[0].id = String::new()),
+            ("number of tagged addresses", |r| {
+                let one = |i: usize| (i.to_string(), (String::new(), 0));
+                r.tagged_addresses = (0..=TAGGED_ADDRESSES_MAX).map(one).collect();
+            }),
+            ("bytes of a check's", |r| r.checks[0].notes = "x".repeat(TEXT_MAX + 1)),
+            ("headers of a check", |r| {
+                r.checks[0].kind = CheckKind::Http {
+                    authority: "a:80".into(),
+                    path: "/".into(),
+                    method: "GET".into(),
+                    headers: [("a".to_owned(), vec![String::new(); CHECK_HEADERS_MAX + 1])].into(),
+                    body: String::new(),
+                };
             }),
             ("number of meta", |r| {
                 r.meta = (0..=META_MAX).map(|i| (i.to_string(), String::new())).collect();

@@ -13,7 +13,7 @@ use crate::registration::Weights;
 pub(crate) fn catalog() -> Catalog {
     let a = node(1, "host-a", "10.0.0.1", NodeStatus::Alive);
     let b = node(2, "host-b", "10.0.0.2", NodeStatus::Alive);
-    let c = Node { draining: true, ..node(3, "host-c", "10.0.0.3", NodeStatus::Alive) };
+    let c = Node { draining: true, drain_reason: "new disk".into(), ..node(3, "host-c", "10.0.0.3", NodeStatus::Alive) };
     let d = node(4, "host-d", "10.0.0.4", NodeStatus::Failed);
     let nodes: BTreeMap<u64, Arc<Node>> =
         [a, b, c, d].into_iter().map(|node| (node.id, Arc::new(node))).collect();
@@ -23,6 +23,8 @@ pub(crate) fn catalog() -> Catalog {
         service: service.into(),
         address: "127.0.0.1:8443".parse().unwrap(),
         advertise: advertise.parse().ok(),
+        tagged_addresses: BTreeMap::new(),
+        enable_tag_override: false,
         protocol: Some(Protocol::Http),
         tags: vec![],
         meta: BTreeMap::new(),
@@ -45,6 +47,7 @@ pub(crate) fn catalog() -> Catalog {
             id: format!("service:{}", instance.id),
             name: "alive".into(),
             kind: "http",
+            notes: String::new(),
             status,
             output: "said so".into(),
         }],
@@ -76,11 +79,13 @@ pub(crate) fn catalog() -> Catalog {
         own: 1,
         nodes,
         services: services.into_iter().map(view).collect(),
+        lost: BTreeMap::new(),
         orders: BTreeMap::new(),
         notes: BTreeMap::new(),
         index: 300_000_000,
         nodes_index: 50,
         services_index: 60,
+        checks_index: 70,
     }
 }
 
@@ -95,6 +100,7 @@ fn node(id: u64, name: &str, ip: &str, status: NodeStatus) -> Node {
         generation: 7,
         status,
         draining: false,
+        drain_reason: String::new(),
         index: 40,
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Each host checks its own applications over loopback and publishes the verdict; nobody checks over the
 //! network, so a partition does not make instances critical, it makes hosts unreachable, which gossip knows better.
-//! An HTTP check passes with a 2xx head and warns with 429, a TCP check passes with a connection. Rise and fall are counted by
-//! `discovery::health`. A check never follows redirects and never reads a body: that the head came is the answer.
+//! An HTTP check passes with a 2xx head and warns with 429, a TCP check passes with a connection, a gRPC check with `SERVING`.
+//! Rise and fall are counted by `discovery::health`. An HTTP check never follows redirects and never reads a body: that the
+//! head came is the answer. A check with a TTL is not run: the application reports, and `discovery` decides.
 //!
 //! Runs on the control thread, one small task for each check; the set follows what is registered.
 
@@ -15,8 +16,8 @@ use bytes::Bytes;
 use evenkeel_discovery::health::{RiseFall, Status};
 use evenkeel_discovery::registration::{Check, CheckKind, Registration};
 use http::header::{CONNECTION, HOST, USER_AGENT};
-use http::{Request, StatusCode};
-use http_body_util::Empty;
+use http::{HeaderName, HeaderValue, Request, StatusCode};
+use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -25,6 +26,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::gossip::Command;
+
+mod grpc;
 
 /// A verdict to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub async fn run(
         let registered = Arc::clone(&local.borrow_and_update());
         let mut wanted: BTreeMap<(String, String), Check> = BTreeMap::new();
         for instance in registered.iter() {
-            for check in &instance.checks {
+            for check in instance.checks.iter().filter(|check| check.kind != CheckKind::Ttl) {
                 wanted.insert((instance.id.clone(), check.id.clone()), check.clone());
             }
         }
@@ -115,9 +118,13 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
 /// Runs a check once: what it found, and that as a sentence for people.
 async fn ask(kind: &CheckKind, timeout: Duration) -> (Status, String) {
     let (authority, asked) = match kind {
-        CheckKind::Http { authority, path, method } => {
-            (authority, tokio::time::timeout(timeout, ask_http(authority, path, method)).await)
+        CheckKind::Http { authority, .. } => {
+            (authority, tokio::time::timeout(timeout, ask_http(kind)).await)
         }
+        CheckKind::Grpc { authority, service } => {
+            (authority, tokio::time::timeout(timeout, grpc::ask(authority, service)).await)
+        }
+        CheckKind::Ttl => return (Status::Critical, "is reported by the application".to_owned()),
         CheckKind::Tcp { authority } => (
             authority,
             tokio::time::timeout(timeout, async {
@@ -141,20 +148,31 @@ async fn connect(authority: &str) -> Result<TcpStream, String> {
         .map_err(|cause| format!("cannot connect to {authority}: {cause}"))
 }
 
-async fn ask_http(authority: &str, path: &str, method: &str) -> Result<(Status, String), String> {
+async fn ask_http(kind: &CheckKind) -> Result<(Status, String), String> {
+    let CheckKind::Http { authority, path, method, headers, body } = kind else {
+        return Err("is no HTTP check".to_owned());
+    };
     let stream = connect(authority).await?;
     let what = format!("{method} http://{authority}{path}");
     let broken = |cause: &dyn std::fmt::Display| format!("{what} broke off: {cause}");
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|cause| broken(&cause))?;
-    let request = Request::builder()
-        .method(method)
+    let mut request = Request::builder()
+        .method(&**method)
         .uri(path)
         .header(HOST, authority)
         .header(USER_AGENT, "evenkeel-check")
         .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(Bytes::from(body.clone())))
         .map_err(|cause| broken(&cause))?;
+    for (name, values) in headers {
+        let name = HeaderName::try_from(name).map_err(|cause| broken(&cause))?;
+        request.headers_mut().remove(&name);
+        for value in values {
+            let value = HeaderValue::try_from(value).map_err(|cause| broken(&cause))?;
+            request.headers_mut().append(&name, value);
+        }
+    }
     // The connection is driven by this very task and gone with it: an aborted check leaves nothing open.
     let mut connection = std::pin::pin!(connection);
     let mut response = std::pin::pin!(sender.send_request(request));
@@ -188,6 +206,8 @@ mod tests {
             authority: authority.to_owned(),
             path: "/healthz".into(),
             method: "GET".into(),
+            headers: BTreeMap::new(),
+            body: String::new(),
         }
     }
 
@@ -238,6 +258,41 @@ mod tests {
             let (found, output) = ask(&http(&authority), Duration::from_secs(5)).await;
             assert_eq!(found, status, "{output}");
             assert!(output.contains(says), "{output}");
+        }
+    }
+
+    #[tokio::test]
+    async fn headers_and_a_body_are_sent_as_registered() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let authority = listener.local_addr().unwrap().to_string();
+        let application = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut received, mut buffer) = (Vec::new(), [0; 1024]);
+            while !received.ends_with(b"ping") {
+                let read = stream.read(&mut buffer).await.unwrap();
+                assert!(read > 0, "{}", String::from_utf8_lossy(&received));
+                received.extend_from_slice(&buffer[..read]);
+            }
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            String::from_utf8(received).unwrap().to_ascii_lowercase()
+        });
+        let check = CheckKind::Http {
+            authority,
+            path: "/healthz".into(),
+            method: "POST".into(),
+            headers: [
+                ("X-Probe".to_owned(), vec!["1".to_owned(), "2".to_owned()]),
+                ("Host".to_owned(), vec!["web.example".to_owned()]),
+            ]
+            .into(),
+            body: "ping".into(),
+        };
+        assert_eq!(ask(&check, Duration::from_secs(5)).await.0, Status::Passing);
+        let received = application.await.unwrap();
+        assert!(received.starts_with("post /healthz http/1.1\r\n"), "{received}");
+        assert_eq!(received.matches("host:").count(), 1, "{received}");
+        for line in ["host: web.example", "x-probe: 1", "x-probe: 2", "content-length: 4"] {
+            assert!(received.contains(&format!("{line}\r\n")), "{line}: {received}");
         }
     }
 

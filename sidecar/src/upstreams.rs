@@ -93,7 +93,7 @@ impl Upstreams {
                 .iter()
                 .any(|rule| rule.direction == Direction::Inbound && rule.service == view.name);
             let spec = |i: &Arc<Instance>| spec_of(i, catalog.own, limited);
-            wanted.insert(&view.name, view.instances.iter().map(spec).collect());
+            wanted.insert(&view.name, view.instances.iter().filter(|i| i.listens()).map(spec).collect());
         }
         for upstream in &settings.upstreams {
             if upstream.endpoints.is_empty() {

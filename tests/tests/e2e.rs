@@ -25,6 +25,7 @@ mod e2e {
     pub mod trio;
 
     pub mod bad_input;
+    pub mod consul;
     pub mod doorman;
     pub mod doors;
     pub mod errors;

@@ -1,5 +1,6 @@
 //! What goes into [`Discovery`](super::Discovery) and what comes out of it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -99,6 +100,12 @@ pub struct Saved {
     /// Orders issued at this host that have not ended.
     #[serde(default)]
     pub orders: Vec<SavedOrder>,
+    /// Why instances of this host are in maintenance, by id; of the host itself under the empty id.
+    #[serde(default)]
+    pub maintenance: BTreeMap<String, String>,
+    /// No index that this host gave out is above it.
+    #[serde(default)]
+    pub index: u64,
 }
 
 /// A host to try at the next start.
@@ -187,6 +194,13 @@ pub enum Event {
         from: u64,
         /// What it handed to [`Discovery::send_quota`](super::Discovery::send_quota).
         bytes: Vec<u8>,
+    },
+    /// An instance was withdrawn because it had been critical for as long as its registration allows.
+    Withdrawn {
+        /// Its id.
+        id: String,
+        /// The check that was critical.
+        check: String,
     },
     /// Another process uses this host's id (a copied data directory): this host continues under a new one.
     NewIdentity {

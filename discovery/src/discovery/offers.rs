@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{
     Discovery, Event, GENERATION_MAX, JUMP_WINDOW, JUMPS_MAX, NOTE_MAX, SavedRegistration,
 };
+use super::checks::CheckRun;
 use crate::health::Health;
 use crate::index::{PolicyHash, note_key, policy_hash, policy_key};
 use crate::membership::Membership;
@@ -23,17 +24,18 @@ use crate::registration::{BODY_MAX, INSTANCES_MAX, Origin, RegisterError, Regist
 pub(super) struct Offer {
     pub registration: Registration,
     /// Of each check, in their order.
-    health: Vec<Health>,
+    pub runs: Vec<CheckRun>,
 }
 
 impl Offer {
-    fn encode(&self, policy: Option<PolicyHash>) -> Vec<u8> {
-        InstanceBody::of(&self.registration, &self.health, policy).encode()
+    fn encode(&self, maintenance: Option<&str>, policy: Option<PolicyHash>) -> Vec<u8> {
+        let health = self.runs.iter().map(|run| &run.health);
+        InstanceBody::of(&self.registration, health, maintenance, policy).encode()
     }
 }
 
 impl Discovery {
-    /// Offers an instance, or replaces the one of the same id (its health is kept if its checks are the same).
+    /// Offers an instance, or replaces the one of the same id (checks that stay the same keep their health).
     ///
     /// # Errors
     /// What is wrong with it; nothing changed.
@@ -51,19 +53,20 @@ impl Discovery {
         if known.is_none() && self.offers.len() >= INSTANCES_MAX {
             return Err(RegisterError::TooMany);
         }
-        let health = match known {
-            Some(known) if known.registration.checks == registration.checks => known.health.clone(),
-            _ => registration
-                .checks
-                .iter()
-                .map(|check| Health { status: check.initial, output: String::new() })
-                .collect(),
-        };
+        let runs = registration
+            .checks
+            .iter()
+            .map(|check| {
+                let same = known.and_then(|known| known.run_of(check));
+                same.unwrap_or_else(|| CheckRun::begin(now, check))
+            })
+            .collect();
         let is_saved = registration.origin == Origin::Api
             || known.is_some_and(|known| known.registration.origin == Origin::Api);
-        let offer = Offer { registration, health };
+        let offer = Offer { registration, runs };
         let policy = self.policies.get(&offer.registration.service);
-        let body = offer.encode(policy.map(|(hash, _)| *hash));
+        let maintenance = self.maintenance.get(&offer.registration.id).map(String::as_str);
+        let body = offer.encode(maintenance, policy.map(|(hash, _)| *hash));
         if body.len() > BODY_MAX {
             return Err(RegisterError::TooLarge("bytes of the registration", BODY_MAX));
         }
@@ -73,6 +76,7 @@ impl Discovery {
         }
         self.write_own(now, &id, Some(body));
         self.offers.insert(id, offer);
+        self.schedule_checks();
         self.withdraw_unused_policies(now);
         self.publish(now, wall_ms);
         if is_saved {
@@ -93,9 +97,10 @@ impl Discovery {
     ) -> Result<(), RegisterError> {
         let offer = self.offers.remove(id).ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
         self.write_own(now, id, None);
+        let was_in_maintenance = self.maintenance.remove(id).is_some();
         self.withdraw_unused_policies(now);
         self.publish(now, wall_ms);
-        if offer.registration.origin == Origin::Api {
+        if offer.registration.origin == Origin::Api || was_in_maintenance {
             self.tell(Event::SaveDue);
         }
         Ok(())
@@ -116,17 +121,24 @@ impl Discovery {
         let offer =
             self.offers.get_mut(id).ok_or_else(|| RegisterError::NoSuchId(id.to_owned()))?;
         let known = offer
-            .health
+            .runs
             .get_mut(check)
             .ok_or_else(|| RegisterError::NoSuchId(format!("{id}, check {check}")))?;
-        if known.status != health.status {
-            *known = health;
-            let policy = self.policies.get(&offer.registration.service);
-            let body = offer.encode(policy.map(|(hash, _)| *hash));
-            self.write_own(now, id, Some(body));
+        if known.set(now, health) {
+            self.write_offer(now, id);
+            self.schedule_checks();
             self.publish(now, wall_ms);
         }
         Ok(())
+    }
+
+    /// Writes what is offered under this id into our record again.
+    pub(super) fn write_offer(&mut self, now: Instant, id: &str) {
+        let Some(offer) = self.offers.get(id) else { return };
+        let policy = self.policies.get(&offer.registration.service);
+        let maintenance = self.maintenance.get(id).map(String::as_str);
+        let body = offer.encode(maintenance, policy.map(|(hash, _)| *hash));
+        self.write_own(now, id, Some(body));
     }
 
     /// Asks all hosts to stop (or start again) choosing this one.
@@ -155,7 +167,8 @@ impl Discovery {
         let of = |offer: &Offer| self.policies.get(&offer.registration.service).cloned();
         let said: Vec<(PolicyHash, Arc<Published>)> = self.offers.values().filter_map(of).collect();
         let named = |(id, offer): (&String, &Offer)| {
-            (id.clone(), offer.encode(of(offer).map(|(hash, _)| hash)))
+            let maintenance = self.maintenance.get(id).map(String::as_str);
+            (id.clone(), offer.encode(maintenance, of(offer).map(|(hash, _)| hash)))
         };
         let bodies: Vec<(String, Vec<u8>)> = self.offers.iter().map(named).collect();
         for (hash, policy) in said {
@@ -198,9 +211,13 @@ impl Discovery {
     }
 
     pub(super) fn registrations_to_save(&self) -> Vec<SavedRegistration> {
-        self.registrations()
-            .filter(|r| r.origin == Origin::Api)
-            .map(SavedRegistration::from)
+        self.offers
+            .values()
+            .filter(|offer| offer.registration.origin == Origin::Api)
+            .map(|offer| {
+                let statuses = offer.runs.iter().map(|run| run.health.status);
+                SavedRegistration::from(&offer.registration).with_reported(statuses)
+            })
             .collect()
     }
 

@@ -71,7 +71,7 @@ impl Peers {
             return Visible::Up;
         }
         if self.superseded.contains_key(&node) {
-            return Visible::Hidden;
+            return Visible::Superseded;
         }
         if membership.up().contains_key(&node) {
             return Visible::Up;

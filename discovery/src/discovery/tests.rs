@@ -3,10 +3,12 @@ use std::net::SocketAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::Policies;
+use crate::catalog::{NodeStatus, Policies};
 use crate::health::{Health, Status};
 use crate::order::{Instruction, OrderError, Subject};
 use crate::registration::{Check, CheckKind, Origin, RegisterError, Registration, Weights};
+
+mod checks;
 
 const WALL: u64 = 1_800_000_000_000;
 
@@ -46,6 +48,8 @@ fn registration(id: &str, service: &str) -> Registration {
         service: service.into(),
         address: "127.0.0.1:8080".parse().unwrap(),
         advertise: None,
+        tagged_addresses: BTreeMap::new(),
+        enable_tag_override: false,
         protocol: None,
         tags: vec![],
         meta: BTreeMap::new(),
@@ -54,11 +58,13 @@ fn registration(id: &str, service: &str) -> Registration {
             id: format!("service:{id}"),
             name: String::new(),
             kind: CheckKind::Tcp { authority: "127.0.0.1:8080".into() },
+            notes: String::new(),
             interval: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
             rise: 1,
             fall: 1,
             initial: Status::Critical,
+            deregister_after: None,
         }],
         origin: Origin::Api,
     }

@@ -17,6 +17,8 @@ fn instance(service: &str, port: u16) -> Vec<u8> {
         service: service.into(),
         address: ([127, 0, 0, 1], port).into(),
         advertise: None,
+        tagged_addresses: BTreeMap::new(),
+        enable_tag_override: false,
         protocol: None,
         tags: vec![],
         meta: BTreeMap::new(),
@@ -24,7 +26,7 @@ fn instance(service: &str, port: u16) -> Vec<u8> {
         checks: vec![],
         origin: Origin::Configuration,
     };
-    InstanceBody::of(&registration, &[] as &[Health], None).encode()
+    InstanceBody::of(&registration, &[] as &[Health], None, None).encode()
 }
 
 fn policy(timeout_s: u64) -> (String, Vec<u8>) {

@@ -229,6 +229,8 @@ impl World {
             service: service.into(),
             address: ([127, 0, 0, 1], 8080).into(),
             advertise: Some(SocketAddr::new(self.hosts[host].address.ip(), 8080)),
+            tagged_addresses: BTreeMap::new(),
+            enable_tag_override: false,
             protocol: None,
             tags: vec![],
             meta: BTreeMap::new(),

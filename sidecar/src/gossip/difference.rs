@@ -152,6 +152,7 @@ mod tests {
             generation: 1,
             status: NodeStatus::Alive,
             draining: false,
+            drain_reason: String::new(),
             index: 1,
         };
         Arc::new(Instance {
@@ -160,6 +161,8 @@ mod tests {
             service: "web".to_owned(),
             address,
             advertise: None,
+            tagged_addresses: Default::default(),
+            enable_tag_override: false,
             protocol: None,
             tags: Vec::new(),
             meta: Default::default(),

@@ -26,6 +26,8 @@ use crate::events::Events;
 use crate::places::Places;
 use crate::state::State;
 
+mod health_change;
+
 /// The thread's state.
 pub(super) struct Driver {
     pub discovery: Discovery,
@@ -238,6 +240,11 @@ impl Driver {
                     self.published.unread.fetch_add(1, Ordering::Relaxed);
                 }
             }
+            Event::Withdrawn { id, check } => {
+                self.publish_local();
+                let why = format!("check {check} was critical for as long as its DeregisterCriticalServiceAfter allows");
+                self.events.warn("deregistered", id, why);
+            }
             Event::NewIdentity { node } => {
                 self.save();
                 self.events.warn(
@@ -301,6 +308,7 @@ impl Driver {
                 });
             }
             Command::Health(verdict) => self.health(verdict),
+            Command::ChangeHealth(change, done) => self.change_health(change, done, round),
             Command::Draining(draining) => {
                 self.discovery.set_draining(now, wall, draining);
                 let detail = if draining {

@@ -23,11 +23,12 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use evenkeel_config::settings::{self, Settings};
 use evenkeel_config::{Environment, Published};
+use evenkeel_discovery::consul::CheckRegistration;
 use evenkeel_discovery::registration::{
     Check, CheckKind, Origin, RegisterError, Registration, Weights,
 };
 use evenkeel_discovery::{
-    Catalog, Config, Counters, Discovery, Limits, NodeInfo, OrderError, Profile, Saved, Status,
+    Catalog, Config, Counters, Discovery, Health, Limits, NodeInfo, OrderError, Profile, Saved, Status,
     Subject,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -94,6 +95,8 @@ pub enum Command {
     Deregister(String, oneshot::Sender<Result<(), ChangeError>>),
     /// Publish the result of a check.
     Health(Verdict),
+    /// Change what the health of an instance of this host depends on, or report it.
+    ChangeHealth(HealthChange, oneshot::Sender<Result<(), ChangeError>>),
     /// Ask all hosts to stop choosing this one, or to start again.
     Draining(bool),
     /// Offer exactly these of the configuration, besides what the HTTP API registered.
@@ -104,6 +107,21 @@ pub enum Command {
     Order(Box<OrderRequest>, oneshot::Sender<Result<(), ChangeError>>),
     /// Say goodbye; the answer comes when it is said.
     Leave(oneshot::Sender<()>),
+}
+
+/// What applications and operators say of the health of this host's instances.
+#[derive(Debug)]
+pub enum HealthChange {
+    /// An application reports on its check of this id, which has a TTL.
+    Report(String, Health),
+    /// One more check for an instance, or another one of the same id.
+    AddCheck(Box<CheckRegistration>),
+    /// No longer the check of this id.
+    RemoveCheck(String),
+    /// An instance of this id goes into maintenance for a reason, or comes out of it.
+    Maintenance(String, Option<String>),
+    /// This host does.
+    HostMaintenance(Option<String>),
 }
 
 /// What the configuration offers.
@@ -354,6 +372,17 @@ impl GossipHandle {
         let _ = answer.await;
     }
 
+    /// Changes or reports the health of this host's instances. Only a report is answered before it is on the disk: it comes
+    /// again soon.
+    ///
+    /// # Errors
+    /// It was not accepted, or not kept.
+    pub async fn change_health(&self, change: HealthChange) -> Result<(), ChangeError> {
+        let (done, answer) = oneshot::channel();
+        self.ask(Command::ChangeHealth(change, done)).await;
+        answer.await.unwrap_or(Err(ChangeError::Stopped))
+    }
+
     async fn ask(&self, command: Command) {
         // A closed queue drops the command, and with it the channel of its answer.
         let _ = self.commands.send(command).await;
@@ -381,6 +410,8 @@ fn registrations(settings: &Settings, own: IpAddr) -> Vec<Registration> {
             advertise: service.advertise.or_else(|| {
                 (own.is_loopback() && service.address.ip().is_loopback()).then_some(service.address)
             }),
+            tagged_addresses: BTreeMap::new(),
+            enable_tag_override: false,
             protocol: service.protocol,
             tags: service.tags.clone(),
             meta: service.meta.clone(),
@@ -396,9 +427,10 @@ fn configured_check(service: &settings::Service, check: &settings::Check) -> Che
     Check {
         id: format!("service:{}", service.id),
         name: format!("Service '{}' check", service.name),
+        notes: String::new(),
         kind: match &check.kind {
             settings::CheckKind::Http(path) => {
-                CheckKind::Http { authority, path: path.clone(), method: "GET".to_owned() }
+                CheckKind::Http { authority, path: path.clone(), method: "GET".to_owned(), headers: BTreeMap::new(), body: String::new() }
             }
             settings::CheckKind::Tcp => CheckKind::Tcp { authority },
         },
@@ -407,6 +439,7 @@ fn configured_check(service: &settings::Service, check: &settings::Check) -> Che
         rise: check.rise,
         fall: check.fall,
         initial: Status::Critical,
+        deregister_after: None,
     }
 }
 
