@@ -144,7 +144,7 @@ impl fmt::Display for RegisterError {
         match self {
             RegisterError::Name(name) => write!(
                 f,
-                "service name {name:?}: use `name` or `name.namespace` of letters, digits, `-` and `_`, at most {NAME_MAX} bytes"
+                "service name {name:?}: use `name` or `name.namespace` of letters, digits, `-` and `_`, at most 63 of them each, as DNS can say"
             ),
             RegisterError::Id(id) => {
                 write!(f, "instance id {id:?}: use 1 to {ID_MAX} bytes without control characters")
