@@ -35,10 +35,18 @@ pub(crate) const LABEL: &str = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$";
 
 /// Lower-case DNS labels with points between them.
 pub(crate) fn domain(text: &str) -> Result<String, String> {
-    let valid = text.len() <= DOMAIN_MAX && text.split('.').all(is_label);
-    let what =
-        || format!("`{text}` is not a DNS domain such as mesh or mesh.example, in lower case");
-    if valid { Ok(text.to_owned()) } else { Err(what()) }
+    if !text.split('.').all(is_label) {
+        return Err(format!(
+            "`{text}` is not a DNS domain such as mesh or mesh.example, in lower case"
+        ));
+    }
+    if text.len() > DOMAIN_MAX {
+        return Err(format!(
+            "`{text}` has {} characters: at most {DOMAIN_MAX} leave room for every service's name before it",
+            text.len()
+        ));
+    }
+    Ok(text.to_owned())
 }
 pub(crate) const DOMAIN: &str = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$";
 
@@ -47,12 +55,17 @@ pub(crate) fn node(text: &str) -> Result<String, String> {
     let valid = (1..=NODE_NAME_MAX).contains(&text.len())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
         && text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    let what = || {
-        format!(
+    if !valid {
+        return Err(format!(
             "`{text}` is not a host's name: at most {NODE_NAME_MAX} of letters, digits, `-`, `_` and `.`"
-        )
-    };
-    if valid { Ok(text.to_owned()) } else { Err(what()) }
+        ));
+    }
+    if text.split('.').any(|part| part.len() > LABEL_MAX) {
+        return Err(format!(
+            "`{text}` is too long to be looked up: a name in DNS has at most {LABEL_MAX} characters between its points"
+        ));
+    }
+    Ok(text.to_owned())
 }
 pub(crate) const NODE: &str = r"^[A-Za-z0-9][A-Za-z0-9._-]*$";
 
@@ -297,7 +310,11 @@ fn token(text: &str, what: &str) -> Result<String, String> {
 
 /// RFC 1035, section 2.3.4.
 const LABEL_MAX: usize = 63;
-const DOMAIN_MAX: usize = 253;
+/// Of a name without its last point: RFC 1035 counts 255 with that and the first length.
+const DNS_NAME_MAX: usize = 253;
+/// What stands before the domain at most: `name.namespace.service.mesh.`; hosts and addresses have less.
+const BEFORE_DOMAIN_MAX: usize = 3 * (LABEL_MAX + 1) + "service.".len();
+const DOMAIN_MAX: usize = DNS_NAME_MAX - BEFORE_DOMAIN_MAX;
 
 /// Linux's hostnames have at most 64 characters; a record carries the name.
 const NODE_NAME_MAX: usize = 64;
@@ -435,6 +452,21 @@ mod tests {
         assert_eq!(header("X-Idempotency"), Ok("x-idempotency".to_owned()));
         assert_eq!(key_source("header:X-A"), Ok(Some(KeySource::Header("x-a".to_owned()))));
         assert_eq!(key_source("cookie:Ab"), Ok(Some(KeySource::Cookie("Ab".to_owned()))));
+    }
+
+    #[test]
+    fn no_name_is_longer_than_dns_can_say() {
+        let of = |count: usize| "a".repeat(count);
+        assert!(service(&format!("{}.{}", of(63), of(63))).is_ok());
+        assert!(service(&of(64)).unwrap_err().contains("at most 63"));
+        assert!(service(&format!("a.{}", of(64))).unwrap_err().contains("at most 63"));
+        assert!(node(&of(63)).is_ok());
+        assert!(node(&of(64)).unwrap_err().contains("at most 63"));
+        let longest = format!("{}.{}", of(26), of(26));
+        assert!(domain(&longest).is_ok());
+        assert!(domain(&format!("{longest}a")).unwrap_err().contains("at most 53"));
+        let name = format!("{0}.{0}.service.{0}.{longest}", of(63));
+        assert_eq!(name.len(), DNS_NAME_MAX);
     }
 
     #[test]

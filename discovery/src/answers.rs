@@ -1,10 +1,16 @@
 //! Answers to DNS questions, from a catalogue snapshot: a whole message in, a whole message out.
 //!
 //! The forms are those that Consul's clients use: `[tag.]service.service[.dc].DOMAIN`, RFC 2782's
-//! `_service._tcp.service.DOMAIN`, `host.node[.dc].DOMAIN`, `hex.addr[.dc].DOMAIN`, and ours, `service.DOMAIN`.
+//! `_service._tcp.[namespace.]service.DOMAIN`, `host.node[.dc].DOMAIN`, `hex.addr[.dc].DOMAIN`, and ours, `service.DOMAIN`.
 //! A service without a healthy instance does not exist (NXDOMAIN), so that clients try their next choice; both that
 //! and an empty answer carry the SOA (RFC 2308). Answers are shuffled and their TTL is 0: the next question gets
 //! the next truth. Names outside the domain are refused; forwarding them is not built yet.
+//!
+//! A name that has nothing itself but stands above one that has is there, empty (RFC 8020): a resolver that walks down
+//! label by label (RFC 9156) stops at the first NXDOMAIN. The domain has its SOA and, as its name server, this host.
+//!
+//! Each SRV record has an address record of its own, as Consul sends them, though several instances of a host share
+//! their target: HAProxy gives each additional record to one SRV record only.
 //!
 //! Additional records that do not fit are left out silently; answers that do not fit set TC (RFC 2181 §9), and the
 //! OPT record is never what gives way (RFC 6891 §7).
@@ -14,26 +20,32 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, SOA, SRV};
+use hickory_proto::rr::rdata::{A, AAAA, NS, SOA, SRV};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use crate::catalog::{Catalog, Instance};
+use crate::catalog::{Catalog, Instance, Node, ServiceView};
 use crate::health::Status;
-use crate::names::{DnsName, dns_name, hex_address};
+use crate::names::{DnsName, dns_name, hex_address, is_kind};
 
 /// How the question came, which bounds the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// 512 bytes, or what EDNS allows up to [`UDP_MAX`]; the rest is cut and marked with TC.
-    Udp,
+    /// 512 bytes, or what EDNS offers up to this many; the rest is cut and marked with TC.
+    Udp {
+        /// [`UDP_MAX`], or [`UDP_HERE_MAX`] if the question came from this very host.
+        most: u16,
+    },
     /// Whole, up to 65,535 bytes.
     Tcp,
 }
 
-/// The largest answer over UDP, whatever EDNS offers: fits an IPv6 path without fragments.
+/// The largest answer over UDP to other hosts, whatever EDNS offers: fits an IPv6 path without fragments.
 pub const UDP_MAX: u16 = 1232;
+/// The largest answer over UDP to this host itself: it fits the loopback interface whole, and nobody can ask for it in
+/// another's name. HAProxy takes what fits for all there is, so more room is more servers that do not come and go.
+pub const UDP_HERE_MAX: u16 = 16 * 1024;
 /// The largest answer over UDP without EDNS (RFC 1035 §4.2.1).
 const UDP_PLAIN: u16 = 512;
 const TTL: u32 = 0;
@@ -58,8 +70,8 @@ pub fn answer(
     response.queries.clone_from(&query.queries);
     let mut limit = if transport == Transport::Tcp { u16::MAX } else { UDP_PLAIN };
     if let Some(edns) = &query.edns {
-        if transport == Transport::Udp {
-            limit = edns.max_payload().clamp(UDP_PLAIN, UDP_MAX);
+        if let Transport::Udp { most } = transport {
+            limit = edns.max_payload().clamp(UDP_PLAIN, most);
         }
         let mut own = Edns::new();
         own.set_max_payload(UDP_MAX).set_version(0);
@@ -130,18 +142,11 @@ impl<R: Rng> Zone<'_, R> {
     /// What the name has; `None`: there is no such name.
     fn look_up(&mut self, name: DnsName) -> Option<Found> {
         match name {
-            DnsName::Apex => Some(Found {
-                answers: if self.kind == RecordType::SOA {
-                    soa(self.catalog).into_iter().collect()
-                } else {
-                    vec![]
-                },
-                additionals: vec![],
-            }),
-            DnsName::Service(labels) => {
-                let (service, tag) = service_and_tag(self.catalog, &labels)?;
-                self.service(&service, tag.as_deref())
-            }
+            DnsName::Apex => Some(self.apex()),
+            DnsName::Above => Some(Found::default()),
+            DnsName::Service(labels) => service_and_tag(self.catalog, &labels)
+                .and_then(|(service, tag)| self.service(&service, tag.as_deref()))
+                .or_else(|| is_above(self.catalog, &labels).then(Found::default)),
             DnsName::Rfc2782 { service, tag } => self.service(&service, tag.as_deref()),
             DnsName::Node(name) => {
                 let addresses: BTreeSet<IpAddr> = self
@@ -150,21 +155,38 @@ impl<R: Rng> Zone<'_, R> {
                     .filter(|node| node.name.eq_ignore_ascii_case(&name))
                     .map(|node| node.address.ip())
                     .collect();
-                if addresses.is_empty() { None } else { Some(self.addresses(addresses)) }
+                if addresses.is_empty() {
+                    return is_above_a_host(self.catalog, &name).then(Found::default);
+                }
+                Some(self.addresses(addresses))
             }
             DnsName::Address(address) => Some(self.addresses(BTreeSet::from([address]))),
             DnsName::Unknown | DnsName::Foreign => None,
         }
     }
 
+    /// The domain itself.
+    fn apex(&self) -> Found {
+        let mut found = Found::default();
+        if matches!(self.kind, RecordType::SOA | RecordType::ANY) {
+            found.answers.extend(soa(self.catalog));
+        }
+        if matches!(self.kind, RecordType::NS | RecordType::ANY)
+            && let Some((server, address)) = name_server(self.catalog)
+        {
+            let ns = RData::NS(NS(server.clone()));
+            found.answers.push(Record::from_rdata(self.asked.clone(), TTL, ns));
+            found.additionals.push(address_record(&server, address));
+        }
+        found
+    }
+
     fn service(&mut self, service: &str, tag: Option<&str>) -> Option<Found> {
         let view = self.catalog.service(service)?;
-        let mut instances: Vec<(&Arc<Instance>, SocketAddr)> = view
-            .instances
-            .iter()
-            .filter(|i| i.takes_requests())
-            .filter(|i| tag.is_none_or(|tag| i.tags.iter().any(|t| t.eq_ignore_ascii_case(tag))))
-            .filter_map(|i| Some((i, i.advertise?)))
+        let mut instances: Vec<_> = announced(view)
+            .filter(|(i, _)| {
+                tag.is_none_or(|tag| i.tags.iter().any(|t| t.eq_ignore_ascii_case(tag)))
+            })
             .collect();
         // What may have vanished is named only while nothing else is.
         if instances.iter().any(|(i, _)| !i.preserved) {
@@ -198,12 +220,12 @@ impl<R: Rng> Zone<'_, R> {
         let mut order: Vec<&(&Arc<Instance>, SocketAddr)> = instances.iter().collect();
         order.shuffle(self.rng);
         let mut found = Found::default();
-        let (mut ports, mut targets) = (BTreeSet::new(), BTreeSet::new());
+        let mut ports = BTreeSet::new();
         for (instance, advertise) in order {
             if !instance.listens() {
                 continue;
             }
-            let Some(target) = self.target(instance, advertise.ip()) else {
+            let Some(target) = target(self.catalog, &instance.node, advertise.ip()) else {
                 continue;
             };
             if !ports.insert((target.clone(), advertise.port())) {
@@ -215,30 +237,61 @@ impl<R: Rng> Zone<'_, R> {
             };
             let srv = SRV::new(1, weight, advertise.port(), target.clone());
             found.answers.push(Record::from_rdata(self.asked.clone(), TTL, RData::SRV(srv)));
-            if targets.insert(target.clone()) {
-                found.additionals.push(address_record(&target, advertise.ip()));
-            }
+            found.additionals.push(address_record(&target, advertise.ip()));
         }
         found
     }
+}
 
-    /// `<host>.node.<dc>.<domain>` if the instance stands at its host's address and the name can be said in DNS;
-    /// else `<hex>.addr.<dc>.<domain>`.
-    fn target(&self, instance: &Instance, address: IpAddr) -> Option<Name> {
-        let name = &instance.node.name;
-        let dns_name = name
-            .split('.')
-            .all(|l| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
-        let is_alone =
-            self.catalog.alive().filter(|node| node.name.eq_ignore_ascii_case(name)).count() == 1;
-        let (host, kind) = if dns_name && is_alone && instance.node.address.ip() == address {
-            (name.to_ascii_lowercase(), "node")
-        } else {
-            (hex_address(address), "addr")
-        };
-        let catalog = self.catalog;
+/// The instances that DNS names, and where it sends who asks for them.
+fn announced(view: &ServiceView) -> impl Iterator<Item = (&Arc<Instance>, SocketAddr)> {
+    view.instances
+        .iter()
+        .filter(|instance| instance.takes_requests())
+        .filter_map(|instance| Some((instance, instance.advertise?)))
+}
+
+/// `<host>.node.<dc>.<domain>` if that is the host's address and the name can be said in DNS; else
+/// `<hex>.addr.<dc>.<domain>`.
+fn target(catalog: &Catalog, node: &Node, address: IpAddr) -> Option<Name> {
+    let under = |host: &str, kind: &str| {
         Name::from_ascii(format!("{host}.{kind}.{}.{}.", catalog.mesh, catalog.domain)).ok()
+    };
+    let name = node.name.to_ascii_lowercase();
+    let is_dns_name = name
+        .split('.')
+        .all(|l| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+    let is_alone =
+        || catalog.alive().filter(|other| other.name.eq_ignore_ascii_case(&name)).count() == 1;
+    let by_name = is_dns_name && node.address.ip() == address && is_alone();
+    // A host of an older version may have a name that is too long for DNS: its instances are named all the same.
+    by_name.then(|| under(&name, "node")).flatten().or_else(|| under(&hex_address(address), "addr"))
+}
+
+/// Whether names that exist stand below these labels of a service's name, which do not name one.
+fn is_above(catalog: &Catalog, labels: &[String]) -> bool {
+    let is_namespace = |label: &String| {
+        catalog.services.iter().any(|(name, view)| {
+            name.split_once('.').is_some_and(|(_, namespace)| namespace == label)
+                && announced(view).next().is_some()
+        })
+    };
+    let is_mesh = |label: &String| label.eq_ignore_ascii_case(&catalog.mesh);
+    match labels {
+        // Which tags there are is not gone through for it: to say "empty" of one that is not there misleads nobody.
+        [first] => first.starts_with('_') || is_mesh(first) || is_namespace(first),
+        [kind, mesh] if is_kind(kind) && is_mesh(mesh) => true,
+        [first, namespace] => first.starts_with('_') && is_namespace(namespace),
+        _ => false,
     }
+}
+
+/// Whether a host's name of several labels ends with these.
+fn is_above_a_host(catalog: &Catalog, suffix: &str) -> bool {
+    catalog.alive().any(|node| {
+        let host = node.name.to_ascii_lowercase();
+        host.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'))
+    })
 }
 
 /// Whether the labels are a service as they stand (`payments`, `payments.shop`), or begin with a tag.
@@ -260,13 +313,21 @@ fn address_record(name: &Name, ip: IpAddr) -> Record {
     Record::from_rdata(name.clone(), TTL, data)
 }
 
+/// Who answers for the domain: each host does for its own applications, so it names itself.
+fn name_server(catalog: &Catalog) -> Option<(Name, IpAddr)> {
+    let own = catalog.nodes.get(&catalog.own)?;
+    let address = own.address.ip();
+    Some((target(catalog, own, address)?, address))
+}
+
 /// The zone's SOA; its last field says how long "no" may be remembered: not at all.
 fn soa(catalog: &Catalog) -> Option<Record> {
     let zone = Name::from_ascii(format!("{}.", catalog.domain)).ok()?;
-    let name = |label: &str| Name::from_ascii(format!("{label}.{}.", catalog.domain)).ok();
+    let server = name_server(catalog).map_or_else(|| zone.clone(), |(server, _)| server);
+    let contact = Name::from_ascii(format!("hostmaster.{}.", catalog.domain)).ok()?;
     // Seconds: the index is in µs, and the serial only has to move.
     let serial = (catalog.index / 1_000_000) as u32;
-    let soa = SOA::new(name("ns")?, name("hostmaster")?, serial, 3600, 600, 86400, 0);
+    let soa = SOA::new(server, contact, serial, 3600, 600, 86400, 0);
     Some(Record::from_rdata(zone, TTL, RData::SOA(soa)))
 }
 

@@ -92,7 +92,9 @@ impl FilterExpression {
         let clause = parser.any()?;
         match parser.peek() {
             None => Ok(FilterExpression(clause)),
-            Some(token) => Err(FilterError(format!("{token} is one too many: join tests with `and` or `or`"))),
+            Some(token) => {
+                Err(FilterError(format!("{token} is one too many: join tests with `and` or `or`")))
+            }
         }
     }
 
@@ -273,9 +275,7 @@ impl FilterParser {
     }
 
     fn test(&mut self) -> Result<Clause, FilterError> {
-        let is_in = |token: Option<&FilterToken>| {
-            matches!(token, Some(FilterToken::Word(word)) if word == "in" || word == "not")
-        };
+        let is_in = |token: Option<&FilterToken>| matches!(token, Some(FilterToken::Word(word)) if word == "in" || word == "not");
         if matches!(self.peek(), Some(FilterToken::Quoted(_)))
             || is_in(self.tokens.get(self.at + 1))
                 && !matches!(self.tokens.get(self.at + 2), Some(FilterToken::Word(word)) if word == "contains")
@@ -294,7 +294,9 @@ impl FilterParser {
         if self.takes_word("is") {
             let is_not = self.takes_word("not");
             if !self.takes_word("empty") {
-                return Err(FilterError("after `is` there should be `empty` or `not empty`".to_owned()));
+                return Err(FilterError(
+                    "after `is` there should be `empty` or `not empty`".to_owned(),
+                ));
             }
             return Ok(negated(is_not, Clause::Test(path, FieldTest::IsEmpty)));
         }
@@ -331,7 +333,10 @@ impl FilterParser {
 
     fn field(&mut self) -> Result<(Vec<String>, FieldShape), FilterError> {
         let FilterToken::Word(word) = self.next("a field")? else {
-            return Err(FilterError(format!("a field should stand here, such as {}", self.entry.fields()[0].0)));
+            return Err(FilterError(format!(
+                "a field should stand here, such as {}",
+                self.entry.fields()[0].0
+            )));
         };
         let mut path: Vec<String> = word.split('.').map(str::to_owned).collect();
         while self.takes_sign("[") {
@@ -342,7 +347,8 @@ impl FilterParser {
         }
         for (name, shape) in self.entry.fields() {
             let depth = name.split('.').count();
-            let is_this = path.len() >= depth && path.iter().zip(name.split('.')).all(|(a, b)| a == b);
+            let is_this =
+                path.len() >= depth && path.iter().zip(name.split('.')).all(|(a, b)| a == b);
             match (shape, path.len().saturating_sub(depth)) {
                 (_, 0) if is_this => return Ok((path, *shape)),
                 (FieldShape::Map, _) if is_this => {

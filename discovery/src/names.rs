@@ -14,6 +14,10 @@ pub enum HostName {
     Service(String),
     /// Two labels outside the mesh's domain (`payments.shop`, `example.com`): the service if there is one, else foreign.
     ServiceOrForeign(String),
+    /// A host of the mesh, by its name (`host-a.node.mesh`), lower case.
+    Host(String),
+    /// An address written as a name of the mesh (`0a000005.addr.mesh`).
+    Address(IpAddr),
     /// An address, or a name outside the mesh.
     Foreign,
 }
@@ -26,9 +30,11 @@ pub enum DnsName {
     /// A service: the labels before `service` (or before the domain), lower case, in order; the caller decides
     /// whether the first is a tag or the last a namespace.
     Service(Vec<String>),
-    /// RFC 2782: `_service._tag` or `_service._tcp` (no tag).
+    /// Nothing itself; below it stand all names of one kind: `service`, `node`, `addr`.
+    Above,
+    /// RFC 2782: `_service._tag` or `_service._tcp` (no tag), a namespace behind it.
     Rfc2782 {
-        /// Without the underscore.
+        /// Without the underscore; `name` or `name.namespace`.
         service: String,
         /// Without the underscore; `None` for `_tcp`.
         tag: Option<String>,
@@ -56,12 +62,18 @@ pub fn service_of_host(host: &str, domain: &str, dc: &str) -> HostName {
         return HostName::Foreign;
     }
     if let Some(inner) = strip_domain(&host, &domain.to_ascii_lowercase()) {
-        let dc = dc.to_ascii_lowercase();
-        let inner = inner
-            .strip_suffix(".service")
-            .or_else(|| inner.strip_suffix(&*format!(".service.{dc}")))
-            .unwrap_or(inner);
-        return HostName::Service(inner.to_owned());
+        return match dns_name(host.split('.'), domain, dc) {
+            DnsName::Service(labels) => HostName::Service(labels.join(".")),
+            DnsName::Rfc2782 { service, tag: None } => HostName::Service(service),
+            DnsName::Node(name) => HostName::Host(name),
+            DnsName::Address(address) => HostName::Address(address),
+            // Nobody offers these, and nobody else answers for them.
+            DnsName::Rfc2782 { .. }
+            | DnsName::Apex
+            | DnsName::Above
+            | DnsName::Unknown
+            | DnsName::Foreign => HostName::Service(inner.to_owned()),
+        };
     }
     if !is_service_name(&host) {
         return HostName::Foreign;
@@ -93,11 +105,16 @@ pub fn dns_name<'a>(labels: impl IntoIterator<Item = &'a str>, domain: &str, dc:
     };
     match inner {
         [] => DnsName::Apex,
-        [service, second, kind]
-            if kind == "service" && service.starts_with('_') && second.starts_with('_') =>
+        [kind] if is_kind(kind) => DnsName::Above,
+        [service, second, namespace @ .., kind]
+            if kind == "service"
+                && service.starts_with('_')
+                && second.starts_with('_')
+                && namespace.len() <= 1 =>
         {
             let tag = (second != "_tcp").then(|| second[1..].to_owned());
-            DnsName::Rfc2782 { service: service[1..].to_owned(), tag }
+            let name = [&service[1..]].into_iter().chain(namespace.iter().map(String::as_str));
+            DnsName::Rfc2782 { service: name.collect::<Vec<_>>().join("."), tag }
         }
         [rest @ .., kind] if kind == "service" && !rest.is_empty() => {
             DnsName::Service(rest.to_vec())
@@ -143,7 +160,8 @@ fn parse_hex_address(hex: &str) -> Option<IpAddr> {
     }
 }
 
-fn is_kind(label: &str) -> bool {
+/// Whether all names under this label are of one kind.
+pub(crate) fn is_kind(label: &str) -> bool {
     matches!(label, "service" | "node" | "addr")
 }
 
@@ -191,6 +209,13 @@ mod tests {
             ("payments.shop.mesh", service("payments.shop")),
             ("payments.shop.service.mesh", service("payments.shop")),
             ("PAYMENTS.SHOP.SERVICE.PROD.MESH", service("payments.shop")),
+            ("_payments._tcp.service.mesh", service("payments")),
+            ("_payments._tcp.shop.service.mesh:80", service("payments.shop")),
+            ("Host-A.node.mesh:9001", HostName::Host("host-a".into())),
+            ("host-a.example.node.prod.mesh", HostName::Host("host-a.example".into())),
+            ("0a000005.addr.mesh:80", HostName::Address("10.0.0.5".parse().unwrap())),
+            ("0a.addr.mesh", service("0a.addr")),
+            ("service.mesh", service("service")),
             ("payments.shop", HostName::ServiceOrForeign("payments.shop".into())),
             ("example.com:443", HostName::ServiceOrForeign("example.com".into())),
             ("a.example.com", HostName::Foreign),
@@ -233,7 +258,17 @@ mod tests {
             ("host-a.example.node.prod.mesh", DnsName::Node("host-a.example".into())),
             ("0a000005.addr.prod.mesh", DnsName::Address("10.0.0.5".parse().unwrap())),
             ("0a00000.addr.mesh", DnsName::Unknown),
-            ("service.mesh", DnsName::Unknown),
+            (
+                "_payments._tcp.shop.service.mesh",
+                DnsName::Rfc2782 { service: "payments.shop".into(), tag: None },
+            ),
+            (
+                "_payments._v2.shop.service.prod.mesh",
+                DnsName::Rfc2782 { service: "payments.shop".into(), tag: Some("v2".into()) },
+            ),
+            ("service.mesh", DnsName::Above),
+            ("Node.mesh", DnsName::Above),
+            ("addr.mesh", DnsName::Above),
             ("x.service.other.mesh", service(&["x", "service", "other"])),
             ("example.com", DnsName::Foreign),
             ("amesh", DnsName::Foreign),

@@ -371,12 +371,7 @@ mod tests {
         assert_eq!(InstanceBody::decode(&instance().encode()), Ok(instance()));
         assert_eq!(instance().status(), Status::Warning);
         assert_eq!(NodeBody::decode(&node().encode()), Ok(node()));
-        let plain = NodeBody {
-            zone: None,
-            draining: false,
-            drain_reason: String::new(),
-            ..node()
-        };
+        let plain = NodeBody { zone: None, draining: false, drain_reason: String::new(), ..node() };
         assert_eq!(NodeBody::decode(&plain.encode()), Ok(plain));
     }
 

@@ -196,7 +196,7 @@ impl fmt::Display for RegisterError {
         match self {
             RegisterError::Name(name) => write!(
                 f,
-                "service name {name:?}: use `name` or `name.namespace` of letters, digits, `-` and `_`, at most {NAME_MAX} bytes"
+                "service name {name:?}: use `name` or `name.namespace` of letters, digits, `-` and `_`, at most 63 of them each, as DNS can say"
             ),
             RegisterError::Id(id) => {
                 write!(f, "instance id {id:?}: use 1 to {ID_MAX} bytes without control characters")
@@ -213,10 +213,16 @@ impl fmt::Display for RegisterError {
                 write!(f, "no instance with id {id:?} is registered on this host")
             }
             RegisterError::NoSuchCheck(id) => {
-                write!(f, "Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name")
+                write!(
+                    f,
+                    "Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name"
+                )
             }
             RegisterError::NotReported(id) => {
-                write!(f, "check {id:?} has no TTL: this host runs it itself, register it with a TTL to report its status")
+                write!(
+                    f,
+                    "check {id:?} has no TTL: this host runs it itself, register it with a TTL to report its status"
+                )
             }
             RegisterError::Leaving => {
                 write!(f, "this host is leaving the mesh: register on another host")
@@ -280,7 +286,9 @@ impl Check {
                 return Err(RegisterError::TooLarge("headers of a check", CHECK_HEADERS_MAX));
             }
             texts.push(body);
-            texts.extend(headers.iter().flat_map(|(name, values)| std::iter::once(name).chain(values)));
+            texts.extend(
+                headers.iter().flat_map(|(name, values)| std::iter::once(name).chain(values)),
+            );
         }
         if texts.into_iter().any(|text| text.len() > TEXT_MAX) {
             return Err(RegisterError::TooLarge(

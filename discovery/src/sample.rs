@@ -13,7 +13,11 @@ use crate::registration::Weights;
 pub(crate) fn catalog() -> Catalog {
     let a = node(1, "host-a", "10.0.0.1", NodeStatus::Alive);
     let b = node(2, "host-b", "10.0.0.2", NodeStatus::Alive);
-    let c = Node { draining: true, drain_reason: "new disk".into(), ..node(3, "host-c", "10.0.0.3", NodeStatus::Alive) };
+    let c = Node {
+        draining: true,
+        drain_reason: "new disk".into(),
+        ..node(3, "host-c", "10.0.0.3", NodeStatus::Alive)
+    };
     let d = node(4, "host-d", "10.0.0.4", NodeStatus::Failed);
     let nodes: BTreeMap<u64, Arc<Node>> =
         [a, b, c, d].into_iter().map(|node| (node.id, Arc::new(node))).collect();

@@ -6,6 +6,7 @@
 //! 7766). Not hickory's server: it spawns a task and logs two lines for each packet.
 
 use std::io;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -102,6 +103,19 @@ impl Answerer {
         self.queries.count(transport, answer.as_deref());
         answer
     }
+
+    /// The largest datagram for a querier. A source address of our own is never another host's: the kernel drops such
+    /// packets when they come from outside (RFC 1812 section 5.3.8), so a large answer cannot be turned on anybody.
+    fn most_to(&self, querier: IpAddr) -> u16 {
+        let querier = querier.to_canonical();
+        let catalog = self.catalog.load();
+        let own = catalog.nodes.get(&catalog.own).map(|node| node.address.ip().to_canonical());
+        if querier.is_loopback() || own == Some(querier) {
+            answers::UDP_HERE_MAX
+        } else {
+            answers::UDP_MAX
+        }
+    }
 }
 
 /// `evenkeel_dns_queries_total{transport, rcode}`, the handles resolved once.
@@ -123,7 +137,7 @@ impl Queries {
 
     fn count(&self, transport: Transport, answer: Option<&[u8]>) {
         let row = match transport {
-            Transport::Udp => &self.by_transport[0],
+            Transport::Udp { .. } => &self.by_transport[0],
             Transport::Tcp => &self.by_transport[1],
         };
         // RFC 1035 4.1.1: the response code is the low half of the fourth byte.
@@ -143,7 +157,8 @@ async fn datagrams(udp: &UdpSocket, answerer: &Answerer) -> io::Result<()> {
         for _ in 0..BATCH_MAX {
             match udp.try_recv_from(&mut query) {
                 Ok((length, from)) => {
-                    if let Some(answer) = answerer.answer(&query[..length], Transport::Udp) {
+                    let transport = Transport::Udp { most: answerer.most_to(from.ip()) };
+                    if let Some(answer) = answerer.answer(&query[..length], transport) {
                         // A full buffer loses the answer, as the network may: the client asks again.
                         if let Err(cause) = udp.try_send_to(&answer, from) {
                             debug!(%from, %cause, "a DNS answer was not sent");

@@ -91,13 +91,18 @@ async fn forward(
                 exchange.target = Target::Foreign(name.as_str().into());
                 return Err(Error::UnknownService(name));
             }
-            Destination::Foreign => {
+            known @ (Destination::Host(_) | Destination::Foreign) => {
                 exchange.target = Target::Foreign(authority.as_str().into());
                 if !router.passthrough {
                     return Err(Error::PassthroughOff(authority.to_string()));
                 }
+                let at = match known {
+                    Destination::Host(address) => Some(address),
+                    _ => None,
+                };
                 let request = (parts, received);
-                return passthrough::forward(worker, link, request, body, found, exchange).await;
+                return passthrough::forward(worker, link, (request, at), body, found, exchange)
+                    .await;
             }
         },
     };

@@ -1,4 +1,5 @@
-//! Requests for names outside the mesh: so that `http_proxy` can point here for everything.
+//! Requests for names outside the mesh: so that `http_proxy` can point here for everything. A host of the mesh
+//! (`host-a.node.mesh:9001`) is asked in the same way: it is no service, so there is nothing to choose.
 //!
 //! Nothing is balanced, repeated or hedged: the name is resolved, the request sent once in HTTP/1.1, and CONNECT
 //! becomes a tunnel. A request that is addressed to one of our own listeners would come back for ever and is
@@ -33,11 +34,11 @@ use crate::socket::Socket;
 use crate::template::Template;
 use crate::worker::{Shared, Worker};
 
-/// Sends a request to a host outside the mesh.
+/// Sends a request to a host outside the mesh, or to a host of the mesh at this address.
 pub async fn forward(
     worker: &Rc<Worker>,
     link: &Link,
-    (mut parts, received): (Parts, ReceivedRequest),
+    ((mut parts, received), at): ((Parts, ReceivedRequest), Option<IpAddr>),
     body: ReceivedBody,
     found: Found,
     exchange: &Exchange,
@@ -45,7 +46,7 @@ pub async fn forward(
     if received.hops.went_outside {
         return Err(Error::Loop);
     }
-    let address = resolve(&worker.shared, &received.target.authority, 80).await?;
+    let address = resolve(&worker.shared, &received.target.authority, at, 80).await?;
     // A request that was not written for a proxy and goes to where it was sent is a loop even behind a redirect.
     if address == link.local {
         return Err(Error::Loop);
@@ -132,17 +133,20 @@ async fn dial(
     let target = target::of_connect(parts)?;
     exchange.target = Target::Foreign(target.as_str().into());
     let router = worker.router();
-    match router.resolve(target.as_str()) {
-        Destination::Foreign if router.passthrough => {}
-        Destination::Foreign => return Err(Error::PassthroughOff(target.to_string())),
+    let at = match router.resolve(target.as_str()) {
+        Destination::Host(address) if router.passthrough => Some(address),
+        Destination::Foreign if router.passthrough => None,
+        Destination::Host(_) | Destination::Foreign => {
+            return Err(Error::PassthroughOff(target.to_string()));
+        }
         Destination::Unknown(name) => return Err(Error::UnknownService(name)),
         Destination::Upstream(_) => {
             return Err(Error::BadRequest(
                 "CONNECT is for hosts outside the mesh: ask for a service's name by plain HTTP, without TLS of your own",
             ));
         }
-    }
-    let address = resolve(&worker.shared, &target, 443).await?;
+    };
+    let address = resolve(&worker.shared, &target, at, 443).await?;
     let far = tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not accept")))?;
@@ -157,13 +161,14 @@ async fn dial(
 async fn resolve(
     shared: &Shared,
     authority: &Authority,
+    at: Option<IpAddr>,
     default_port: u16,
 ) -> Result<SocketAddr, Error> {
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let port = authority.port_u16().unwrap_or(default_port);
-    let address = match host.parse::<IpAddr>() {
-        Ok(ip) => SocketAddr::new(ip, port),
-        Err(_) => tokio::net::lookup_host((host, port))
+    let address = match at.or_else(|| host.parse().ok()) {
+        Some(ip) => SocketAddr::new(ip, port),
+        None => tokio::net::lookup_host((host, port))
             .await
             .ok()
             .and_then(|mut found| found.next())

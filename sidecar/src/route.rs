@@ -35,6 +35,8 @@ pub struct Router {
     pub mesh: String,
     /// Requests for names outside the mesh pass through.
     pub passthrough: bool,
+    /// Where a host stands, by its name in lower case; none of a name that several have.
+    pub hosts_by_name: HashMap<Box<str>, IpAddr>,
     /// What this host offers, by instance id.
     pub local: HashMap<Box<str>, Local>,
     /// The mesh's live members: the name of the host at each address.
@@ -105,6 +107,8 @@ pub struct Route {
 pub enum Destination<'a> {
     /// A service of the mesh or of the configuration.
     Upstream(&'a Arc<Upstream>),
+    /// A host of the mesh, or an address written as a name of the mesh: dialled as what is outside is.
+    Host(IpAddr),
     /// A mesh name that nobody offers.
     Unknown(String),
     /// A name outside the mesh.
@@ -126,6 +130,11 @@ impl Router {
             HostName::ServiceOrForeign(name) => {
                 self.hosts.get(name.as_str()).map_or(Destination::Foreign, Destination::Upstream)
             }
+            HostName::Host(name) => match self.hosts_by_name.get(name.as_str()) {
+                Some(address) => Destination::Host(*address),
+                None => Destination::Unknown(format!("{name}.node")),
+            },
+            HostName::Address(address) => Destination::Host(address),
             HostName::Foreign => Destination::Foreign,
         }
     }
@@ -167,6 +176,23 @@ pub fn matched(matches: &Match, method: &Method, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_and_addresses_mean_what_they_mean_in_dns() {
+        let address: IpAddr = "10.0.0.5".parse().unwrap();
+        let router = Router {
+            hosts_by_name: [("h1".into(), address)].into_iter().collect(),
+            domain: "mesh".into(),
+            mesh: "prod".into(),
+            ..Router::default()
+        };
+        for host in ["h1.node.mesh:9001", "H1.node.prod.mesh", "0a000005.addr.mesh:80"] {
+            let destination = router.resolve(host);
+            assert!(matches!(destination, Destination::Host(ip) if ip == address), "{host}");
+        }
+        assert!(matches!(router.resolve("h2.node.mesh"), Destination::Unknown(_)));
+        assert!(matches!(router.resolve("h1.node.example"), Destination::Foreign));
+    }
 
     #[test]
     fn a_route_matches_exact_paths_prefixes_and_methods() {

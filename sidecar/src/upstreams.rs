@@ -8,7 +8,7 @@
 //! What holds for an upstream is put together when something is said anew (by the file, by the hosts that offer the
 //! service, by an operator's order) and shared by all snapshots until then.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -93,7 +93,10 @@ impl Upstreams {
                 .iter()
                 .any(|rule| rule.direction == Direction::Inbound && rule.service == view.name);
             let spec = |i: &Arc<Instance>| spec_of(i, catalog.own, limited);
-            wanted.insert(&view.name, view.instances.iter().filter(|i| i.listens()).map(spec).collect());
+            wanted.insert(
+                &view.name,
+                view.instances.iter().filter(|i| i.listens()).map(spec).collect(),
+            );
         }
         for upstream in &settings.upstreams {
             if upstream.endpoints.is_empty() {
@@ -145,9 +148,19 @@ impl Upstreams {
             .flat_map(|node| [(node.address.ip(), node), (node.mesh.ip(), node)])
             .map(|(ip, node)| (ip.to_canonical(), Arc::from(node.name.as_str())))
             .collect();
+        let mut hosts_by_name = foldhash::HashMap::default();
+        let mut shared_names = BTreeSet::new();
+        for node in catalog.alive() {
+            let name = node.name.to_ascii_lowercase().into_boxed_str();
+            if hosts_by_name.insert(name.clone(), node.address.ip()).is_some() {
+                shared_names.insert(name);
+            }
+        }
+        hosts_by_name.retain(|name, _| !shared_names.contains(name));
         let local = self.local(settings, catalog);
         self.shared.router.store(Arc::new(Router {
             hosts,
+            hosts_by_name,
             domain: settings.mesh.domain.clone(),
             mesh: settings.mesh.name.clone(),
             passthrough: settings.outbound.passthrough,

@@ -107,7 +107,8 @@ fn of_host(node: &Node, preserved: bool) -> Vec<Value> {
 
 pub(super) fn maintenance_of(node: &Node) -> Option<Value> {
     let (id, name) = ("_node_maintenance", "Node Maintenance Mode");
-    let why = if node.drain_reason.is_empty() { "the host is draining" } else { &node.drain_reason };
+    let why =
+        if node.drain_reason.is_empty() { "the host is draining" } else { &node.drain_reason };
     node.draining.then(|| host_check(node, id, name, Status::Critical, why, ""))
 }
 

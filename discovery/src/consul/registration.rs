@@ -88,7 +88,10 @@ pub fn decode_registration(
         })?,
     };
     if ip.is_unspecified() {
-        return Err(malformed("Address", "must be one that others can dial: leave it out for this host's"));
+        return Err(malformed(
+            "Address",
+            "must be one that others can dial: leave it out for this host's",
+        ));
     }
     let port = u16::try_from(fields.number("Port")?.unwrap_or(0));
     let port = port

@@ -107,12 +107,20 @@ fn lists_of_services_hosts_and_members() {
         catalog_services(&catalog, &Selection::default()),
         json!({"payments": ["v2"], "payments.shop": [], "sick": [], "six": []})
     );
-    assert_eq!(ids(&catalog_nodes(&catalog, &Selection::default()), "/Node"), ["host-a", "host-b", "host-c"]);
+    assert_eq!(
+        ids(&catalog_nodes(&catalog, &Selection::default()), "/Node"),
+        ["host-a", "host-b", "host-c"]
+    );
     let members = agent_members(&catalog);
     assert_eq!(ids(&members, "/Name"), ["host-a", "host-b", "host-c", "host-d"]);
     assert_eq!(members[0]["Status"], 1);
     assert_eq!(members[3]["Status"], 4);
-    let own: Vec<String> = agent_services(&catalog, &Selection::default()).as_object().unwrap().keys().cloned().collect();
+    let own: Vec<String> = agent_services(&catalog, &Selection::default())
+        .as_object()
+        .unwrap()
+        .keys()
+        .cloned()
+        .collect();
     assert_eq!(own, ["inside", "payments-1", "shop", "sick", "six"]);
     assert_eq!(agent_services(&catalog, &Selection::default())["inside"]["Address"], "127.0.0.1");
     let own = agent_self(&catalog, "1.2.3");
@@ -142,13 +150,9 @@ fn checks_by_state_service_and_host() {
     assert_eq!(ids(&checks, "/CheckID"), ["service:payments-2", "service:payments-3"]);
     assert_eq!(health_checks(&catalog, "nothing", &all), json!([]));
     let host = health_node(&catalog, "HOST-B", &all);
-    assert_eq!(
-        ids(&host, "/CheckID"),
-        ["serfHealth", "service:payments-2", "service:payments-3"]
-    );
+    assert_eq!(ids(&host, "/CheckID"), ["serfHealth", "service:payments-2", "service:payments-3"]);
     assert_eq!(health_node(&catalog, "nothing", &all), json!([]));
-    let expression =
-        FilterExpression::parse("Status == critical", FilteredEntry::Check).ok();
+    let expression = FilterExpression::parse("Status == critical", FilteredEntry::Check).ok();
     let filtered = health_node(&catalog, "host-b", &Selection { expression, ..all.clone() });
     assert_eq!(ids(&filtered, "/CheckID"), ["service:payments-3"]);
     let own: Vec<String> =
@@ -193,7 +197,10 @@ fn what_is_lost_is_critical_and_only_for_who_asks_for_all() {
     assert_eq!(health_service(&catalog, "gone", &passing), json!([]));
     assert_eq!(ids(&catalog_service(&catalog, "gone", &all), "/Node"), ["host-d"]);
     assert_eq!(catalog_services(&catalog, &all)["gone"], json!(["v2"]));
-    assert_eq!(catalog_node(&catalog, "host-d", &all)["Services"]["payments-9"]["ID"], "payments-9");
+    assert_eq!(
+        catalog_node(&catalog, "host-d", &all)["Services"]["payments-9"]["ID"],
+        "payments-9"
+    );
 }
 
 #[test]
@@ -201,7 +208,12 @@ fn node_meta_and_expressions_select_services_too() {
     use crate::filter::{FilterExpression, FilteredEntry};
     let catalog = catalog();
     let names = |selection: &Selection| {
-        catalog_services(&catalog, selection).as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+        catalog_services(&catalog, selection)
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>()
     };
     let zone = |value: &str| Selection {
         node_meta: vec![("zone".into(), value.into())],

@@ -65,8 +65,7 @@ impl CheckRun {
 impl Offer {
     /// What is known of this very check, if the instance has it: how it would begin is of no importance then.
     pub(super) fn run_of(&self, check: &Check) -> Option<CheckRun> {
-        let is_same =
-            |known: &Check| *known == Check { initial: known.initial, ..check.clone() };
+        let is_same = |known: &Check| *known == Check { initial: known.initial, ..check.clone() };
         let at = self.registration.checks.iter().position(is_same)?;
         self.runs.get(at).cloned()
     }
@@ -93,7 +92,8 @@ impl Discovery {
             let Offer { registration, runs } = offer;
             Some((registration.checks.get(at)?, runs.get_mut(at)?))
         });
-        let (registered, run) = known.ok_or_else(|| RegisterError::NoSuchCheck(check.to_owned()))?;
+        let (registered, run) =
+            known.ok_or_else(|| RegisterError::NoSuchCheck(check.to_owned()))?;
         if registered.kind != CheckKind::Ttl {
             return Err(RegisterError::NotReported(check.to_owned()));
         }
@@ -224,7 +224,10 @@ impl Discovery {
             for (check, run) in registration.checks.iter().zip(runs) {
                 if is_over(run.expires) {
                     run.expires = None;
-                    let output = format!("TTL expired: nothing was reported for {}", seconds(check.interval));
+                    let output = format!(
+                        "TTL expired: nothing was reported for {}",
+                        seconds(check.interval)
+                    );
                     if run.set(now, Health { status: Status::Critical, output }) {
                         changed.push(id.clone());
                     }

@@ -9,10 +9,10 @@ use evenkeel_config::Published;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::checks::CheckRun;
 use super::{
     Discovery, Event, GENERATION_MAX, JUMP_WINDOW, JUMPS_MAX, NOTE_MAX, SavedRegistration,
 };
-use super::checks::CheckRun;
 use crate::health::Health;
 use crate::index::{PolicyHash, note_key, policy_hash, policy_key};
 use crate::membership::Membership;

@@ -297,7 +297,7 @@ fn canonical(admin: &Admin, name: &str) -> String {
     let catalog = admin.gossip.catalog();
     match service_of_host(name, &catalog.domain, &catalog.mesh) {
         HostName::Service(service) | HostName::ServiceOrForeign(service) => service,
-        HostName::Foreign => name.to_owned(),
+        HostName::Host(_) | HostName::Address(_) | HostName::Foreign => name.to_owned(),
     }
 }
 

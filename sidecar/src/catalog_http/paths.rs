@@ -66,7 +66,9 @@ fn refusal(method: &str, path: &str) -> Refusal {
         Some(why) => Refusal(StatusCode::NOT_IMPLEMENTED, format!("{path}: {why}")),
         None if path.starts_with("/v1/") => Refusal(
             StatusCode::NOT_IMPLEMENTED,
-            format!("{path}: evenkeel does not have this path: see docs/consul.md for those it has"),
+            format!(
+                "{path}: evenkeel does not have this path: see docs/consul.md for those it has"
+            ),
         ),
         None => Refusal(
             StatusCode::NOT_FOUND,
@@ -77,44 +79,125 @@ fn refusal(method: &str, path: &str) -> Refusal {
 
 const NO_STORE: &str =
     "evenkeel is not a key-value store and will not become one: keep it with Consul, etcd or Redis";
-const NO_LOCKS: &str =
-    "evenkeel has no sessions, locks, events or stored queries: keep them with Consul, etcd or Redis";
+const NO_LOCKS: &str = "evenkeel has no sessions, locks, events or stored queries: keep them with Consul, etcd or Redis";
 const NO_CATALOG_WRITES: &str =
     "hosts say themselves what they offer: register at the host's own agent/service/register";
 const NO_ACL: &str = "there are no tokens: whoever may connect to this address may ask; a token that is sent is ignored";
-const NO_CONNECT: &str =
-    "Connect is not built: a request to this host's proxy (port 7080) is balanced and carried without it";
-const NO_SERVERS: &str = "there are no Consul servers to operate: see `evenkeel members` and the admin address";
-const CONFIGURED: &str = "this is set in evenkeel's configuration file: change it there, it is reloaded";
-const ONE_MESH: &str = "a mesh has no namespaces, partitions or peers: name services `name.namespace`";
+const NO_CONNECT: &str = "Connect is not built: a request to this host's proxy (port 7080) is balanced and carried without it";
+const NO_SERVERS: &str =
+    "there are no Consul servers to operate: see `evenkeel members` and the admin address";
+const CONFIGURED: &str =
+    "this is set in evenkeel's configuration file: change it there, it is reloaded";
+const ONE_MESH: &str =
+    "a mesh has no namespaces, partitions or peers: name services `name.namespace`";
 
 /// All of them, in the order in which the documentation prints them.
 pub(super) const CONSUL_PATHS: &[ConsulPath] = &[
     served("GET", "/v1/agent/self", || get(lookups::agent_self), ""),
     served("GET", "/v1/agent/members", || get(lookups::agent_members), ""),
     served("GET", "/v1/agent/services", || get(lookups::agent_services), "`filter`"),
-    served("GET", "/v1/agent/service/{id}", || get(lookups::agent_service), "404 for an unknown id; no `hash`"),
+    served(
+        "GET",
+        "/v1/agent/service/{id}",
+        || get(lookups::agent_service),
+        "404 for an unknown id; no `hash`",
+    ),
     served("GET", "/v1/agent/checks", || get(lookups::agent_checks), "`filter`"),
     served("PUT", "/v1/agent/service/register", || put(changes::register), "see Registrations"),
-    served("PUT", "/v1/agent/service/deregister/{*id}", || put(changes::deregister), "404 for an unknown id"),
-    served("PUT", "/v1/agent/service/maintenance/{*id}", || put(changes::service_maintenance), "`enable`, `reason`; outlives a restart"),
-    served("PUT", "/v1/agent/maintenance", || put(changes::host_maintenance), "`enable`, `reason`; outlives a restart"),
-    served("PUT", "/v1/agent/check/register", || put(changes::register_check), "for an instance of this host: needs `ServiceID`"),
-    served("PUT", "/v1/agent/check/deregister/{*id}", || put(changes::deregister_check), "404 for an unknown id"),
-    served("PUT", "/v1/agent/check/pass/{*id}", || put(changes::pass_check), "checks with a TTL; `note`; 404 for an unknown id"),
+    served(
+        "PUT",
+        "/v1/agent/service/deregister/{*id}",
+        || put(changes::deregister),
+        "404 for an unknown id",
+    ),
+    served(
+        "PUT",
+        "/v1/agent/service/maintenance/{*id}",
+        || put(changes::service_maintenance),
+        "`enable`, `reason`; outlives a restart",
+    ),
+    served(
+        "PUT",
+        "/v1/agent/maintenance",
+        || put(changes::host_maintenance),
+        "`enable`, `reason`; outlives a restart",
+    ),
+    served(
+        "PUT",
+        "/v1/agent/check/register",
+        || put(changes::register_check),
+        "for an instance of this host: needs `ServiceID`",
+    ),
+    served(
+        "PUT",
+        "/v1/agent/check/deregister/{*id}",
+        || put(changes::deregister_check),
+        "404 for an unknown id",
+    ),
+    served(
+        "PUT",
+        "/v1/agent/check/pass/{*id}",
+        || put(changes::pass_check),
+        "checks with a TTL; `note`; 404 for an unknown id",
+    ),
     served("PUT", "/v1/agent/check/warn/{*id}", || put(changes::warn_check), "as `pass`"),
     served("PUT", "/v1/agent/check/fail/{*id}", || put(changes::fail_check), "as `pass`"),
-    served("PUT", "/v1/agent/check/update/{*id}", || put(changes::update_check), "as `pass`, with `Status` and `Output`"),
-    served("GET", "/v1/catalog/datacenters", || get(lookups::datacenters), "the mesh's name, alone"),
-    served("GET", "/v1/catalog/nodes", || get(lookups::catalog_nodes), "hosts that are up; blocking, `filter`, `node-meta`"),
+    served(
+        "PUT",
+        "/v1/agent/check/update/{*id}",
+        || put(changes::update_check),
+        "as `pass`, with `Status` and `Output`",
+    ),
+    served(
+        "GET",
+        "/v1/catalog/datacenters",
+        || get(lookups::datacenters),
+        "the mesh's name, alone",
+    ),
+    served(
+        "GET",
+        "/v1/catalog/nodes",
+        || get(lookups::catalog_nodes),
+        "hosts that are up; blocking, `filter`, `node-meta`",
+    ),
     served("GET", "/v1/catalog/node/{name}", || get(lookups::catalog_node), "blocking, `filter`"),
-    served("GET", "/v1/catalog/node-services/{name}", || get(lookups::catalog_node_services), "blocking, `filter`"),
-    served("GET", "/v1/catalog/services", || get(lookups::catalog_services), "blocking, `filter`, `node-meta`"),
-    served("GET", "/v1/catalog/service/{name}", || get(lookups::catalog_service), "blocking, `tag`, `filter`, `node-meta`"),
-    served("GET", "/v1/health/service/{name}", || get(lookups::health_service), "blocking, `passing`, `tag`, `filter`, `node-meta`"),
-    served("GET", "/v1/health/checks/{name}", || get(lookups::health_checks), "blocking, `filter`, `node-meta`"),
+    served(
+        "GET",
+        "/v1/catalog/node-services/{name}",
+        || get(lookups::catalog_node_services),
+        "blocking, `filter`",
+    ),
+    served(
+        "GET",
+        "/v1/catalog/services",
+        || get(lookups::catalog_services),
+        "blocking, `filter`, `node-meta`",
+    ),
+    served(
+        "GET",
+        "/v1/catalog/service/{name}",
+        || get(lookups::catalog_service),
+        "blocking, `tag`, `filter`, `node-meta`",
+    ),
+    served(
+        "GET",
+        "/v1/health/service/{name}",
+        || get(lookups::health_service),
+        "blocking, `passing`, `tag`, `filter`, `node-meta`",
+    ),
+    served(
+        "GET",
+        "/v1/health/checks/{name}",
+        || get(lookups::health_checks),
+        "blocking, `filter`, `node-meta`",
+    ),
     served("GET", "/v1/health/node/{name}", || get(lookups::health_node), "blocking, `filter`"),
-    served("GET", "/v1/health/state/{state}", || get(lookups::health_state), "blocking, at most once a second; `filter`, `node-meta`"),
+    served(
+        "GET",
+        "/v1/health/state/{state}",
+        || get(lookups::health_state),
+        "blocking, at most once a second; `filter`, `node-meta`",
+    ),
     served("GET", "/v1/status/leader", || get(lookups::leader), "this host: there is no leader"),
     served("GET", "/v1/status/peers", || get(lookups::peers), "the hosts that are up"),
     without("any", "/v1/kv", NO_STORE),
@@ -135,22 +218,50 @@ pub(super) const CONSUL_PATHS: &[ConsulPath] = &[
     without("any", "/v1/discovery-chain/{*rest}", NO_CONNECT),
     without("any", "/v1/config", CONFIGURED),
     without("any", "/v1/config/{*rest}", CONFIGURED),
-    without("any", "/v1/agent/health/service/{*rest}", "ask /v1/health/service/NAME or /v1/agent/checks"),
+    without(
+        "any",
+        "/v1/agent/health/service/{*rest}",
+        "ask /v1/health/service/NAME or /v1/agent/checks",
+    ),
     without("any", "/v1/agent/metrics", "metrics are at the admin address, /metrics on port 7119"),
-    without("any", "/v1/agent/metrics/stream", "metrics are at the admin address, /metrics on port 7119"),
-    without("any", "/v1/agent/monitor", "logs go to standard error, and `evenkeel events` shows what happened"),
+    without(
+        "any",
+        "/v1/agent/metrics/stream",
+        "metrics are at the admin address, /metrics on port 7119",
+    ),
+    without(
+        "any",
+        "/v1/agent/monitor",
+        "logs go to standard error, and `evenkeel events` shows what happened",
+    ),
     without("any", "/v1/agent/host", "ask the host's own monitoring"),
     without("any", "/v1/agent/version", "/v1/agent/self and `evenkeel --version` have the version"),
-    without("any", "/v1/agent/reload", "send the process SIGHUP, or change its file: it is reloaded"),
+    without(
+        "any",
+        "/v1/agent/reload",
+        "send the process SIGHUP, or change its file: it is reloaded",
+    ),
     without("any", "/v1/agent/leave", "send the process SIGTERM: it drains and says goodbye"),
-    without("any", "/v1/agent/join/{address}", "name the host in mesh.join: it is reloaded or read at the start"),
-    without("any", "/v1/agent/force-leave/{node}", "a host that is gone is found by itself and leaves look-ups at once"),
+    without(
+        "any",
+        "/v1/agent/join/{address}",
+        "name the host in mesh.join: it is reloaded or read at the start",
+    ),
+    without(
+        "any",
+        "/v1/agent/force-leave/{node}",
+        "a host that is gone is found by itself and leaves look-ups at once",
+    ),
     without("any", "/v1/agent/token/{name}", NO_ACL),
     without("any", "/v1/acl/{*rest}", NO_ACL),
     without("any", "/v1/operator/{*rest}", NO_SERVERS),
     without("any", "/v1/snapshot", NO_SERVERS),
     without("any", "/v1/internal/{*rest}", NO_SERVERS),
-    without("any", "/v1/coordinate/{*rest}", "there are no coordinates: requests through this host's proxy go to the fastest instance"),
+    without(
+        "any",
+        "/v1/coordinate/{*rest}",
+        "there are no coordinates: requests through this host's proxy go to the fastest instance",
+    ),
     without("any", "/v1/namespace", ONE_MESH),
     without("any", "/v1/namespace/{*rest}", ONE_MESH),
     without("any", "/v1/namespaces", ONE_MESH),

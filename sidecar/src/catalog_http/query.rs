@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn filters_are_read_for_what_they_are_asked_of() {
-        let query = parse("filter=Service.Tags+contains+x&node-meta=zone:a&node-meta=rack").unwrap();
+        let query =
+            parse("filter=Service.Tags+contains+x&node-meta=zone:a&node-meta=rack").unwrap();
         let selection = query.selection(FilteredEntry::Health).map_err(|refusal| refusal.1);
         let selection = selection.unwrap();
         assert!(selection.expression.is_some());

@@ -34,7 +34,8 @@ pub(super) async fn ask(authority: &str, service: &str) -> Result<(Status, Strin
     let answered = async {
         let response = sender.send_request(request).await.map_err(|cause| broken(&cause))?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, ANSWER_MAX).collect().await.map_err(|cause| broken(&cause))?;
+        let body =
+            Limited::new(body, ANSWER_MAX).collect().await.map_err(|cause| broken(&cause))?;
         let trailers = body.trailers().cloned().unwrap_or_default();
         match grpc_status(&trailers).or_else(|| grpc_status(&head.headers)) {
             Some((0, _)) => {}

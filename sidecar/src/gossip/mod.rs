@@ -28,8 +28,8 @@ use evenkeel_discovery::registration::{
     Check, CheckKind, Origin, RegisterError, Registration, Weights,
 };
 use evenkeel_discovery::{
-    Catalog, Config, Counters, Discovery, Health, Limits, NodeInfo, OrderError, Profile, Saved, Status,
-    Subject,
+    Catalog, Config, Counters, Discovery, Health, Limits, NodeInfo, OrderError, Profile, Saved,
+    Status, Subject,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -429,9 +429,13 @@ fn configured_check(service: &settings::Service, check: &settings::Check) -> Che
         name: format!("Service '{}' check", service.name),
         notes: String::new(),
         kind: match &check.kind {
-            settings::CheckKind::Http(path) => {
-                CheckKind::Http { authority, path: path.clone(), method: "GET".to_owned(), headers: BTreeMap::new(), body: String::new() }
-            }
+            settings::CheckKind::Http(path) => CheckKind::Http {
+                authority,
+                path: path.clone(),
+                method: "GET".to_owned(),
+                headers: BTreeMap::new(),
+                body: String::new(),
+            },
             settings::CheckKind::Tcp => CheckKind::Tcp { authority },
         },
         interval: check.interval,

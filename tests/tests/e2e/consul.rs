@@ -117,7 +117,9 @@ fn a_ttl_check_passes_while_it_is_reported() {
     let update = json!({"Status": "warning", "Output": "hot"});
     assert_eq!(put(&host, "/v1/agent/check/update/service:web-1", &update).status, 200);
     let of_it = "/v1/health/state/warning";
-    wait::for_true("the report shows", SOON, || ids(&ask(&host, of_it).json(), "/Output") == ["hot"]);
+    wait::for_true("the report shows", SOON, || {
+        ids(&ask(&host, of_it).json(), "/Output") == ["hot"]
+    });
     assert_eq!(put(&host, "/v1/agent/check/pass/nosuch", &json!({})).status, 404);
 
     let beat = json!({"Name": "beat", "ServiceID": "web-1", "TTL": "30s"});
@@ -151,12 +153,18 @@ fn what_was_on_a_killed_host_stays_visible_as_critical() {
     trio.hosts.remove(0);
     trio.caller.wait_for_passing("payments", 1);
     let all = || ask(&trio.caller, "/v1/health/service/payments").json();
-    wait::for_true("the killed host's instance shows", SOON, || all().as_array().unwrap().len() == 2);
-    let critical = all().as_array().unwrap().iter().filter(|entry| {
-        let checks = entry["Checks"].as_array().unwrap();
-        checks.iter().any(|c| c["CheckID"] == "serfHealth" && c["Status"] == "critical")
-    })
-    .count();
+    wait::for_true("the killed host's instance shows", SOON, || {
+        all().as_array().unwrap().len() == 2
+    });
+    let critical = all()
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|entry| {
+            let checks = entry["Checks"].as_array().unwrap();
+            checks.iter().any(|c| c["CheckID"] == "serfHealth" && c["Status"] == "critical")
+        })
+        .count();
     assert_eq!(critical, 1);
     for _ in 0..10 {
         assert_eq!(trio.caller.get("payments", "/").header("x-app"), "app-3", "never chosen");

@@ -55,6 +55,12 @@ fn found_from_every_host_by_dns_and_http(workers: usize) {
         assert!(wrong_type.contains("SOA"), "{wrong_type}");
         let unknown = dig(host, &["nosuch.service.mesh"]);
         assert!(unknown.contains("status: NXDOMAIN") && unknown.contains("SOA"), "{unknown}");
+        let above = dig(host, &["service.test.mesh"]);
+        assert!(above.contains("status: NOERROR") && above.contains("ANSWER: 0"), "{above}");
+        let server = dig(host, &["+short", "mesh", "NS"]);
+        let server = server.trim();
+        assert_eq!(dig(host, &["+short", server]).trim(), host.ip.to_string(), "{server}");
+        assert!(dig(host, &["+short", "mesh", "SOA"]).starts_with(server));
         let bufsize = dig(host, &["+bufsize=4096", "payments.service.mesh"]);
         assert!(bufsize.contains("EDNS: version: 0"), "{bufsize}");
 
@@ -143,6 +149,26 @@ fn an_answer_too_long_for_udp_is_whole_over_tcp(workers: usize) {
     assert!(short.lines().any(|line| line.contains("flags:") && line.contains(" tc")), "{short}");
     // Without +ignore dig asks again over TCP.
     assert_eq!(lines(&dig(&trio.caller, &["+short", "+noedns", "many.service.mesh"])).len(), 60);
+    // Who asks from this host gets what it offers to take, with one address for each SRV record; the last is OPT.
+    let large = dig(&trio.caller, &["+bufsize=8192", "+ignore", "_many._tcp.service.mesh", "SRV"]);
+    assert!(large.contains("ANSWER: 60") && large.contains("ADDITIONAL: 61"), "{large}");
+    assert!(!large.lines().any(|l| l.contains("flags:") && l.contains(" tc")), "{large}");
+}
+
+fn the_proxy_takes_the_names_of_addresses_that_dns_answers(workers: usize) {
+    let trio = Trio::start(Lab::new(workers), &Setup::default());
+    for app in &trio.apps {
+        let hex: String =
+            app.address.ip().octets().iter().map(|octet| format!("{octet:02x}")).collect();
+        let name = format!("{hex}.addr.test.mesh");
+        assert_eq!(dig(&trio.caller, &["+short", &name]).trim(), app.address.ip().to_string());
+        let answer = trio.caller.get(&format!("{name}:{}", app.address.port()), "/");
+        assert_eq!(answer.header("x-app"), app.id());
+    }
+    assert_eq!(trio.caller.get("_payments._tcp.service.mesh", "/").status, 200);
+    // Nobody listens there: the host is known, and dialled.
+    assert_eq!(trio.caller.get("host-2.node.mesh:1", "/").status, 502);
+    assert_eq!(trio.caller.get("host-9.node.mesh:1", "/").status, 404);
 }
 
 fn the_command_line_shows_what_the_mesh_knows(workers: usize) {
@@ -207,6 +233,7 @@ each_workers!(
     an_unhealthy_instance_leaves_the_lookups_and_comes_back,
     registered_and_deregistered_over_http,
     an_answer_too_long_for_udp_is_whole_over_tcp,
+    the_proxy_takes_the_names_of_addresses_that_dns_answers,
     the_command_line_shows_what_the_mesh_knows,
     a_member_that_leaves_is_gone_for_its_goodbye,
 );

@@ -34,7 +34,9 @@ pub struct CheckRegistration {
 pub fn decode_check_registration(body: &[u8]) -> Result<CheckRegistration, DecodeError> {
     let mut fields = Fields::of(parse(body)?, "the body")?;
     let Some(instance) = fields.text("ServiceID")? else {
-        return not_built("a check of the host itself: give the ServiceID of the instance that it is for".into());
+        return not_built(
+            "a check of the host itself: give the ServiceID of the instance that it is for".into(),
+        );
     };
     let name = fields.text("Name")?.ok_or_else(|| malformed("Name", "is missing"))?;
     let check = decode_check(fields, name.clone(), &name)?;
@@ -46,18 +48,33 @@ pub(super) fn decode_check(
     default_id: String,
     default_name: &str,
 ) -> Result<Check, DecodeError> {
-    for key in ["Args", "Script", "DockerContainerID", "Shell", "UDP", "H2PING", "AliasNode", "AliasService", "OSService"] {
+    for key in [
+        "Args",
+        "Script",
+        "DockerContainerID",
+        "Shell",
+        "UDP",
+        "H2PING",
+        "AliasNode",
+        "AliasService",
+        "OSService",
+    ] {
         fields.refuse(key, "use an HTTP, TCP, GRPC or TTL check")?;
     }
     for key in ["GRPCUseTLS", "TCPUseTLS"] {
-        fields.refuse(key, "checks have no TLS: let the application answer checks without it, or use a TCP check")?;
+        fields.refuse(
+            key,
+            "checks have no TLS: let the application answer checks without it, or use a TCP check",
+        )?;
     }
     fields.refuse("FailuresBeforeWarning", "use FailuresBeforeCritical")?;
     fields.refuse("OutputMaxSize", "leave it out, outputs are cut at 256 bytes")?;
     let kind = decode_kind(&mut fields)?;
     let interval = match (&kind, fields.duration("TTL")?, fields.duration("Interval")?) {
         (CheckKind::Ttl, Some(ttl), None) => ttl,
-        (CheckKind::Ttl, ..) => return Err(malformed("TTL", "stands for Interval: leave Interval out")),
+        (CheckKind::Ttl, ..) => {
+            return Err(malformed("TTL", "stands for Interval: leave Interval out"));
+        }
         (_, _, interval) => interval.ok_or_else(|| malformed("Interval", "is missing"))?,
     };
     if interval < INTERVAL_MIN {
@@ -86,7 +103,9 @@ pub(super) fn decode_check(
         rise,
         fall,
         initial,
-        deregister_after: fields.duration("DeregisterCriticalServiceAfter")?.filter(|d| !d.is_zero()),
+        deregister_after: fields
+            .duration("DeregisterCriticalServiceAfter")?
+            .filter(|d| !d.is_zero()),
     })
 }
 
@@ -118,13 +137,17 @@ fn decode_kind(fields: &mut Fields) -> Result<CheckKind, DecodeError> {
         }
         (None, None, None, true) => Ok(CheckKind::Ttl),
         (None, None, None, false) => Err(malformed("Check", "needs HTTP, TCP, GRPC or TTL")),
-        _ => Err(malformed("Check", "has more than one of HTTP, TCP, GRPC and TTL: make it several checks")),
+        _ => Err(malformed(
+            "Check",
+            "has more than one of HTTP, TCP, GRPC and TTL: make it several checks",
+        )),
     }
 }
 
 /// `{"X-Probe": ["1"]}`.
 fn decode_headers(fields: &mut Fields) -> Result<BTreeMap<String, Vec<String>>, DecodeError> {
-    let wrong = || malformed("Header", "must be an object of header names, each with a list of values");
+    let wrong =
+        || malformed("Header", "must be an object of header names, each with a list of values");
     let mut headers = BTreeMap::new();
     let Some(value) = fields.take("Header") else { return Ok(headers) };
     let Value::Object(map) = value else { return Err(wrong()) };
@@ -140,7 +163,11 @@ fn decode_headers(fields: &mut Fields) -> Result<BTreeMap<String, Vec<String>>, 
         }
         let Value::Array(list) = values else { return Err(wrong()) };
         let text = |value: Value| match value {
-            Value::String(text) if text.bytes().all(|b| b == b'\t' || (b' '..0x7f).contains(&b)) => Ok(text),
+            Value::String(text)
+                if text.bytes().all(|b| b == b'\t' || (b' '..0x7f).contains(&b)) =>
+            {
+                Ok(text)
+            }
             _ => Err(wrong()),
         };
         headers.insert(name, list.into_iter().map(text).collect::<Result<_, _>>()?);

@@ -42,7 +42,9 @@ fn a_whole_registration() {
         (Duration::from_secs(10), Duration::from_millis(1500))
     );
     assert_eq!((check.rise, check.fall, check.initial), (1, 1, Status::Critical));
-    let CheckKind::Http { authority, path, method, .. } = &check.kind else { panic!("an HTTP check") };
+    let CheckKind::Http { authority, path, method, .. } = &check.kind else {
+        panic!("an HTTP check")
+    };
     assert_eq!((&**authority, &**path, &**method), ("10.0.0.9:8080", "/health?full=1", "GET"));
 }
 
@@ -68,8 +70,9 @@ fn keys_in_any_case_and_nulls() {
 #[test]
 fn a_loopback_address_is_announced_among_loopback_hosts_only() {
     let body = json!({"Name": "web", "Address": "127.0.0.1", "Port": 80}).to_string();
-    let announced =
-        |node: &str| decode_registration(body.as_bytes(), node.parse().unwrap(), None).unwrap().advertise;
+    let announced = |node: &str| {
+        decode_registration(body.as_bytes(), node.parse().unwrap(), None).unwrap().advertise
+    };
     assert_eq!(announced("10.0.0.5"), None);
     assert_eq!(announced("127.0.0.2"), Some("127.0.0.1:80".parse().unwrap()));
 }
@@ -82,7 +85,10 @@ fn table_of_what_is_refused_and_why() {
         (json!({"Name": "web", "Port": 70000}), "Port must be"),
         (json!({"Name": "web", "Port": "80"}), "Port must be a whole number"),
         (json!({"Name": "web", "Port": 80, "Address": "web.example"}), "Address must be an IP"),
-        (json!({"Name": "web", "Port": 80, "Address": "0.0.0.0"}), "Address must be one that others"),
+        (
+            json!({"Name": "web", "Port": 80, "Address": "0.0.0.0"}),
+            "Address must be one that others",
+        ),
         (json!({"Name": "web", "TaggedAddresses": {"lan": {"Port": 1}}}), "one without Address"),
         (json!({"Name": "web", "EnableTagOverride": 1}), "EnableTagOverride must be true or false"),
         (json!({"Name": "web", "Proxy": {"Mode": "x"}}), "not built: Proxy"),
@@ -103,8 +109,14 @@ fn table_of_what_is_refused_and_why() {
         (json!({"GRPC": "a:1", "Interval": "1s", "GRPCUseTLS": true}), "not built: GRPCUseTLS"),
         (json!({"TCP": "a:80", "Interval": "1s", "Header": {"a": ["b"]}}), "only an HTTP check"),
         (json!({"HTTP": "http://a/", "Interval": "1s", "Header": {"a": "b"}}), "Header must be"),
-        (json!({"HTTP": "http://a/", "Interval": "1s", "Header": {"a b": ["c"]}}), "Header must be"),
-        (json!({"HTTP": "http://a/", "Interval": "1s", "Header": {"a": ["b\r\nc: d"]}}), "Header must"),
+        (
+            json!({"HTTP": "http://a/", "Interval": "1s", "Header": {"a b": ["c"]}}),
+            "Header must be",
+        ),
+        (
+            json!({"HTTP": "http://a/", "Interval": "1s", "Header": {"a": ["b\r\nc: d"]}}),
+            "Header must",
+        ),
         (json!({"HTTP": "http://a/", "Interval": "1s", "Header": {"Upgrade": ["x"]}}), "not built"),
         (json!({"Args": ["/bin/true"], "Interval": "1s"}), "not built: Args"),
         (json!({"TCP": "a:80", "Interval": "1s", "OutputMaxSize": 9}), "not built: OutputMaxSize"),
@@ -177,7 +189,8 @@ fn a_check_for_an_instance_that_is_registered_already() {
     let decode = |body: Value| decode_check_registration(body.to_string().as_bytes());
     let one = decode(json!({"Name": "beat", "ServiceID": "web-1", "TTL": "5s"})).unwrap();
     assert_eq!((&*one.instance, &*one.check.id, &*one.check.name), ("web-1", "beat", "beat"));
-    let one = decode(json!({"Name": "beat", "ID": "b", "ServiceID": "web-1", "TTL": "5s"})).unwrap();
+    let one =
+        decode(json!({"Name": "beat", "ID": "b", "ServiceID": "web-1", "TTL": "5s"})).unwrap();
     assert_eq!(one.check.id, "b");
     let error = decode(json!({"Name": "disk", "TTL": "5s"})).unwrap_err().to_string();
     assert!(error.contains("give the ServiceID"), "{error}");

@@ -50,9 +50,8 @@ fn reports_are_for_checks_with_a_ttl_only() {
     let t0 = t0();
     let mut host = host(1, t0);
     host.register(t0, WALL, registration("1", "web")).unwrap();
-    let report = |host: &mut Discovery, id: &str| {
-        host.report_check(t0, WALL, id, health(Status::Passing))
-    };
+    let report =
+        |host: &mut Discovery, id: &str| host.report_check(t0, WALL, id, health(Status::Passing));
     let no_such = Err(RegisterError::NoSuchCheck("service:2".into()));
     assert_eq!(report(&mut host, "service:2"), no_such);
     let not_reported = Err(RegisterError::NotReported("service:1".into()));
@@ -128,7 +127,8 @@ fn maintenance_outlives_a_restart_and_ends_with_the_instance() {
     (configured.checks, configured.origin) = (vec![], Origin::Configuration);
     host.register(t0, WALL, configured.clone()).unwrap();
     host.set_maintenance(t0, WALL, "1", Some("new disk".into())).unwrap();
-    let check = |host: &Discovery| host.snapshot().service("web").unwrap().instances[0].checks.clone();
+    let check =
+        |host: &Discovery| host.snapshot().service("web").unwrap().instances[0].checks.clone();
     assert_eq!(status(&host), Some(Status::Critical));
     assert_eq!(check(&host)[0].id, "_service_maintenance:1");
     assert_eq!(check(&host)[0].notes, "new disk");
