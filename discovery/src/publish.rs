@@ -19,6 +19,7 @@ use crate::registry::Registry;
 
 mod lost;
 
+#[cfg(test)]
 pub use lost::LOST_KEPT;
 use lost::Lost;
 

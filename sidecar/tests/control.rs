@@ -72,16 +72,18 @@ fn what_is_registered_on_one_host_is_found_on_the_other() {
 }
 
 #[test]
-fn a_killed_host_is_gone_from_every_lookup() {
+fn what_a_killed_host_offered_is_chosen_by_no_look_up() {
     let (a, mut b) = Host::pair("killed");
     b.offer("web", "10.0.0.9", 80);
     eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
     b.kill();
     // Five seconds are promised: `discovery/tests/simulation.rs` holds them, whose clock is not this machine's.
-    eventually("its service is gone from DNS and the catalogue", || {
+    eventually("its service is gone from DNS and from what is passing", || {
         a.dig("web.service.mesh", "A").is_empty()
-            && a.get("/v1/health/service/web") == Value::Array(Vec::new())
+            && a.get("/v1/health/service/web?passing") == Value::Array(Vec::new())
     });
+    let lost = a.get("/v1/health/service/web");
+    assert_eq!(lost[0]["Checks"][0]["Status"], "critical", "who watches it is told: {lost}");
     eventually("it is shown as failed", || a.evenkeel(&["members"]).contains("failed"));
     assert!(a.evenkeel(&["events"]).contains("member_down"));
 }
@@ -120,7 +122,7 @@ fn registrations_that_cannot_be_are_refused_with_a_reason() {
         ("{", 400, ""),
         (r#"{"Port": 80}"#, 400, ""),
         (r#"{"Name": "no spaces", "Port": 80}"#, 400, "name"),
-        (r#"{"Name": "web", "Port": 80, "Check": {"TTL": "30s"}}"#, 501, "TTL"),
+        (r#"{"Name": "web", "Port": 80, "Check": {"Script": "true"}}"#, 501, "Script"),
     ] {
         let (found, text) = host.put("/v1/agent/service/register", body);
         assert_eq!(found, status, "{body}: {text}");

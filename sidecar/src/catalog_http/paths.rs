@@ -24,7 +24,14 @@ pub(super) struct ConsulPath {
 
 enum PathAnswer {
     /// By whom, and what of Consul's is different.
-    Served(fn() -> MethodRouter<Arc<Shared>>, &'static str),
+    Served(
+        fn() -> MethodRouter<Arc<Shared>>,
+        #[cfg_attr(
+            not(test),
+            expect(dead_code, reason = "for the documentation, which a test holds to it")
+        )]
+        &'static str,
+    ),
     /// What to do instead.
     Refused(&'static str),
 }

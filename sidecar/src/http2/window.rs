@@ -252,14 +252,14 @@ mod tests {
     fn a_short_path_needs_no_more_than_the_base_even_where_queues_make_it_look_long() {
         let (mut growth, mut now) = begun();
         let quick =
-            Path { round_trip: Duration::from_micros(200), capacity: 100.0 * MB, reader: 1e12 };
+            Path { round_trip: Duration::from_micros(200), capacity: 60.0 * MB, reader: 1e12 };
         assert_eq!(
             quick.run(&mut growth, &mut now, Duration::from_secs(1), usize::MAX),
             WINDOW_BASE
         );
         // Its own bytes queue before the answer: 20 ms now and then, never for long.
         growth.sent(now);
-        growth.read(&mut StreamProgress::default(), (100.0 * MB * 0.02) as usize);
+        growth.read(&mut StreamProgress::default(), (60.0 * MB * 0.02) as usize);
         now += Duration::from_millis(20);
         assert!(!growth.answered(now, |_| true), "{}", growth.window());
     }
