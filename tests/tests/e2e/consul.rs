@@ -44,7 +44,7 @@ fn documented() -> Vec<(String, String, bool, String)> {
 #[test]
 fn the_documented_paths_are_those_of_the_server() {
     let lab = Lab::new(1);
-    let host = lab.host(1, &Setup::default());
+    let host = lab.mesh(&[Setup::default()]).remove(0);
     let rows = documented();
     assert!(rows.len() > 60, "the table is in docs/consul.md: {} rows", rows.len());
     for (method, path, is_here, notes) in rows {
@@ -78,7 +78,7 @@ fn the_documented_paths_are_those_of_the_server() {
 #[test]
 fn who_watches_all_checks_hears_of_each_change() {
     let lab = Lab::new(1);
-    let host = lab.host(1, &Setup::default());
+    let host = lab.mesh(&[Setup::default()]).remove(0);
     let first = ask(&host, "/v1/health/state/any");
     assert!(ids(&first.json(), "/CheckID").contains(&"serfHealth".to_owned()));
     let index = first.header("x-consul-index").to_owned();
@@ -104,7 +104,7 @@ fn who_watches_all_checks_hears_of_each_change() {
 #[test]
 fn a_ttl_check_passes_while_it_is_reported() {
     let lab = Lab::new(1);
-    let host = lab.host(1, &Setup::default());
+    let host = lab.mesh(&[Setup::default()]).remove(0);
     let body = json!({"Name": "web", "ID": "web-1", "Port": 9001, "Check": {"TTL": "2s"}});
     assert_eq!(put(&host, "/v1/agent/service/register", &body).status, 200);
     host.wait_for_passing("web", 0);
@@ -175,7 +175,7 @@ fn what_was_on_a_killed_host_stays_visible_as_critical() {
 #[test]
 fn registrations_of_frameworks_and_filters() {
     let lab = Lab::new(1);
-    let host = lab.host(1, &Setup::default());
+    let host = lab.mesh(&[Setup::default()]).remove(0);
     let at = lab.ip(1);
     for body in [
         json!({"Name": "a", "Port": 9001, "Check": {"TCP": format!("{at}:9001"), "Interval": "10s", "DeregisterCriticalServiceAfter": "30m"}}),
