@@ -188,11 +188,11 @@ impl Discovery {
         if reason.as_ref().is_some_and(|reason| reason.len() > TEXT_MAX) {
             return Err(RegisterError::TooLarge("bytes of the reason", TEXT_MAX));
         }
-        let before = match &reason {
-            Some(reason) => self.maintenance.insert(id.to_owned(), reason.clone()),
+        let is_other = self.maintenance.get(id) != reason.as_ref();
+        match reason {
+            Some(reason) => self.maintenance.insert(id.to_owned(), reason),
             None => self.maintenance.remove(id),
         };
-        let is_other = before != reason;
         if is_other {
             self.tell(Event::SaveDue);
         }
