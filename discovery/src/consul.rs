@@ -11,6 +11,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -276,6 +277,32 @@ fn service_addresses(instance: &Instance, address: SocketAddr) -> Value {
 /// A host id in the form that Consul's clients expect of one.
 fn uuid(node: u64) -> String {
     format!("00000000-0000-0000-{:04x}-{:012x}", node >> 48, node & 0xffff_ffff_ffff)
+}
+
+/// A duration as Go writes it, `1h2m3.5s`; `None` if it is not one, or longer than a century.
+#[must_use]
+pub fn go_duration(text: &str) -> Option<Duration> {
+    const MAX_SECS: f64 = 100.0 * 365.0 * 24.0 * 3600.0;
+    let mut rest = text;
+    let mut secs = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(letters);
+        let scale = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        secs += number.parse::<f64>().ok()? * scale;
+        rest = tail;
+    }
+    (!text.is_empty() && secs <= MAX_SECS).then(|| Duration::from_secs_f64(secs))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use evenkeel_discovery::consul::Selection;
+use evenkeel_discovery::consul::{Selection, go_duration};
 use evenkeel_discovery::filter::{FilterExpression, FilteredEntry};
 
 use super::Refusal;
@@ -62,7 +62,7 @@ impl Query {
                         value.parse().map_err(|_| bad(format!("Invalid index {value:?}")))?;
                 }
                 "wait" => {
-                    let wait = go_duration(&value)
+                    let wait = wait_of(&value)
                         .ok_or_else(|| bad(format!("Invalid wait time {value:?}")))?;
                     // As Consul: no wait means the default.
                     parsed.wait = if wait.is_zero() { WAIT_DEFAULT } else { wait.min(WAIT_MAX) };
@@ -174,30 +174,9 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Go's durations: `10s`, `120000ms`, `1h2m3.5s`; a bare number is nanoseconds only if 0.
-fn go_duration(text: &str) -> Option<Duration> {
-    if text == "0" || text.is_empty() {
-        return Some(Duration::ZERO);
-    }
-    let (mut rest, mut total) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let seconds = match &rest[..unit] {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
-        rest = &rest[unit..];
-    }
-    Some(total)
+/// How long to wait: Go's durations; none, and a bare 0, are no time.
+fn wait_of(text: &str) -> Option<Duration> {
+    if matches!(text, "" | "0") { Some(Duration::ZERO) } else { go_duration(text) }
 }
 
 /// Of a blocking query that does not say.
@@ -280,7 +259,7 @@ mod tests {
             ("1e400h", None),
             ("99999999999999999999h", None),
         ] {
-            assert_eq!(go_duration(text), ms.map(Duration::from_millis), "{text}");
+            assert_eq!(wait_of(text), ms.map(Duration::from_millis), "{text}");
         }
         assert_eq!(parse("wait=24h").unwrap().wait, WAIT_MAX);
         assert_eq!(parse("wait=0s").unwrap().wait, WAIT_DEFAULT);

@@ -62,6 +62,22 @@ fn strangers_are_turned_away_and_members_are_bounded(workers: usize) {
     assert!(written < 64 * 1024, "{written} bytes of log");
 }
 
+fn one_host_does_not_take_all_connections(workers: usize) {
+    let setup = Setup { more: "limits: {connections: 400}\n".into(), ..Setup::default() };
+    let trio = Trio::start(Lab::new(workers), &setup);
+    let (target, member) = (&trio.hosts[0], trio.lab.ip(1).into());
+    let mut held: Vec<Raw> =
+        (0..450).filter_map(|_| Raw::connect_from(member, target.data().into()).ok()).collect();
+    held.iter_mut().for_each(|stream| stream.say(stray_pings(0)));
+    // A quarter is its own.
+    wait::for_true("the rest is refused", SOON, || {
+        target.metrics().sum("evenkeel_connections_refused_total", &[]) >= 340.0
+    });
+    for _ in 0..20 {
+        assert_eq!(trio.hosts[1].get("payments", "/").status, 200, "another host is served");
+    }
+}
+
 fn a_host_that_has_just_joined_is_served_at_once(workers: usize) {
     let lab = Lab::new(workers);
     let mut trio = Trio::start(lab, &Setup::default());
@@ -114,11 +130,16 @@ fn health_and_look_ups_are_answered_whatever_is_held_open(workers: usize) {
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         assert!(began.elapsed() < SOON, "{path}");
     };
+    // Waits for a change that does not come: of the index that there is.
+    let index = client::get(host.discovery().into(), "x", "/v1/catalog/services").unwrap();
+    let index = index.header("x-consul-index").to_owned();
+    let query =
+        format!("GET /v1/catalog/services?index={index}&wait=90s HTTP/1.1\r\nhost: x\r\n\r\n");
     for say in [
         "",
         "GET / HTTP/1.1\r\nhost: x\r\n",
         "PUT /v1/agent/service/register HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{",
-        "GET /v1/catalog/services?index=99999999999999999&wait=90s HTTP/1.1\r\nhost: x\r\n\r\n",
+        &query,
     ] {
         // One after the other: this process has a limit on open files too.
         let held = hold(host.admin().into(), 560, say);
@@ -131,12 +152,10 @@ fn health_and_look_ups_are_answered_whatever_is_held_open(workers: usize) {
         drop(held);
     }
     // Of more blocking queries than may wait, some are told to come back.
-    let query =
-        "GET /v1/catalog/services?index=99999999999999999&wait=90s HTTP/1.1\r\nhost: x\r\n\r\n";
-    let _held = hold(host.discovery().into(), 400, query);
-    let one_more = "/v1/catalog/services?index=99999999999999999&wait=1ms";
+    let _held = hold(host.discovery().into(), 400, &query);
+    let one_more = format!("/v1/catalog/services?index={index}&wait=1ms");
     wait::for_true("one more is told to come back", SOON, || {
-        let answer = client::get(host.discovery().into(), "x", one_more).unwrap();
+        let answer = client::get(host.discovery().into(), "x", &one_more).unwrap();
         answer.status == 429 && answer.header("retry-after") == "1"
     });
 }
@@ -254,6 +273,7 @@ fn orders_are_not_taken_through_a_service_of_the_mesh(workers: usize) {
 
 each_workers!(
     strangers_are_turned_away_and_members_are_bounded,
+    one_host_does_not_take_all_connections,
     a_host_that_has_just_joined_is_served_at_once,
     silent_connections_keep_no_host_from_joining,
     health_and_look_ups_are_answered_whatever_is_held_open,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{DecodeError, malformed, not_built};
+use crate::consul::go_duration;
 
 /// A JSON object whose keys are compared without case and underscores. `null` and empty values count as absent.
 pub(super) struct Fields(BTreeMap<String, Value>);
@@ -128,29 +129,4 @@ fn says_nothing(value: &Value) -> bool {
 
 fn folded(key: &str) -> String {
     key.chars().filter(|c| *c != '_').map(|c| c.to_ascii_lowercase()).collect()
-}
-
-/// `1h2m3.5s`; `None` if it is not one, or longer than a century.
-pub(super) fn go_duration(text: &str) -> Option<Duration> {
-    const MAX_SECS: f64 = 100.0 * 365.0 * 24.0 * 3600.0;
-    let mut rest = text;
-    let mut secs = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, tail) = rest.split_at(digits);
-        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(letters);
-        let scale = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        secs += number.parse::<f64>().ok()? * scale;
-        rest = tail;
-    }
-    (!text.is_empty() && secs <= MAX_SECS).then(|| Duration::from_secs_f64(secs))
 }

@@ -4,8 +4,8 @@ use serde_json::json;
 use std::time::Duration;
 
 use super::check::split_url;
-use super::fields::go_duration;
 use super::*;
+use crate::consul::go_duration;
 use crate::health::Status;
 use crate::registration::{Check, CheckKind};
 
