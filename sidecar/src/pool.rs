@@ -347,7 +347,7 @@ impl Peer {
     /// the least busy of these.
     fn best(&self) -> Option<&Mux> {
         let load = |mux: &&Mux| (mux.is_full(), mux.sender.is_bulky(), mux.streams.get());
-        self.connections.iter().filter(|mux| mux.takes_streams()).min_by_key(load)
+        self.connections.iter().filter(|mux| !mux.sender.is_closed()).min_by_key(load)
     }
 
     /// Whether the best connection has room for another stream.
@@ -381,11 +381,6 @@ impl Peer {
 }
 
 impl Mux {
-    /// Whether it takes another request at all.
-    fn takes_streams(&self) -> bool {
-        !self.sender.is_closed() && !self.sender.is_worn()
-    }
-
     /// Whether it carries as many streams as the peer takes.
     fn is_full(&self) -> bool {
         let streams = self.streams.get();

@@ -85,11 +85,6 @@ impl Http2Sender {
         self.closed.get()
     }
 
-    /// Whether another connection had better take the next request: one more like those before may end this one.
-    pub fn is_worn(&self) -> bool {
-        self.windows.is_worn()
-    }
-
     /// How many requests the peer takes at a time.
     pub fn streams_max(&self) -> usize {
         self.requests.current_max_send_streams()

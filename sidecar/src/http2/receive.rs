@@ -80,7 +80,6 @@ impl HttpBody for StreamBody {
                     me.share.moved(data.len());
                     me.left = me.left.map(|left| left.saturating_sub(data.len() as u64));
                     if data.is_empty() && !me.stream.is_end_stream() {
-                        me.share.empty_frame();
                         continue;
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));

@@ -32,7 +32,6 @@ use crate::socket::Pulse;
 pub struct Http2Server<T> {
     connection: h2::server::Connection<T, Bytes>,
     upkeep: Upkeep,
-    drains: bool,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
@@ -59,8 +58,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
             .handshake::<_, Bytes>(socket)
             .await?;
         let pings = connection.ping_pong().expect("given out once");
-        let upkeep = Upkeep::new(pings, pulse, buffers, silence);
-        Ok(Http2Server { connection, upkeep, drains: false })
+        Ok(Http2Server { connection, upkeep: Upkeep::new(pings, pulse, buffers, silence) })
     }
 
     /// The next request; `None`: the connection has ended.
@@ -72,9 +70,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
         if self.upkeep.poll(cx, |size| connection.set_initial_window_size(size).is_ok()).is_ready()
         {
             return Poll::Ready(None);
-        }
-        if self.upkeep.windows().is_worn() {
-            self.drain();
         }
         let accepted = ready!(self.connection.poll_accept(cx));
         Poll::Ready(accepted.map(|accepted| {
@@ -94,9 +89,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
 
     /// Takes no further requests, and ends when those that are being served have ended.
     pub fn drain(&mut self) {
-        if !std::mem::replace(&mut self.drains, true) {
-            self.connection.graceful_shutdown();
-        }
+        self.connection.graceful_shutdown();
     }
 }
 
@@ -181,55 +174,5 @@ impl StreamReply {
             }
         }
         StreamEnd::Answered
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::pin::Pin;
-    use std::time::Duration;
-
-    use http_body::Body as _;
-
-    use super::*;
-
-    /// Takes requests, and reads their bodies, until the connection ends.
-    async fn serve(socket: tokio::io::DuplexStream) {
-        let refused = prometheus::IntCounter::new("refused", "refused").expect("a name");
-        let buffers = Arc::new(Buffers::new(0, refused));
-        let accepting = Http2Server::accept(socket, Rc::default(), buffers, Silence::IsPatience);
-        let mut server = accepting.await.unwrap();
-        while let Some(Ok(StreamRequest { request, reply })) =
-            poll_fn(|cx| server.poll_request(cx)).await
-        {
-            let mut body = request.into_body();
-            tokio::task::spawn_local(async move {
-                while poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_some() {}
-                let answer = Response::new(Reply::full(Bytes::from_static(b"read")));
-                reply.send(std::future::ready(Ok(answer))).await;
-            });
-        }
-    }
-
-    /// Whether the server ends the connection after so many empty frames.
-    async fn ends_after(empty_frames: u32) -> bool {
-        let (near, far) = tokio::io::duplex(1 << 16);
-        tokio::task::spawn_local(serve(far));
-        let (mut requests, connection) = h2::client::handshake(near).await.unwrap();
-        let ended = tokio::task::spawn_local(connection);
-        let post = Request::post("http://x/").body(()).unwrap();
-        let (response, mut stream) = requests.send_request(post, false).unwrap();
-        for _ in 0..empty_frames {
-            stream.send_data(Bytes::new(), false).unwrap();
-        }
-        stream.send_data(Bytes::from_static(b"last"), true).unwrap();
-        assert_eq!(response.await.unwrap().status(), 200, "what it carries is finished");
-        tokio::time::timeout(Duration::from_millis(500), ended).await.is_ok()
-    }
-
-    #[tokio::test(flavor = "local")]
-    async fn a_connection_ends_before_its_empty_frames_make_h2_end_it() {
-        assert!(!ends_after(20).await);
-        assert!(ends_after(60).await);
     }
 }

@@ -32,8 +32,6 @@ pub struct StreamWindows {
     waker: RefCell<Option<Waker>>,
     /// Streams that carry much.
     bulky: Cell<u32>,
-    /// Empty frames that came, of all streams.
-    empty_frames: Cell<u32>,
     buffers: Arc<Buffers>,
 }
 
@@ -62,11 +60,6 @@ impl StreamShare {
     pub fn sending(windows: &Rc<StreamWindows>) -> StreamShare {
         let (windows, progress) = (Rc::clone(windows), StreamProgress::default());
         StreamShare { windows, progress, bytes: 0, received: false }
-    }
-
-    /// A frame without bytes was read that does not end the stream.
-    pub fn empty_frame(&self) {
-        self.windows.empty_frames.set(self.windows.empty_frames.get() + 1);
     }
 
     /// So many bytes were read from it, or written to it.
@@ -104,11 +97,6 @@ impl StreamWindows {
     /// Whether a stream that carries much is among the connection's.
     pub fn is_bulky(&self) -> bool {
         self.bulky.get() > 0
-    }
-
-    /// Whether the connection has had so many empty frames that it had better take no further streams.
-    pub fn is_worn(&self) -> bool {
-        self.empty_frames.get() >= EMPTY_FRAMES_MAX / 2
     }
 
     fn wake(&self) {
@@ -161,7 +149,6 @@ impl Upkeep {
             untold: Cell::new(false),
             waker: RefCell::new(None),
             bulky: Cell::new(0),
-            empty_frames: Cell::new(0),
             buffers,
         };
         Upkeep {
@@ -236,7 +223,5 @@ impl Upkeep {
 
 /// A stream that has carried this much in one direction is no small one: others had better not wait behind it.
 const BULKY: u64 = 1024 * 1024;
-/// Frames without bytes that h2 takes on one connection before it ends it, however long it lives and whosever they are.
-const EMPTY_FRAMES_MAX: u32 = 100;
 /// A tick that comes this late says that we were paused ourselves.
 const OWN_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
