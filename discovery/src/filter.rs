@@ -5,13 +5,15 @@
 //! is not here (`matches`, `any`, `all`, comparing lists) is refused too: a filter that is understood in part chooses
 //! the wrong instances.
 //!
-//!     or      := and { "or" and }
-//!     and     := not { "and" not }
-//!     not     := "not" not | "(" or ")" | test
-//!     test    := field "==" value | field "!=" value | value ["not"] "in" field
-//!              | field ["not"] "contains" value | field "is" ["not"] "empty"
-//!     field   := name { "." name | "[" quoted "]" }
-//!     value   := quoted | word
+//! ```text
+//! or      := and { "or" and }
+//! and     := not { "and" not }
+//! not     := "not" not | "(" or ")" | test
+//! test    := field "==" value | field "!=" value | value ["not"] "in" field
+//!          | field ["not"] "contains" value | field "is" ["not"] "empty"
+//! field   := name { "." name | "[" quoted "]" }
+//! value   := quoted | word
+//! ```
 //!
 //! `in` asks for a tag in a list, for a key in a map, for a part in a text. A key that a map lacks equals nothing.
 
