@@ -11,7 +11,8 @@
 //!
 //! The parts know nothing of each other; here is what connects them: who came up is asked for its record, who went
 //! down is hidden, what changed is told on, who does not answer is dialled. `discovery/` has one file for each
-//! direction: `datagrams` and `exchanges` take what arrives, `peers` follows who comes and goes, `offers` is this host's own record.
+//! direction: `datagrams` and `exchanges` take what arrives, `seeds` and `peers` follow who comes and goes, `addresses` who is
+//! where, `offers` is this host's own record.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -37,6 +38,7 @@ use crate::session::Sessions;
 use crate::spread::{FANOUT, Spread};
 use crate::wire::{Extent, Frame, Located};
 
+mod addresses;
 mod checks;
 mod datagrams;
 mod exchanges;
@@ -44,13 +46,16 @@ mod interface;
 mod offers;
 mod orders;
 mod peers;
+mod seeds;
 
+pub use addresses::Found;
 pub use interface::*;
 
 use datagrams::Allowance;
 use exchanges::{Outgoing, Purpose};
 use offers::Offer;
 use peers::Peers;
+use seeds::Seeds;
 
 /// A host compares notes with a random other one this often.
 const ANTI_ENTROPY: Duration = Duration::from_secs(10);
@@ -75,6 +80,8 @@ const JUMP_WINDOW: Duration = Duration::from_secs(300);
 const TRANSMITS_MAX: usize = 16 * 1024;
 /// Events that wait for the shell; beyond it hosts come and go untold. A join to the largest mesh fits.
 const EVENTS_MAX: usize = 64 * 1024;
+/// A suspicion is told to so many, who may share it.
+const ACCUSERS_TOLD: usize = 8;
 /// A goodbye goes directly to at most so many hosts; the rest hear of it from them.
 const LEAVE_FANOUT_MAX: usize = 1024;
 
@@ -111,6 +118,9 @@ pub struct Discovery {
     timers: Timers,
     /// Attempts to join since this host was last with others.
     join_attempts: u32,
+    seeds: Seeds,
+    /// What others found at our address instead of us.
+    found_instead: Option<Found>,
     /// Hosts known from an earlier life.
     saved_members: Vec<SavedMember>,
     challenges: Allowance,
@@ -192,6 +202,8 @@ impl Discovery {
                 save_members: None,
             },
             join_attempts: 0,
+            seeds: Seeds::default(),
+            found_instead: None,
             saved_members: Vec::new(),
             challenges: Allowance::new(now),
             transmits: VecDeque::new(),
@@ -206,6 +218,9 @@ impl Discovery {
         discovery.write_node(now);
         if let Some(saved) = saved {
             discovery.saved_members = saved.members.into_iter().take(peers::SAVED_MAX).collect();
+            for member in &discovery.saved_members {
+                discovery.seeds.remember(now, member.address);
+            }
             for registration in saved.registrations {
                 // What was acceptable once may not be to a later version; what is left out here was logged then.
                 let _ = discovery.register(now, wall_ms, registration.into());
@@ -222,15 +237,40 @@ impl Discovery {
         &self.config.node
     }
 
-    /// Asks the host at this address for all it knows, and tells it of us. A no-op for our own address and for one where a member is up already.
+    /// The configuration names this address to join through: the host there is asked for all it knows, and told of us; if it
+    /// does not answer, again and again until it does. A no-op for our own address and for one where a member is up already.
     pub fn join(&mut self, now: Instant, address: SocketAddr) {
-        let is_known = self.peers.at(address).any(|node| self.membership.up().contains_key(&node));
-        let is_under_way =
-            self.dials.values().any(|dial| dial.to == address && dial.purpose == Purpose::Join);
-        if self.left || address == self.config.node.address || is_known || is_under_way {
+        if !self.left && address != self.config.node.address && self.seeds.name(now, address) {
+            self.try_seed(now, address);
+        }
+    }
+
+    fn try_seed(&mut self, now: Instant, address: SocketAddr) {
+        if self.peers.at(address).any(|node| self.membership.up().contains_key(&node)) {
+            self.seeds.met(address);
             return;
         }
-        self.dial_join(now, address);
+        let is_under_way =
+            self.dials.values().any(|dial| dial.to == address && dial.purpose == Purpose::Join);
+        if !self.left && address != self.config.node.address && !is_under_way {
+            self.seeds.trying(now, address);
+            self.dial_join(now, address);
+        }
+    }
+
+    /// What this host still waits for before it can serve as a member of the mesh.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        if let Some(found) = self.found_instead {
+            return Readiness::NotThere(found);
+        }
+        if let Some(address) = self.seeds.untried().next() {
+            return Readiness::Joining(address);
+        }
+        if self.membership.up().is_empty() {
+            return Readiness::Alone;
+        }
+        if self.membership.addressed_at().is_none() { Readiness::Unseen } else { Readiness::Ready }
     }
 
     /// Does what is due.
@@ -251,6 +291,10 @@ impl Discovery {
         if self.timers.join <= now {
             self.try_to_join(now);
         }
+        for address in self.seeds.due(now) {
+            self.try_seed(now, address);
+        }
+        self.ask_again(now);
         if self.timers.anti_entropy <= now {
             self.timers.anti_entropy = now + self.jittered(ANTI_ENTROPY);
             self.compare_with_random_peer(now);
@@ -290,6 +334,8 @@ impl Discovery {
             self.timers.orders,
             self.timers.checks,
             self.timers.save_members,
+            self.seeds.poll_timeout(),
+            self.ask_again_at(),
             self.recheck.iter().map(|(at, ..)| *at).min(),
         ];
         always.into_iter().chain(sometimes.into_iter().flatten()).min()
@@ -385,11 +431,20 @@ impl Discovery {
                 match note {
                     Note::Up { node } => self.peer_up(now, node),
                     Note::Down { node } => self.peer_down(now, node),
-                    Note::Renewed => {
-                        self.tell(Event::Refuted);
+                    Note::Renewed { called_down } => {
+                        // Who is not where it says knows why.
+                        if called_down && self.found_instead.is_none() {
+                            self.tell(Event::Refuted);
+                        }
                         self.tell(Event::SaveDue);
                     }
                     Note::Overtaken => self.suspect_a_double(now),
+                    Note::DeathDoubted { node, epoch } => self.dial_suspect(now, node, epoch, true),
+                    Note::Accuse { node, epoch, incarnation } => {
+                        for peer in self.random_peers(ACCUSERS_TOLD, &[node]) {
+                            self.send(peer, &[Frame::Accused { node, epoch, incarnation }]);
+                        }
+                    }
                     Note::ProbeLate { node, epoch } => self.dial_suspect(now, node, epoch, true),
                     Note::Nag { node, epoch, incarnation } => {
                         self.send(node, &[Frame::Suspected { epoch, incarnation }]);
@@ -402,11 +457,12 @@ impl Discovery {
     fn send_packet(&mut self, packet: Packet) {
         let locations = packet.named.iter().filter_map(|node| self.peers.location(*node));
         let own = self.own_location();
+        // Where we are comes first: by it the packet is judged.
         let frames = [
-            Frame::Membership(packet.bytes),
             Frame::Addresses(
                 std::iter::once(own).chain(locations.filter(|l| l.generation > 0)).collect(),
             ),
+            Frame::Membership(packet.bytes),
         ];
         self.send(packet.to, &frames);
     }
@@ -505,7 +561,7 @@ impl Discovery {
         addresses.dedup();
         addresses.shuffle(&mut self.rng);
         for address in addresses.into_iter().take(FANOUT) {
-            self.join(now, address);
+            self.try_seed(now, address);
         }
     }
 

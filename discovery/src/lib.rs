@@ -98,8 +98,8 @@ pub use catalog::{
     Catalog, HostNotes, Instance, Node, NodeStatus, Policies, PolicyVote, ServiceView,
 };
 pub use discovery::{
-    Config, Counters, Dial, DialError, DialId, Discovery, Event, Limits, NodeInfo, Profile, Saved,
-    SavedMember, Transmit,
+    Config, Counters, Dial, DialError, DialId, Discovery, Event, Found, Limits, NodeInfo, Profile,
+    Readiness, Saved, SavedMember, Transmit,
 };
 pub use health::{Health, Status};
 pub use index::PolicyHash;

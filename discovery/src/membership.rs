@@ -5,6 +5,10 @@
 //! a pause of this process delays every timer by the pause, so that answers that wait in the socket are read first;
 //! the rest is in [`lifeguard`].
 //!
+//! Death is never believed on hearsay alone where we know better: what others say of a host that spoke to us a moment ago
+//! is looked into ([`Note::DeathDoubted`]). And who hears nobody at all judges only for itself: a host that is
+//! deaf would otherwise call the whole mesh down.
+//!
 //! A late probe is reported ([`Note::ProbeLate`]) so that it can be tried over TCP; success counts as an
 //! acknowledgement ([`Membership::confirm_alive`]), several refused connections end it ([`Membership::declare_down`]).
 //! Why foca and not our own SWIM: its dissemination and incarnation rules are proven; what it lacks fits around it.
@@ -38,6 +42,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_GRACE: Duration = Duration::from_millis(20);
 /// Hosts that are down are told so, and thereby a split mesh heals, this often, so many at a time.
 const ANNOUNCE_DOWN: (Duration, usize) = (Duration::from_secs(3), 2);
+/// Who spoke to us within this time is not dead because others say so. Less than the shortest suspicion, so that a death that
+/// others waited out is believed.
+const HEARD_FRESH: Duration = Duration::from_millis(800);
 /// More news than this in one exchange is a join or the end of a split: the others learn it by exchanges too.
 const REBROADCAST_MAX: usize = 64;
 
@@ -48,14 +55,18 @@ pub(crate) enum Note {
     Up { node: u64 },
     /// A host is down.
     Down { node: u64 },
-    /// This host was taken for dead and has a new epoch.
-    Renewed,
+    /// This host has a new epoch; `called_down`: because it was taken for dead.
+    Renewed { called_down: bool },
     /// This host's id was seen with a later epoch: it took one above that. Another process may use the id.
     Overtaken,
     /// A host did not answer in time: try it over TCP.
     ProbeLate { node: u64, epoch: u32 },
+    /// Others have this host for dead, but it spoke to us just now: dial it.
+    DeathDoubted { node: u64, epoch: u32 },
     /// Tell this host that it is suspected.
     Nag { node: u64, epoch: u32, incarnation: u16 },
+    /// Tell others that we suspect this host.
+    Accuse { node: u64, epoch: u32, incarnation: u16 },
 }
 
 /// A packet to send.
@@ -92,10 +103,25 @@ pub(crate) struct Membership {
     packets: Vec<Packet>,
     /// Epochs of the hosts that are up.
     up: BTreeMap<u64, u32>,
+    /// Hosts that are suspected for too long, while nobody else was heard either: not up here, not down for foca.
+    absent: BTreeMap<u64, Absent>,
+    /// When hosts that are up or absent last spoke to us.
+    heard: BTreeMap<u64, Instant>,
+    /// When another host's membership last reached us at our address.
+    addressed: Option<Instant>,
     probe: Option<Probe>,
     lifeguard: Lifeguard,
     own_incarnation: u16,
     left: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Absent {
+    epoch: u32,
+    /// Nobody was heard from then on.
+    since: Instant,
+    /// Others were heard again: it has one more suspicion to refute.
+    last_chance: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +150,9 @@ impl Membership {
             notes: Vec::new(),
             packets: Vec::new(),
             up: BTreeMap::new(),
+            absent: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            addressed: None,
             probe: None,
             lifeguard: Lifeguard::default(),
             own_incarnation: 0,
@@ -144,6 +173,11 @@ impl Membership {
     /// Hosts that are up, with their epochs, without this one.
     pub fn up(&self) -> &BTreeMap<u64, u32> {
         &self.up
+    }
+
+    /// When another host's membership last reached this host at its address: then others see it.
+    pub fn addressed_at(&self) -> Option<Instant> {
+        self.addressed
     }
 
     /// How much slower than configured this host probes.
@@ -183,7 +217,10 @@ impl Membership {
         if self.is_beyond_limit(sender) {
             return Err(NotTaken::TooMany);
         }
-        self.lifeguard.heard(header.src, header.src_incarnation);
+        self.note_alive(header.src, header.src_incarnation);
+        if header.dst.node == own.node {
+            self.addressed = Some(now);
+        }
         if header.dst.node == own.node && header.dst.epoch != own.epoch {
             // Meant for an earlier life of ours: let the sender know of this one. Or for a later one: then live that.
             if header.dst.epoch > own.epoch {
@@ -198,8 +235,16 @@ impl Membership {
         {
             probe.acked = true;
         }
-        let kept: Vec<Member<Id>> =
-            updates.iter().filter(|update| self.is_of_interest(update.id())).cloned().collect();
+        let kept: Vec<Member<Id>> = updates
+            .iter()
+            .filter(|update| self.is_of_interest(update.id()))
+            .filter(|update| !self.is_doubtful(now, update.id(), update.state()))
+            .cloned()
+            .collect();
+        self.note_doubts(now, &updates);
+        for update in updates.iter().filter(|update| update.state() == State::Alive) {
+            self.note_alive(*update.id(), update.incarnation());
+        }
         let above = self.own_epoch_above(updates.iter().map(Member::id));
         let result = if kept.len() == updates.len() {
             self.foca.handle_data(bytes, &mut self.outbox)
@@ -227,6 +272,9 @@ impl Membership {
         let mut newcomers = 0;
         for member in members {
             let id = Id::of(member);
+            if !member.down {
+                self.note_alive(id, member.incarnation);
+            }
             let is_new = !self.up.contains_key(&id.node);
             if !self.is_of_interest(&id)
                 || (is_new && self.up.len() + newcomers >= self.members_max)
@@ -239,11 +287,11 @@ impl Membership {
             } else {
                 known == Some(&id.epoch) && member.incarnation == 0
             };
-            if is_known {
+            let state = if member.down { State::Down } else { State::Alive };
+            if is_known || self.is_doubtful(now, &id, state) {
                 continue;
             }
             newcomers += usize::from(is_new && !member.down);
-            let state = if member.down { State::Down } else { State::Alive };
             updates.push(Member::new(id, member.incarnation, state));
         }
         let news = updates
@@ -257,7 +305,8 @@ impl Membership {
 
     /// Tells foca of a host known from elsewhere (it spoke to us over TCP): it is up.
     pub fn handle_alive(&mut self, now: Instant, node: u64, epoch: u32, incarnation: u16) {
-        self.lifeguard.heard(Id { node, epoch }, incarnation);
+        self.note_alive(Id { node, epoch }, incarnation);
+        self.heard_from(now, node);
         self.handle_members(now, &[Membered { node, epoch, incarnation, down: false }]);
     }
 
@@ -269,16 +318,37 @@ impl Membership {
         }
         let suspect = Member::new(own, incarnation, State::Suspect);
         let _ = self.foca.apply_many(std::iter::once(suspect), false, &mut self.outbox);
-        if let Some(epoch) = self.up.get(&by) {
+        let absent = self.absent.get(&by).map(|absent| absent.epoch);
+        if let Some(epoch) = self.up.get(&by).copied().or(absent) {
             // Whatever we send carries our incarnation.
-            let _ = self.foca.announce(Id { node: by, epoch: *epoch }, &mut self.outbox);
+            let _ = self.foca.announce(Id { node: by, epoch }, &mut self.outbox);
         }
         self.settle(now);
     }
 
     /// Something arrived from this host: it is not dead, whoever suspects it.
-    pub fn heard_from(&mut self, node: u64) {
+    pub fn heard_from(&mut self, now: Instant, node: u64) {
         self.lifeguard.heard_from(node);
+        if self.up.contains_key(&node) || self.absent.contains_key(&node) {
+            self.heard.insert(node, now);
+        }
+    }
+
+    /// Another host suspects this one too: the sooner it is believed.
+    pub fn handle_accused(
+        &mut self,
+        now: Instant,
+        by: u64,
+        node: u64,
+        epoch: u32,
+        incarnation: u16,
+    ) {
+        let id = Id { node, epoch };
+        if self.left || by == node || self.up.get(&node) != Some(&epoch) {
+            return;
+        }
+        self.lifeguard.accused(now, by, id, incarnation);
+        self.hasten(now, id, incarnation);
     }
 
     /// The host answered over TCP although its datagrams are missing: as good as an acknowledgement.
@@ -325,6 +395,7 @@ impl Membership {
     pub fn leave(&mut self) {
         self.left = true;
         self.timers.clear();
+        self.absent.clear();
         self.lifeguard.clear();
     }
 
@@ -389,6 +460,11 @@ impl Membership {
             Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
                 if !self.is_suspect(*member_id, *incarnation) {
                     // It refuted. Foca would leave it up, and yet tell it that it is down.
+                    self.is_back(*member_id);
+                    return;
+                }
+                if self.is_our_own_deafness(now, *member_id) {
+                    self.schedule(now + self.suspicion(), timer);
                     return;
                 }
                 if self.lifeguard.is_reprieved(*member_id) {
@@ -400,6 +476,43 @@ impl Membership {
         }
         let _ = self.foca.handle_timer(timer, &mut self.outbox);
         self.settle(now);
+    }
+
+    /// Whether it may be us who hear nobody, so that this suspect is not to be called down yet; it is absent meanwhile.
+    fn is_our_own_deafness(&mut self, now: Instant, suspect: Id) -> bool {
+        let Id { node, epoch } = suspect;
+        let absent = self.absent.get(&node).filter(|absent| absent.epoch == epoch).copied();
+        let Some(since) = absent.map(|it| it.since).or(self.lifeguard.suspected_since(suspect))
+        else {
+            return false;
+        };
+        let others = self.heard.iter().filter(|(other, _)| **other != node).map(|(_, at)| *at);
+        let is_deaf = others.max() < Some(since);
+        if !is_deaf && absent.is_none_or(|absent| absent.last_chance) {
+            return false;
+        }
+        let last_chance = !is_deaf;
+        self.absent.insert(node, Absent { epoch, since: now, last_chance });
+        if self.up.remove(&node).is_some() {
+            self.notes.push(Note::Down { node });
+        }
+        true
+    }
+
+    /// An absent host refuted, or lives a new life.
+    fn is_back(&mut self, id: Id) {
+        if self.absent.get(&id.node).is_some_and(|absent| absent.epoch <= id.epoch) {
+            self.absent.remove(&id.node);
+            self.up.insert(id.node, id.epoch);
+            self.notes.push(Note::Up { node: id.node });
+        }
+    }
+
+    /// A host was heard of at this incarnation: if it is suspected at an earlier one, that is over.
+    fn note_alive(&mut self, id: Id, incarnation: u16) {
+        if self.lifeguard.refuted(id, incarnation) {
+            self.is_back(id);
+        }
     }
 
     /// Sorts out what foca said.
@@ -432,12 +545,50 @@ impl Membership {
                 self.lifeguard.stretched(after)
             }
             Timer::ChangeSuspectToDown { member_id, incarnation, .. } => {
-                self.lifeguard.suspect(now, *member_id, *incarnation);
-                after
+                let (id, incarnation) = (*member_id, *incarnation);
+                if self.lifeguard.suspect(now, id, incarnation) {
+                    let Id { node, epoch } = id;
+                    self.notes.push(Note::Accuse { node, epoch, incarnation });
+                }
+                self.lifeguard.time_to_refute(id, after)
             }
             _ => after,
         };
         self.schedule(now + after, timer);
+    }
+
+    /// Brings the end of a suspicion forward, as far as its accusers weigh.
+    fn hasten(&mut self, now: Instant, id: Id, incarnation: u16) {
+        let Some(since) = self.lifeguard.suspected_since(id) else { return };
+        let due = since + self.lifeguard.time_to_refute(id, self.suspicion());
+        let is_its = |timer: &Timer<Id>| matches!(timer, Timer::ChangeSuspectToDown { member_id, incarnation: of, .. } if *member_id == id && *of == incarnation);
+        let key = self.timers.iter().find(|(_, timer)| is_its(timer)).map(|(key, _)| *key);
+        if let Some(key) = key.filter(|(at, _)| *at > due)
+            && let Some(timer) = self.timers.remove(&key)
+        {
+            self.schedule(due.max(now), timer);
+        }
+    }
+
+    /// Whether somebody says that a host is down which spoke to us a moment ago.
+    fn is_doubtful(&self, now: Instant, id: &Id, state: State) -> bool {
+        state == State::Down
+            && self.up.get(&id.node).is_some_and(|epoch| *epoch >= id.epoch)
+            && self
+                .heard
+                .get(&id.node)
+                .is_some_and(|at| now.saturating_duration_since(*at) < HEARD_FRESH)
+    }
+
+    fn note_doubts(&mut self, now: Instant, updates: &[Member<Id>]) {
+        for update in updates {
+            let Id { node, epoch } = *update.id();
+            if self.up.get(&node) == Some(&epoch)
+                && self.is_doubtful(now, update.id(), update.state())
+            {
+                self.notes.push(Note::DeathDoubted { node, epoch });
+            }
+        }
     }
 
     fn schedule(&mut self, at: Instant, timer: Timer<Id>) {
@@ -448,24 +599,32 @@ impl Membership {
     fn take_notification(&mut self, notification: Said) {
         match notification {
             Said::Up(id) => {
+                self.absent.remove(&id.node);
                 self.up.insert(id.node, id.epoch);
                 self.notes.push(Note::Up { node: id.node });
             }
             Said::Down(id) => {
                 self.up.remove(&id.node);
+                self.absent.remove(&id.node);
+                self.heard.remove(&id.node);
                 self.lifeguard.forget(id.node);
                 self.notes.push(Note::Down { node: id.node });
             }
             Said::Renamed(id) => {
+                self.is_back(id);
                 if let Some(epoch) = self.up.get_mut(&id.node) {
                     *epoch = id.epoch;
                     self.lifeguard.forget(id.node);
                     self.notes.push(Note::Up { node: id.node });
                 }
             }
-            Said::Rejoined => {
+            Said::Rejoined | Said::Overtaken => {
+                let called_down = matches!(notification, Said::Rejoined);
                 self.own_incarnation = 0;
-                self.notes.push(Note::Renewed);
+                self.notes.push(Note::Renewed { called_down });
+                if !called_down {
+                    self.notes.push(Note::Overtaken);
+                }
                 // Foca waits for a message before it probes again; the others are still there.
                 let _ = self.foca.apply_many(std::iter::empty(), false, &mut self.outbox);
             }
@@ -503,8 +662,7 @@ impl Membership {
         let own = *self.foca.identity();
         if let Some(epoch) = epoch.checked_add(1).filter(|epoch| *epoch > own.epoch) {
             let _ = self.foca.change_identity(Id { epoch, ..own }, &mut self.outbox);
-            self.outbox.notifications.push(Said::Rejoined);
-            self.notes.push(Note::Overtaken);
+            self.outbox.notifications.push(Said::Overtaken);
             self.settle(now);
         }
     }
@@ -555,13 +713,15 @@ fn suspicion(profile: &Profile, size: usize) -> Duration {
 }
 
 fn foca_config(profile: &Profile, size: usize) -> foca::Config {
-    let transmissions = (4.0 * (size as f64 + 1.0).log10()).ceil().clamp(4.0, 40.0) as u8;
+    // Each change is told so often by each host that hears of it. With four times the logarithm, as SWIM's paper has it, one of
+    // twenty hosts missed every fortieth death and learnt it by anti-entropy, ten seconds later.
+    let transmissions = (7.0 * (size as f64 + 1.0).log10()).ceil().clamp(5.0, 40.0) as u8;
     let nonzero = |n| NonZeroUsize::new(n).expect("a constant above 0");
     foca::Config {
         probe_period: profile.probe_period,
         probe_rtt: profile.probe_rtt,
         num_indirect_probes: nonzero(3),
-        max_transmissions: NonZeroU8::new(transmissions).expect("at least 4"),
+        max_transmissions: NonZeroU8::new(transmissions).expect("at least 5"),
         suspect_to_down_after: suspicion(profile, size),
         remove_down_after: Some(DOWN_KEPT),
         max_packet_size: nonzero(PACKET_MAX),

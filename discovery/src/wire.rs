@@ -36,6 +36,8 @@ pub(crate) enum Frame {
     Verdict { node: u64, epoch: u32, refused: bool },
     /// "I suspect you (the receiver) at this incarnation": refute if you are there.
     Suspected { epoch: u32, incarnation: u16 },
+    /// "I suspect this host at this incarnation too": whoever does already is the surer.
+    Accused { node: u64, epoch: u32, incarnation: u16 },
     /// About quotas: opaque here.
     Quota(Vec<u8>),
     /// Over TCP: who asks or answers.
@@ -48,6 +50,8 @@ pub(crate) enum Frame {
     Equal,
     /// Over TCP: "are you there?" The answer's `Hello` says yes.
     Ping,
+    /// Over TCP: "you (the receiver) are not at the address that you claim": another host is, or nobody.
+    NotThere { address: SocketAddr, holder: Option<u64> },
     /// Over TCP: membership as the sender sees it.
     Members(Vec<Membered>),
     /// Over TCP: how much the sender has of each record.
@@ -132,6 +136,7 @@ const CONFIRM: u8 = 8;
 const VERDICT: u8 = 9;
 const SUSPECTED: u8 = 10;
 const QUOTA: u8 = 11;
+const ACCUSED: u8 = 12;
 const HELLO: u8 = 32;
 const JOIN: u8 = 33;
 const COMPARE: u8 = 34;
@@ -140,6 +145,7 @@ const PING: u8 = 36;
 const MEMBERS: u8 = 37;
 const DIGEST: u8 = 38;
 const WANTS: u8 = 39;
+const NOT_THERE: u8 = 40;
 const COMPRESSED: u8 = 64;
 
 impl Frame {
@@ -175,6 +181,10 @@ impl Frame {
                 out.extend_from_slice(&epoch.to_be_bytes());
                 out.extend_from_slice(&incarnation.to_be_bytes());
             }),
+            Frame::Accused { node, epoch, incarnation } => frame(out, ACCUSED, |out| {
+                put_identity(out, *node, *epoch);
+                out.extend_from_slice(&incarnation.to_be_bytes());
+            }),
             Frame::Quota(bytes) => frame(out, QUOTA, |out| out.extend_from_slice(bytes)),
             Frame::Hello(hello) => frame(out, HELLO, |out| {
                 out.extend_from_slice(&hello.epoch.to_be_bytes());
@@ -188,6 +198,11 @@ impl Frame {
             }),
             Frame::Equal => frame(out, EQUAL, |_| {}),
             Frame::Ping => frame(out, PING, |_| {}),
+            Frame::NotThere { address, holder } => frame(out, NOT_THERE, |out| {
+                put_address(out, *address);
+                out.push(u8::from(holder.is_some()));
+                out.extend_from_slice(&holder.unwrap_or_default().to_be_bytes());
+            }),
             Frame::Members(list) => frame(out, MEMBERS, |out| {
                 for member in list {
                     put_identity(out, member.node, member.epoch);
@@ -242,6 +257,7 @@ impl Frame {
             CONFIRM => Frame::Confirm { node: r.u64()?, epoch: r.u32()? },
             VERDICT => Frame::Verdict { node: r.u64()?, epoch: r.u32()?, refused: r.flag()? },
             SUSPECTED => Frame::Suspected { epoch: r.u32()?, incarnation: r.u16()? },
+            ACCUSED => Frame::Accused { node: r.u64()?, epoch: r.u32()?, incarnation: r.u16()? },
             QUOTA => Frame::Quota(content.to_vec()),
             HELLO => Frame::Hello(Hello {
                 epoch: r.u32()?,
@@ -253,6 +269,10 @@ impl Frame {
             COMPARE => Frame::Compare(r.u64()?),
             EQUAL => Frame::Equal,
             PING => Frame::Ping,
+            NOT_THERE => {
+                let (address, is_held) = (r.address()?, r.flag()?);
+                Frame::NotThere { address, holder: Some(r.u64()?).filter(|_| is_held) }
+            }
             MEMBERS => Frame::Members(r.list(|r| {
                 Ok(Membered {
                     node: r.u64()?,

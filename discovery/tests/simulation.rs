@@ -1,6 +1,12 @@
 //! Whole meshes in simulated time: faults first (nothing wrong is ever believed), then healing (everything right is
 //! believed within bounds). To repeat a failure: `EVENKEEL_SEED=<seed> cargo test -p evenkeel-discovery --test simulation`.
 
+#[path = "simulation/addresses.rs"]
+mod addresses;
+#[path = "simulation/hearsay.rs"]
+mod hearsay;
+#[path = "simulation/joining.rs"]
+mod joining;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -324,42 +330,6 @@ fn a_split_mesh_heals_and_no_service_empties() {
     }
     let worst = report("healed, 6 + 6 hosts", times);
     assert!(worst <= Duration::from_secs(15), "{worst:?}");
-}
-
-#[test]
-fn two_hosts_that_claim_one_address_do_not_flap() {
-    for seed in seeds(3) {
-        let mut world = World::with_mesh(seed, 5);
-        // The sixth says that it is where the second is.
-        let sixth = world.add_host();
-        let mut config = world.config(sixth);
-        config.node.address = world.hosts[1].address;
-        world.start_with(sixth, config);
-        world.run(Duration::from_secs(120));
-        for host in [0, 2, 3, 4] {
-            let comings = |id: u64| {
-                let of = |event: &Event| match event {
-                    Event::NodeUp { node, .. } | Event::NodeDown { node, .. } => *node == id,
-                    _ => false,
-                };
-                world.hosts[host].events.iter().filter(|(_, event)| of(event)).count()
-            };
-            for id in [world.hosts[1].id, world.hosts[sixth].id] {
-                assert!(
-                    comings(id) <= 6,
-                    "seed {seed}: host {host} saw {id:x} come and go {} times",
-                    comings(id)
-                );
-            }
-        }
-        let said = |host: usize| {
-            world.hosts[host]
-                .events
-                .iter()
-                .any(|(_, event)| matches!(event, Event::AddressConflict { .. }))
-        };
-        assert!((0..5).any(said), "seed {seed}: somebody says so");
-    }
 }
 
 #[test]

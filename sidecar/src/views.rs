@@ -59,10 +59,7 @@ impl Data {
         if self.draining.load(Ordering::Relaxed) {
             return Err("this host is going away".into());
         }
-        if !self.gossip.joined() {
-            return Err("no host of mesh.join has answered yet".into());
-        }
-        Ok(())
+        self.gossip.ready()
     }
 
     fn endpoints(&self, service: &str) -> Option<serde_json::Value> {

@@ -91,8 +91,8 @@ impl Discovery {
             // A guess, until it says so itself.
             self.learn_address(now, Located { node: sender, generation: 0, address: from });
         }
-        self.membership.heard_from(sender);
-        self.handle_frames(now, wall_ms, sender, frames);
+        self.membership.heard_from(now, sender);
+        self.handle_frames(now, wall_ms, sender, from, frames);
         self.pump(now);
     }
 
@@ -162,6 +162,7 @@ impl Discovery {
         now: Instant,
         wall_ms: u64,
         sender: u64,
+        from: SocketAddr,
         frames: Vec<Frame>,
     ) {
         let deltas = frames.iter().filter(|frame| matches!(frame, Frame::Delta(_))).count();
@@ -171,15 +172,18 @@ impl Discovery {
                 Frame::Addresses(list) => {
                     list.into_iter().for_each(|located| self.learn_address(now, located));
                 }
+                // What others have for alive on its word would be alive for nobody.
+                Frame::Membership(_) if !self.is_credible(now, sender, from.ip()) => {}
                 Frame::Membership(packet) => {
                     match self.membership.handle_packet(now, sender, &packet) {
-                        Ok(()) => {}
+                        Ok(()) => self.note_seen(now),
                         Err(NotTaken::Malformed | NotTaken::Forged) => {
                             self.counters.refused_malformed += 1;
                         }
                         Err(NotTaken::TooMany) => self.counters.refused_limit += 1,
                     }
                 }
+                Frame::Members(_) if self.not_there(sender).is_some() => {}
                 Frame::Members(members) => self.membership.handle_members(now, &members),
                 Frame::Delta(delta) => self.handle_delta(now, wall_ms, sender, delta, is_news),
                 Frame::Have(extent) => self.handle_extents(now, wall_ms, sender, &[extent], true),
@@ -193,6 +197,9 @@ impl Discovery {
                 Frame::Suspected { epoch, incarnation } => {
                     self.membership.handle_suspected(now, sender, epoch, incarnation);
                 }
+                Frame::Accused { node, epoch, incarnation } => {
+                    self.membership.handle_accused(now, sender, node, epoch, incarnation);
+                }
                 Frame::Quota(bytes) => self.tell(Event::Quota { from: sender, bytes }),
                 // Answered by the callers, who know where to.
                 Frame::Challenge(_)
@@ -202,6 +209,7 @@ impl Discovery {
                 | Frame::Compare(_)
                 | Frame::Equal
                 | Frame::Ping
+                | Frame::NotThere { .. }
                 | Frame::Digest(_)
                 | Frame::Wants(_) => {}
             }

@@ -49,6 +49,8 @@ pub(super) enum Purpose {
     Trade,
     /// Find out whether a host is there; `own`: it is our own probe that failed.
     Ping { node: u64, epoch: u32, own: bool },
+    /// Find out whether a host is at the address that it claims, or who is.
+    Identify { node: u64 },
 }
 
 impl Discovery {
@@ -116,8 +118,13 @@ impl Discovery {
             Ok(envelope) => self.handle_answer(now, wall_ms, outgoing, envelope),
             Err(error) => {
                 self.counters.dials_failed += 1;
-                if let Purpose::Ping { node, epoch, own } = outgoing.purpose {
-                    self.handle_ping_failed(now, node, epoch, own, error);
+                match outgoing.purpose {
+                    Purpose::Ping { node, epoch, own } => {
+                        self.handle_ping_failed(now, node, epoch, own, error);
+                    }
+                    Purpose::Identify { node } => self.nobody_is_there(node, outgoing.to),
+                    Purpose::Join => self.seeds.failed(now, outgoing.to, &mut self.rng),
+                    Purpose::Compare | Purpose::Trade => {}
                 }
             }
         }
@@ -172,7 +179,13 @@ impl Discovery {
         }
     }
 
-    fn dial(&mut self, now: Instant, to: SocketAddr, purpose: Purpose, frames: Vec<Frame>) {
+    pub(super) fn dial(
+        &mut self,
+        now: Instant,
+        to: SocketAddr,
+        purpose: Purpose,
+        frames: Vec<Frame>,
+    ) {
         self.dial_with(now, to, purpose, frames, None);
     }
 
@@ -187,8 +200,8 @@ impl Discovery {
         if self.dials.len() >= DIALS_MAX || self.left {
             return;
         }
-        let timeout =
-            if matches!(purpose, Purpose::Ping { .. }) { PING_TIMEOUT } else { EXCHANGE_TIMEOUT };
+        let is_ping = matches!(purpose, Purpose::Ping { .. });
+        let timeout = if is_ping { PING_TIMEOUT } else { EXCHANGE_TIMEOUT };
         let mut all = vec![Frame::Hello(self.hello())];
         all.extend(cookie.map(Frame::Echo));
         all.extend(frames.iter().cloned());
@@ -219,24 +232,25 @@ impl Discovery {
         from: SocketAddr,
         frames: Vec<Frame>,
     ) -> Vec<Frame> {
-        self.meet(now, sender, from, &frames);
+        self.meet(now, sender, from, false, &frames);
         let asked = frames.clone();
-        self.handle_frames(now, wall_ms, sender, frames);
+        self.handle_frames(now, wall_ms, sender, from, frames);
         let mut answer = vec![Frame::Hello(self.hello())];
+        answer.extend(self.not_there(sender));
         let their_digest: Vec<Extent> =
             asked.iter().filter_map(digest_of).flatten().copied().collect();
         self.handle_extents(now, wall_ms, sender, &their_digest, true);
         for frame in &asked {
             match frame {
                 Frame::Join => {
-                    answer.extend(self.state());
+                    answer.extend(self.state(sender));
                     let (deltas, tombstones) = self.registry.surplus(&their_digest);
                     answer.push(Frame::Digest(tombstones));
                     answer.extend(deltas.into_iter().map(Frame::Delta));
                 }
                 Frame::Compare(root) if *root == self.root() => answer.push(Frame::Equal),
                 Frame::Compare(_) => {
-                    answer.extend(self.state());
+                    answer.extend(self.state(sender));
                     answer.push(Frame::Digest(self.registry.digest()));
                 }
                 Frame::Wants(wants) => {
@@ -273,13 +287,20 @@ impl Discovery {
             }
             return;
         }
-        if let Purpose::Ping { node, epoch, .. } = outgoing.purpose {
-            self.handle_pong(now, sender, outgoing.to, node, epoch, &frames);
-            return;
+        self.meet(now, sender, outgoing.to, true, &frames);
+        match outgoing.purpose {
+            Purpose::Ping { node, epoch, .. } => return self.handle_pong(now, sender, node, epoch),
+            Purpose::Identify { .. } => return,
+            Purpose::Join => self.seeds.met(outgoing.to),
+            Purpose::Compare | Purpose::Trade => {}
         }
-        self.meet(now, sender, outgoing.to, &frames);
+        for frame in &frames {
+            if let Frame::NotThere { address, holder } = frame {
+                self.handle_not_there(now, *address, *holder);
+            }
+        }
         let digest: Vec<Extent> = frames.iter().filter_map(digest_of).flatten().copied().collect();
-        self.handle_frames(now, wall_ms, sender, frames);
+        self.handle_frames(now, wall_ms, sender, outgoing.to, frames);
         self.handle_extents(now, wall_ms, sender, &digest, false);
         if outgoing.purpose == Purpose::Compare && !digest.is_empty() {
             self.trade(now, outgoing.to, &digest);
@@ -290,15 +311,22 @@ impl Discovery {
     fn trade(&mut self, now: Instant, to: SocketAddr, theirs: &[Extent]) {
         let wants = self.registry.wants(theirs);
         let (deltas, tombstones) = self.registry.surplus(theirs);
-        let mut frames = self.state();
+        let mut frames = self.state(self.config.node.id);
         frames.push(Frame::Wants(wants));
         frames.push(Frame::Digest(tombstones));
         frames.extend(deltas.into_iter().map(Frame::Delta));
         self.dial(now, to, Purpose::Trade, frames);
     }
 
-    /// Somebody spoke to us over TCP: it is up, and there.
-    fn meet(&mut self, now: Instant, node: u64, from: SocketAddr, frames: &[Frame]) {
+    /// Somebody spoke to us over TCP: it is up, if it is where it says. `answered`: it did so at the address `from`.
+    fn meet(
+        &mut self,
+        now: Instant,
+        node: u64,
+        from: SocketAddr,
+        answered: bool,
+        frames: &[Frame],
+    ) {
         let hello = frames.iter().find_map(|frame| match frame {
             Frame::Hello(hello) => Some(*hello),
             _ => None,
@@ -312,22 +340,23 @@ impl Discovery {
             address
         };
         self.learn_address(now, Located { node, generation, address });
+        if answered {
+            self.settle_address(now, from, node);
+        }
+        if !(answered && from == address || self.is_credible(now, node, from.ip())) {
+            return;
+        }
         self.membership.handle_alive(now, node, epoch, incarnation);
+        if answered && !self.membership.up().contains_key(&node) {
+            // It has been called down, which is final for its epoch: it takes another one when it hears so.
+            self.send(node, &[Frame::Gone { node, epoch, left: false }]);
+        }
     }
 
-    fn handle_pong(
-        &mut self,
-        now: Instant,
-        sender: u64,
-        at: SocketAddr,
-        node: u64,
-        epoch: u32,
-        frames: &[Frame],
-    ) {
-        self.meet(now, sender, at, frames);
+    fn handle_pong(&mut self, now: Instant, sender: u64, node: u64, epoch: u32) {
         let askers = self.askers.remove(&node).unwrap_or_default();
         if sender != node {
-            // Somebody else is there now; if it is newer, `meet` has settled it.
+            // Somebody else is there now, and has been met.
             return;
         }
         self.cases.reached(node);
@@ -376,9 +405,11 @@ impl Discovery {
         }
     }
 
-    /// Who is where, as we see it.
-    fn state(&self) -> Vec<Frame> {
-        let members = self.membership.members();
+    /// Who is where, as we see it. Not what became of the receiver, if that is not where it says: it would take a new epoch
+    /// each time it hears that it is down.
+    fn state(&self, to: u64) -> Vec<Frame> {
+        let mut members = self.membership.members();
+        members.retain(|member| member.node != to || self.not_there(to).is_none());
         let locations = members.iter().filter_map(|member| self.peers.location(member.node));
         let addresses = locations.filter(|location| location.generation > 0).collect();
         vec![Frame::Addresses(addresses), Frame::Members(members)]

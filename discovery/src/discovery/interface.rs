@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Found;
+
 pub use crate::order::SavedOrder;
 pub use crate::registration::SavedRegistration;
 
@@ -179,14 +181,21 @@ pub enum Event {
     },
     /// The mesh took this host for dead; it has rejoined by itself.
     Refuted,
-    /// A newer host claims the same gossip address: the older one is left out. If it is this host, change `node.address` of one of them.
+    /// Two hosts claim one gossip address, and it was dialled: the one that did not answer there is left out.
     AddressConflict {
         /// The host that is left out.
         loser: u64,
-        /// The host that is kept.
+        /// The host that answers there.
         winner: u64,
         /// What both claim.
         address: SocketAddr,
+    },
+    /// Another host dialled the address that this one claims, and did not find it there. Told once for each finding.
+    NotThere {
+        /// This host's.
+        address: SocketAddr,
+        /// What is there.
+        found: Found,
     },
     /// Another host says something about quotas; it has proved that it is there.
     Quota {
@@ -207,6 +216,21 @@ pub enum Event {
         /// The new id; [`Discovery::saved`](super::Discovery::saved) has it.
         node: u64,
     },
+}
+
+/// How far a host is on its way into the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// This address of `mesh.join` was not tried to its end yet.
+    Joining(SocketAddr),
+    /// All were tried, and nobody is up but this host.
+    Alone,
+    /// Others are up, but none of them has sent anything to the address that this host claims.
+    Unseen,
+    /// At the address that this host claims others found this instead.
+    NotThere(Found),
+    /// All that can be met was, and others see this host.
+    Ready,
 }
 
 /// What was received, sent and refused since the start.

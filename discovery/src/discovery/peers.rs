@@ -1,9 +1,7 @@
 //! Who comes and goes, and where they are.
 //!
 //! Addresses are kept beside foca's identities: a host says where it is in its record and with what it sends,
-//! and others pass that on. Two hosts at one address cannot both be there: the newer generation is (a host without
-//! a data directory restarted), the other is declared down once and left out quietly from then on, so that two
-//! hosts configured alike do not flap for ever.
+//! and others pass that on. Two hosts at one address cannot both be there: `addresses` finds out which is.
 //!
 //! Self-preservation: if many hosts vanish at once without a goodbye, it may be us who are cut off; then their
 //! instances stay in look-ups for a while, marked. A host whose port was found closed did not vanish: it is dead.
@@ -12,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::addresses::DoubtedClaims;
 use super::{DOWN_KEPT, Discovery, Event, JOIN_FIRST, JOIN_HEAL, SavedMember};
 use crate::membership::Membership;
 use crate::publish::Visible;
@@ -40,8 +39,8 @@ pub(super) struct Peers {
     locations: BTreeMap<u64, Located>,
     by_address: BTreeMap<SocketAddr, BTreeSet<u64>>,
     departed: BTreeMap<u64, Departed>,
-    /// Hosts left out because a newer one stands at their address.
-    superseded: BTreeMap<u64, u64>,
+    /// Claims to an address that somebody else has, or may have.
+    pub(super) doubted: DoubtedClaims,
     /// Hosts that [`Event::NodeUp`] told of.
     told: BTreeSet<u64>,
     /// Hosts that vanished lately.
@@ -70,7 +69,7 @@ impl Peers {
         if node == own {
             return Visible::Up;
         }
-        if self.superseded.contains_key(&node) {
+        if self.doubted.is_left_out(node) {
             return Visible::Superseded;
         }
         if membership.up().contains_key(&node) {
@@ -125,7 +124,7 @@ impl Peers {
                 || registry.record(*node).is_some()
         };
         self.locations.retain(|node, _| is_needed(node));
-        self.superseded.retain(|node, winner| is_needed(node) && is_needed(winner));
+        self.doubted.retain(|node| is_needed(&node));
         let locations = &self.locations;
         self.by_address.retain(|_, nodes| {
             nodes.retain(|node| locations.contains_key(node));
@@ -134,8 +133,13 @@ impl Peers {
         changed
     }
 
+    /// There is no room for another host's location beside so many.
+    pub(super) fn is_full(&self, max: usize, node: u64) -> bool {
+        self.locations.len() >= max && !self.locations.contains_key(&node)
+    }
+
     /// Notes where a host is; returns whether that is news.
-    fn locate(&mut self, new: Located) -> bool {
+    pub(super) fn locate(&mut self, new: Located) -> bool {
         match self.locations.get(&new.node) {
             Some(known) if known.generation > new.generation => return false,
             Some(known) if known.generation == new.generation && known.address == new.address => {
@@ -159,67 +163,13 @@ impl Peers {
 }
 
 impl Discovery {
-    /// Somebody says where a host is. With generation 0 it is a guess (where a datagram came from).
-    pub(super) fn learn_address(&mut self, now: Instant, located: Located) {
-        let own = self.config.node.id;
-        if located.node == own && located != self.own_location() {
-            return;
-        }
-        if self.peers.locations.len() >= 3 * self.config.limits.members.max(1)
-            && !self.peers.locations.contains_key(&located.node)
-        {
-            self.counters.refused_limit += 1;
-            return;
-        }
-        if self.peers.locate(located) && located.generation > 0 {
-            self.judge_address(now, located.address);
-        }
-    }
-
-    /// Of all hosts that claim this address, the newest is there.
-    fn judge_address(&mut self, now: Instant, address: SocketAddr) {
-        let claims: Vec<Located> = self
-            .peers
-            .at(address)
-            .filter_map(|node| self.peers.location(node))
-            .filter(|location| location.generation > 0)
-            .collect();
-        let Some(winner) =
-            claims.iter().max_by_key(|claim| (claim.generation, claim.node)).copied()
-        else {
-            return;
-        };
-        if self.peers.superseded.remove(&winner.node).is_some() {
-            self.publisher.touch_node(now, winner.node, &self.registry);
-        }
-        for loser in claims.iter().filter(|claim| claim.node != winner.node) {
-            if self.peers.superseded.insert(loser.node, winner.node) == Some(winner.node) {
-                continue;
-            }
-            self.publisher.touch_node(now, loser.node, &self.registry);
-            let epoch = self.membership.up().get(&loser.node).copied();
-            let is_own = loser.node == self.config.node.id;
-            if let Some(epoch) = epoch {
-                self.membership.declare_down(now, loser.node, epoch, true);
-            }
-            if epoch.is_some() || is_own {
-                self.tell(Event::AddressConflict {
-                    loser: loser.node,
-                    winner: winner.node,
-                    address,
-                });
-            }
-        }
-    }
-
     pub(super) fn peer_up(&mut self, now: Instant, node: u64) {
-        if self.peers.superseded.contains_key(&node) {
-            // It lives on elsewhere under an address that is not its own: leave it out, quietly.
-            if let Some(epoch) = self.membership.up().get(&node).copied() {
-                self.membership.declare_down(now, node, epoch, false);
-            }
+        if self.is_another_there(now, node) {
+            // It is up by what others say; who stands at its address they may not have asked.
+            self.ask_who_is_there(now, node);
             return;
         }
+        self.inherit_address(now, node);
         let was_alone = self.peers.told.is_empty();
         self.peers.departed.remove(&node);
         self.peers.vanished.retain(|(_, vanished)| *vanished != node);
@@ -248,8 +198,7 @@ impl Discovery {
             dead: false,
             preserved_until: None,
         });
-        let vanished =
-            !departed.left && !departed.dead && !self.peers.superseded.contains_key(&node);
+        let vanished = !departed.left && !departed.dead && !self.peers.doubted.is_left_out(node);
         let left = departed.left;
         if vanished {
             self.preserve(now, node);
@@ -267,6 +216,7 @@ impl Discovery {
             self.tell(Event::NodeDown { node, name: self.name_of(node), left });
             self.save_members_later(now);
         }
+        self.make_room(now, node);
         if self.peers.told.is_empty() {
             self.join_attempts = 0;
             self.timers.join = now + self.jittered(JOIN_FIRST);

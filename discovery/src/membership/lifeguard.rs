@@ -2,16 +2,18 @@
 //!
 //! After Lifeguard (Dadgar, Phillips and Currey, 2018), fitted around foca: a host that was wrong about others, or
 //! that had to refute what others believed of it, probes more slowly until its probes succeed again; a suspect is
-//! told so directly, again and again, rather than left to hear it by gossip; and one that is heard from
-//! while it is suspected gets more time. Not taken over: suspicion times that shrink as accusers agree.
+//! told so directly, again and again, rather than left to hear it by gossip; one that is heard from
+//! while it is suspected gets more time; and one that several hosts suspect on their own account gets less.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::{Id, Note};
 
 /// A suspect is told so this often.
 const NAG: Duration = Duration::from_millis(200);
+/// One that is absent for longer than any suspicion lasts, only this often: it may be everybody.
+const NAG_LATER: Duration = Duration::from_secs(2);
 /// A suspect that is heard from gets half a suspicion more, at most this often: one that talks but cannot hear is of no use.
 const EXTENSIONS_MAX: u8 = 4;
 /// Probing is slowed down by at most 1 + this.
@@ -19,17 +21,35 @@ const HEALTH_MAX: u32 = 3;
 /// Suspicions kept at a time; for those beyond it nobody is told.
 const SUSPECTS_MAX: usize = 1024;
 
+/// With so many accusers beside us a suspect has the least time to refute.
+const ACCUSERS_ENOUGH: usize = 3;
+/// The least time, of the whole.
+const LEAST_SHARE: f64 = 0.5;
+/// An accusation counts for this long.
+const ACCUSATION_KEPT: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Default)]
 pub(super) struct Lifeguard {
     suspects: BTreeMap<u64, Suspicion>,
+    /// What others say of hosts, which we may suspect already, or soon.
+    accusations: BTreeMap<u64, Accusation>,
     /// 0: as healthy as can be told.
     health: u32,
+}
+
+#[derive(Debug)]
+struct Accusation {
+    epoch: u32,
+    incarnation: u16,
+    by: BTreeSet<u64>,
+    last: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Suspicion {
     epoch: u32,
     incarnation: u16,
+    since: Instant,
     heard: bool,
     extensions: u8,
     nag_at: Instant,
@@ -56,30 +76,75 @@ impl Lifeguard {
         self.health = (self.health + 1).min(HEALTH_MAX);
     }
 
-    /// We suspect this host from now on.
-    pub fn suspect(&mut self, now: Instant, id: Id, incarnation: u16) {
-        let fresh =
-            Suspicion { epoch: id.epoch, incarnation, heard: false, extensions: 0, nag_at: now };
+    /// We suspect this host from now on; returns whether we did not before.
+    pub fn suspect(&mut self, now: Instant, id: Id, incarnation: u16) -> bool {
+        let fresh = Suspicion {
+            epoch: id.epoch,
+            incarnation,
+            since: now,
+            heard: false,
+            extensions: 0,
+            nag_at: now,
+        };
         let known = self.suspects.get(&id.node).map(|s| (s.epoch, s.incarnation));
-        if known != Some((id.epoch, incarnation)) && self.suspects.len() < SUSPECTS_MAX {
+        let is_news = known != Some((id.epoch, incarnation)) && self.suspects.len() < SUSPECTS_MAX;
+        if is_news {
             self.suspects.insert(id.node, fresh);
         }
+        is_news
+    }
+
+    /// Since when we suspect this host.
+    pub fn suspected_since(&self, id: Id) -> Option<Instant> {
+        self.suspects.get(&id.node).filter(|s| s.epoch == id.epoch).map(|s| s.since)
+    }
+
+    /// Another host says that it suspects this one too.
+    pub fn accused(&mut self, now: Instant, by: u64, id: Id, incarnation: u16) {
+        self.accusations.retain(|_, it| now.saturating_duration_since(it.last) < ACCUSATION_KEPT);
+        if self.accusations.len() >= SUSPECTS_MAX && !self.accusations.contains_key(&id.node) {
+            return;
+        }
+        let new = || Accusation { epoch: id.epoch, incarnation, by: BTreeSet::new(), last: now };
+        let accusation = self.accusations.entry(id.node).or_insert_with(new);
+        if (accusation.epoch, accusation.incarnation) < (id.epoch, incarnation) {
+            *accusation = new();
+        }
+        if (accusation.epoch, accusation.incarnation) == (id.epoch, incarnation)
+            && accusation.by.len() < ACCUSERS_ENOUGH
+        {
+            accusation.by.insert(by);
+            accusation.last = now;
+        }
+    }
+
+    /// Of `whole`, how long a suspect has to refute: the less, the more hosts found on their own account that it does not
+    /// answer, by the logarithm that Lifeguard takes.
+    pub fn time_to_refute(&self, id: Id, whole: Duration) -> Duration {
+        let Some(suspicion) = self.suspects.get(&id.node) else { return whole };
+        let is_same = |it: &&Accusation| {
+            (it.epoch, it.incarnation) == (suspicion.epoch, suspicion.incarnation)
+        };
+        let accusers = self.accusations.get(&id.node).filter(is_same).map_or(0, |it| it.by.len());
+        let weight = (accusers as f64 + 1.0).ln() / (ACCUSERS_ENOUGH as f64 + 1.0).ln();
+        whole.mul_f64(1.0 - (1.0 - LEAST_SHARE) * weight.min(1.0))
+    }
+
+    /// This host is alive at this incarnation, as itself or others say. Returns whether that ends a suspicion.
+    pub fn refuted(&mut self, id: Id, incarnation: u16) -> bool {
+        let is_older = |s: &Suspicion| id.epoch > s.epoch || incarnation > s.incarnation;
+        let is_over = self.suspects.get(&id.node).is_some_and(is_older);
+        if is_over {
+            self.forget(id.node);
+            self.blame();
+        }
+        is_over
     }
 
     /// Something arrived from this host.
     pub fn heard_from(&mut self, node: u64) {
         if let Some(suspicion) = self.suspects.get_mut(&node) {
             suspicion.heard = true;
-        }
-    }
-
-    /// A host was heard from, at this incarnation.
-    pub fn heard(&mut self, id: Id, incarnation: u16) {
-        let Some(suspicion) = self.suspects.get_mut(&id.node) else { return };
-        suspicion.heard = true;
-        if id.epoch > suspicion.epoch || incarnation > suspicion.incarnation {
-            self.suspects.remove(&id.node);
-            self.blame();
         }
     }
 
@@ -100,17 +165,20 @@ impl Lifeguard {
     /// It is down, or lives a new life.
     pub fn forget(&mut self, node: u64) {
         self.suspects.remove(&node);
+        self.accusations.remove(&node);
     }
 
     pub fn clear(&mut self) {
         self.suspects.clear();
+        self.accusations.clear();
     }
 
     /// The suspects that are to be told so now.
     pub fn nag(&mut self, now: Instant) -> Vec<Note> {
         let due = self.suspects.iter_mut().filter(|(_, suspicion)| suspicion.nag_at <= now);
         due.map(|(node, suspicion)| {
-            suspicion.nag_at = now + NAG;
+            let is_late = now.saturating_duration_since(suspicion.since) > NAG_LATER;
+            suspicion.nag_at = now + if is_late { NAG_LATER } else { NAG };
             Note::Nag { node: *node, epoch: suspicion.epoch, incarnation: suspicion.incarnation }
         })
         .collect()
@@ -143,9 +211,36 @@ mod tests {
         assert_eq!(lifeguard.poll_timeout(), Some(t0 + NAG));
         lifeguard.suspect(t0 + NAG, ID, 3);
         assert_eq!(lifeguard.nag(t0 + NAG), nag);
-        lifeguard.heard(ID, 4);
+        assert!(lifeguard.refuted(ID, 4));
         assert_eq!(lifeguard.poll_timeout(), None, "it refuted");
         assert_eq!(lifeguard.slowdown(), 1, "we were wrong");
+    }
+
+    #[test]
+    fn the_more_accuse_the_sooner_it_is_believed_and_nobody_counts_twice() {
+        let (t0, whole) = (t0(), Duration::from_secs(2));
+        let mut lifeguard = Lifeguard::default();
+        lifeguard.accused(t0, 7, ID, 3);
+        assert!(lifeguard.suspect(t0, ID, 3));
+        assert!(!lifeguard.suspect(t0, ID, 3), "no news");
+        let times: Vec<Duration> = (7..20)
+            .map(|by| {
+                lifeguard.accused(t0, by, ID, 3);
+                lifeguard.time_to_refute(ID, whole)
+            })
+            .collect();
+        assert_eq!(
+            times[0],
+            whole.mul_f64(0.75),
+            "the one accuser, whom we heard before we suspected"
+        );
+        assert!(times[1] < times[0] && times[2] < times[1]);
+        assert!(times[2..].iter().all(|time| *time == whole / 2), "{times:?}");
+        lifeguard.refuted(ID, 4);
+        assert_eq!(lifeguard.suspected_since(ID), None, "others heard it refute");
+        lifeguard.suspect(t0, ID, 4);
+        lifeguard.accused(t0, 7, ID, 3);
+        assert_eq!(lifeguard.time_to_refute(ID, whole), whole, "an old accusation");
     }
 
     #[test]
@@ -154,10 +249,10 @@ mod tests {
         let mut lifeguard = Lifeguard::default();
         lifeguard.suspect(t0, ID, 0);
         for _ in 0..EXTENSIONS_MAX {
-            lifeguard.heard(ID, 0);
+            lifeguard.heard_from(ID.node);
             assert!(lifeguard.is_reprieved(ID));
         }
-        lifeguard.heard(ID, 0);
+        lifeguard.heard_from(ID.node);
         assert!(!lifeguard.is_reprieved(ID), "it talks, but it does not hear");
         lifeguard.suspect(t0, ID, 0);
         assert!(!lifeguard.is_reprieved(ID), "silent");

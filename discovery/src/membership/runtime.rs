@@ -48,7 +48,10 @@ pub(super) enum Said {
     Up(Id),
     Down(Id),
     Renamed(Id),
+    /// This host was called down and has a new epoch.
     Rejoined,
+    /// This host's id was seen with a later epoch, so it took one above that.
+    Overtaken,
 }
 
 impl foca::Runtime<Id> for Outbox {

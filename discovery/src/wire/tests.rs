@@ -54,6 +54,13 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         }),
         any::<(u32, u16)>()
             .prop_map(|(epoch, incarnation)| Frame::Suspected { epoch, incarnation }),
+        any::<(u64, u32, u16)>().prop_map(|(node, epoch, incarnation)| Frame::Accused {
+            node,
+            epoch,
+            incarnation
+        }),
+        (any::<Option<u64>>(), address())
+            .prop_map(|(holder, address)| Frame::NotThere { address, holder }),
         (any::<(u32, u16, u64)>(), address()).prop_map(
             |((epoch, incarnation, generation), address)| {
                 Frame::Hello(Hello { epoch, incarnation, generation, address })

@@ -61,6 +61,8 @@ pub struct Host {
     pub events: Vec<(Instant, Event)>,
     /// When its process wants to be woken.
     wake: Option<Instant>,
+    /// How far its clock is behind.
+    pub clock_behind: Duration,
 }
 
 pub struct Network {
@@ -151,8 +153,14 @@ impl World {
             seen: BTreeMap::new(),
             events: Vec::new(),
             wake: None,
+            clock_behind: Duration::ZERO,
         });
         host
+    }
+
+    /// Unix time by this host's clock.
+    fn wall_of(&self, host: usize) -> u64 {
+        self.wall_ms() - u64::try_from(self.hosts[host].clock_behind.as_millis()).unwrap()
     }
 
     pub fn wall_ms(&self) -> u64 {
@@ -192,7 +200,7 @@ impl World {
 
     pub fn start_with(&mut self, host: usize, config: Config) {
         let (now, wall, seed, salt) =
-            (self.now, self.wall_ms(), self.rng.random(), self.rng.random());
+            (self.now, self.wall_of(host), self.rng.random(), self.rng.random());
         let it = &mut self.hosts[host];
         assert!(it.process.is_none(), "already running");
         it.process = Some(Discovery::new(config, it.disk.clone(), now, wall, seed, salt));
@@ -216,7 +224,7 @@ impl World {
     }
 
     pub fn leave(&mut self, host: usize) {
-        let (now, wall) = (self.now, self.wall_ms());
+        let (now, wall) = (self.now, self.wall_of(host));
         self.hosts[host].process.as_mut().unwrap().leave(now, wall);
         self.drain(host);
         self.kill(host);
@@ -351,7 +359,7 @@ impl World {
                     changed |= self.deliver(delivery);
                 }
             }
-            let (now, wall) = (self.now, self.wall_ms());
+            let (now, wall) = (self.now, self.wall_of(host));
             let it = &mut self.hosts[host];
             if it.paused_until.is_none()
                 && let Some(process) = &mut it.process
@@ -365,11 +373,11 @@ impl World {
     }
 
     fn deliver(&mut self, delivery: Delivery) -> bool {
-        let (now, wall) = (self.now, self.wall_ms());
         let (Delivery::Datagram { to, .. }
         | Delivery::Request { to, .. }
         | Delivery::Response { to, .. }) = &delivery;
         let to = *to;
+        let (now, wall) = (self.now, self.wall_of(to));
         if self.hosts[to].paused_until.is_some() {
             if self.hosts[to].waiting.len() < SOCKET_MAX {
                 self.hosts[to].waiting.push_back(delivery);

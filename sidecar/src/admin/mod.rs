@@ -125,9 +125,7 @@ fn readiness(admin: &Admin) -> Result<(), String> {
     if catalog.nodes.get(&catalog.own).is_some_and(|node| node.draining) {
         return Err("draining".to_owned());
     }
-    if !admin.gossip.joined() {
-        return Err("joining: no host of mesh.join has answered yet".to_owned());
-    }
+    admin.gossip.ready()?;
     if admin.quotas.view().waiting {
         return Err("waiting to hear who shares the limits of ratelimit.resources".to_owned());
     }

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwapOption;
 use evenkeel_discovery::discovery::DATAGRAM_MAX;
 use evenkeel_discovery::registration::{Origin, Registration};
-use evenkeel_discovery::{Discovery, Event, Health};
+use evenkeel_discovery::{Discovery, Event, Found, Health, Readiness};
 use tokio::net::UdpSocket;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, warn};
@@ -41,6 +42,8 @@ pub(super) struct Driver {
     pub changed: watch::Sender<u64>,
     pub local: watch::Sender<Arc<Vec<Registration>>>,
     pub joined: Arc<AtomicBool>,
+    /// Why this host is not a working member of its mesh.
+    pub obstacle: Arc<ArcSwapOption<String>>,
     /// Where the sockets listen.
     pub listens: SocketAddr,
     pub udp: std::net::UdpSocket,
@@ -62,6 +65,8 @@ struct Round {
     seeds: BTreeMap<SocketAddr, bool>,
     /// Names of `mesh.join` that could not be looked up.
     unresolved: BTreeSet<String>,
+    /// Names whose first look-up has not ended.
+    looked_up_first: BTreeSet<String>,
     save_due: Option<Instant>,
     /// The last registration that was written is on the disk.
     kept: Arc<AtomicBool>,
@@ -93,6 +98,7 @@ impl Driver {
             memory: stream::dial_memory(),
             seeds: BTreeMap::new(),
             unresolved: BTreeSet::new(),
+            looked_up_first: self.join.iter().cloned().collect(),
             save_due: None,
             kept: Arc::new(AtomicBool::new(true)),
             alone_at: (!self.join.is_empty()).then(|| Instant::now() + ALONE_AFTER),
@@ -165,7 +171,7 @@ impl Driver {
         }
         if round.alone_at.is_some_and(|due| due <= now) {
             round.alone_at = None;
-            if !self.joined.swap(true, Ordering::Relaxed) {
+            if self.discovery.readiness() == Readiness::Alone {
                 self.events.warn(
                     "alone",
                     self.join.join(", "),
@@ -195,8 +201,35 @@ impl Driver {
         while let Some(event) = self.discovery.poll_event() {
             self.event(event, round);
         }
+        self.judge_readiness(round);
         *self.published.counters.lock().unwrap_or_else(PoisonError::into_inner) =
             self.discovery.counters();
+    }
+
+    /// Whether this host is a member of the mesh by now; once it is, only that it is not at its address can change that.
+    fn judge_readiness(&mut self, round: &mut Round) {
+        let readiness = self.discovery.readiness();
+        let obstacle = match readiness {
+            Readiness::NotThere(found) => Some(elsewhere(found)),
+            _ if self.joined.load(Ordering::Relaxed) => None,
+            _ if !round.looked_up_first.is_empty() => {
+                Some("the names of mesh.join are still being looked up".to_owned())
+            }
+            Readiness::Joining(address) => Some(format!("{address} of mesh.join has not answered yet")),
+            Readiness::Alone if round.alone_at.is_some() => {
+                Some("no host of mesh.join has answered yet".to_owned())
+            }
+            Readiness::Unseen => Some(
+                "no other host has sent anything to node.address yet: is it where they reach this host?".to_owned(),
+            ),
+            Readiness::Alone | Readiness::Ready => {
+                self.joined.store(true, Ordering::Relaxed);
+                None
+            }
+        };
+        if self.obstacle.load().as_deref() != obstacle.as_ref() {
+            self.obstacle.store(obstacle.map(Arc::new));
+        }
     }
 
     fn event(&mut self, event: Event, round: &mut Round) {
@@ -205,7 +238,6 @@ impl Driver {
             Event::SnapshotChanged => self.publish(),
             Event::SaveDue => round.save_due = round.save_due.or_else(|| Some(Instant::now() + SAVE_AFTER)),
             Event::NodeUp { node, name } => {
-                self.joined.store(true, Ordering::Relaxed);
                 self.events.info("member_up", name, format!("id {node:016x}"));
             }
             Event::NodeDown { node, name, left } => {
@@ -231,8 +263,13 @@ impl Driver {
                 "address_conflict",
                 address.to_string(),
                 format!(
-                    "two hosts claim this gossip address: {loser:016x} is left out, {winner:016x} is kept. Unless it is one host that lost its data directory, change node.address of one"
+                    "two hosts claim this gossip address: {winner:016x} answers there and stays, {loser:016x} is left out. Unless it is one host that lost its data directory, change node.address of {loser:016x}"
                 ),
+            ),
+            Event::NotThere { address, found } => self.events.warn(
+                "not_at_address",
+                address.to_string(),
+                format!("{}. Others cannot reach this host: set node.address to an address of this host, and mesh.gossip.listen so that it is listened on", elsewhere(found)),
             ),
             // A full queue loses it, as the network may.
             Event::Quota { from, bytes } => {
@@ -485,6 +522,7 @@ impl Driver {
     }
 
     fn resolved(&mut self, name: String, found: io::Result<Vec<SocketAddr>>, round: &mut Round) {
+        round.looked_up_first.remove(&name);
         match found {
             Ok(addresses) => {
                 round.unresolved.remove(&name);
@@ -507,6 +545,16 @@ impl Driver {
                 }
             }
         }
+    }
+}
+
+/// What was found at this host's address, for an operator.
+fn elsewhere(found: Found) -> String {
+    match found {
+        Found::Host(other) => {
+            format!("another host ({other:016x}) answers at this host's node.address")
+        }
+        Found::Nobody => "nobody answers at this host's node.address".to_owned(),
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use evenkeel_config::settings::{self, Settings};
 use evenkeel_config::{Environment, Published};
 use evenkeel_discovery::consul::CheckRegistration;
@@ -59,6 +59,7 @@ pub struct GossipHandle {
     changes: watch::Receiver<u64>,
     local: watch::Receiver<Arc<Vec<Registration>>>,
     joined: Arc<AtomicBool>,
+    obstacle: Arc<ArcSwapOption<String>>,
     commands: mpsc::Sender<Command>,
 }
 
@@ -214,6 +215,8 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
     let (publish_local, local) =
         watch::channel(Arc::new(discovery.registrations().cloned().collect::<Vec<_>>()));
     let joined = Arc::new(AtomicBool::new(settings.mesh.join.is_empty()));
+    let obstacle = (!settings.mesh.join.is_empty()).then(|| Arc::new("joining".to_owned()));
+    let obstacle = Arc::new(ArcSwapOption::new(obstacle));
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let published = Arc::new(metrics::Published {
         counters: Mutex::new(Counters::default()),
@@ -235,6 +238,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         changed,
         local: publish_local,
         joined: Arc::clone(&joined),
+        obstacle: Arc::clone(&obstacle),
         listens,
         udp: sockets.udp,
         quotas: args.quotas_received,
@@ -253,7 +257,8 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         // A name look-up may still hang on its own thread.
         runtime.shutdown_background();
     })?;
-    let handle = GossipHandle { node: Arc::new(node), catalog, changes, local, joined, commands };
+    let handle =
+        GossipHandle { node: Arc::new(node), catalog, changes, local, joined, obstacle, commands };
     Ok(Gossip { handle, stop: Some(stop), thread: Some(thread) })
 }
 
@@ -305,10 +310,19 @@ impl GossipHandle {
         self.local.clone()
     }
 
-    /// Whether this host has met another, or has no one to meet, or has tried for long enough to serve alone.
+    /// Whether this host has met whom `mesh.join` names and they see it, or has no one to meet, or has tried for long enough to
+    /// serve alone. Once it has, that stays.
     #[must_use]
     pub fn joined(&self) -> bool {
         self.joined.load(Ordering::Relaxed)
+    }
+
+    /// Whether this host is a working member of its mesh.
+    ///
+    /// # Errors
+    /// Why it is not, for an operator.
+    pub fn ready(&self) -> Result<(), String> {
+        self.obstacle.load().as_ref().map_or(Ok(()), |why| Err(String::clone(why)))
     }
 
     /// Where commands go, for those who have many.
