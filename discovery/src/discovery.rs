@@ -11,7 +11,7 @@
 //!
 //! The parts know nothing of each other; here is what connects them: who came up is asked for its record, who went
 //! down is hidden, what changed is told on, who does not answer is dialled. `discovery/` has one file for each
-//! direction: `datagrams` and `exchanges` take what arrives, `seeds` and `peers` follow who comes and goes, `addresses` who is
+//! direction: `datagrams` and `exchanges` take what arrives, `joining` and `peers` follow who comes and goes, `addresses` who is
 //! where, `offers` is this host's own record.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rand::seq::{IndexedRandom, SliceRandom};
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -43,30 +43,24 @@ mod checks;
 mod datagrams;
 mod exchanges;
 mod interface;
+mod joining;
 mod offers;
 mod orders;
 mod peers;
-mod seeds;
 
 pub use addresses::Found;
 pub use interface::*;
 
 use datagrams::Allowance;
-use exchanges::{Outgoing, Purpose};
+use exchanges::Outgoing;
+use joining::Seeds;
 use offers::Offer;
 use peers::Peers;
-use seeds::Seeds;
 
 /// A host compares notes with a random other one this often.
 const ANTI_ENTROPY: Duration = Duration::from_secs(10);
 /// What is kept only for a while is looked through this often.
 const EXPIRE: Duration = Duration::from_secs(30);
-/// A lonely host tries to join after this, then twice as long each time.
-const JOIN_FIRST: Duration = Duration::from_millis(500);
-/// At the longest.
-const JOIN_LAST: Duration = Duration::from_secs(30);
-/// With others around, the join addresses are still tried this often, so that a split mesh heals.
-const JOIN_HEAL: Duration = Duration::from_secs(60);
 /// Gaps are collected this long before what is missing is fetched: often it is only late.
 const FETCH: Duration = Duration::from_millis(30);
 /// Hosts that something is fetched from at a time.
@@ -235,42 +229,6 @@ impl Discovery {
     #[must_use]
     pub fn node(&self) -> &NodeInfo {
         &self.config.node
-    }
-
-    /// The configuration names this address to join through: the host there is asked for all it knows, and told of us; if it
-    /// does not answer, again and again until it does. A no-op for our own address and for one where a member is up already.
-    pub fn join(&mut self, now: Instant, address: SocketAddr) {
-        if !self.left && address != self.config.node.address && self.seeds.name(now, address) {
-            self.try_seed(now, address);
-        }
-    }
-
-    fn try_seed(&mut self, now: Instant, address: SocketAddr) {
-        if self.peers.at(address).any(|node| self.membership.up().contains_key(&node)) {
-            self.seeds.met(address);
-            return;
-        }
-        let is_under_way =
-            self.dials.values().any(|dial| dial.to == address && dial.purpose == Purpose::Join);
-        if !self.left && address != self.config.node.address && !is_under_way {
-            self.seeds.trying(now, address);
-            self.dial_join(now, address);
-        }
-    }
-
-    /// What this host still waits for before it can serve as a member of the mesh.
-    #[must_use]
-    pub fn readiness(&self) -> Readiness {
-        if let Some(found) = self.found_instead {
-            return Readiness::NotThere(found);
-        }
-        if let Some(address) = self.seeds.untried().next() {
-            return Readiness::Joining(address);
-        }
-        if self.membership.up().is_empty() {
-            return Readiness::Alone;
-        }
-        if self.membership.addressed_at().is_none() { Readiness::Unseen } else { Readiness::Ready }
     }
 
     /// Does what is due.
@@ -543,26 +501,6 @@ impl Discovery {
         let left_us = |end: u64| end.saturating_sub(wall_ms.saturating_mul(1000));
         self.timers.orders =
             self.publisher.orders_end().map(|end| now + Duration::from_micros(left_us(end)));
-    }
-
-    fn try_to_join(&mut self, now: Instant) {
-        self.tell(Event::ResolveJoin);
-        if !self.membership.up().is_empty() {
-            self.timers.join = now + self.jittered(JOIN_HEAL);
-            return;
-        }
-        let backoff = JOIN_FIRST.saturating_mul(1 << self.join_attempts.min(10)).min(JOIN_LAST);
-        self.join_attempts = self.join_attempts.saturating_add(1);
-        self.timers.join = now + self.jittered(backoff);
-        let known: Vec<SocketAddr> = self.peers.lost_addresses().collect();
-        let saved = self.saved_members.iter().map(|member| member.address);
-        let mut addresses: Vec<SocketAddr> = known.into_iter().chain(saved).collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses.shuffle(&mut self.rng);
-        for address in addresses.into_iter().take(FANOUT) {
-            self.try_seed(now, address);
-        }
     }
 
     fn expire(&mut self, now: Instant, wall_ms: u64) {

@@ -3,11 +3,7 @@
 //! What is decided here is what foca leaves to its embedder. Identities are (node id, epoch); where a host is, is
 //! known beside them. We own the timers and bend them:
 //! a pause of this process delays every timer by the pause, so that answers that wait in the socket are read first;
-//! the rest is in [`lifeguard`].
-//!
-//! Death is never believed on hearsay alone where we know better: what others say of a host that spoke to us a moment ago
-//! is looked into ([`Note::DeathDoubted`]). And who hears nobody at all judges only for itself: a host that is
-//! deaf would otherwise call the whole mesh down.
+//! the rest is in [`lifeguard`] and [`suspicion`].
 //!
 //! A late probe is reported ([`Note::ProbeLate`]) so that it can be tried over TCP; success counts as an
 //! acknowledgement ([`Membership::confirm_alive`]), several refused connections end it ([`Membership::declare_down`]).
@@ -18,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::{Duration, Instant};
 
-use foca::{Foca, Header, Member, Message, NoCustomBroadcast, State, Timer};
+use foca::{Foca, Member, Message, NoCustomBroadcast, State, Timer};
 use rand_chacha::ChaCha8Rng;
 
 use crate::discovery::{DOWN_KEPT, Profile};
@@ -27,10 +23,12 @@ use crate::wire::Membered;
 mod codec;
 mod lifeguard;
 mod runtime;
+mod suspicion;
 
 use codec::{Codec, decode_packet, encode_packet};
 use lifeguard::Lifeguard;
 use runtime::{Id, Outbox, Said};
+use suspicion::Absent;
 
 /// Most bytes of a membership packet; the rest of the datagram has the addresses of the hosts it names.
 pub(crate) const PACKET_MAX: usize = 480;
@@ -42,9 +40,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_GRACE: Duration = Duration::from_millis(20);
 /// Hosts that are down are told so, and thereby a split mesh heals, this often, so many at a time.
 const ANNOUNCE_DOWN: (Duration, usize) = (Duration::from_secs(3), 2);
-/// Who spoke to us within this time is not dead because others say so. Less than the shortest suspicion, so that a death that
-/// others waited out is believed.
-const HEARD_FRESH: Duration = Duration::from_millis(800);
 /// More news than this in one exchange is a join or the end of a split: the others learn it by exchanges too.
 const REBROADCAST_MAX: usize = 64;
 
@@ -113,15 +108,6 @@ pub(crate) struct Membership {
     lifeguard: Lifeguard,
     own_incarnation: u16,
     left: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Absent {
-    epoch: u32,
-    /// Nobody was heard from then on.
-    since: Instant,
-    /// Others were heard again: it has one more suspicion to refute.
-    last_chance: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -310,68 +296,12 @@ impl Membership {
         self.handle_members(now, &[Membered { node, epoch, incarnation, down: false }]);
     }
 
-    /// Another host suspects this one: refute, and to its face, so that it need not wait to hear of it.
-    pub fn handle_suspected(&mut self, now: Instant, by: u64, epoch: u32, incarnation: u16) {
-        let own = *self.foca.identity();
-        if self.left || own.epoch != epoch {
-            return;
-        }
-        let suspect = Member::new(own, incarnation, State::Suspect);
-        let _ = self.foca.apply_many(std::iter::once(suspect), false, &mut self.outbox);
-        let absent = self.absent.get(&by).map(|absent| absent.epoch);
-        if let Some(epoch) = self.up.get(&by).copied().or(absent) {
-            // Whatever we send carries our incarnation.
-            let _ = self.foca.announce(Id { node: by, epoch }, &mut self.outbox);
-        }
-        self.settle(now);
-    }
-
     /// Something arrived from this host: it is not dead, whoever suspects it.
     pub fn heard_from(&mut self, now: Instant, node: u64) {
         self.lifeguard.heard_from(node);
         if self.up.contains_key(&node) || self.absent.contains_key(&node) {
             self.heard.insert(node, now);
         }
-    }
-
-    /// Another host suspects this one too: the sooner it is believed.
-    pub fn handle_accused(
-        &mut self,
-        now: Instant,
-        by: u64,
-        node: u64,
-        epoch: u32,
-        incarnation: u16,
-    ) {
-        let id = Id { node, epoch };
-        if self.left || by == node || self.up.get(&node) != Some(&epoch) {
-            return;
-        }
-        self.lifeguard.accused(now, by, id, incarnation);
-        self.hasten(now, id, incarnation);
-    }
-
-    /// The host answered over TCP although its datagrams are missing: as good as an acknowledgement.
-    pub fn confirm_alive(&mut self, now: Instant, node: u64, epoch: u32) {
-        let Some(probe) = self.probe.filter(|p| p.target == Id { node, epoch } && !p.acked) else {
-            return;
-        };
-        let incarnation = self
-            .foca
-            .iter_membership_state()
-            .find(|member| *member.id() == probe.target)
-            .map_or(0, Member::incarnation);
-        let header = Header {
-            src: probe.target,
-            src_incarnation: incarnation,
-            dst: *self.foca.identity(),
-            message: Message::Ack(probe.number),
-        };
-        let _ = self.foca.handle_data(&encode_packet(&header, &[]), &mut self.outbox);
-        if let Some(probe) = &mut self.probe {
-            probe.acked = true;
-        }
-        self.settle(now);
     }
 
     /// This epoch of the host is over, for certain. Without `spread` only this host acts on it.
@@ -478,43 +408,6 @@ impl Membership {
         self.settle(now);
     }
 
-    /// Whether it may be us who hear nobody, so that this suspect is not to be called down yet; it is absent meanwhile.
-    fn is_our_own_deafness(&mut self, now: Instant, suspect: Id) -> bool {
-        let Id { node, epoch } = suspect;
-        let absent = self.absent.get(&node).filter(|absent| absent.epoch == epoch).copied();
-        let Some(since) = absent.map(|it| it.since).or(self.lifeguard.suspected_since(suspect))
-        else {
-            return false;
-        };
-        let others = self.heard.iter().filter(|(other, _)| **other != node).map(|(_, at)| *at);
-        let is_deaf = others.max() < Some(since);
-        if !is_deaf && absent.is_none_or(|absent| absent.last_chance) {
-            return false;
-        }
-        let last_chance = !is_deaf;
-        self.absent.insert(node, Absent { epoch, since: now, last_chance });
-        if self.up.remove(&node).is_some() {
-            self.notes.push(Note::Down { node });
-        }
-        true
-    }
-
-    /// An absent host refuted, or lives a new life.
-    fn is_back(&mut self, id: Id) {
-        if self.absent.get(&id.node).is_some_and(|absent| absent.epoch <= id.epoch) {
-            self.absent.remove(&id.node);
-            self.up.insert(id.node, id.epoch);
-            self.notes.push(Note::Up { node: id.node });
-        }
-    }
-
-    /// A host was heard of at this incarnation: if it is suspected at an earlier one, that is over.
-    fn note_alive(&mut self, id: Id, incarnation: u16) {
-        if self.lifeguard.refuted(id, incarnation) {
-            self.is_back(id);
-        }
-    }
-
     /// Sorts out what foca said.
     fn settle(&mut self, now: Instant) {
         loop {
@@ -555,40 +448,6 @@ impl Membership {
             _ => after,
         };
         self.schedule(now + after, timer);
-    }
-
-    /// Brings the end of a suspicion forward, as far as its accusers weigh.
-    fn hasten(&mut self, now: Instant, id: Id, incarnation: u16) {
-        let Some(since) = self.lifeguard.suspected_since(id) else { return };
-        let due = since + self.lifeguard.time_to_refute(id, self.suspicion());
-        let is_its = |timer: &Timer<Id>| matches!(timer, Timer::ChangeSuspectToDown { member_id, incarnation: of, .. } if *member_id == id && *of == incarnation);
-        let key = self.timers.iter().find(|(_, timer)| is_its(timer)).map(|(key, _)| *key);
-        if let Some(key) = key.filter(|(at, _)| *at > due)
-            && let Some(timer) = self.timers.remove(&key)
-        {
-            self.schedule(due.max(now), timer);
-        }
-    }
-
-    /// Whether somebody says that a host is down which spoke to us a moment ago.
-    fn is_doubtful(&self, now: Instant, id: &Id, state: State) -> bool {
-        state == State::Down
-            && self.up.get(&id.node).is_some_and(|epoch| *epoch >= id.epoch)
-            && self
-                .heard
-                .get(&id.node)
-                .is_some_and(|at| now.saturating_duration_since(*at) < HEARD_FRESH)
-    }
-
-    fn note_doubts(&mut self, now: Instant, updates: &[Member<Id>]) {
-        for update in updates {
-            let Id { node, epoch } = *update.id();
-            if self.up.get(&node) == Some(&epoch)
-                && self.is_doubtful(now, update.id(), update.state())
-            {
-                self.notes.push(Note::DeathDoubted { node, epoch });
-            }
-        }
     }
 
     fn schedule(&mut self, at: Instant, timer: Timer<Id>) {

@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::addresses::DoubtedClaims;
-use super::{DOWN_KEPT, Discovery, Event, JOIN_FIRST, JOIN_HEAL, SavedMember};
+use super::joining::{JOIN_FIRST, JOIN_HEAL};
+use super::{DOWN_KEPT, Discovery, Event, SavedMember};
 use crate::membership::Membership;
 use crate::publish::Visible;
 use crate::registry::Registry;

@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
+use super::joining::JOIN_LAST;
 use super::*;
 use crate::catalog::{NodeStatus, Policies};
 use crate::health::{Health, Status};

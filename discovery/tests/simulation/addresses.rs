@@ -195,3 +195,23 @@ fn an_address_that_moves_belongs_to_where_it_leads() {
         assert!(told.is_some(), "seed {seed}: {:?}", readiness(&world, 1));
     }
 }
+
+#[test]
+fn two_processes_with_one_id_end_up_with_two() {
+    for seed in seeds(2) {
+        let mut world = World::with_mesh(seed, 4);
+        world.run(Duration::from_secs(5));
+        let copy = world.add_host();
+        world.hosts[copy].id = world.hosts[2].id;
+        world.hosts[copy].disk = world.hosts[2].disk.clone();
+        world.hosts[copy].offers = world.hosts[2].offers.clone();
+        world.start(copy);
+        let told_apart =
+            |world: &World| world.hosts[copy].id != world.hosts[2].id && world.is_converged();
+        let took = world.wait(Duration::from_secs(120), told_apart);
+        let took = took.unwrap_or_else(|| panic!("seed {seed}: still one id"));
+        println!("told apart after {took:?}");
+        world.run(Duration::from_secs(60));
+        world.converge(Duration::ZERO);
+    }
+}

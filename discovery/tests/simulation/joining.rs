@@ -53,3 +53,21 @@ fn a_host_is_not_ready_before_each_name_was_tried() {
     let took = world.wait(Duration::from_secs(20), |world| readiness(world) == Readiness::Ready);
     assert!(took.is_some(), "in the end it is found dead");
 }
+
+#[test]
+fn all_restart_from_their_data_directories_and_find_each_other() {
+    for seed in seeds(4) {
+        let mut world = World::with_mesh(seed, 6);
+        world.run(Duration::from_secs(10));
+        for host in 0..6 {
+            world.kill(host);
+            // Even the first knows where the others were.
+            world.hosts[host].join.clear();
+        }
+        for host in 0..6 {
+            world.start(host);
+        }
+        let took = world.converge(Duration::from_secs(10));
+        println!("all back after {took:?}");
+    }
+}

@@ -12,8 +12,19 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use super::exchanges::Purpose;
+use super::{Discovery, Event, Readiness};
+use crate::spread::FANOUT;
+
+/// A lonely host tries to join after this, then twice as long each time.
+pub(super) const JOIN_FIRST: Duration = Duration::from_millis(500);
+/// At the longest.
+pub(super) const JOIN_LAST: Duration = Duration::from_secs(30);
+/// With others around, the join addresses are still tried this often, so that a split mesh heals.
+pub(super) const JOIN_HEAL: Duration = Duration::from_secs(60);
 /// After the first failure; then twice as long each time.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// At the longest, while it may yet come: hosts that start together are all up within minutes.
@@ -111,6 +122,64 @@ impl Seeds {
     pub fn untried(&self) -> impl Iterator<Item = SocketAddr> {
         let untried = self.0.iter().filter(|(_, it)| it.named && !it.met && it.failures == 0);
         untried.map(|(address, _)| *address)
+    }
+}
+
+impl Discovery {
+    /// The configuration names this address to join through: the host there is asked for all it knows, and told of us; if it
+    /// does not answer, again and again until it does. A no-op for our own address and for one where a member is up already.
+    pub fn join(&mut self, now: Instant, address: SocketAddr) {
+        if !self.left && address != self.config.node.address && self.seeds.name(now, address) {
+            self.try_seed(now, address);
+        }
+    }
+
+    pub(super) fn try_seed(&mut self, now: Instant, address: SocketAddr) {
+        if self.peers.at(address).any(|node| self.membership.up().contains_key(&node)) {
+            self.seeds.met(address);
+            return;
+        }
+        let is_under_way =
+            self.dials.values().any(|dial| dial.to == address && dial.purpose == Purpose::Join);
+        if !self.left && address != self.config.node.address && !is_under_way {
+            self.seeds.trying(now, address);
+            self.dial_join(now, address);
+        }
+    }
+
+    /// What this host still waits for before it can serve as a member of the mesh.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        if let Some(found) = self.found_instead {
+            return Readiness::NotThere(found);
+        }
+        if let Some(address) = self.seeds.untried().next() {
+            return Readiness::Joining(address);
+        }
+        if self.membership.up().is_empty() {
+            return Readiness::Alone;
+        }
+        if self.membership.addressed_at().is_none() { Readiness::Unseen } else { Readiness::Ready }
+    }
+
+    pub(super) fn try_to_join(&mut self, now: Instant) {
+        self.tell(Event::ResolveJoin);
+        if !self.membership.up().is_empty() {
+            self.timers.join = now + self.jittered(JOIN_HEAL);
+            return;
+        }
+        let backoff = JOIN_FIRST.saturating_mul(1 << self.join_attempts.min(10)).min(JOIN_LAST);
+        self.join_attempts = self.join_attempts.saturating_add(1);
+        self.timers.join = now + self.jittered(backoff);
+        let known: Vec<SocketAddr> = self.peers.lost_addresses().collect();
+        let saved = self.saved_members.iter().map(|member| member.address);
+        let mut addresses: Vec<SocketAddr> = known.into_iter().chain(saved).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.shuffle(&mut self.rng);
+        for address in addresses.into_iter().take(FANOUT) {
+            self.try_seed(now, address);
+        }
     }
 }
 
