@@ -35,6 +35,7 @@ fn balancer(start: Instant, count: u16, zones: u16) -> Balancer {
             weight: 1,
             zone: (zones > 0).then(|| Arc::from(format!("z{}", index % zones))),
             serving: true,
+            preserved: false,
         }
     };
     balancer.update(start, (0..count).map(spec).collect(), Some("z0"));

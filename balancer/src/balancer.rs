@@ -131,14 +131,14 @@ impl Balancer {
         specs.truncate(ENDPOINTS_MAX);
         let serves_still = |spec: &EndpointSpec| {
             let before = known.get(&spec.identity());
-            spec.serving && before.is_some_and(|endpoint| endpoint.spec.serving)
+            spec.in_service() && before.is_some_and(|endpoint| endpoint.spec.in_service())
         };
         let ramp_from = if specs.iter().any(serves_still) { now } else { 0 };
         let endpoints = specs.into_iter().map(|spec| match known.get(&spec.identity()) {
             Some(&endpoint) if endpoint.spec == spec => Arc::clone(endpoint),
             Some(endpoint) => {
                 let state = Arc::clone(&endpoint.state);
-                if spec.serving && !endpoint.spec.serving {
+                if spec.in_service() && !endpoint.spec.in_service() {
                     state.ramp_from.store(ramp_from, Relaxed);
                 }
                 Arc::new(Endpoint { spec, state })
@@ -155,6 +155,17 @@ impl Balancer {
         self.recount(now, &set);
         self.set.store(set);
         left_out
+    }
+
+    /// Marks the endpoints of hosts that the mesh has called down, before [`Balancer::update`] leaves them out. Returns whether one of
+    /// them was not marked before: whoever waits for it may want to go elsewhere.
+    pub fn mark_lost(&self, is_down: impl Fn(u64) -> bool) -> bool {
+        let mut is_news = false;
+        for endpoint in self.set.load().iter() {
+            let is_lost = is_down(endpoint.spec.node);
+            is_news |= !endpoint.state.lost.swap(is_lost, Relaxed) && is_lost;
+        }
+        is_news
     }
 
     /// Chooses an endpoint for an attempt.
@@ -358,7 +369,7 @@ impl Balancer {
     }
 
     fn recount(&self, now: u64, set: &Set) {
-        let serving = set.iter().filter(|endpoint| endpoint.spec.serving);
+        let serving = set.iter().filter(|endpoint| endpoint.spec.in_service());
         self.ejections.recount(now, serving.map(|endpoint| &endpoint.state.ejection));
     }
 }

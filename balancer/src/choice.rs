@@ -7,12 +7,13 @@
 //! 3. *slow*: [on probation](crate::probation);
 //! 4. *held*;
 //! 5. *tried* by this request before: for a retry, after everything untried;
-//! 6. *not serving* (draining, failing its check): only in panic.
+//! 6. *preserved*: its host vanished, and it may be us who are cut off;
+//! 7. *not serving* (draining, failing its check): only in panic.
 //!
 //! Among the fresh, an endpoint under suspicion (`stall`) is passed over a few times, whatever the policy's way of choosing.
 //!
 //! A copy goes only to 1 or 2, and always by [two choices](crate::p2c) or in the key's order: it is sent because its twin may be stuck.
-//! Rank 2 to 6 are reached only when a bounded number of draws found nothing better, by one scan of the candidates; a scan takes two at
+//! Rank 2 to 7 are reached only when a bounded number of draws found nothing better, by one scan of the candidates; a scan takes two at
 //! random of the best rank there is. So a pick among healthy endpoints costs the same for ten as for a thousand.
 //!
 //! Candidates are all endpoints of the upstream, or the members of a [shard](crate::shuffle_shard); a choice looks first at those in this
@@ -66,6 +67,7 @@ pub(crate) enum Rank {
     Held,
     Tried,
     TriedHeld,
+    Preserved,
     NotServing,
     Out,
 }
@@ -270,6 +272,10 @@ impl Pick<'_> {
     }
 
     fn rank_in_full(&self, state: &State, serving: bool, weight: u32, index: usize) -> Rank {
+        let spec = &self.set[index].spec;
+        if spec.preserved && spec.serving {
+            return Rank::Preserved;
+        }
         if !serving {
             return if self.desperate { Rank::NotServing } else { Rank::Out };
         }

@@ -44,9 +44,16 @@ pub struct EndpointSpec {
     pub zone: Option<Arc<str>>,
     /// False while it drains or fails its check: then it is chosen only in panic, and after all others.
     pub serving: bool,
+    /// Its host vanished together with many others, so that it may be us who are cut off: it is kept, to be tried last.
+    pub preserved: bool,
 }
 
 impl EndpointSpec {
+    /// Serves, as far as anybody knows.
+    pub(crate) fn in_service(&self) -> bool {
+        self.serving && !self.preserved
+    }
+
     pub(crate) fn identity(&self) -> (u64, &str, SocketAddr) {
         (self.node, &self.instance, self.address)
     }
@@ -121,6 +128,20 @@ impl Endpoint {
         (left > 0).then(|| Duration::from_nanos(left))
     }
 
+    /// Takes it on to dial it until it can be reached again. `None`: it is reachable, as far as is known, or somebody does so already.
+    #[must_use]
+    pub fn redial(self: &Arc<Self>) -> Option<Redial> {
+        let is_ours =
+            self.state.unproven.load(Relaxed) && !self.state.redialling.swap(true, Relaxed);
+        is_ours.then(|| Redial(Arc::clone(self)))
+    }
+
+    /// Whether its host is called down by the mesh: who may go elsewhere does not wait for it.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.state.lost.load(Relaxed)
+    }
+
     /// Whether slowness keeps it out of rotation.
     #[must_use]
     pub fn on_probation(&self) -> bool {
@@ -137,6 +158,36 @@ impl Endpoint {
     #[must_use]
     pub fn ejections(&self) -> u64 {
         self.state.ejection.total()
+    }
+}
+
+/// An endpoint that could not be dialled, and is dialled again beside the requests: none of them pays to find out that it is back. One
+/// at a time for each endpoint; given up when dropped.
+#[derive(Debug)]
+pub struct Redial(Arc<Endpoint>);
+
+impl Redial {
+    /// Which.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+
+    /// Whether it is still needed: no request has reached the endpoint meanwhile.
+    #[must_use]
+    pub fn is_needed(&self) -> bool {
+        self.0.state.unproven.load(Relaxed)
+    }
+
+    /// A connection was made.
+    pub fn succeeded(self) {
+        self.0.state.reached();
+    }
+}
+
+impl Drop for Redial {
+    fn drop(&mut self) {
+        self.0.state.redialling.store(false, Relaxed);
     }
 }
 
@@ -164,12 +215,18 @@ pub(crate) struct State {
     pub(crate) bias: FailureBias,
     pub(crate) in_flight: AtomicU32,
     pub(crate) on_probation: AtomicBool,
+    /// Could not be dialled, and no dial has succeeded since: no request is to find out.
+    pub(crate) unproven: AtomicBool,
     pub(crate) stall: Stall,
     /// Attempts begun earlier give no samples: this process itself stood still.
     pub(crate) clean_since: AtomicU64,
     /// What its host said of it.
     pub(crate) scouted: Scouted,
     pub(crate) probation: Probation,
+    /// Somebody dials it again and again.
+    redialling: AtomicBool,
+    /// Its host is called down.
+    pub(crate) lost: AtomicBool,
 }
 
 const LINE: usize = 64;
@@ -189,6 +246,9 @@ impl State {
             epoch,
             in_flight: AtomicU32::new(0),
             on_probation: AtomicBool::new(false),
+            unproven: AtomicBool::new(false),
+            redialling: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             probation: Probation::default(),
             bias: FailureBias::default(),
             estimate: PeakEwma::default(),
@@ -215,9 +275,19 @@ impl State {
         since == 0 && !self.on_probation.load(Relaxed)
     }
 
-    /// Asked to be left alone, or just found unreachable: taken only when nothing better is there.
+    /// Asked to be left alone, or found unreachable: taken only when nothing better is there.
     pub(crate) fn held(&self, now: u64) -> bool {
-        now < self.retry_after.load(Relaxed) || now < self.unreachable.load(Relaxed)
+        now < self.retry_after.load(Relaxed)
+            || now < self.unreachable.load(Relaxed)
+            || self.unproven.load(Relaxed)
+    }
+
+    /// It answered, or a connection to it was made.
+    pub(crate) fn reached(&self) {
+        if self.unreachable.load(Relaxed) != 0 {
+            self.unreachable.store(0, Relaxed);
+            self.unproven.store(false, Relaxed);
+        }
     }
 
     /// Until when a `Retry-After` and a failed connection hold it; in the past: they do not.

@@ -149,7 +149,10 @@ fn verdicts(
     let left_ms = |until: u64| until.saturating_sub(now) as f64 / 1e6;
     let verdict = |filter, pass, why| FilterVerdict { filter, pass, why };
 
-    let serving = if endpoint.spec.serving {
+    let serving = if endpoint.spec.preserved && endpoint.spec.serving {
+        let why = "its host vanished together with many others: kept in case it is us who are cut off, and tried last";
+        verdict("serving", false, why.into())
+    } else if endpoint.spec.serving {
         verdict("serving", true, "serves".into())
     } else {
         verdict(
@@ -206,11 +209,17 @@ fn verdicts(
                 left_ms(retry_after)
             ),
         )
+    } else if state.unproven.load(Relaxed) {
+        verdict(
+            "hold",
+            false,
+            "could not be reached; it is dialled again beside the requests until it can".into(),
+        )
     } else if unreachable > now {
         verdict(
             "hold",
             false,
-            format!("could not be reached; next try in {:.0} ms", left_ms(unreachable)),
+            format!("its host could not reach it; next try in {:.0} ms", left_ms(unreachable)),
         )
     } else {
         verdict("hold", true, "none".into())

@@ -18,7 +18,7 @@
 //! let balancer = Balancer::new(start);
 //! let address = "127.0.0.1:9101".parse()?;
 //! balancer.update(start, vec![EndpointSpec {
-//!     node: 0, instance: Arc::from("catalog-1"), address, dial: address, hop: Hop::Direct, protocol: None, weight: 1, zone: None, serving: true,
+//!     node: 0, instance: Arc::from("catalog-1"), address, dial: address, hop: Hop::Direct, protocol: None, weight: 1, zone: None, serving: true, preserved: false,
 //! }], None);
 //! let mut rng = SmallRng::seed_from_u64(1);
 //! let policy = Policy::default();
@@ -63,7 +63,7 @@ pub use advice::Advice;
 pub use balancer::{Attempt, Balancer, NoEndpoint, Wish};
 pub use budget::{Budget, RETRY_FLOOR_PER_SEC};
 pub use circuit::{Circuit, Guard};
-pub use endpoint::{Endpoint, EndpointSpec, Hop};
+pub use endpoint::{Endpoint, EndpointSpec, Hop, Redial};
 pub use explain::{EndpointReport, FilterVerdict};
 pub use hedge::{HedgeCounts, Hedger, MayCopy};
 pub use key::key_hash;

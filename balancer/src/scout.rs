@@ -153,7 +153,7 @@ impl Balancer {
                 Some(few) => few.at(rng.random_range(0..few.len())),
                 None => near.unwrap_or(set.all()).draw(rng.next_u64()),
             };
-            if set[index].spec.serving && !asked.contains(&index) {
+            if set[index].spec.in_service() && !asked.contains(&index) {
                 asked[found] = index;
                 found += 1;
                 ask(index, &set[index], set.len());

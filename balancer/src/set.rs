@@ -190,7 +190,7 @@ impl Look {
             weight: endpoint.spec.weight,
             zone,
             near,
-            serving: endpoint.spec.serving,
+            serving: endpoint.spec.in_service(),
         }
     }
 }

@@ -51,8 +51,10 @@ pub enum Verdict {
         /// Its `Retry-After`: it is left alone that long, at most [`RETRY_AFTER_MAX`].
         retry_after: Option<Duration>,
     },
-    /// No connection.
+    /// No connection could be made: it is held until one can, see [`Endpoint::redial`].
     Unreachable,
+    /// Its host is there and could not reach it: it is held for a moment.
+    Absent,
     /// The connection broke before the head.
     Reset,
     /// No head in the time the request had.
@@ -124,9 +126,7 @@ impl Ticket {
                 if verdict == Verdict::Success {
                     self.succeeded();
                 }
-                if state.unreachable.load(Relaxed) != 0 {
-                    state.unreachable.store(0, Relaxed);
-                }
+                state.reached();
             }
             Verdict::Failure => {
                 state.stall.answered(now, self.started, self.trial);
@@ -136,13 +136,14 @@ impl Ticket {
                 state.stall.answered(now, self.started, self.trial);
                 self.overloaded(now, retry_after);
             }
-            Verdict::Unreachable => {
+            Verdict::Unreachable | Verdict::Absent => {
                 state.stall.withdrawn(self.started);
                 let failures = self.failed(now);
                 let wait = UNREACHABLE_BASE.saturating_mul(1 << failures.saturating_sub(1));
                 let jittered =
                     wait.mul_f64(1.0 + 0.25 * f64::from(self.jitter) / f64::from(u32::MAX));
                 state.unreachable.store(now.saturating_add(nanos(jittered)), Relaxed);
+                state.unproven.store(verdict == Verdict::Unreachable, Relaxed);
             }
             Verdict::Reset => {
                 state.stall.withdrawn(self.started);
@@ -200,7 +201,11 @@ impl Ticket {
         match verdict {
             Verdict::Success | Verdict::Undecided => self.succeeded(),
             Verdict::Overloaded { retry_after } => self.overloaded(now, retry_after),
-            Verdict::Failure | Verdict::Unreachable | Verdict::Reset | Verdict::Timeout => {
+            Verdict::Failure
+            | Verdict::Unreachable
+            | Verdict::Absent
+            | Verdict::Reset
+            | Verdict::Timeout => {
                 self.failed(now);
             }
         }

@@ -77,6 +77,11 @@ impl Alarms {
         self.timer.set(self.next(&waiting));
     }
 
+    /// Wakes all that wait, before their time: something happened that they look at whenever they are awake.
+    pub fn wake_all(&self) {
+        self.waiting.borrow().values().for_each(Waker::wake_by_ref);
+    }
+
     fn has_rung(&self, (tick, _): Key) -> bool {
         tick < self.swept.get()
     }

@@ -39,6 +39,7 @@ use crate::message::{self, MessageError};
 use crate::metrics::Hedges;
 use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::probe;
+use crate::redial;
 use crate::route::{Route, Upstream};
 use crate::scout;
 use crate::template::Template;
@@ -110,7 +111,9 @@ pub async fn send(
     let mut alarm = Alarm::new(&worker.alarms, earliest(copy_at, deadline.at));
 
     loop {
-        let event = poll_fn(|cx| poll_event(cx, first.as_mut(), &mut copies, &mut alarm)).await;
+        let leaves = || ticket.is_lost() && request.may_leave(story.retries);
+        let event =
+            poll_fn(|cx| poll_event(cx, first.as_mut(), leaves, &mut copies, &mut alarm)).await;
         let now = Instant::now();
         let ended = !matches!(event, Event::Timer);
         match event {
@@ -159,7 +162,8 @@ pub async fn send(
             }
             Event::First(ended) => {
                 first.set(None);
-                match judge(ended, ticket.take(), upstream, body.as_ref(), now) {
+                let ended = (ended, ticket.take());
+                match settle(worker, upstream, policy, ended, body.as_ref(), now) {
                     Ok(won) => {
                         let latency = now.saturating_duration_since(dispatched);
                         route.hedger.record(now, latency);
@@ -174,7 +178,8 @@ pub async fn send(
             }
             Event::Copy(at, ended) => {
                 let Copied { mut ticket, .. } = copies.swap_remove(at);
-                match judge(ended, ticket.take(), upstream, body.as_ref(), now) {
+                let ended = (ended, ticket.take());
+                match settle(worker, upstream, policy, ended, body.as_ref(), now) {
                     Ok(won) => {
                         route.hedger.copy_won();
                         route.hedger.record(now, now.saturating_duration_since(dispatched));
@@ -324,6 +329,11 @@ impl Waiting {
         }
     }
 
+    /// Its endpoint's host is called down.
+    fn is_lost(&self) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| ticket.endpoint().is_lost())
+    }
+
     fn take(&mut self) -> Ticket {
         self.ticket.take().expect("an attempt has one ticket and ends once")
     }
@@ -348,13 +358,18 @@ fn waiting<'w, F>(
 fn poll_event<F: Future<Output = Ended>>(
     cx: &mut Context<'_>,
     first: Pin<&mut Option<F>>,
+    leaves: impl Fn() -> bool,
     copies: &mut [Copied<F>],
     alarm: &mut Alarm<'_>,
 ) -> Poll<Event> {
-    if let Some(first) = first.as_pin_mut()
-        && let Poll::Ready(ended) = first.poll(cx)
-    {
-        return Poll::Ready(Event::First(ended));
+    if let Some(first) = first.as_pin_mut() {
+        if let Poll::Ready(ended) = first.poll(cx) {
+            return Poll::Ready(Event::First(ended));
+        }
+        if leaves() {
+            let why = SendError::Reset("its host does not answer any more".to_owned());
+            return Poll::Ready(Event::First(Err(Unsent::Send(why))));
+        }
     }
     for (at, copy) in copies.iter_mut().enumerate() {
         if let Poll::Ready(ended) = copy.future.as_mut().poll(cx) {
@@ -384,6 +399,24 @@ async fn attempt(
     let destination = destination(worker, upstream, policy, &endpoint);
     let h2 = destination.speaks_http2(worker, wants_http2).await;
     once(worker, destination, request(&endpoint, h2), &interim, fresh).await
+}
+
+/// What an attempt's end [means](judge); an endpoint that could not be dialled is dialled again beside the requests from now on.
+pub fn settle(
+    worker: &Rc<Worker>,
+    upstream: &Arc<Upstream>,
+    policy: &Policy,
+    (ended, ticket): (Ended, Ticket),
+    body: Option<&Replay>,
+    now: Instant,
+) -> Result<Won, Failed> {
+    let unreachable = matches!(ended, Err(Unsent::Dial(DialError::Unreachable(_))));
+    let unreachable = unreachable.then(|| Arc::clone(ticket.endpoint()));
+    let judged = judge(ended, ticket, upstream, body, now);
+    if let Some(endpoint) = unreachable {
+        redial::begin(worker, upstream, policy, &endpoint);
+    }
+    judged
 }
 
 /// How an endpoint is dialled: peers know this host by its address.

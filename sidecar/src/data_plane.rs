@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use evenkeel_config::settings::Settings;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::access::AccessLog;
 use crate::body::Buffers;
@@ -109,6 +109,7 @@ impl DataPlane {
             identity,
             strangers: strangers::waiting_room(&metrics.places),
             descriptors: Descriptors::raised(),
+            hosts_lost: watch::Sender::new(0),
             own: ArcSwap::default(),
             metrics,
         });

@@ -67,7 +67,7 @@ pub fn judge(
             return Err(failed(Outcome::NotSent, Error::OutOfDescriptors));
         }
         Err(Unsent::Dial(DialError::OwnListener)) => {
-            ticket.head(now, Verdict::Unreachable);
+            ticket.head(now, Verdict::Absent);
             let error = Error::Connect(own::SERVICE_IS_OWN_LISTENER.to_owned());
             return Err(failed(Outcome::NotSent, error));
         }
@@ -196,7 +196,7 @@ fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Option<Verdict>, Error
             // The application's own limit on streams or its goodbye, as from one that is asked directly, or our own message.
             "application" | "bad_request" => None,
             // Leaving or not: it takes no requests now, and the next one should go elsewhere.
-            _ => Some(Verdict::Unreachable),
+            _ => Some(Verdict::Absent),
         };
         let error = match why.as_str() {
             "connect" => Error::Connect("the receiving host cannot reach its application".into()),

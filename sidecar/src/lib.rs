@@ -48,6 +48,7 @@ mod pool;
 mod port_pair;
 mod probe;
 mod quotas;
+mod redial;
 mod route;
 mod scout;
 mod socket;

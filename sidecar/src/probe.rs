@@ -41,14 +41,16 @@ pub fn spawn(
 
 async fn run(
     worker: &Rc<Worker>,
-    upstream: &Upstream,
+    upstream: &Arc<Upstream>,
     route: &Route,
     ticket: Ticket,
     request: Request<Body>,
 ) {
     let destination = attempt::destination(worker, upstream, &route.policy, ticket.endpoint());
     let ended = attempt::once(worker, destination, request, &Interim::default(), false).await;
-    if let Ok(Won { head, ticket, .. }) = judge(ended, ticket, upstream, None, Instant::now()) {
+    let ended = (ended, ticket);
+    let settled = attempt::settle(worker, upstream, &route.policy, ended, None, Instant::now());
+    if let Ok(Won { head, ticket, .. }) = settled {
         read(worker, *head).await;
         drop(ticket);
     }

@@ -17,7 +17,7 @@ use evenkeel_balancer::{Balancer, Budget, Circuit, EndpointSpec, Hedger, Hop};
 use evenkeel_config::settings::{self, Direction, Match, Settings};
 use evenkeel_config::{Merged, Published};
 use evenkeel_discovery::catalog::Catalog;
-use evenkeel_discovery::{Instance, Instruction, Order, Subject};
+use evenkeel_discovery::{Instance, Instruction, NodeStatus, Order, Subject};
 
 use crate::limit::{self, Limits};
 use crate::metrics::UpstreamMetrics;
@@ -104,6 +104,19 @@ impl Upstreams {
             } else {
                 wanted.insert(&upstream.name, static_specs(upstream));
             }
+        }
+        let down: BTreeSet<u64> = catalog
+            .nodes
+            .values()
+            .filter(|node| matches!(node.status, NodeStatus::Failed | NodeStatus::Dead))
+            .map(|node| node.id)
+            .collect();
+        let mut is_lost = false;
+        for known in self.known.values() {
+            is_lost |= known.balancer.mark_lost(|node| down.contains(&node));
+        }
+        if is_lost {
+            self.shared.hosts_lost.send_modify(|times| *times += 1);
         }
         for (name, specs) in wanted {
             let known = self
@@ -321,6 +334,7 @@ fn spec_of(instance: &Instance, own: u64, limited: bool) -> EndpointSpec {
         weight: instance.weights.passing.into(),
         zone: instance.node.zone.as_deref().map(Arc::from),
         serving: instance.takes_requests(),
+        preserved: instance.preserved,
     }
 }
 
@@ -335,6 +349,7 @@ fn static_specs(upstream: &settings::Upstream) -> Vec<EndpointSpec> {
         weight: 1,
         zone: None,
         serving: true,
+        preserved: false,
     };
     upstream.endpoints.iter().map(spec).collect()
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Cache};
 use foldhash::HashMap;
 use rand::rngs::SmallRng;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::access::AccessLog;
 use crate::alarm::Alarms;
@@ -75,6 +75,8 @@ pub struct Shared {
     pub strangers: Arc<Places>,
     /// How many file descriptors there are.
     pub descriptors: Descriptors,
+    /// Counts the times that the mesh called hosts down: whoever waits for one may want to go elsewhere.
+    pub hosts_lost: watch::Sender<u64>,
     /// Our own listeners, so that a request to ourselves is told apart from one that passes through.
     pub own: ArcSwap<Vec<SocketAddr>>,
 }
@@ -174,6 +176,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut open: Vec<(SocketAddr, Rc<Notify>)> = Vec::new();
+    let mut hosts_lost = worker.shared.hosts_lost.subscribe();
     loop {
         tokio::select! {
             order = inbox.recv() => match order {
@@ -197,6 +200,7 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
                 Some(Order::Drain(side)) => worker.links[side].borrow().drain(),
                 Some(Order::Stop) | None => return,
             },
+            Ok(()) = hosts_lost.changed() => worker.alarms.wake_all(),
             _ = sweep.tick() => {
                 let now = Instant::now();
                 worker.links.iter().for_each(|links| links.borrow_mut().sweep(now));

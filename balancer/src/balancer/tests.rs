@@ -34,6 +34,7 @@ fn spec(index: u16) -> EndpointSpec {
         weight: 1,
         zone: None,
         serving: true,
+        preserved: false,
     }
 }
 
@@ -288,9 +289,69 @@ fn an_unreachable_endpoint_is_left_alone_at_once_and_a_success_ends_it() {
     assert_eq!(bench.spread(50), BTreeMap::from([(1, 50)]));
     bench.end_at(0, Verdict::Success);
     assert_eq!(bench.spread(50).len(), 2);
-    bench.end_at(0, Verdict::Unreachable);
+    bench.end_at(0, Verdict::Absent);
+    assert_eq!(bench.spread(50), BTreeMap::from([(1, 50)]));
     bench.now += S;
-    assert_eq!(bench.spread(50).len(), 2, "tried again after a moment");
+    assert_eq!(
+        bench.spread(50).len(),
+        2,
+        "its host could not reach it: tried again after a moment"
+    );
+}
+
+#[test]
+fn no_request_finds_out_whether_an_endpoint_can_be_dialled_again() {
+    let mut bench = Bench::new(2, Balance::P2c);
+    bench.end_at(0, Verdict::Unreachable);
+    bench.now += 3_600 * S;
+    assert_eq!(bench.spread(50), BTreeMap::from([(1, 50)]), "however long ago that was");
+    let endpoint = Arc::clone(&bench.balancer.endpoints()[0]);
+    let redial = endpoint.redial().expect("it has to be dialled");
+    assert!(endpoint.redial().is_none(), "by one at a time");
+    drop(redial);
+    let redial = endpoint.redial().expect("the one before gave up");
+    assert!(redial.is_needed());
+    redial.succeeded();
+    assert_eq!(bench.spread(50).len(), 2);
+    assert!(endpoint.redial().is_none(), "nothing is held against it");
+    // Where nothing else is left the requests try themselves, and the first that gets through ends it.
+    (0..2).for_each(|index| bench.end_at(index, Verdict::Unreachable));
+    let redial = endpoint.redial().expect("it has to be dialled");
+    bench.first().head(bench.now, Verdict::Success);
+    bench.end_at(0, Verdict::Success);
+    assert!(!redial.is_needed());
+}
+
+#[test]
+fn what_is_preserved_is_tried_last_but_before_what_does_not_serve() {
+    for balance in ALL {
+        let mut bench = Bench::new(0, balance);
+        let preserved = |index| EndpointSpec { preserved: true, ..spec(index) };
+        bench.update(vec![spec(0), preserved(1), preserved(2)]);
+        assert_eq!(bench.spread(50), BTreeMap::from([(0, 50)]), "{balance:?}");
+        assert_eq!(
+            bench.pick(Attempt::Hedge, &[bench.serial(0)]).err(),
+            Some(NoEndpoint::AllTried),
+            "no copy goes there"
+        );
+        let again = bench.pick(Attempt::Retry, &[bench.serial(0)]).expect("one was tried");
+        assert_eq!(again.endpoint().serial(), bench.serial(0), "rather the same once more");
+        drop(again);
+        bench.policy.panic = Share::percent(0);
+        bench.update(vec![EndpointSpec { serving: false, ..spec(0) }, preserved(1), preserved(2)]);
+        let spread = bench.spread(100);
+        assert_eq!(spread.keys().copied().collect::<Vec<_>>(), [1, 2], "{balance:?}");
+    }
+}
+
+#[test]
+fn endpoints_of_a_host_that_is_called_down_are_lost_until_it_is_back() {
+    let bench = Bench::new(2, Balance::P2c);
+    let endpoint = Arc::clone(&bench.balancer.endpoints()[0]);
+    assert!(!bench.balancer.mark_lost(|_| false) && !endpoint.is_lost());
+    assert!(bench.balancer.mark_lost(|node| node == 1) && endpoint.is_lost());
+    assert!(!bench.balancer.mark_lost(|node| node == 1), "no news");
+    assert!(!bench.balancer.mark_lost(|_| false) && !endpoint.is_lost());
 }
 
 #[test]

@@ -47,6 +47,7 @@ impl Bench {
                 weight: 1,
                 zone: zone.map(Arc::from),
                 serving: true,
+                preserved: false,
             }
         });
         bench.balancer.update(now, specs.collect(), None);

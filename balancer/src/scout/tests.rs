@@ -31,6 +31,7 @@ fn balancer(endpoints: u16) -> (Balancer, Instant) {
             weight: 1,
             zone: None,
             serving: true,
+            preserved: false,
         }
     };
     balancer.update(t0, (0..endpoints).map(spec).collect(), None);

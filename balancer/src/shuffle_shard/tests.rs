@@ -19,6 +19,7 @@ fn spec(index: u16, zone: Option<&str>, weight: u32) -> EndpointSpec {
         weight,
         zone: zone.map(Arc::from),
         serving: true,
+        preserved: false,
     }
 }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Body, Outcome};
 use evenkeel_balancer::{
-    Attempt, Balancer, Budget, EndpointSpec, Hedger, Hop, MayCopy, NoEndpoint, RETRY_FLOOR_PER_SEC,
-    Ticket, Verdict, Visit, Wish, key_hash,
+    Attempt, Balancer, Budget, Endpoint, EndpointSpec, Hedger, Hop, MayCopy, NoEndpoint,
+    RETRY_FLOOR_PER_SEC, Redial, Ticket, Verdict, Visit, Wish, key_hash,
 };
 use evenkeel_config::policy::{After, Balance, Hedge, Mode, Policy, ScoutMode, Share};
 use rand::rngs::SmallRng;
@@ -22,6 +22,10 @@ use rand::{RngExt, SeedableRng};
 use self::scouting::{Scouting, Step};
 use crate::backend::{Backend, MS, S, Served, Service, US, exponential};
 use crate::measured::Measured;
+
+/// Before an endpoint that could not be dialled is dialled again; twice as long each time, up to the latter.
+const REDIAL_FIRST: u64 = 250 * MS;
+const REDIAL_LAST: u64 = S;
 
 /// Two choices, copies sent.
 pub fn hedged() -> Policy {
@@ -97,6 +101,7 @@ pub struct World {
     order: u64,
     requests: BTreeMap<u64, Request>,
     probes: BTreeMap<u64, Ticket>,
+    redials: BTreeMap<u64, Redial>,
     scouting: Scouting,
     next_request: u64,
     recent_requests: VecDeque<u64>,
@@ -113,6 +118,8 @@ enum Event {
     CallerGone(u64),
     Other(usize, u64),
     ProbeEnded(u64, End),
+    /// Of an endpoint that could not be dialled; after how long the next.
+    Redial(u64, u64),
     Scout(u64, Step),
 }
 
@@ -170,6 +177,7 @@ impl World {
             order: 0,
             requests: BTreeMap::new(),
             probes: BTreeMap::new(),
+            redials: BTreeMap::new(),
             next_request: 0,
             recent_requests: VecDeque::new(),
             recent_copies: VecDeque::new(),
@@ -202,6 +210,7 @@ impl World {
                 weight: 1,
                 zone: self.zones.get(backend).map(|zone| Arc::from(*zone)),
                 serving: true,
+                preserved: false,
             }
         };
         let specs = self.known.iter().map(spec).collect();
@@ -226,8 +235,10 @@ impl World {
                 Event::ProbeEnded(probe, end) => {
                     if let Some(mut ticket) = self.probes.remove(&probe) {
                         ticket.head(self.instant(), verdict(end));
+                        self.redial(ticket.endpoint());
                     }
                 }
+                Event::Redial(redial, pause) => self.dial_again(redial, pause),
             }
         }
         self.now = until;
@@ -492,6 +503,7 @@ impl World {
             return;
         }
         sent.ticket.head(now, verdict(end));
+        let endpoint = Arc::clone(sent.ticket.endpoint());
         if !matches!(end, End::Unreachable | End::Reset) {
             sent.visit.head(now - Duration::from_nanos(HOP));
         }
@@ -500,6 +512,10 @@ impl World {
             return;
         }
         attempt.ticket = None;
+        if end == End::Unreachable {
+            self.redial(&endpoint);
+        }
+        let request = self.requests.get_mut(&id).expect("the request is there");
         if request.attempts.iter().any(|attempt| attempt.ticket.is_some()) {
             return; // a failure does not win: the others may still succeed
         }
@@ -514,6 +530,30 @@ impl World {
         request.retries += u32::from(again);
         if !again || self.attempt(id, Attempt::Retry).is_err() {
             self.fail(id);
+        }
+    }
+
+    /// As the shell does it: no request finds out whether the endpoint is back.
+    fn redial(&mut self, endpoint: &Arc<Endpoint>) {
+        if let Some(redial) = endpoint.redial() {
+            self.order += 1;
+            self.redials.insert(self.order, redial);
+            self.schedule(self.now + REDIAL_FIRST, Event::Redial(self.order, REDIAL_FIRST));
+        }
+    }
+
+    fn dial_again(&mut self, id: u64, pause: u64) {
+        let Some(redial) = self.redials.remove(&id) else { return };
+        let backend = usize::from(redial.endpoint().spec().address.port()) - 1_000;
+        if !self.known.contains(&backend) || !redial.is_needed() {
+            return;
+        }
+        if self.backends[backend].is_down(self.now) {
+            let pause = (2 * pause).min(REDIAL_LAST);
+            self.redials.insert(id, redial);
+            self.schedule(self.now + pause, Event::Redial(id, pause));
+        } else {
+            redial.succeeded();
         }
     }
 

@@ -114,6 +114,13 @@ impl<'r> Sending<'r> {
         repeat::may_copy(&request, &self.route.policy.hedge)
     }
 
+    /// Whether an attempt may be given up because its endpoint's host is called down: it may be repeated, and somewhere else.
+    pub fn may_leave(&self, retries: u32) -> bool {
+        let outcome = Outcome::ResetBeforeHead;
+        repeat::may_retry(&self.facts(retries), &outcome, &self.route.policy.retry)
+            && self.upstream.balancer.endpoints().iter().any(|endpoint| !endpoint.is_lost())
+    }
+
     /// An endpoint for one more attempt.
     ///
     /// # Errors
