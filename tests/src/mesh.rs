@@ -43,6 +43,8 @@ pub struct Setup {
     pub zone: String,
     /// Numbers of the hosts it joins.
     pub join: Vec<u8>,
+    /// The number of a host whose address it says is its own; `None`: it says the truth.
+    pub says_it_is_at: Option<u8>,
     /// YAML, in one line, of `mesh.bounds`; empty leaves it out.
     pub bounds: String,
     /// YAML, in one line, of the key with the same name; empty leaves it out.
@@ -68,6 +70,7 @@ impl Default for Setup {
             keys: Vec::new(),
             zone: String::new(),
             join: vec![1, 2, 3],
+            says_it_is_at: None,
             bounds: String::new(),
             services: String::new(),
             policy: String::new(),
@@ -541,8 +544,9 @@ fn write_config(folder: &Path, ip: Ipv4Addr, number: u8, workers: usize, setup: 
     let data_dir = folder.join("data");
     let zone =
         if setup.zone.is_empty() { String::new() } else { format!(", zone: {}", setup.zone) };
+    let says = setup.says_it_is_at.unwrap_or(number);
     let mut text = format!(
-        "node: {{name: host-{number}, address: {ip}, data_dir: \"{}\"{zone}}}\n\
+        "node: {{name: host-{number}, address: {a}.{b}.{c}.{says}, data_dir: \"{}\"{zone}}}\n\
          workers: {workers}\n\
          mesh:\n  name: {}\n  join: [{}]\n  gossip: {{listen: \"{ip}:7111\"{keys}}}\n  data: {{listen: \"{ip}:7110\"}}\n{bounds}\
          discovery: {{http: \"{ip}:8500\", dns: \"{ip}:8600\"}}\n\

@@ -43,6 +43,7 @@ mod e2e {
     pub mod copies;
     pub mod demo;
     pub mod faults;
+    pub mod hosts;
     pub mod policies;
     pub mod scouts;
     pub mod stalls;
