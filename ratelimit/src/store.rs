@@ -7,8 +7,9 @@
 //! whom those that have run out go first. One answer costs O(log n): the shares of all are worked out again at most every
 //! millisecond for each thousand clients, and between that a claim is answered from the last [`Allocation`].
 //!
-//! One part in [`NEWCOMERS`] is not shared out among those who are known, so that a newcomer gets something before the others have come
-//! back. **Learning**: a host that has just started believes what clients say they have, up to the host's right, until the
+//! One part in [`NEWCOMERS`] is not shared out while who is here still changes, so that of several newcomers the next gets something before
+//! the others have come back; once all have come back since the last of them, it is shared out too. A host that draws on the
+//! resource itself always keeps it, for its own. **Learning**: a host that has just started believes what clients say they have, up to the host's right, until the
 //! longest lease of its earlier life has run out.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +31,10 @@ pub struct Store {
     allocation: Allocation,
     counted_at: Option<Instant>,
     learning_until: Instant,
+    /// Counts newcomers.
+    newcomers: u64,
+    /// Clients that have come back since the last newcomer.
+    came_back: usize,
 }
 
 /// What a client asks for.
@@ -69,6 +74,8 @@ struct Entry {
     band: i64,
     has: Micros,
     until: Instant,
+    /// How many newcomers there had been when it last came back; `None`: it never did.
+    came_back: Option<u64>,
 }
 
 impl Store {
@@ -83,6 +90,8 @@ impl Store {
             allocation: Allocation::new(Algorithm::None, Micros::ZERO, &[], &Floors::default()),
             counted_at: None,
             learning_until,
+            newcomers: 0,
+            came_back: 0,
         }
     }
 
@@ -106,7 +115,13 @@ impl Store {
         let until = self.clients.get(id).map_or(latest, |entry| entry.until);
         let claim = request.claim;
         let band = terms.floors.band(claim.priority);
-        self.put(id, Entry { claim, band, has: shown, until });
+        let is_newcomer = !self.clients.contains_key(id);
+        if is_newcomer {
+            self.newcomers += 1;
+            self.came_back = 0;
+        }
+        let came_back = (!is_newcomer).then_some(self.newcomers);
+        self.put(id, Entry { claim, band, has: shown, until, came_back });
         self.count(now, terms);
         let target = if self.is_learning(now) && !shown.is_zero() {
             shown.min(claim.wants)
@@ -119,7 +134,8 @@ impl Store {
             _ => set_aside(others, shown, target).unwrap_or((shown.min(target), until)),
         };
         // Of a cut the client may never hear: it counts when the client shows it.
-        let entry = Entry { claim, band, has: shown.max(granted), until: until.max(end) };
+        let entry =
+            Entry { claim, band, has: shown.max(granted), until: until.max(end), came_back };
         self.put(id, entry);
         Ok((granted, end))
     }
@@ -142,6 +158,11 @@ impl Store {
                 self.take_out(entry);
             }
         }
+    }
+
+    /// Whether a part is kept back for newcomers, or, where it draws, for this host itself.
+    pub(crate) fn keeps_back(&self, own: Claim) -> bool {
+        !own.wants.is_zero() || self.came_back < self.clients.len()
     }
 
     /// What all clients hold.
@@ -203,6 +224,7 @@ impl Store {
         let band = self.bands.entry(entry.band).or_default();
         band.0 += u128::from(entry.claim.wants.micros());
         band.1 += u64::from(entry.claim.subclients.max(1));
+        self.came_back += usize::from(entry.came_back == Some(self.newcomers));
         self.held += u128::from(entry.has.micros());
         self.ends.insert((entry.until, Arc::clone(&id)));
         if let Some(before) = self.clients.insert(Arc::clone(&id), entry) {
@@ -215,6 +237,7 @@ impl Store {
 
     /// Takes an entry that is no longer there out of the sums.
     fn take_out(&mut self, entry: Entry) {
+        self.came_back -= usize::from(entry.came_back == Some(self.newcomers));
         self.held -= u128::from(entry.has.micros());
         if let Some(band) = self.bands.get_mut(&entry.band) {
             band.0 -= u128::from(entry.claim.wants.micros());
@@ -236,7 +259,10 @@ impl Store {
             self.clients.values().map(|entry| entry.claim).chain([terms.own]).collect();
         let shared = match terms.algorithm {
             Algorithm::None | Algorithm::Static => terms.capacity,
-            _ => terms.capacity.minus(terms.capacity.part(1, NEWCOMERS)),
+            _ if self.keeps_back(terms.own) => {
+                terms.capacity.minus(terms.capacity.part(1, NEWCOMERS))
+            }
+            _ => terms.capacity,
         };
         self.allocation = Allocation::new(terms.algorithm, shared, &claims, terms.floors);
     }
@@ -244,7 +270,7 @@ impl Store {
 
 /// Most clients of one resource on one host.
 pub const CLIENTS_MAX: usize = 100_000;
-/// One part in so many is kept for newcomers.
+/// One part in so many is kept back, see [`Store::keeps_back`].
 pub(crate) const NEWCOMERS: u64 = 128;
 /// The shares are worked out again after so long for each client.
 const COUNT_EACH: Duration = Duration::from_micros(1);

@@ -237,8 +237,8 @@ impl Resource {
     pub fn prepare(&mut self, now: Instant, rosters: &Rosters, root: Option<u64>) {
         self.store.expire(now);
         let mut wants = self.store.wants();
-        for claim in &mut wants {
-            // So that they have what they want beside what is kept for newcomers.
+        for claim in wants.iter_mut().filter(|_| self.store.keeps_back(self.own)) {
+            // So that they have what they want beside what is kept back.
             claim.wants = claim.wants.plus(claim.wants.part(1, NEWCOMERS - 1));
         }
         let band = self.rules.floors.band(self.own.priority);

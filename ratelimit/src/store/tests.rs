@@ -73,7 +73,7 @@ fn clients_settle_at_their_shares_within_two_refreshes() {
         }
         assert!(host.store.held() <= units(100));
     }
-    let expected = [5.0, 5.0, 25.0, 30.0, 34.2];
+    let expected = [5.0, 5.0, 25.0, 30.0, 35.0];
     for (has, expected) in has.into_iter().zip(expected) {
         assert!((has.as_f64() - expected).abs() < 0.1, "{has} for {expected}");
     }
@@ -100,12 +100,37 @@ fn a_cut_waits_for_the_holders_and_nothing_becomes_negative() {
 }
 
 #[test]
-fn a_newcomer_gets_something_before_the_others_have_come_back() {
+fn of_several_newcomers_each_gets_something_before_the_others_have_come_back() {
     let t0 = start();
     let mut host = Host::new(t0, 100);
     host.ask(t0, "a", 500, 0);
+    assert!(host.ask(t0 + secs(1), "b", 500, 0) > Micros::ZERO);
     host.ask(t0 + secs(5), "a", 500, 99);
-    assert!(host.ask(t0 + secs(6), "b", 500, 0) > Micros::ZERO);
+    assert!(host.ask(t0 + secs(6), "c", 500, 0) > Micros::ZERO, "b has not come back yet");
+}
+
+/// As Doorman's clients expect it: what a host that draws nothing itself has is theirs to the last.
+#[test]
+fn nothing_is_kept_back_once_all_have_come_back() {
+    let t0 = start();
+    let mut host = Host::new(t0, 110);
+    for round in 0..3 {
+        for (index, id) in ["a", "b"].into_iter().enumerate() {
+            let now = t0 + secs(5 * round) + Duration::from_millis(index as u64);
+            let has = if round == 0 { 0 } else { 55 };
+            host.ask(now, id, 200, has);
+        }
+    }
+    let now = t0 + secs(15);
+    assert_eq!(host.ask(now, "a", 200, 55), units(55));
+    assert_eq!(host.ask(now, "b", 200, 55), units(55));
+    // Who comes then waits for the others, as there; and who goes leaves nothing behind that is kept.
+    assert_eq!(host.ask(now, "c", 200, 0), Micros::ZERO);
+    host.store.release(b"c");
+    host.store.release(b"b");
+    assert!(host.store.keeps_back(Claim { wants: units(1), subclients: 1, priority: 0 }));
+    host.ask(now + secs(5), "a", 200, 55);
+    assert!(!host.store.keeps_back(Claim { wants: Micros::ZERO, subclients: 1, priority: 0 }));
 }
 
 #[test]
