@@ -58,6 +58,8 @@ pub struct Found {
     pub timeout: bool,
     /// `via` or `evenkeel-hops`.
     pub hops: bool,
+    /// `upgrade`, whether or not `connection` names it.
+    pub upgrade: bool,
     /// `max-forwards`.
     pub max_forwards: bool,
     /// `x-request-id`.
@@ -88,7 +90,8 @@ pub fn find(headers: &HeaderMap) -> Found {
                 found.ends_here = true;
                 found.takes_trailers |= names_trailers(value);
             }
-            CONNECTION | UPGRADE | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION | EXPECT => {
+            UPGRADE => (found.upgrade, found.ends_here) = (true, true),
+            CONNECTION | PROXY_AUTHENTICATE | PROXY_AUTHORIZATION | EXPECT => {
                 found.ends_here = true;
             }
             COOKIE => found.split_cookie |= std::mem::replace(&mut cookie, true),
@@ -117,6 +120,17 @@ impl Found {
         self.limited |= name == LIMITED.as_str();
         self.debug |= name == DEBUG.as_str();
     }
+}
+
+/// Whether the caller asks to go on in another protocol (RFC 9110 §7.8). One that offers HTTP/2 can do without.
+pub fn asks_to_switch(headers: &HeaderMap) -> bool {
+    fn members<'v>(value: &'v HeaderValue) -> impl Iterator<Item = &'v [u8]> {
+        value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
+    }
+    let named = headers.get_all(CONNECTION).iter().flat_map(members);
+    let mut offered = headers.get_all(UPGRADE).iter().flat_map(members);
+    named.into_iter().any(|name| name.eq_ignore_ascii_case(b"upgrade"))
+        && !offered.any(|protocol| protocol.eq_ignore_ascii_case(b"h2c"))
 }
 
 fn is_plain(connection: &HeaderValue) -> bool {

@@ -180,6 +180,12 @@ fn upgrades() -> Vec<Row> {
         )
         .over(SERVICES)
         .expect(Once(&[Lacks("upgrade"), Lacks("http2-settings")]), &[Status(&[200]), Body("ok")]),
+        Row::new("RFC 9110 §7.8", "a WebSocket is refused with a reason, not asked as a plain GET")
+            .http1(
+                "GET {path} HTTP/1.1\r\n{to}Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            )
+            .expect(Nothing, &[Status(&[501])]),
         Row::new("RFC 9110 §7.8", "an Upgrade that Connection does not name is none")
             .http1("GET {path} HTTP/1.1\r\n{to}Upgrade: foo\r\n\r\n")
             .over(TO_HTTP1)
