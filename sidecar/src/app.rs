@@ -14,6 +14,9 @@
 //!
 //! Sockets are bound before anything starts, so that a taken port ends the process and not half of it.
 //!
+//! A reload takes the whole file or none of it: first comes all that can fail, each step of which changes nothing
+//! when it fails, then what cannot.
+//!
 //! Going away (SIGTERM or SIGINT; a second one skips the wait): announce it, go on serving for `shutdown.settle` while the
 //! others stop choosing this host, end inbound connections gracefully, then the applications' own, then leave.
 
@@ -97,7 +100,11 @@ impl Signals {
     }
 
     async fn end(&mut self) {
-        while self.next().await != Asked::End {}
+        while self.next().await != Asked::End {
+            warn!(
+                "SIGHUP, but this host is going away: the configuration file is not read any more"
+            );
+        }
     }
 }
 
@@ -107,8 +114,10 @@ struct App {
     metrics: Metrics,
     events: Arc<Events>,
     plane: DataPlane,
-    upstreams: Upstreams,
     handle: GossipHandle,
+    /// Where this host listens, by what for.
+    listeners: Arc<ArcSwap<BTreeMap<String, SocketAddr>>>,
+    upstreams: Upstreams,
     draining: Arc<AtomicBool>,
     env: Environment,
     // Ended in this order when dropped: what answers first, gossip last.
@@ -190,10 +199,9 @@ impl App {
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;
         plane.listen(outbound, &Role::Outbound).await;
-        plane.reload(&settings).await?;
-        listeners.extend(
-            plane.services().map(|(service, address)| (format!("service {service}"), address)),
-        );
+        let prepared = plane.prepare(&settings).await?;
+        plane.take_over(prepared).await;
+        listeners.extend(service_listeners(&plane));
 
         let mut surfaces = Vec::new();
         if let Some(listener) = http {
@@ -231,13 +239,14 @@ impl App {
         let draining = Arc::new(AtomicBool::new(false));
         let scouts = scout::spawn(scouts, Arc::clone(plane.shared()), Arc::clone(&draining))?;
         plane.keep_from_callers(listeners.values().copied());
+        let listeners = Arc::new(ArcSwap::from_pointee(listeners));
         let admin = admin::Admin {
             gossip: handle.clone(),
             quotas: quotas.handle().clone(),
             events: Arc::clone(&events),
             metrics: registry,
             data_dir,
-            views: views::views(plane.shared(), &settings, &handle, &draining, listeners),
+            views: views::views(plane.shared(), &settings, &handle, &draining, &listeners),
         };
         let address = admin_listener.local_addr()?;
         surfaces.push(Surface {
@@ -263,8 +272,9 @@ impl App {
             metrics,
             events,
             plane,
-            upstreams,
             handle,
+            listeners,
+            upstreams,
             draining,
             env,
             _scouts: scouts,
@@ -303,19 +313,19 @@ impl App {
         };
         let loaded = match evenkeel_config::load(file, &self.env) {
             Ok(loaded) => loaded,
-            Err(problems) => {
-                self.metrics.reload_successful.set(0);
-                error!("the configuration file is not taken, the old one stays:\n{problems}");
-                return self.events.warn(
-                    "reload_refused",
-                    file.display().to_string(),
-                    problems.to_string(),
-                );
-            }
+            Err(problems) => return self.refuse_reload(file, &problems.to_string()),
         };
         for warning in &loaded.warnings {
             warn!("{warning}");
         }
+        let prepared = match self.plane.prepare(&loaded.settings).await {
+            Ok(prepared) => prepared,
+            Err(problem) => return self.refuse_reload(file, &format!("{problem:#}")),
+        };
+        if let Err(refused) = self.handle.reconcile(&loaded.settings).await {
+            return self.refuse_reload(file, &refused.to_string());
+        }
+        // From here on nothing fails.
         let old = self.settings.load_full();
         let changes = evenkeel_config::diff(&old, &loaded.settings);
         let restart: Vec<&str> =
@@ -326,17 +336,14 @@ impl App {
                 "these changes need a restart; the others are taken now"
             );
         }
-        if let Err(problem) = self.plane.reload(&loaded.settings).await {
-            self.metrics.reload_successful.set(0);
-            error!("the configuration file is not taken whole: {problem:#}");
-            return self.events.warn(
-                "reload_refused",
-                file.display().to_string(),
-                format!("{problem:#}"),
-            );
-        }
+        self.plane.take_over(prepared).await;
+        self.listeners.rcu(|listeners| {
+            let mut next = BTreeMap::clone(listeners);
+            next.retain(|what, _| !what.starts_with(SERVICE_LISTENER));
+            next.extend(service_listeners(&self.plane));
+            next
+        });
         self.logging.set(&loaded.settings.log);
-        self.handle.reconcile(&loaded.settings).await;
         self.quotas.handle().follow(loaded.settings.ratelimit.clone()).await;
         self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
         self.metrics.reload_successful.set(1);
@@ -349,6 +356,12 @@ impl App {
         }
         info!(changed = said, "configuration reloaded");
         self.events.info("reloaded", file.display().to_string(), said);
+    }
+
+    fn refuse_reload(&self, file: &Path, problem: &str) {
+        self.metrics.reload_successful.set(0);
+        error!("the configuration file is not taken, the old one stays:\n{problem}");
+        self.events.warn("reload_refused", file.display().to_string(), problem);
     }
 
     async fn shut_down(self, mut signals: Signals) {
@@ -378,6 +391,11 @@ impl App {
         drop(self.gossip);
         info!("gone");
     }
+}
+
+/// The listeners for one service each, as they are shown.
+fn service_listeners(plane: &DataPlane) -> impl Iterator<Item = (String, SocketAddr)> {
+    plane.services().map(|(service, address)| (format!("{SERVICE_LISTENER}{service}"), address))
 }
 
 /// Whose requests a listener at this address takes.
@@ -435,6 +453,8 @@ fn unix_seconds() -> i64 {
 
 /// Times that port 0 is tried, until one is free for both TCP and UDP.
 const PORT_TRIES_MAX: u32 = 50;
+/// Before the service's name, where listeners are listed.
+const SERVICE_LISTENER: &str = "service ";
 /// Names of services that are gone are forgotten some time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Applications are served at least this long after the last inbound request.

@@ -27,8 +27,9 @@ pub fn views(
     settings: &Arc<ArcSwap<Settings>>,
     gossip: &GossipHandle,
     draining: &Arc<AtomicBool>,
-    listeners: BTreeMap<String, SocketAddr>,
+    listeners: &Arc<ArcSwap<BTreeMap<String, SocketAddr>>>,
 ) -> Views {
+    let listeners = Arc::clone(listeners);
     let data = Arc::new(Data {
         router: Arc::clone(&shared.router),
         settings: Arc::clone(settings),
@@ -43,7 +44,7 @@ pub fn views(
         shards: Box::new(move |service, about| shards.shards(service, about)),
         config: Box::new(move || config.settings.load().to_effective_yaml()),
         ready: Box::new(move || ready.ready()),
-        listeners: Box::new(move || listeners.clone()),
+        listeners: Box::new(move || BTreeMap::clone(&listeners.load())),
     }
 }
 

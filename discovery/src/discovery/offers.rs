@@ -48,28 +48,14 @@ impl Discovery {
         if self.left {
             return Err(RegisterError::Leaving);
         }
-        registration.validate()?;
         let known = self.offers.get(&registration.id);
         if known.is_none() && self.offers.len() >= INSTANCES_MAX {
             return Err(RegisterError::TooMany);
         }
-        let runs = registration
-            .checks
-            .iter()
-            .map(|check| {
-                let same = known.and_then(|known| known.run_of(check));
-                same.unwrap_or_else(|| CheckRun::begin(now, check))
-            })
-            .collect();
         let is_saved = registration.origin == Origin::Api
             || known.is_some_and(|known| known.registration.origin == Origin::Api);
-        let offer = Offer { registration, runs };
-        let policy = self.policies.get(&offer.registration.service);
-        let maintenance = self.maintenance.get(&offer.registration.id).map(String::as_str);
-        let body = offer.encode(maintenance, policy.map(|(hash, _)| *hash));
-        if body.len() > BODY_MAX {
-            return Err(RegisterError::TooLarge("bytes of the registration", BODY_MAX));
-        }
+        let policy = self.policies.get(&registration.service);
+        let (offer, body) = self.offer(now, registration, policy.map(|(hash, _)| *hash))?;
         let id = offer.registration.id.clone();
         if let Some((hash, policy)) = policy.cloned() {
             self.write_policy(now, &hash, &policy);
@@ -83,6 +69,60 @@ impl Discovery {
             self.tell(Event::SaveDue);
         }
         Ok(())
+    }
+
+    /// Whether this host can offer exactly these of its configuration, besides what applications registered. If it can,
+    /// each [`Discovery::register`] succeeds once the others of the configuration are withdrawn.
+    ///
+    /// # Errors
+    /// The id of the first that cannot be offered, and why.
+    pub fn check_offers(
+        &self,
+        now: Instant,
+        configured: &[Registration],
+    ) -> Result<(), (String, RegisterError)> {
+        let ids: BTreeSet<&str> = configured.iter().map(|one| one.id.as_str()).collect();
+        let stays = |offer: &&Offer| {
+            offer.registration.origin == Origin::Api
+                && !ids.contains(offer.registration.id.as_str())
+        };
+        let staying = self.offers.values().filter(stays).count();
+        for (at, registration) in configured.iter().enumerate() {
+            let refuse = |cause| (registration.id.clone(), cause);
+            if self.left {
+                return Err(refuse(RegisterError::Leaving));
+            }
+            if staying + at >= INSTANCES_MAX {
+                return Err(refuse(RegisterError::TooMany));
+            }
+            // A policy may come with it.
+            let policy = Some(PolicyHash::default());
+            self.offer(now, registration.clone(), policy).map_err(refuse)?;
+        }
+        Ok(())
+    }
+
+    /// A registration as it is offered, and what others are told of it.
+    fn offer(
+        &self,
+        now: Instant,
+        registration: Registration,
+        policy: Option<PolicyHash>,
+    ) -> Result<(Offer, Vec<u8>), RegisterError> {
+        registration.validate()?;
+        let known = self.offers.get(&registration.id);
+        let begin = |check| {
+            let same = known.and_then(|known| known.run_of(check));
+            same.unwrap_or_else(|| CheckRun::begin(now, check))
+        };
+        let runs = registration.checks.iter().map(begin).collect();
+        let offer = Offer { registration, runs };
+        let maintenance = self.maintenance.get(&offer.registration.id).map(String::as_str);
+        let body = offer.encode(maintenance, policy);
+        if body.len() > BODY_MAX {
+            return Err(RegisterError::TooLarge("bytes of the registration", BODY_MAX));
+        }
+        Ok((offer, body))
     }
 
     /// Withdraws an instance.

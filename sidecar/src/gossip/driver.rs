@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -21,13 +21,16 @@ use tracing::{debug, warn};
 
 use super::metrics::Published;
 use super::stream::{self, Arrival};
-use super::{ChangeError, Command, Offers, OrderRequest, SAVED_FILE, difference};
+use super::{ChangeError, Command, Offers, OrderRequest, ReconcileError, SAVED_FILE, difference};
 use crate::checks::Verdict;
 use crate::events::Events;
 use crate::places::Places;
 use crate::state::State;
 
 mod health_change;
+mod readiness;
+
+use readiness::{ALONE_AFTER, elsewhere};
 
 /// The thread's state.
 pub(super) struct Driver {
@@ -356,8 +359,12 @@ impl Driver {
                 self.events.info("draining", "this host", detail);
             }
             Command::Reconcile(offers, done) => {
-                self.reconcile(*offers);
-                let _ = done.send(());
+                let fits = self.discovery.check_offers(now, &offers.services);
+                let fits = fits.map_err(|(id, cause)| ReconcileError::NotOffered(id, cause));
+                if fits.is_ok() {
+                    self.reconcile(*offers);
+                }
+                let _ = done.send(fits);
             }
             Command::Note(name, body) => {
                 if !self.discovery.note(now, wall, &name, body) {
@@ -545,16 +552,6 @@ impl Driver {
                 }
             }
         }
-    }
-}
-
-/// What was found at this host's address, for an operator.
-fn elsewhere(found: Found) -> String {
-    match found {
-        Found::Host(other) => {
-            format!("another host ({other:016x}) answers at this host's node.address")
-        }
-        Found::Nobody => "nobody answers at this host's node.address".to_owned(),
     }
 }
 

@@ -101,7 +101,7 @@ pub enum Command {
     /// Ask all hosts to stop choosing this one, or to start again.
     Draining(bool),
     /// Offer exactly these of the configuration, besides what the HTTP API registered.
-    Reconcile(Box<Offers>, oneshot::Sender<()>),
+    Reconcile(Box<Offers>, oneshot::Sender<Result<(), ReconcileError>>),
     /// Write a note into this host's record, or take it back.
     Note(String, Option<Vec<u8>>),
     /// Issue an order to the mesh, or take one back.
@@ -180,6 +180,28 @@ impl fmt::Display for ChangeError {
 }
 
 impl std::error::Error for ChangeError {}
+
+/// Why the services of a reloaded configuration are not offered. Nothing changed.
+#[derive(Debug)]
+pub enum ReconcileError {
+    /// The instance of this id is not acceptable.
+    NotOffered(String, RegisterError),
+    /// The gossip thread has stopped: the process is ending.
+    Stopped,
+}
+
+impl fmt::Display for ReconcileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReconcileError::NotOffered(id, cause) => {
+                write!(f, "services: the instance {id:?} cannot be offered: {cause}")
+            }
+            ReconcileError::Stopped => f.write_str("gossip has stopped: restart this host"),
+        }
+    }
+}
+
+impl std::error::Error for ReconcileError {}
 
 /// Starts the thread. Members and registrations of an earlier life are read from `state`.
 ///
@@ -351,12 +373,15 @@ impl GossipHandle {
         answer.await.unwrap_or(Err(ChangeError::Stopped))
     }
 
-    /// Offers exactly the services of a reloaded configuration, besides what the HTTP API registered.
-    pub async fn reconcile(&self, settings: &Settings) {
+    /// Offers exactly the services of a reloaded configuration, besides what the HTTP API registered: all or none.
+    ///
+    /// # Errors
+    /// One of them cannot be offered, or the thread has stopped.
+    pub async fn reconcile(&self, settings: &Settings) -> Result<(), ReconcileError> {
         let (done, answer) = oneshot::channel();
         let offers = Box::new(offers(settings, self.node.address.ip()));
         self.ask(Command::Reconcile(offers, done)).await;
-        let _ = answer.await;
+        answer.await.unwrap_or(Err(ReconcileError::Stopped))
     }
 
     /// Issues an order to the mesh, or takes one back; returns when it is kept.
