@@ -14,6 +14,9 @@
 //!
 //! Sockets are bound before anything starts, so that a taken port ends the process and not half of it.
 //!
+//! The router's next snapshot is published by a task beside all others, from the start to the very end ([`Publication`]):
+//! whatever this host does meanwhile, going away included, its applications are served by what the mesh is now.
+//!
 //! A reload takes the whole file or none of it: first comes all that can fail, each step of which changes nothing
 //! when it fails, then what cannot.
 //!
@@ -32,7 +35,7 @@ use arc_swap::ArcSwap;
 use evenkeel_config::settings::{self, Log, Mesh, Outbound, RateLimit, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::balancer_metrics::BalancerMetrics;
@@ -65,8 +68,12 @@ pub fn run(loaded: Loaded, file: Option<&Path>) -> anyhow::Result<()> {
     runtime.block_on(async {
         // Before anything else: a SIGHUP that comes early must not end the process.
         let signals = Signals::new()?;
-        let app = App::start(loaded.settings, logging).await?;
-        app.run(signals, file).await
+        let (app, publication) = App::start(loaded.settings, logging).await?;
+        tokio::select! {
+            biased;
+            () = app.run(signals, file) => Ok(()),
+            stopped = publication.run() => stopped,
+        }
     })
 }
 
@@ -108,6 +115,37 @@ impl Signals {
     }
 }
 
+/// Publishes the router, for as long as it runs.
+struct Publication {
+    upstreams: Upstreams,
+    settings: Arc<ArcSwap<Settings>>,
+    handle: GossipHandle,
+    changes: watch::Receiver<u64>,
+    /// Other settings are in effect: answered when the router goes by them.
+    resettled: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+impl Publication {
+    async fn run(mut self) -> anyhow::Result<()> {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            let settled = tokio::select! {
+                settled = self.resettled.recv() => settled,
+                changed = self.changes.changed() => {
+                    changed.context("gossip stopped: restart this host")?;
+                    None
+                }
+                _ = sweep.tick() => None,
+            };
+            let settings = self.settings.load_full();
+            self.upstreams.publish(Instant::now(), &settings, &self.handle.catalog());
+            if let Some(settled) = settled {
+                let _ = settled.send(());
+            }
+        }
+    }
+}
+
 struct App {
     settings: Arc<ArcSwap<Settings>>,
     logging: Logging,
@@ -117,7 +155,8 @@ struct App {
     handle: GossipHandle,
     /// Where this host listens, by what for.
     listeners: Arc<ArcSwap<BTreeMap<String, SocketAddr>>>,
-    upstreams: Upstreams,
+    /// Tells the [`Publication`] of other settings.
+    resettle: mpsc::Sender<oneshot::Sender<()>>,
     draining: Arc<AtomicBool>,
     env: Environment,
     // Ended in this order when dropped: what answers first, gossip last.
@@ -129,7 +168,7 @@ struct App {
 }
 
 impl App {
-    async fn start(settings: Settings, logging: Logging) -> anyhow::Result<App> {
+    async fn start(settings: Settings, logging: Logging) -> anyhow::Result<(App, Publication)> {
         let env = Environment::from_os();
         let workers = data_plane::workers(&settings);
         let metrics = Metrics::new(workers)?;
@@ -266,7 +305,15 @@ impl App {
         })?;
         metrics.reload_successful.set(1);
         metrics.reload_time.set(unix_seconds());
-        Ok(App {
+        let (resettle, resettled) = mpsc::channel(1);
+        let publication = Publication {
+            upstreams,
+            settings: Arc::clone(&settings),
+            handle: handle.clone(),
+            changes: handle.changes(),
+            resettled,
+        };
+        let app = App {
             settings,
             logging,
             metrics,
@@ -274,7 +321,7 @@ impl App {
             plane,
             handle,
             listeners,
-            upstreams,
+            resettle,
             draining,
             env,
             _scouts: scouts,
@@ -282,26 +329,15 @@ impl App {
             _control: control,
             quotas,
             gossip,
-        })
+        };
+        Ok((app, publication))
     }
 
-    async fn run(mut self, mut signals: Signals, file: Option<&Path>) -> anyhow::Result<()> {
-        let mut changes = self.handle.changes();
-        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
-        loop {
-            tokio::select! {
-                asked = signals.next() => match asked {
-                    Asked::End => break,
-                    Asked::Reload => self.reload(file).await,
-                },
-                changed = changes.changed() => changed.context("gossip stopped: restart this host")?,
-                _ = sweep.tick() => {}
-            }
-            let settings = self.settings.load_full();
-            self.upstreams.publish(Instant::now(), &settings, &self.handle.catalog());
+    async fn run(mut self, mut signals: Signals, file: Option<&Path>) {
+        while signals.next().await == Asked::Reload {
+            self.reload(file).await;
         }
         self.shut_down(signals).await;
-        Ok(())
     }
 
     /// Takes over a changed file, or says why the old one stays.
@@ -346,6 +382,10 @@ impl App {
         self.logging.set(&loaded.settings.log);
         self.quotas.handle().follow(loaded.settings.ratelimit.clone()).await;
         self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
+        let (settled, in_router) = oneshot::channel();
+        if self.resettle.send(settled).await.is_ok() {
+            let _ = in_router.await;
+        }
         self.metrics.reload_successful.set(1);
         self.metrics.reload_time.set(unix_seconds());
         let taken: Vec<&str> = changes.iter().filter(|c| c.live).map(|c| c.key.as_str()).collect();

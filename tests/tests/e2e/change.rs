@@ -243,6 +243,29 @@ fn a_listener_that_is_for_another_service_now_is_the_same_socket(workers: usize)
     assert!(shown["listeners"]["service payments"].is_null());
 }
 
+fn a_host_that_goes_away_follows_the_mesh_to_the_last(workers: usize) {
+    // Longer than anything here takes: the host ends with the test.
+    let setup = Setup { shutdown: "{settle: 1h, timeout: 10s}".into(), ..Setup::default() };
+    let mut trio = Trio::start(Lab::new(workers), &setup);
+    trio.caller.process.signal(Signal::TERM);
+    wait::for_true("it goes away", SOON, || {
+        trio.caller.ask_admin("/readyz").is_some_and(|answer| answer.status == 503)
+    });
+    let web = trio.lab.app(4);
+    let services = format!("[{{name: web, address: \"{}\"}}]", web.address);
+    trio.hosts[0].reload(&Setup { services, ..setup });
+    wait::for_true("its applications reach what has come", SOON, || {
+        trio.caller.get("web", "/").status == 200
+    });
+    wait::for_true("and not what has gone", SOON, || {
+        trio.caller.usable("payments") == [trio.apps[1].address]
+    });
+    trio.apps[0].process.kill();
+    for _ in 0..20 {
+        assert_eq!(trio.caller.get("payments", "/").status, 200);
+    }
+}
+
 /// All that a host has in its data directory, as text.
 fn kept(lab: &Lab, number: u8) -> String {
     let folder = lab.folder().join(format!("host-{number}/data"));
@@ -308,5 +331,6 @@ each_workers!(
     a_bad_file_leaves_the_old_one_running_and_says_so,
     a_refused_reload_changes_nothing,
     a_listener_that_is_for_another_service_now_is_the_same_socket,
+    a_host_that_goes_away_follows_the_mesh_to_the_last,
     everyone_restarts_from_what_they_kept,
 );
