@@ -387,7 +387,10 @@ impl Discovery {
             }
             for note in notes {
                 match note {
-                    Note::Up { node } => self.peer_up(now, node),
+                    Note::Up { node } => {
+                        self.peer_up(now, node);
+                        self.ask_whom_we_met(now, node);
+                    }
                     Note::Down { node } => self.peer_down(now, node),
                     Note::Renewed { called_down } => {
                         // Who is not where it says knows why.

@@ -487,11 +487,14 @@ const BUCKETS: [u64; 14] = [
 ];
 
 /// Every reason of [`crate::error::Error`], and of a response that broke.
-const REASONS: [&str; 20] = [
+const REASONS: [&str; 23] = [
     "limited",
     "unknown_service",
+    "not_told",
     "no_endpoint",
     "circuit_open",
+    "out_of_descriptors",
+    "unsendable",
     "connect",
     "refused",
     "reset",

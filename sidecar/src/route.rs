@@ -27,6 +27,8 @@ use crate::scout::Watched;
 /// Everything that decides where a request goes.
 #[derive(Debug, Default)]
 pub struct Router {
+    /// Not all that the mesh has is known yet: a name that is not here may be one of its services.
+    pub partial: bool,
     /// By every usual way to write the name, lower case, without a port.
     pub hosts: HashMap<Box<str>, Arc<Upstream>>,
     /// The mesh's DNS domain.
@@ -111,8 +113,12 @@ pub enum Destination<'a> {
     Host(IpAddr),
     /// A mesh name that nobody offers.
     Unknown(String),
+    /// A name that may be one of the mesh's: not all of them are known yet.
+    NotTold(String),
     /// A name outside the mesh.
     Foreign,
+    /// The same, unless it is a service's that is not known yet.
+    ForeignSoFar,
 }
 
 impl Router {
@@ -122,17 +128,23 @@ impl Router {
         if let Some(upstream) = self.hosts.get(name) {
             return Destination::Upstream(upstream);
         }
+        let unknown = |name| match self.partial {
+            true => Destination::NotTold(name),
+            false => Destination::Unknown(name),
+        };
         match names::service_of_host(host, &self.domain, &self.mesh) {
             HostName::Service(name) => match self.hosts.get(name.as_str()) {
                 Some(upstream) => Destination::Upstream(upstream),
-                None => Destination::Unknown(name),
+                None => unknown(name),
             },
-            HostName::ServiceOrForeign(name) => {
-                self.hosts.get(name.as_str()).map_or(Destination::Foreign, Destination::Upstream)
-            }
+            HostName::ServiceOrForeign(name) => match self.hosts.get(name.as_str()) {
+                Some(upstream) => Destination::Upstream(upstream),
+                None if self.partial => Destination::ForeignSoFar,
+                None => Destination::Foreign,
+            },
             HostName::Host(name) => match self.hosts_by_name.get(name.as_str()) {
                 Some(address) => Destination::Host(*address),
-                None => Destination::Unknown(format!("{name}.node")),
+                None => unknown(format!("{name}.node")),
             },
             HostName::Address(address) => Destination::Host(address),
             HostName::Foreign => Destination::Foreign,
@@ -192,6 +204,19 @@ mod tests {
         }
         assert!(matches!(router.resolve("h2.node.mesh"), Destination::Unknown(_)));
         assert!(matches!(router.resolve("h1.node.example"), Destination::Foreign));
+    }
+
+    #[test]
+    fn a_name_is_unknown_only_once_all_are_known() {
+        let router = |partial| Router { partial, domain: "mesh".into(), ..Router::default() };
+        for host in ["payments", "payments.mesh", "h1.node.mesh", "payments.shop.mesh:80"] {
+            let early = router(true);
+            assert!(matches!(early.resolve(host), Destination::NotTold(_)), "{host}");
+            let told = router(false);
+            assert!(matches!(told.resolve(host), Destination::Unknown(_)), "{host}");
+        }
+        assert!(matches!(router(true).resolve("payments.shop"), Destination::ForeignSoFar));
+        assert!(matches!(router(true).resolve("www.example.com"), Destination::Foreign));
     }
 
     #[test]

@@ -172,6 +172,7 @@ impl Upstreams {
         hosts_by_name.retain(|name, _| !shared_names.contains(name));
         let local = self.local(settings, catalog);
         self.shared.router.store(Arc::new(Router {
+            partial: catalog.partial,
             hosts,
             hosts_by_name,
             domain: settings.mesh.domain.clone(),

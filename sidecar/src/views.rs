@@ -60,7 +60,12 @@ impl Data {
         if self.draining.load(Ordering::Relaxed) {
             return Err("this host is going away".into());
         }
-        self.gossip.ready()
+        self.gossip.ready()?;
+        // What the workers take with their next request.
+        if self.router.load().partial {
+            return Err("joining: the services of the mesh are not all in the router yet".into());
+        }
+        Ok(())
     }
 
     fn endpoints(&self, service: &str) -> Option<serde_json::Value> {

@@ -252,6 +252,7 @@ fn a_lonely_host_asks_for_addresses_ever_more_rarely_and_else_sleeps() {
 fn joins_that_make_no_sense_are_not_made() {
     let now = t0();
     let [mut first, second] = pair(now);
+    first.all_told(now, WALL);
     first.join(now, address(1));
     first.join(now, second.node().address);
     assert_eq!(first.poll_dial(), None);
@@ -259,6 +260,31 @@ fn joins_that_make_no_sense_are_not_made() {
     first.join(now, address(7));
     assert!(first.poll_dial().is_some());
     assert_eq!(first.poll_dial(), None, "one at a time");
+}
+
+#[test]
+fn a_host_knows_all_when_it_was_told_all_and_not_when_it_has_met_somebody() {
+    let now = t0();
+    let mut hosts = [host(1, now), host(2, now)];
+    hosts[0].register(now, WALL, registration("a", "a")).unwrap();
+    let (location, epoch) = (hosts[0].own_location(), hosts[0].membership.epoch());
+    hosts[1].learn_address(now, location);
+    hosts[1].membership.handle_alive(now, 1, epoch, 0);
+    hosts[1].pump(now);
+    assert!(hosts[1].membership.up().contains_key(&1), "met by chance");
+    assert!(hosts[1].snapshot().partial);
+    hosts[1].handle_timeout(now, WALL);
+    talk(now, &mut hosts);
+    assert!(
+        !hosts[1].snapshot().partial,
+        "it asks whom it has met, though it was told to join nobody"
+    );
+    assert!(hosts[1].snapshot().service("a").is_some());
+
+    let mut alone = host(3, now);
+    assert!(alone.snapshot().partial && !alone.knows_others());
+    alone.all_told(now, WALL);
+    assert!(!alone.snapshot().partial, "nobody else is there to tell it");
 }
 
 #[test]

@@ -174,13 +174,7 @@ impl Driver {
         }
         if round.alone_at.is_some_and(|due| due <= now) {
             round.alone_at = None;
-            if self.discovery.readiness() == Readiness::Alone {
-                self.events.warn(
-                    "alone",
-                    self.join.join(", "),
-                    format!("no host of mesh.join has answered for {ALONE_AFTER:?}: serving alone and trying on"),
-                );
-            }
+            self.stop_waiting(now);
         }
     }
 
@@ -207,32 +201,6 @@ impl Driver {
         self.judge_readiness(round);
         *self.published.counters.lock().unwrap_or_else(PoisonError::into_inner) =
             self.discovery.counters();
-    }
-
-    /// Whether this host is a member of the mesh by now; once it is, only that it is not at its address can change that.
-    fn judge_readiness(&mut self, round: &mut Round) {
-        let readiness = self.discovery.readiness();
-        let obstacle = match readiness {
-            Readiness::NotThere(found) => Some(elsewhere(found)),
-            _ if self.joined.load(Ordering::Relaxed) => None,
-            _ if !round.looked_up_first.is_empty() => {
-                Some("the names of mesh.join are still being looked up".to_owned())
-            }
-            Readiness::Joining(address) => Some(format!("{address} of mesh.join has not answered yet")),
-            Readiness::Alone if round.alone_at.is_some() => {
-                Some("no host of mesh.join has answered yet".to_owned())
-            }
-            Readiness::Unseen => Some(
-                "no other host has sent anything to node.address yet: is it where they reach this host?".to_owned(),
-            ),
-            Readiness::Alone | Readiness::Ready => {
-                self.joined.store(true, Ordering::Relaxed);
-                None
-            }
-        };
-        if self.obstacle.load().as_deref() != obstacle.as_ref() {
-            self.obstacle.store(obstacle.map(Arc::new));
-        }
     }
 
     fn event(&mut self, event: Event, round: &mut Round) {
@@ -578,6 +546,3 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Changes of members are gathered for this long before they are written.
 const SAVE_AFTER: Duration = Duration::from_secs(1);
-
-/// A host that can reach no other counts as joined after this long: the first host of a mesh must become ready too.
-const ALONE_AFTER: Duration = Duration::from_secs(10);

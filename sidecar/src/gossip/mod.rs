@@ -230,14 +230,18 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         limits: Limits { members: settings.limits.members, records: settings.limits.records },
     };
     let (seed, salt) = (entropy()?, entropy()?);
-    let discovery =
-        Discovery::new(config, saved, std::time::Instant::now(), driver::wall_ms(), seed, salt);
+    let (now, wall) = (std::time::Instant::now(), driver::wall_ms());
+    let mut discovery = Discovery::new(config, saved, now, wall, seed, salt);
+    if settings.mesh.join.is_empty() && !discovery.knows_others() {
+        discovery.all_told(now, wall);
+    }
     let catalog = Arc::new(ArcSwap::new(discovery.snapshot()));
     let (changed, changes) = watch::channel(0);
     let (publish_local, local) =
         watch::channel(Arc::new(discovery.registrations().cloned().collect::<Vec<_>>()));
-    let joined = Arc::new(AtomicBool::new(settings.mesh.join.is_empty()));
-    let obstacle = (!settings.mesh.join.is_empty()).then(|| Arc::new("joining".to_owned()));
+    let partial = catalog.load().partial;
+    let joined = Arc::new(AtomicBool::new(!partial));
+    let obstacle = partial.then(|| Arc::new("joining".to_owned()));
     let obstacle = Arc::new(ArcSwapOption::new(obstacle));
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let published = Arc::new(metrics::Published {
@@ -332,8 +336,8 @@ impl GossipHandle {
         self.local.clone()
     }
 
-    /// Whether this host has met whom `mesh.join` names and they see it, or has no one to meet, or has tried for long enough to
-    /// serve alone. Once it has, that stays.
+    /// Whether this host has met whom `mesh.join` names, they see it and one of them has told it which services there are;
+    /// or it has no one to meet, or has tried for long enough to serve alone. Once it has, that stays.
     #[must_use]
     pub fn joined(&self) -> bool {
         self.joined.load(Ordering::Relaxed)

@@ -266,6 +266,20 @@ fn a_host_that_goes_away_follows_the_mesh_to_the_last(workers: usize) {
     }
 }
 
+fn who_says_that_it_is_ready_knows_the_services(workers: usize) {
+    let mut trio = Trio::start(Lab::new(workers), &Setup::default());
+    for round in 0..4 {
+        trio.caller.process.kill();
+        if round % 2 == 1 {
+            std::fs::remove_dir_all(trio.lab.folder().join("host-1/data")).unwrap();
+        }
+        trio.caller.start_again();
+        trio.caller.wait_until_ready();
+        assert_eq!(trio.caller.get("payments", "/").status, 200, "round {round}");
+        assert_eq!(trio.caller.passing("payments").len(), 2, "round {round}");
+    }
+}
+
 /// All that a host has in its data directory, as text.
 fn kept(lab: &Lab, number: u8) -> String {
     let folder = lab.folder().join(format!("host-{number}/data"));
@@ -332,5 +346,6 @@ each_workers!(
     a_refused_reload_changes_nothing,
     a_listener_that_is_for_another_service_now_is_the_same_socket,
     a_host_that_goes_away_follows_the_mesh_to_the_last,
+    who_says_that_it_is_ready_knows_the_services,
     everyone_restarts_from_what_they_kept,
 );
