@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use evenkeel_config::Published;
 use rand::{RngExt, SeedableRng};
@@ -18,6 +18,9 @@ use crate::index::{PolicyHash, note_key, policy_hash, policy_key};
 use crate::membership::Membership;
 use crate::record::InstanceBody;
 use crate::registration::{BODY_MAX, INSTANCES_MAX, Origin, RegisterError, Registration};
+
+/// That records are not taken, for want of room, is told this often.
+const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(300);
 
 /// One instance registered here.
 #[derive(Debug)]
@@ -50,6 +53,7 @@ impl Discovery {
         }
         let known = self.offers.get(&registration.id);
         if known.is_none() && self.offers.len() >= INSTANCES_MAX {
+            self.counters.registrations_refused += 1;
             return Err(RegisterError::TooMany);
         }
         let is_saved = registration.origin == Origin::Api
@@ -57,6 +61,12 @@ impl Discovery {
         let policy = self.policies.get(&registration.service);
         let (offer, body) = self.offer(now, registration, policy.map(|(hash, _)| *hash))?;
         let id = offer.registration.id.clone();
+        let named = policy.map(|(hash, _)| policy_key(hash));
+        let is_new = |key: &str| usize::from(!self.registry.has_own(key));
+        if is_new(&id) + named.as_deref().map_or(0, is_new) > self.registry.own_room() {
+            self.counters.registrations_refused += 1;
+            return Err(RegisterError::MeshFull);
+        }
         if let Some((hash, policy)) = policy.cloned() {
             self.write_policy(now, &hash, &policy);
         }
@@ -87,6 +97,7 @@ impl Discovery {
                 && !ids.contains(offer.registration.id.as_str())
         };
         let staying = self.offers.values().filter(stays).count();
+        let room = self.offers.len() - staying + self.registry.own_room();
         for (at, registration) in configured.iter().enumerate() {
             let refuse = |cause| (registration.id.clone(), cause);
             if self.left {
@@ -94,6 +105,9 @@ impl Discovery {
             }
             if staying + at >= INSTANCES_MAX {
                 return Err(refuse(RegisterError::TooMany));
+            }
+            if at >= room {
+                return Err(refuse(RegisterError::MeshFull));
             }
             // A policy may come with it.
             let policy = Some(PolicyHash::default());
@@ -222,15 +236,31 @@ impl Discovery {
     }
 
     /// Writes a note into this host's record, or takes it back: what the rest of the program tells its like on all hosts
-    /// ([`Catalog::notes`](crate::Catalog::notes)). Returns whether it is short enough ([`NOTE_MAX`]); if not, nothing changed.
+    /// ([`Catalog::notes`](crate::Catalog::notes)). Returns whether it is short enough ([`NOTE_MAX`]) and the records of the mesh
+    /// have room for it; if not, nothing changed.
     pub fn note(&mut self, now: Instant, wall_ms: u64, name: &str, body: Option<Vec<u8>>) -> bool {
         let key = note_key(name);
         if self.left || body.as_ref().is_some_and(|body| body.len() > NOTE_MAX) {
             return false;
         }
+        if body.is_some() && !self.registry.has_own(&key) && self.registry.own_room() == 0 {
+            return false;
+        }
         self.write_own(now, &key, body);
         self.publish(now, wall_ms);
         true
+    }
+
+    /// A host's record was not taken because a limit of ours is reached: its services are missing here. Told now and then,
+    /// as it will be tried again and again.
+    pub(super) fn refuse_record(&mut self, now: Instant, node: u64) {
+        self.counters.refused_limit += 1;
+        let is_told = |since: Instant| now.saturating_duration_since(since) < REFUSED_TOLD_EVERY;
+        if !self.refused_told.is_some_and(is_told) {
+            self.refused_told = Some(now);
+            let name = self.name_of(node);
+            self.tell(Event::RecordRefused { node, name });
+        }
     }
 
     fn write_policy(&mut self, now: Instant, hash: &PolicyHash, policy: &Published) {

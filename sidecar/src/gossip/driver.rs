@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwapOption;
 use evenkeel_discovery::discovery::DATAGRAM_MAX;
 use evenkeel_discovery::registration::{Origin, Registration};
-use evenkeel_discovery::{Discovery, Event, Found, Health, Readiness};
+use evenkeel_discovery::{Discovery, Event, Health, RegisterError};
 use tokio::net::UdpSocket;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, warn};
@@ -74,6 +74,8 @@ struct Round {
     /// The last registration that was written is on the disk.
     kept: Arc<AtomicBool>,
     alone_at: Option<Instant>,
+    /// The last registration was refused for want of room.
+    was_full: bool,
 }
 
 /// The end of looking one join name up.
@@ -253,6 +255,18 @@ impl Driver {
                 let why = format!("check {check} was critical for as long as its DeregisterCriticalServiceAfter allows");
                 self.events.warn("deregistered", id, why);
             }
+            Event::RecordRefused { node, name } => self.events.warn(
+                "limit_reached",
+                name,
+                format!(
+                    "what this host offers is not taken here and missing in look-ups (id {node:016x}): limits.records or limits.members is reached; raise it on every host. evenkeel_gossip_refused_total{{reason=\"limit\"}} counts on"
+                ),
+            ),
+            Event::NotRestored { id, cause } => self.events.warn(
+                "registration_refused",
+                id,
+                format!("was registered before the restart and is not offered any more: {cause}"),
+            ),
             Event::NewIdentity { node } => {
                 self.save();
                 self.events.warn(
@@ -336,7 +350,10 @@ impl Driver {
             }
             Command::Note(name, body) => {
                 if !self.discovery.note(now, wall, &name, body) {
-                    warn!(name, "a note is too long for this host's record");
+                    warn!(
+                        name,
+                        "a note is too long for this host's record, or the mesh has as many records as limits.records allows: raise it on every host"
+                    );
                 }
             }
             Command::Order(request, done) => {
@@ -374,9 +391,11 @@ impl Driver {
         note: impl FnOnce(&Events),
     ) {
         if let Err(refused) = result {
+            self.note_full(&refused, round);
             let _ = done.send(Err(refused));
             return;
         }
+        round.was_full = false;
         note(&self.events);
         self.publish_local();
         round.save_due = None;
@@ -388,6 +407,17 @@ impl Driver {
             last.store(kept.is_ok(), Ordering::Relaxed);
             let _ = done.send(kept.map_err(ChangeError::NotKept));
         });
+    }
+
+    /// Notes once, and not for each try, that a limit keeps applications from registering.
+    fn note_full(&self, refused: &ChangeError, round: &mut Round) {
+        let is_full = matches!(
+            refused,
+            ChangeError::Refused(RegisterError::TooMany | RegisterError::MeshFull)
+        );
+        if is_full && !std::mem::replace(&mut round.was_full, true) {
+            self.events.warn("limit_reached", "registrations", refused.to_string());
+        }
     }
 
     fn health(&mut self, verdict: Verdict) {
