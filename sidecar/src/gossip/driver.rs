@@ -94,7 +94,8 @@ impl Driver {
         let udp = UdpSocket::from_std(self.udp.try_clone()?)?;
         let (arrivals, mut arrived) = mpsc::channel(ARRIVALS_MAX);
         let (resolved, mut addresses) = mpsc::channel(ARRIVALS_MAX);
-        tokio::spawn(stream::accept(tcp, Arc::clone(&self.places), arrivals.clone()));
+        let is_member = stream::members_of(Arc::clone(&self.published.catalog));
+        tokio::spawn(stream::accept(tcp, Arc::clone(&self.places), arrivals.clone(), is_member));
         let mut round = Round {
             udp,
             source: Some(self.listens.ip()).filter(|ip| !ip.is_unspecified()),
