@@ -234,7 +234,10 @@ impl App {
         let mut plane = DataPlane::start(&settings, metrics.clone(), own.address.ip(), identity)?;
         registry.register(Box::new(BalancerMetrics::new(Arc::clone(&plane.shared().router))?))?;
         let settings = Arc::new(settings);
-        let mut upstreams = Upstreams::new(Arc::clone(plane.shared()), Arc::clone(&limits));
+        let (shared, register) = (plane.shared(), metrics.register());
+        let (router, hosts_lost) = (Arc::clone(&shared.router), shared.hosts_lost.clone());
+        let mut upstreams =
+            Upstreams::new(shared.epoch, register, router, hosts_lost, Arc::clone(&limits));
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;
         plane.listen(outbound, &Role::Outbound).await;

@@ -83,7 +83,7 @@ async fn forward(
     let authority = &received.target.authority;
     let router = router_for(worker, fixed.unwrap_or(authority.as_str())).await;
     let upstream = match fixed {
-        Some(name) => match router.hosts.get(name) {
+        Some(name) => match router.upstreams.get(name) {
             Some(upstream) => upstream,
             None if router.partial => return Err(Error::NotTold(name.to_owned())),
             None => return Err(Error::UnknownService(name.to_owned())),

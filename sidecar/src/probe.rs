@@ -14,7 +14,6 @@ use http_body_util::BodyExt as _;
 use crate::attempt::{self, Connection, Head, Won};
 use crate::body::Body;
 use crate::interim::Interim;
-use crate::judge::judge;
 use crate::route::{Route, Upstream};
 use crate::template::Template;
 use crate::worker::Worker;

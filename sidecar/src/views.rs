@@ -109,7 +109,7 @@ impl Data {
         }
         let (catalog, values) = (self.gossip.catalog(), fields(policy));
         let key = about.key.clone().unwrap_or_default();
-        let found = upstream.balancer.shard(key_hash(key.as_bytes()), policy.shard.size);
+        let found = upstream.balancer().shard(key_hash(key.as_bytes()), policy.shard.size);
         let members = found.members.into_iter().map(|member| report::ShardMember {
             host: host_of(&catalog, &member.node),
             instance: member.id,
@@ -181,11 +181,11 @@ fn reports(
     policy: &Policy,
     key: Option<&str>,
 ) -> Vec<(EndpointReport, SocketAddr)> {
-    let dials = upstream.balancer.endpoints();
+    let dials = upstream.balancer().endpoints();
     let dials: Vec<SocketAddr> = dials.iter().map(|endpoint| endpoint.spec().dial).collect();
     let key = key.map(|key| key_hash(key.as_bytes()));
     let wish = Wish { shard: key, hash: key, ..Wish::FIRST };
-    upstream.balancer.explain(Instant::now(), policy, &wish).into_iter().zip(dials).collect()
+    upstream.balancer().explain(Instant::now(), policy, &wish).into_iter().zip(dials).collect()
 }
 
 /// The name of the host with this id, in hexadecimal.
