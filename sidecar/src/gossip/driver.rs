@@ -71,8 +71,9 @@ struct Round {
     /// Names whose first look-up has not ended.
     looked_up_first: BTreeSet<String>,
     save_due: Option<Instant>,
-    /// The last registration that was written is on the disk.
-    kept: Arc<AtomicBool>,
+    /// Changes that were handed to be written, and the last of them that is on the disk.
+    changes: u64,
+    kept: Arc<AtomicU64>,
     alone_at: Option<Instant>,
     /// The last registration was refused for want of room.
     was_full: bool,
@@ -106,8 +107,10 @@ impl Driver {
             unresolved: BTreeSet::new(),
             looked_up_first: self.join.iter().cloned().collect(),
             save_due: None,
-            kept: Arc::new(AtomicBool::new(true)),
-            alone_at: (!self.join.is_empty()).then(|| Instant::now() + ALONE_AFTER),
+            changes: 0,
+            kept: Arc::default(),
+            alone_at: self.discovery.snapshot().partial.then(|| Instant::now() + ALONE_AFTER),
+            was_full: false,
         };
         let Offers { services, policies } = &mut self.offers;
         let offers =
@@ -301,11 +304,13 @@ impl Driver {
         let (now, wall) = (Instant::now(), wall_ms());
         match command {
             Command::Register(registration, done) => {
-                // Clients that register again every few seconds change nothing, unless the last change was not kept.
-                if round.kept.load(Ordering::Relaxed)
-                    && self.discovery.registrations().any(|one| *one == *registration)
-                {
-                    let _ = done.send(Ok(()));
+                // Clients that register again every few seconds change nothing. While the last change is not on the disk
+                // (yet, or because it could not be written) what they ask for may not be either: it is written again.
+                if self.discovery.registrations().any(|one| *one == *registration) {
+                    match round.kept.load(Ordering::Relaxed) == round.changes {
+                        true => drop(done.send(Ok(()))),
+                        false => self.finish(Ok(()), done, round, |_| {}),
+                    }
                     return;
                 }
                 let what = format!("{} at {}", registration.service, registration.address);
@@ -401,11 +406,15 @@ impl Driver {
         self.publish_local();
         round.save_due = None;
         let kept = self.save();
-        let last = Arc::clone(&round.kept);
+        round.changes += 1;
+        let (change, last) = (round.changes, Arc::clone(&round.kept));
         tokio::spawn(async move {
             let kept =
                 kept.await.unwrap_or_else(|_| Err(io::Error::other("the writer has stopped")));
-            last.store(kept.is_ok(), Ordering::Relaxed);
+            if kept.is_ok() {
+                // Written in order, and each time everything.
+                last.fetch_max(change, Ordering::Relaxed);
+            }
             let _ = done.send(kept.map_err(ChangeError::NotKept));
         });
     }
