@@ -12,6 +12,7 @@
 //!
 //! Orderings: relaxed; the cached word holds the quantile and which one it is.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -20,7 +21,8 @@ use crate::epoch::nanos;
 /// Latencies of the last 20 to 30 s.
 #[derive(Debug)]
 pub(crate) struct Latencies {
-    windows: [Box<[AtomicU32]>; RING],
+    /// Made by the first latency: most routes of most services are never used by a host.
+    windows: OnceLock<[Box<[AtomicU32]>; RING]>,
     /// The number of the running window, counted from the epoch.
     turn: AtomicU64,
     /// The cached quantile: its hundredths of a percent, then microseconds (0: too few samples).
@@ -32,7 +34,7 @@ pub(crate) struct Latencies {
 impl Latencies {
     pub(crate) fn new() -> Latencies {
         Latencies {
-            windows: std::array::from_fn(|_| (0..BUCKETS).map(|_| AtomicU32::new(0)).collect()),
+            windows: OnceLock::new(),
             turn: AtomicU64::new(0),
             cached: AtomicU64::new(0),
             refresh_at: AtomicU64::new(0),
@@ -41,7 +43,10 @@ impl Latencies {
 
     pub(crate) fn record(&self, now: u64, latency: Duration) {
         let turn = self.turn_to(now);
-        self.windows[(turn % RING as u64) as usize][bucket(latency)].fetch_add(1, Relaxed);
+        let windows = self.windows.get_or_init(|| {
+            std::array::from_fn(|_| (0..BUCKETS).map(|_| AtomicU32::new(0)).collect())
+        });
+        windows[(turn % RING as u64) as usize][bucket(latency)].fetch_add(1, Relaxed);
     }
 
     /// The latency that `percent` of the recent ones do not exceed; `None` below [`SAMPLES_MIN`] samples.
@@ -79,9 +84,10 @@ impl Latencies {
     /// The recent ones; `None` below [`SAMPLES_MIN`].
     pub(crate) fn counts(&self, now: u64) -> Option<Counts> {
         let turn = self.turn_to(now);
+        let windows = self.windows.get()?;
         let mut counts = [0u64; BUCKETS];
         for back in 0..READ.min(turn + 1) {
-            let window = &self.windows[((turn - back) % RING as u64) as usize];
+            let window = &windows[((turn - back) % RING as u64) as usize];
             for (sum, count) in counts.iter_mut().zip(window) {
                 *sum += u64::from(count.load(Relaxed));
             }
@@ -97,9 +103,9 @@ impl Latencies {
             // The window after `turn` was cleared when `turn` began.
             let first = (turn + 2).max((wanted + 2).saturating_sub(RING as u64));
             for window in first..=wanted + 1 {
-                self.windows[(window % RING as u64) as usize]
-                    .iter()
-                    .for_each(|count| count.store(0, Relaxed));
+                let windows = self.windows.get();
+                let reused = windows.map(|windows| &windows[(window % RING as u64) as usize]);
+                reused.into_iter().flatten().for_each(|count| count.store(0, Relaxed));
             }
             match self.turn.compare_exchange(turn, wanted, Relaxed, Relaxed) {
                 Ok(_) => return wanted,

@@ -2,6 +2,7 @@
 //!
 //! The forms are those that Consul's clients use: `[tag.]service.service[.dc].DOMAIN`, RFC 2782's
 //! `_service._tcp.[namespace.]service.DOMAIN`, `host.node[.dc].DOMAIN`, `hex.addr[.dc].DOMAIN`, and ours, `service.DOMAIN`.
+//! As long as this host has not heard of the whole mesh, what it does not know may exist: SERVFAIL.
 //! A service without a healthy instance does not exist (NXDOMAIN), so that clients try their next choice; both that
 //! and an empty answer carry the SOA (RFC 2308). Answers are shuffled and their TTL is 0: the next question gets
 //! the next truth. Names outside the domain are refused; forwarding them is not built yet.
@@ -113,6 +114,11 @@ fn respond(
     response.metadata.authoritative = true;
     let mut zone = Zone { catalog, asked: question.name().clone(), kind, rng };
     let Some(Found { answers, additionals }) = zone.look_up(meaning) else {
+        if catalog.partial {
+            // It may exist. Resolvers remember that a name does not, and ask another server where one fails.
+            response.metadata.authoritative = false;
+            return ResponseCode::ServFail;
+        }
         response.authorities.extend(soa(catalog));
         return ResponseCode::NXDomain;
     };

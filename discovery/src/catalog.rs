@@ -26,6 +26,9 @@ pub struct Catalog {
     pub domain: String,
     /// This host's own id: a key of `nodes`.
     pub own: u64,
+    /// Nobody has told this host yet all that the mesh knows: what is not here may exist all the same. So a name that is
+    /// not here is not unknown yet, and a list is not to be taken for the whole one.
+    pub partial: bool,
     /// Hosts by id: those that are up, and for [`crate::discovery::DOWN_KEPT`] those that went away.
     pub nodes: BTreeMap<u64, Arc<Node>>,
     /// Services by name; only those with at least one instance on a host that is up.

@@ -122,6 +122,8 @@ pub struct Discovery {
     dial_queue: VecDeque<Dial>,
     events: VecDeque<Event>,
     counters: Counters,
+    /// When it was last told that a host's record was refused.
+    refused_told: Option<Instant>,
     left: bool,
 }
 
@@ -165,7 +167,7 @@ impl Discovery {
             sealer: Sealer::new(&config.mesh, &config.keys, own, salt),
             sessions: Sessions::new(rng.random(), 2 * members_max, now),
             membership: Membership::new(own, epoch, config.profile, members_max, membership_rng),
-            registry: Registry::new(own, generation, members_max + 1, config.limits.records + 1),
+            registry: Registry::new(own, generation, members_max + 1, config.limits.records),
             spread: Spread::new(now, config.profile.gossip, members_max),
             ring: Vec::new(),
             publisher: Publisher::new(
@@ -204,6 +206,7 @@ impl Discovery {
             dial_queue: VecDeque::new(),
             events: VecDeque::from([Event::SaveDue]),
             counters: Counters::default(),
+            refused_told: None,
             left: false,
             config,
             rng,
@@ -216,8 +219,12 @@ impl Discovery {
                 discovery.seeds.remember(now, member.address);
             }
             for registration in saved.registrations {
-                // What was acceptable once may not be to a later version; what is left out here was logged then.
-                let _ = discovery.register(now, wall_ms, registration.into());
+                // What was acceptable once may not be to a later version.
+                let registration = Registration::from(registration);
+                let id = registration.id.clone();
+                if let Err(cause) = discovery.register(now, wall_ms, registration) {
+                    discovery.tell(Event::NotRestored { id, cause });
+                }
             }
             discovery.restore_orders(now, wall_ms, saved.orders);
         }
@@ -387,7 +394,10 @@ impl Discovery {
             }
             for note in notes {
                 match note {
-                    Note::Up { node } => self.peer_up(now, node),
+                    Note::Up { node } => {
+                        self.peer_up(now, node);
+                        self.ask_whom_we_met(now, node);
+                    }
                     Note::Down { node } => self.peer_down(now, node),
                     Note::Renewed { called_down } => {
                         // Who is not where it says knows why.

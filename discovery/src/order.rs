@@ -80,6 +80,8 @@ pub enum OrderError {
     Ttl,
     /// [`ORDERS_MAX`] orders of this host still stand.
     TooMany,
+    /// The mesh has as many records as this host takes: others would not take it either.
+    MeshFull,
     /// There is nothing to take back.
     Nothing,
     /// The mesh has no host of this id.
@@ -97,6 +99,9 @@ impl fmt::Display for OrderError {
             OrderError::TooMany => write!(
                 f,
                 "{ORDERS_MAX} orders issued at this host have not ended yet: wait, or issue this one at another host"
+            ),
+            OrderError::MeshFull => f.write_str(
+                "the mesh has as many instances, policies and orders as limits.records allows: deregister some, or raise limits.records on every host",
             ),
             OrderError::Nothing => {
                 f.write_str("no such order stands, so there is nothing to take back")

@@ -62,6 +62,8 @@ pub(crate) struct Publisher {
     /// No index that was given out, in this life or the last, is above it.
     reserved: u64,
     due: Option<Instant>,
+    /// All that the mesh knows was told once: the next snapshot has it.
+    told: bool,
 }
 
 impl Publisher {
@@ -71,6 +73,7 @@ impl Publisher {
             mesh: mesh.to_owned(),
             domain: domain.trim_end_matches('.').to_ascii_lowercase(),
             own,
+            partial: true,
             index: reserved,
             services_index: reserved,
             nodes_index: reserved,
@@ -87,7 +90,13 @@ impl Publisher {
             lost: Lost::default(),
             reserved,
             due: None,
+            told: false,
         }
+    }
+
+    /// What the registry has now is all that there was to be told at this host's start.
+    pub fn all_told(&mut self) {
+        self.told = true;
     }
 
     /// No index that was given out is above it: to be saved for the next life.
@@ -158,7 +167,8 @@ impl Publisher {
         let last = &self.catalog;
         let index = (last.index + 1).max(wall_us);
         let mut next = Catalog { own, ..Catalog::clone(last) };
-        let mut changed = own != last.own;
+        let mut changed = own != last.own || (self.told && last.partial);
+        next.partial &= !self.told;
         // Services of which something may have been lost, or found again.
         let mut lost_of = BTreeSet::new();
         if let Some(orders) = orders.filter(|orders| *orders != last.orders) {

@@ -168,7 +168,8 @@ impl CheckKind {
     }
 }
 
-/// Why a registration was not accepted. Nothing changed; the fault is the registrant's, except for [`RegisterError::TooMany`].
+/// Why a registration was not accepted. Nothing changed; the fault is the registrant's, except for [`RegisterError::TooMany`] and
+/// [`RegisterError::MeshFull`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegisterError {
     /// The service name is not `name` or `name.namespace` of letters, digits, `-` and `_`.
@@ -181,6 +182,8 @@ pub enum RegisterError {
     TooLarge(&'static str, usize),
     /// This host offers [`INSTANCES_MAX`] instances already.
     TooMany,
+    /// The mesh has as many records as this host takes: others would not take it either.
+    MeshFull,
     /// There is no instance of this id.
     NoSuchId(String),
     /// There is no check of this id.
@@ -208,6 +211,9 @@ impl fmt::Display for RegisterError {
             RegisterError::TooMany => write!(
                 f,
                 "this host already offers {INSTANCES_MAX} instances: deregister some or use another host"
+            ),
+            RegisterError::MeshFull => f.write_str(
+                "the mesh has as many instances, policies and orders as limits.records allows: deregister some, or raise limits.records on every host",
             ),
             RegisterError::NoSuchId(id) => {
                 write!(f, "no instance with id {id:?} is registered on this host")

@@ -4,6 +4,12 @@
 //! everything of a smaller one, within one generation the larger sequence is the later state. So there are no
 //! clocks to agree on and no conflicts to resolve, and merging commutes, repeats harmlessly and never goes back.
 //!
+//! Withdrawn entries stay as tombstones, so that who has an older state hears of the withdrawal and not of everything.
+//! They are never what a record is refused for: each holder keeps as many as there are entries
+//! ([`WITHDRAWN_MIN`] at least) and forgets the oldest beyond that. A record whose tombstones up to a sequence (`gc`) are
+//! forgotten is handed on whole to who has less than that. So an owner whose instances come and go all day costs its
+//! readers what it offers, not what it has ever offered.
+//!
 //! Invariant: what is held of a foreign record is a state that its owner was in: all entries as of sequence `upto`.
 //! A delta applies only to a state at least as late as its base; otherwise the gap is reported and the rest asked for.
 //! A record of a host that is down is kept (hidden) for an hour, in case the host or the network comes back; then,
@@ -25,14 +31,19 @@ use crate::order::{Order, OrderBody, Subject};
 use crate::record::{InstanceBody, NODE_KEY, NodeBody};
 use crate::wire::{Delta, DeltaEntry, Extent};
 
+use host_record::Entry;
+pub(crate) use host_record::Record;
+
 /// A buried generation is remembered for this long.
 const TOMBSTONE_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// A withdrawn entry of our own is remembered for this long; who missed it gets the whole record.
+/// A withdrawn entry of our own is remembered for this long at most; who missed it gets the whole record.
 const WITHDRAWN_KEPT: Duration = Duration::from_secs(600);
 /// Largest body of an entry taken from another host: room for fields that we do not know.
 const ENTRY_MAX: usize = 16 * 1024;
-/// Most entries of one foreign record, tombstones included.
-const ENTRIES_OF_ONE_MAX: usize = 8192;
+/// So many withdrawn entries of a record are remembered, or as many as it has present ones if these are more.
+const WITHDRAWN_MIN: usize = 256;
+/// Most entries of one record that are present. Its owner keeps to it too, so that nobody refuses what it says.
+pub(crate) const ENTRIES_OF_ONE_MAX: usize = 8192;
 
 /// All records.
 #[derive(Debug)]
@@ -41,30 +52,12 @@ pub(crate) struct Registry {
     records: BTreeMap<u64, Record>,
     tombstones: BTreeMap<u64, Tombstone>,
     index: Index,
-    /// Withdrawn entries of our own, by sequence.
+    /// When entries of our own were withdrawn, by sequence.
     withdrawn: BTreeMap<u64, Instant>,
-    entries: usize,
+    /// Entries of all records that are not withdrawn.
+    present: usize,
     entries_max: usize,
     records_max: usize,
-}
-
-/// One host's record.
-#[derive(Debug, Clone)]
-pub(crate) struct Record {
-    pub generation: u64,
-    pub upto: u64,
-    gc: u64,
-    entries: BTreeMap<Arc<str>, Entry>,
-    /// What the host says of itself; `None` until it says so readably.
-    pub node: Option<Arc<NodeBody>>,
-    down_since: Option<Instant>,
-}
-
-#[derive(Debug, Clone)]
-struct Entry {
-    seq: u64,
-    body: Option<Arc<[u8]>>,
-    content: Content,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +101,7 @@ impl Registry {
             tombstones: BTreeMap::new(),
             index: Index::default(),
             withdrawn: BTreeMap::new(),
-            entries: 0,
+            present: 0,
             entries_max,
             records_max: records_max.max(1),
         }
@@ -197,6 +190,10 @@ impl Registry {
         let seq = record.upto + 1;
         if body.is_none() {
             self.withdrawn.insert(seq, now);
+            // The record remembers no more than that.
+            while self.withdrawn.len() > ENTRIES_OF_ONE_MAX {
+                self.withdrawn.pop_first();
+            }
         }
         let entry = DeltaEntry { key: Arc::from(key), seq, body: body.map(Arc::from) };
         let delta = Delta {
@@ -218,9 +215,7 @@ impl Registry {
             return false;
         }
         record.generation = generation;
-        let before = record.entries.len();
-        record.entries.retain(|_, entry| entry.body.is_some());
-        self.entries -= before - record.entries.len();
+        record.forget_withdrawn(u64::MAX);
         for (seq, entry) in (1..).zip(record.entries.values_mut()) {
             entry.seq = seq;
         }
@@ -262,11 +257,12 @@ impl Registry {
             let upto = if is_new { 0 } else { upto };
             return Applied::Gap(Extent { node: delta.node, generation: delta.generation, upto });
         }
-        if self.is_too_much(&delta) {
+        let is_whole = is_new || delta.base == 0;
+        if self.is_too_much(&delta, is_whole) {
             return Applied::TooMany;
         }
         let mut changes = Changes { base: if is_new { 0 } else { upto }, ..Changes::default() };
-        if is_new || delta.base == 0 {
+        if is_whole {
             self.clear(delta.node, &delta, &mut changes);
         }
         self.merge(delta, &mut changes);
@@ -326,10 +322,9 @@ impl Registry {
         while let Some((seq, since)) = self.withdrawn.first_key_value()
             && over(*since, WITHDRAWN_KEPT)
         {
-            record.gc = record.gc.max(*seq);
+            record.forget_withdrawn(*seq);
             self.withdrawn.pop_first();
         }
-        self.entries -= record.forget_withdrawn();
         changes
     }
 
@@ -429,18 +424,52 @@ impl Registry {
         }
     }
 
-    fn is_too_much(&self, delta: &Delta) -> bool {
-        let known = self.records.get(&delta.node).map_or(0, |r| r.entries.len());
-        (known == 0
-            && self.records.len() >= self.records_max
-            && !self.records.contains_key(&delta.node))
-            || delta.entries.len() > ENTRIES_OF_ONE_MAX
-            || known + delta.entries.len() > 2 * ENTRIES_OF_ONE_MAX
-            || self.entries + delta.entries.len() > self.entries_max + self.records.len()
-            || delta
-                .entries
-                .iter()
-                .any(|e| e.body.as_ref().is_some_and(|body| body.len() > ENTRY_MAX))
+    /// Whether more is present after this delta than we take. What is withdrawn does not count, and neither does what a whole
+    /// record replaces.
+    fn is_too_much(&self, delta: &Delta, is_whole: bool) -> bool {
+        let is_long = |entry: &DeltaEntry| entry.body.as_ref().is_some_and(|b| b.len() > ENTRY_MAX);
+        if delta.entries.iter().any(is_long) {
+            return true;
+        }
+        let Some(record) = self.records.get(&delta.node) else {
+            let present = delta.entries.iter().filter(|entry| entry.body.is_some()).count();
+            return self.records.len() >= self.records_max || !self.has_room(0, present);
+        };
+        let before = record.present();
+        if !is_whole && self.has_room(before, before + delta.entries.len()) {
+            return false;
+        }
+        let mut said: BTreeMap<&str, bool> = BTreeMap::new();
+        for entry in &delta.entries {
+            *said.entry(&entry.key).or_default() |= entry.body.is_some();
+        }
+        let is_present = |key: &str| record.entries.get(key).is_some_and(|e| e.body.is_some());
+        let stays =
+            if is_whole { 0 } else { before - said.keys().filter(|k| is_present(k)).count() };
+        let after = stays + said.values().filter(|is_there| **is_there).count();
+        // A record that becomes smaller is taken, however many there are.
+        after > before && !self.has_room(before, after)
+    }
+
+    /// Whether a record may have `after` entries where it has `before` now.
+    fn has_room(&self, before: usize, after: usize) -> bool {
+        after <= ENTRIES_OF_ONE_MAX && after - before.min(after) <= self.room()
+    }
+
+    /// How many more entries all records may have. What each host says of itself is not counted.
+    pub fn room(&self) -> usize {
+        (self.entries_max + self.records.len()).saturating_sub(self.present)
+    }
+
+    /// How many more entries our own record may have.
+    pub fn own_room(&self) -> usize {
+        let own = self.records[&self.own].present();
+        self.room().min(ENTRIES_OF_ONE_MAX.saturating_sub(own))
+    }
+
+    /// Whether our own record has an entry of this key.
+    pub fn has_own(&self, key: &str) -> bool {
+        self.records[&self.own].entries.get(key).is_some_and(|entry| entry.body.is_some())
     }
 
     /// Drops what a whole record does not have any more; notes what is dropped.
@@ -449,11 +478,13 @@ impl Registry {
         let Some(record) = self.records.get_mut(&node) else {
             return;
         };
+        // What is still to be remembered is in the whole record.
+        record.forget_withdrawn(u64::MAX);
         let dropped: Vec<Arc<str>> =
             record.entries.keys().filter(|key| !kept.contains(&***key)).cloned().collect();
         for key in dropped {
             if let Some(entry) = record.entries.remove(&key) {
-                self.entries -= 1;
+                self.present -= 1;
                 self.index.unlist(node, &key, &entry.content, changes);
             }
         }
@@ -474,13 +505,20 @@ impl Registry {
         if changes.node {
             record.upto = delta.upto;
         }
-        record.gc = record.gc.max(delta.gc);
         for DeltaEntry { key, seq, body } in delta.entries {
             let known = record.entries.get(&key);
             if known.is_some_and(|known| known.seq >= seq) {
                 continue;
             }
+            let stood = known.is_some_and(|known| known.body.is_some());
+            let was_withdrawn = known.filter(|known| known.body.is_none()).map(|known| known.seq);
             let is_same = known.is_some_and(|known| known.body == body);
+            if let Some(before) = was_withdrawn {
+                record.withdrawn.remove(&(before, Arc::clone(&key)));
+            }
+            if body.is_none() {
+                record.withdrawn.insert((seq, Arc::clone(&key)));
+            }
             if is_same {
                 if let Some(known) = record.entries.get_mut(&key) {
                     known.seq = seq;
@@ -494,24 +532,25 @@ impl Registry {
                     body.as_deref().and_then(|body| NodeBody::decode(body).ok()).map(Arc::new);
                 changes.node = true;
             }
-            match known {
-                Some(known) => self.index.unlist(delta.node, &key, &known.content, changes),
-                None => self.entries += 1,
+            if let Some(known) = known {
+                self.index.unlist(delta.node, &key, &known.content, changes);
             }
+            self.present = self.present + usize::from(body.is_some()) - usize::from(stood);
             self.index.list(delta.node, &key, &content, changes);
             record.entries.insert(key, Entry { seq, body, content });
         }
         if changes.policies {
             changes.services.extend(record.services());
         }
-        self.entries -= record.forget_withdrawn();
+        record.forget_withdrawn(delta.gc);
+        record.forget_withdrawn_beyond(WITHDRAWN_MIN.max(record.present()));
     }
 
     fn remove(&mut self, node: u64, changes: &mut Changes) {
         let Some(record) = self.records.remove(&node) else {
             return;
         };
-        self.entries -= record.entries.len();
+        self.present -= record.present();
         changes.node = true;
         for (key, entry) in &record.entries {
             self.index.unlist(node, key, &entry.content, changes);
@@ -519,74 +558,7 @@ impl Registry {
     }
 }
 
-impl Entry {
-    fn instance(&self) -> Option<&Arc<InstanceBody>> {
-        match &self.content {
-            Content::Instance(instance) => Some(instance),
-            _ => None,
-        }
-    }
-}
-
-impl Record {
-    fn new(generation: u64) -> Self {
-        Record {
-            generation,
-            upto: 0,
-            gc: 0,
-            entries: BTreeMap::new(),
-            node: None,
-            down_since: None,
-        }
-    }
-
-    /// How much we have of it.
-    pub fn extent(&self, node: u64) -> Extent {
-        Extent { node, generation: self.generation, upto: self.upto }
-    }
-
-    /// All that is in it, as its owner encoded it; for comparing two holders.
-    #[cfg(test)]
-    pub fn bodies(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.entries.iter().filter_map(|(key, entry)| Some((&**key, entry.body.as_deref()?)))
-    }
-
-    fn services(&self) -> BTreeSet<String> {
-        self.entries.values().filter_map(|entry| Some(entry.instance()?.service.clone())).collect()
-    }
-
-    fn orders(&self) -> impl Iterator<Item = (&Subject, &Arc<OrderBody>)> {
-        self.entries.values().filter_map(|entry| match &entry.content {
-            Content::Order(subject, order) => Some((subject, order)),
-            _ => None,
-        })
-    }
-
-    fn delta(&self, node: u64, since: u64) -> Delta {
-        // Whoever has less than `gc` may have missed withdrawals that we forgot: give them everything.
-        let base = if since < self.gc { 0 } else { since };
-        let mut entries: Vec<DeltaEntry> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.seq > base)
-            .map(|(key, entry)| DeltaEntry {
-                key: Arc::clone(key),
-                seq: entry.seq,
-                body: entry.body.clone(),
-            })
-            .collect();
-        entries.sort_by_key(|entry| entry.seq);
-        Delta { node, generation: self.generation, base, upto: self.upto, gc: self.gc, entries }
-    }
-
-    /// Drops withdrawn entries up to `gc`; returns how many.
-    fn forget_withdrawn(&mut self) -> usize {
-        let before = self.entries.len();
-        let gc = self.gc;
-        self.entries.retain(|_, entry| entry.body.is_some() || entry.seq > gc);
-        before - self.entries.len()
-    }
-}
+mod host_record;
 
 #[cfg(test)]
 mod tests;

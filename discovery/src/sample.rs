@@ -81,6 +81,7 @@ pub(crate) fn catalog() -> Catalog {
         mesh: "prod".into(),
         domain: "mesh".into(),
         own: 1,
+        partial: false,
         nodes,
         services: services.into_iter().map(view).collect(),
         lost: BTreeMap::new(),

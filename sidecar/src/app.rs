@@ -14,6 +14,12 @@
 //!
 //! Sockets are bound before anything starts, so that a taken port ends the process and not half of it.
 //!
+//! The router's next snapshot is published by a task beside all others, from the start to the very end ([`Publication`]):
+//! whatever this host does meanwhile, going away included, its applications are served by what the mesh is now.
+//!
+//! A reload takes the whole file or none of it: first comes all that can fail, each step of which changes nothing
+//! when it fails, then what cannot.
+//!
 //! Going away (SIGTERM or SIGINT; a second one skips the wait): announce it, go on serving for `shutdown.settle` while the
 //! others stop choosing this host, end inbound connections gracefully, then the applications' own, then leave.
 
@@ -29,7 +35,7 @@ use arc_swap::ArcSwap;
 use evenkeel_config::settings::{self, Log, Mesh, Outbound, RateLimit, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::balancer_metrics::BalancerMetrics;
@@ -62,8 +68,12 @@ pub fn run(loaded: Loaded, file: Option<&Path>) -> anyhow::Result<()> {
     runtime.block_on(async {
         // Before anything else: a SIGHUP that comes early must not end the process.
         let signals = Signals::new()?;
-        let app = App::start(loaded.settings, logging).await?;
-        app.run(signals, file).await
+        let (app, publication) = App::start(loaded.settings, logging).await?;
+        tokio::select! {
+            biased;
+            () = app.run(signals, file) => Ok(()),
+            stopped = publication.run() => stopped,
+        }
     })
 }
 
@@ -97,7 +107,42 @@ impl Signals {
     }
 
     async fn end(&mut self) {
-        while self.next().await != Asked::End {}
+        while self.next().await != Asked::End {
+            warn!(
+                "SIGHUP, but this host is going away: the configuration file is not read any more"
+            );
+        }
+    }
+}
+
+/// Publishes the router, for as long as it runs.
+struct Publication {
+    upstreams: Upstreams,
+    settings: Arc<ArcSwap<Settings>>,
+    handle: GossipHandle,
+    changes: watch::Receiver<u64>,
+    /// Other settings are in effect: answered when the router goes by them.
+    resettled: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+impl Publication {
+    async fn run(mut self) -> anyhow::Result<()> {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            let settled = tokio::select! {
+                settled = self.resettled.recv() => settled,
+                changed = self.changes.changed() => {
+                    changed.context("gossip stopped: restart this host")?;
+                    None
+                }
+                _ = sweep.tick() => None,
+            };
+            let settings = self.settings.load_full();
+            self.upstreams.publish(Instant::now(), &settings, &self.handle.catalog());
+            if let Some(settled) = settled {
+                let _ = settled.send(());
+            }
+        }
     }
 }
 
@@ -107,8 +152,11 @@ struct App {
     metrics: Metrics,
     events: Arc<Events>,
     plane: DataPlane,
-    upstreams: Upstreams,
     handle: GossipHandle,
+    /// Where this host listens, by what for.
+    listeners: Arc<ArcSwap<BTreeMap<String, SocketAddr>>>,
+    /// Tells the [`Publication`] of other settings.
+    resettle: mpsc::Sender<oneshot::Sender<()>>,
     draining: Arc<AtomicBool>,
     env: Environment,
     // Ended in this order when dropped: what answers first, gossip last.
@@ -120,7 +168,7 @@ struct App {
 }
 
 impl App {
-    async fn start(settings: Settings, logging: Logging) -> anyhow::Result<App> {
+    async fn start(settings: Settings, logging: Logging) -> anyhow::Result<(App, Publication)> {
         let env = Environment::from_os();
         let workers = data_plane::workers(&settings);
         let metrics = Metrics::new(workers)?;
@@ -186,14 +234,16 @@ impl App {
         let mut plane = DataPlane::start(&settings, metrics.clone(), own.address.ip(), identity)?;
         registry.register(Box::new(BalancerMetrics::new(Arc::clone(&plane.shared().router))?))?;
         let settings = Arc::new(settings);
-        let mut upstreams = Upstreams::new(Arc::clone(plane.shared()), Arc::clone(&limits));
+        let (shared, register) = (plane.shared(), metrics.register());
+        let (router, hosts_lost) = (Arc::clone(&shared.router), shared.hosts_lost.clone());
+        let mut upstreams =
+            Upstreams::new(shared.epoch, register, router, hosts_lost, Arc::clone(&limits));
         upstreams.publish(Instant::now(), &settings, &handle.catalog());
         plane.listen(mesh, &Role::Inbound).await;
         plane.listen(outbound, &Role::Outbound).await;
-        plane.reload(&settings).await?;
-        listeners.extend(
-            plane.services().map(|(service, address)| (format!("service {service}"), address)),
-        );
+        let prepared = plane.prepare(&settings).await?;
+        plane.take_over(prepared).await;
+        listeners.extend(service_listeners(&plane));
 
         let mut surfaces = Vec::new();
         if let Some(listener) = http {
@@ -231,13 +281,14 @@ impl App {
         let draining = Arc::new(AtomicBool::new(false));
         let scouts = scout::spawn(scouts, Arc::clone(plane.shared()), Arc::clone(&draining))?;
         plane.keep_from_callers(listeners.values().copied());
+        let listeners = Arc::new(ArcSwap::from_pointee(listeners));
         let admin = admin::Admin {
             gossip: handle.clone(),
             quotas: quotas.handle().clone(),
             events: Arc::clone(&events),
             metrics: registry,
             data_dir,
-            views: views::views(plane.shared(), &settings, &handle, &draining, listeners),
+            views: views::views(plane.shared(), &settings, &handle, &draining, &listeners),
         };
         let address = admin_listener.local_addr()?;
         surfaces.push(Surface {
@@ -257,14 +308,23 @@ impl App {
         })?;
         metrics.reload_successful.set(1);
         metrics.reload_time.set(unix_seconds());
-        Ok(App {
+        let (resettle, resettled) = mpsc::channel(1);
+        let publication = Publication {
+            upstreams,
+            settings: Arc::clone(&settings),
+            handle: handle.clone(),
+            changes: handle.changes(),
+            resettled,
+        };
+        let app = App {
             settings,
             logging,
             metrics,
             events,
             plane,
-            upstreams,
             handle,
+            listeners,
+            resettle,
             draining,
             env,
             _scouts: scouts,
@@ -272,26 +332,15 @@ impl App {
             _control: control,
             quotas,
             gossip,
-        })
+        };
+        Ok((app, publication))
     }
 
-    async fn run(mut self, mut signals: Signals, file: Option<&Path>) -> anyhow::Result<()> {
-        let mut changes = self.handle.changes();
-        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
-        loop {
-            tokio::select! {
-                asked = signals.next() => match asked {
-                    Asked::End => break,
-                    Asked::Reload => self.reload(file).await,
-                },
-                changed = changes.changed() => changed.context("gossip stopped: restart this host")?,
-                _ = sweep.tick() => {}
-            }
-            let settings = self.settings.load_full();
-            self.upstreams.publish(Instant::now(), &settings, &self.handle.catalog());
+    async fn run(mut self, mut signals: Signals, file: Option<&Path>) {
+        while signals.next().await == Asked::Reload {
+            self.reload(file).await;
         }
         self.shut_down(signals).await;
-        Ok(())
     }
 
     /// Takes over a changed file, or says why the old one stays.
@@ -303,19 +352,19 @@ impl App {
         };
         let loaded = match evenkeel_config::load(file, &self.env) {
             Ok(loaded) => loaded,
-            Err(problems) => {
-                self.metrics.reload_successful.set(0);
-                error!("the configuration file is not taken, the old one stays:\n{problems}");
-                return self.events.warn(
-                    "reload_refused",
-                    file.display().to_string(),
-                    problems.to_string(),
-                );
-            }
+            Err(problems) => return self.refuse_reload(file, &problems.to_string()),
         };
         for warning in &loaded.warnings {
             warn!("{warning}");
         }
+        let prepared = match self.plane.prepare(&loaded.settings).await {
+            Ok(prepared) => prepared,
+            Err(problem) => return self.refuse_reload(file, &format!("{problem:#}")),
+        };
+        if let Err(refused) = self.handle.reconcile(&loaded.settings).await {
+            return self.refuse_reload(file, &refused.to_string());
+        }
+        // From here on nothing fails.
         let old = self.settings.load_full();
         let changes = evenkeel_config::diff(&old, &loaded.settings);
         let restart: Vec<&str> =
@@ -326,19 +375,20 @@ impl App {
                 "these changes need a restart; the others are taken now"
             );
         }
-        if let Err(problem) = self.plane.reload(&loaded.settings).await {
-            self.metrics.reload_successful.set(0);
-            error!("the configuration file is not taken whole: {problem:#}");
-            return self.events.warn(
-                "reload_refused",
-                file.display().to_string(),
-                format!("{problem:#}"),
-            );
-        }
+        self.plane.take_over(prepared).await;
+        self.listeners.rcu(|listeners| {
+            let mut next = BTreeMap::clone(listeners);
+            next.retain(|what, _| !what.starts_with(SERVICE_LISTENER));
+            next.extend(service_listeners(&self.plane));
+            next
+        });
         self.logging.set(&loaded.settings.log);
-        self.handle.reconcile(&loaded.settings).await;
         self.quotas.handle().follow(loaded.settings.ratelimit.clone()).await;
         self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
+        let (settled, in_router) = oneshot::channel();
+        if self.resettle.send(settled).await.is_ok() {
+            let _ = in_router.await;
+        }
         self.metrics.reload_successful.set(1);
         self.metrics.reload_time.set(unix_seconds());
         let taken: Vec<&str> = changes.iter().filter(|c| c.live).map(|c| c.key.as_str()).collect();
@@ -349,6 +399,12 @@ impl App {
         }
         info!(changed = said, "configuration reloaded");
         self.events.info("reloaded", file.display().to_string(), said);
+    }
+
+    fn refuse_reload(&self, file: &Path, problem: &str) {
+        self.metrics.reload_successful.set(0);
+        error!("the configuration file is not taken, the old one stays:\n{problem}");
+        self.events.warn("reload_refused", file.display().to_string(), problem);
     }
 
     async fn shut_down(self, mut signals: Signals) {
@@ -378,6 +434,11 @@ impl App {
         drop(self.gossip);
         info!("gone");
     }
+}
+
+/// The listeners for one service each, as they are shown.
+fn service_listeners(plane: &DataPlane) -> impl Iterator<Item = (String, SocketAddr)> {
+    plane.services().map(|(service, address)| (format!("{SERVICE_LISTENER}{service}"), address))
 }
 
 /// Whose requests a listener at this address takes.
@@ -435,6 +496,8 @@ fn unix_seconds() -> i64 {
 
 /// Times that port 0 is tried, until one is free for both TCP and UDP.
 const PORT_TRIES_MAX: u32 = 50;
+/// Before the service's name, where listeners are listed.
+const SERVICE_LISTENER: &str = "service ";
 /// Names of services that are gone are forgotten some time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Applications are served at least this long after the last inbound request.

@@ -71,10 +71,11 @@ pub async fn send(
     mut deadline: Deadline,
     interim: &Interim,
 ) -> Result<Won, Error> {
-    let (policy, metrics, start) = (&route.policy, upstream.metrics.of(worker.id), deadline.start);
+    let (policy, metrics, start) =
+        (&route.policy, upstream.metrics().of(worker.id), deadline.start);
     let request = Sending::new(worker, upstream, route, template, body.as_ref(), interim);
     let may_copy = request.may_copy();
-    upstream.retries.request(start);
+    upstream.retries().request(start);
     route.hedger.request(start);
 
     let wish = template.keys.wish(Attempt::First, &[]);
@@ -95,7 +96,7 @@ pub async fn send(
     if body.is_none()
         && may_copy
         && let Some(ticket) =
-            upstream.balancer.probe_due(start, policy, &wish, &route.hedger, &upstream.retries)
+            upstream.balancer().probe_due(start, policy, &wish, &route.hedger, upstream.retries())
     {
         probe::spawn(worker, upstream, route, ticket, template);
     }
@@ -430,7 +431,7 @@ pub fn destination<'a>(
     Destination {
         address: spec.dial,
         from: (spec.hop == Hop::Mesh).then_some(worker.shared.node_address),
-        charge: Some(Charge { circuit: upstream.balancer.circuit(), limits: &policy.circuit }),
+        charge: Some(Charge { circuit: upstream.balancer().circuit(), limits: &policy.circuit }),
         protocol: spec.protocol,
     }
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use evenkeel_balancer::Balancer;
 use prometheus::core::{Collector, Desc, Opts};
 use prometheus::proto::{Metric, MetricFamily, MetricType};
 
 use crate::metrics;
 use crate::route::{Router, Upstream};
 
-/// Reads the balancers of the current router.
+/// Reads the balancers of the current router that requests have used.
 pub struct BalancerMetrics {
     router: Arc<ArcSwap<Router>>,
     families: Vec<(Desc, Family)>,
@@ -24,11 +25,11 @@ struct Family {
     help: &'static str,
     kind: MetricType,
     /// An upstream's series.
-    read: fn(&Upstream, Instant) -> Series,
+    read: fn(&Upstream, &Balancer, Instant) -> Series,
 }
 
 impl BalancerMetrics {
-    /// Of all upstreams that the router knows at a scrape.
+    /// Of all upstreams that the router has at a scrape and that were used.
     ///
     /// # Errors
     /// A name that Prometheus does not take.
@@ -51,14 +52,13 @@ impl Collector for BalancerMetrics {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let (router, now) = (self.router.load(), Instant::now());
-        // Each upstream stands there under several names.
-        let mut upstreams: Vec<&Arc<Upstream>> = router
-            .hosts
+        // What no request has asked for has decided nothing.
+        let mut upstreams: Vec<(&Arc<Upstream>, &Balancer)> = router
+            .upstreams
             .iter()
-            .filter(|(host, upstream)| ***host == *upstream.name)
-            .map(|(_, upstream)| upstream)
+            .filter_map(|upstream| Some((upstream, &upstream.state.used()?.balancer)))
             .collect();
-        upstreams.sort_by(|one, other| one.name.cmp(&other.name));
+        upstreams.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
         let mut collected: Vec<MetricFamily> = self
             .families
             .iter()
@@ -67,8 +67,8 @@ impl Collector for BalancerMetrics {
                 out.set_name(family.name.into());
                 out.set_help(family.help.into());
                 out.set_field_type(family.kind);
-                for upstream in &upstreams {
-                    for (kind, value) in (family.read)(upstream, now) {
+                for (upstream, balancer) in &upstreams {
+                    for (kind, value) in (family.read)(upstream, balancer, now) {
                         out.mut_metric().push(metric(&upstream.name, kind, family.kind, value));
                     }
                 }
@@ -91,48 +91,48 @@ fn families() -> [Family; 7] {
     let gauge = |name, help, read| Family { name, help, kind: MetricType::GAUGE, read };
     let counter = |name, help, read| Family { name, help, kind: MetricType::COUNTER, read };
     [
-        gauge("evenkeel_endpoints", "Endpoints, usable or not.", |upstream, _| {
-            one(upstream.balancer.endpoints().len() as f64)
+        gauge("evenkeel_endpoints", "Endpoints, usable or not.", |_, balancer, _| {
+            one(balancer.endpoints().len() as f64)
         }),
         gauge(
             "evenkeel_endpoints_ejected",
             "Endpoints left out for failures now.",
-            |upstream, now| {
-                let endpoints = upstream.balancer.endpoints();
+            |_, balancer, now| {
+                let endpoints = balancer.endpoints();
                 one(endpoints.iter().filter(|endpoint| endpoint.ejected(now)).count() as f64)
             },
         ),
         counter(
             "evenkeel_ejections_total",
             "Times an endpoint was left out for failures.",
-            |upstream, _| one(upstream.balancer.ejections_total() as f64),
+            |_, balancer, _| one(balancer.ejections_total() as f64),
         ),
         gauge(
             "evenkeel_endpoints_on_probation",
             "Endpoints left out for being slow now.",
-            |upstream, _| {
+            |upstream, balancer, _| {
                 // Where nobody is judged any more, what was found last does not count.
                 let judged = upstream.default.policy.probation.slower_than.is_some();
-                one(f64::from(if judged { upstream.balancer.probations().out } else { 0 }))
+                one(f64::from(if judged { balancer.probations().out } else { 0 }))
             },
         ),
         counter(
             "evenkeel_probations_total",
             "Times an endpoint was left out for being slow.",
-            |upstream, _| one(upstream.balancer.probations().entered as f64),
+            |_, balancer, _| one(balancer.probations().entered as f64),
         ),
         counter(
             PROBES,
             "Requests that found out about endpoints on probation: copies nobody waited for, and real ones.",
-            |upstream, _| {
-                let counts = upstream.balancer.probations();
+            |_, balancer, _| {
+                let counts = balancer.probations();
                 vec![(Some("copy"), counts.probes as f64), (Some("trial"), counts.trials as f64)]
             },
         ),
         gauge(
             "evenkeel_zone_spill_ratio",
             "The share of first attempts that may leave this host's zone.",
-            |upstream, _| one(upstream.balancer.spill()),
+            |_, balancer, _| one(balancer.spill()),
         ),
     ]
 }

@@ -115,7 +115,9 @@ impl From<ChangeError> for Refusal {
             ChangeError::Refused(RegisterError::NoSuchId(_) | RegisterError::NoSuchCheck(_)) => {
                 StatusCode::NOT_FOUND
             }
-            ChangeError::Refused(RegisterError::TooMany) => StatusCode::INSUFFICIENT_STORAGE,
+            ChangeError::Refused(RegisterError::TooMany | RegisterError::MeshFull) => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             ChangeError::Refused(RegisterError::Leaving) | ChangeError::Stopped => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

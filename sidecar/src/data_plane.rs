@@ -1,9 +1,10 @@
 //! The workers and their listeners, as the control side starts, changes and ends them.
 //!
 //! Listeners outlive reloads: a changed configuration opens what is new and closes what is gone, and never
-//! touches a socket that stays.
+//! touches a socket that stays. A reload has two steps, so that it is taken whole or not at all: [`DataPlane::prepare`]
+//! does all that can fail and changes nothing, [`DataPlane::take_over`] cannot fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use evenkeel_config::settings::Settings;
+use evenkeel_config::settings::{self, Settings};
 use tokio::sync::{mpsc, watch};
 
 use crate::access::AccessLog;
@@ -38,7 +39,15 @@ impl Sockets {
     /// # Errors
     /// Names the address and what to do.
     pub fn open(what: &str, address: SocketAddr, workers: usize) -> anyhow::Result<Sockets> {
-        let (address, sockets) = listener::open(address, workers).map_err(|error| {
+        Sockets::of(what, address, listener::open(address, workers))
+    }
+
+    fn of(
+        what: &str,
+        address: SocketAddr,
+        opened: io::Result<(SocketAddr, Vec<TcpListener>)>,
+    ) -> anyhow::Result<Sockets> {
+        let (address, sockets) = opened.map_err(|error| {
             let hint = bind_hint(&error);
             anyhow::anyhow!("cannot listen on {address} ({what}): {error}; {hint}")
         })?;
@@ -66,8 +75,22 @@ pub struct DataPlane {
     shared: Arc<Shared>,
     inboxes: Inboxes,
     threads: Vec<JoinHandle<()>>,
-    /// Listeners for one service: as configured, with the address in use.
-    services: BTreeMap<(SocketAddr, String), SocketAddr>,
+    /// Listeners for one service, with the address in use.
+    services: BTreeMap<ServiceListener, SocketAddr>,
+}
+
+/// A listener for one service, as configured.
+type ServiceListener = (SocketAddr, String);
+
+/// What a configuration changes of the data plane while it runs, ready to be taken over. Dropped, it changes nothing.
+#[derive(Debug)]
+pub struct PreparedReload {
+    limits: settings::Limits,
+    access: settings::Access,
+    opened: Vec<(ServiceListener, Sockets)>,
+    /// Their address stays and is for another service now.
+    turned: Vec<(ServiceListener, ServiceListener)>,
+    closed: Vec<ServiceListener>,
 }
 
 /// How many workers the configuration asks for: what it says, else the CPU quota, at most four.
@@ -150,41 +173,72 @@ impl DataPlane {
         }
     }
 
-    /// Takes over what a configuration changes while running.
+    /// Does all that can fail of what a configuration changes while running: its new listeners are open afterwards, and
+    /// nobody accepts on them yet. Nothing that runs is changed.
     ///
     /// # Errors
-    /// A listener that is new cannot be opened; those that can are.
-    pub async fn reload(&mut self, settings: &Settings) -> anyhow::Result<()> {
-        self.shared.connections_max.store(settings.limits.connections, Ordering::Relaxed);
-        self.shared.buffers.set_max(settings.limits.buffers);
-        self.shared.access.set_mode(settings.log.access);
-        let wanted: Vec<(SocketAddr, String)> =
+    /// A new listener cannot be opened. Those that could be are closed again.
+    pub async fn prepare(&self, settings: &Settings) -> anyhow::Result<PreparedReload> {
+        let wanted: BTreeSet<ServiceListener> =
             settings.outbound.listeners.iter().map(|l| (l.listen, l.service.clone())).collect();
-        let gone: Vec<_> =
-            self.services.keys().filter(|key| !wanted.contains(key)).cloned().collect();
-        for key in gone {
-            let address = self.services.remove(&key).expect("it was listed");
+        let mut closed: Vec<ServiceListener> =
+            self.services.keys().filter(|known| !wanted.contains(known)).cloned().collect();
+        let (mut opened, mut turned) = (Vec::new(), Vec::new());
+        for new in wanted.into_iter().filter(|wanted| !self.services.contains_key(wanted)) {
+            let same = |old: &ServiceListener| old.0 == new.0 && new.0.port() != 0;
+            if let Some(at) = closed.iter().position(same) {
+                turned.push((closed.swap_remove(at), new));
+            } else {
+                let sockets = self.open_new(new.0, &closed).await?;
+                opened.push((new, sockets));
+            }
+        }
+        let (limits, access) = (settings.limits.clone(), settings.log.access);
+        Ok(PreparedReload { limits, access, opened, turned, closed })
+    }
+
+    /// Takes over what was prepared.
+    pub async fn take_over(&mut self, prepared: PreparedReload) {
+        let PreparedReload { limits, access, opened, turned, closed } = prepared;
+        self.shared.connections_max.store(limits.connections, Ordering::Relaxed);
+        self.shared.buffers.set_max(limits.buffers);
+        self.shared.access.set_mode(access);
+        for (new, sockets) in opened {
+            let address = sockets.address;
+            self.listen(sockets, &Role::Service(new.1.clone())).await;
+            self.services.insert(new, address);
+        }
+        for (old, new) in turned {
+            let address = self.services.remove(&old).expect("it was prepared from this table");
+            self.order(|| Order::Turn(address, Role::Service(new.1.clone()))).await;
+            self.services.insert(new, address);
+        }
+        for old in closed {
+            let address = self.services.remove(&old).expect("it was prepared from this table");
             self.shared
                 .own
                 .rcu(|own| own.iter().copied().filter(|a| *a != address).collect::<Vec<_>>());
             self.order(|| Order::Close(address)).await;
         }
-        for key in wanted {
-            if !self.services.contains_key(&key) {
-                let sockets = self.open_again(key.0).await?;
-                let address = sockets.address;
-                self.listen(sockets, &Role::Service(key.1.clone())).await;
-                self.services.insert(key, address);
-            }
-        }
-        Ok(())
     }
 
-    /// Opens a listener whose address this process may have had until a moment ago.
-    async fn open_again(&self, address: SocketAddr) -> anyhow::Result<Sockets> {
+    /// Opens a listener. This process may have had its address until a moment ago, or for a moment more.
+    async fn open_new(
+        &self,
+        address: SocketAddr,
+        closing: &[ServiceListener],
+    ) -> anyhow::Result<Sockets> {
+        let (what, workers) = ("outbound.listeners", self.inboxes.0.len());
+        let meets = |old: &ServiceListener| {
+            let any = |address: SocketAddr| address.ip().is_unspecified();
+            old.0.port() == address.port() && (any(old.0) || any(address))
+        };
+        if address.port() != 0 && closing.iter().any(meets) {
+            return Sockets::of(what, address, listener::open_beside(address, workers));
+        }
         let end = Instant::now() + REOPEN_MAX;
         loop {
-            match Sockets::open("outbound.listeners", address, self.inboxes.0.len()) {
+            match Sockets::open(what, address, workers) {
                 Err(_) if Instant::now() < end => tokio::time::sleep(DRAIN_POLL).await,
                 opened => return opened,
             }

@@ -20,6 +20,8 @@ use crate::message::hops::HOPS_MAX;
 pub enum Error {
     /// The caller named a service that the mesh does not know.
     UnknownService(String),
+    /// Nobody has told this host yet of all services of the mesh, and this is none that it knows.
+    NotTold(String),
     /// The service is known but nobody can take the request.
     NoEndpoint {
         /// The service.
@@ -120,6 +122,12 @@ impl Error {
             Error::UnknownService(_) => {
                 f(StatusCode::NOT_FOUND, "unknown_service", "destination_not_found", UNIMPLEMENTED)
             }
+            Error::NotTold(_) => f(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not_told",
+                "destination_unavailable",
+                UNAVAILABLE,
+            ),
             Error::NoEndpoint { .. } => f(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "no_endpoint",
@@ -210,6 +218,9 @@ impl Error {
             Error::UnknownService(name) => format!(
                 "no host of the mesh offers a service named {name:?}; `evenkeel services` lists those that exist"
             ),
+            Error::NotTold(name) => format!(
+                "this host has just started and no other has told it yet which services there are, so {name:?} may be one: ask again in a moment; `/readyz` says when all are known"
+            ),
             Error::NoEndpoint { service, why } => format!(
                 "no instance of {service} can take the request ({why}); `evenkeel explain {service}` shows each one"
             ),
@@ -275,8 +286,12 @@ impl Error {
         let mut response = Response::new(Reply::Empty);
         let headers = response.headers_mut();
         headers.insert(PROXY_STATUS, proxy_status(facts.proxy, facts.reason));
-        if let Error::Limited(limited) = self {
-            limited.headers(headers);
+        match self {
+            Error::Limited(limited) => limited.headers(headers),
+            Error::NotTold(_) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(1));
+            }
+            _ => {}
         }
         if grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -365,6 +380,15 @@ mod tests {
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(problem["reason"], "unknown_service");
         assert!(problem["detail"].as_str().unwrap().contains("paymnts"));
+    }
+
+    #[test]
+    fn a_name_that_may_exist_is_not_said_to_be_unknown() {
+        let response = Error::NotTold("payments".into()).response(false);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["retry-after"]),
+            (503, &HeaderValue::from(1))
+        );
     }
 
     #[test]

@@ -261,7 +261,7 @@ impl Exchange {
         shared.in_flight[self.side].fetch_sub(1, Ordering::Relaxed);
         self.worker.request_ends();
         let metrics = match &self.target {
-            Target::Upstream(upstream) => &upstream.metrics,
+            Target::Upstream(upstream) => upstream.metrics(),
             _ if self.side == OUTBOUND => &shared.other,
             _ => &shared.inbound,
         };

@@ -59,6 +59,8 @@ mod strangers;
 mod tcp_info;
 mod template;
 mod timer;
+mod upstream_state;
+mod upstream_table;
 mod upstreams;
 mod views;
 mod worker;

@@ -34,6 +34,18 @@ pub fn open(address: SocketAddr, workers: usize) -> io::Result<(SocketAddr, Vec<
     let probe = bind(address, false)?;
     let address = probe.local_addr()?.as_socket().expect("an IP socket has an IP address");
     drop(probe);
+    open_beside(address, workers)
+}
+
+/// As [`open`], on an address that meets another listener of this process, which closes in a moment: for so long both
+/// are one `SO_REUSEPORT` group. Not probed, as our own listener would be found.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_beside(
+    address: SocketAddr,
+    workers: usize,
+) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     let sockets = (0..workers)
         .map(|_| {
             let socket = bind(address, true)?;
@@ -76,6 +88,14 @@ mod tests {
         let (address, first) = open("127.0.0.1:0".parse().unwrap(), 2).unwrap();
         assert_eq!(first.len(), 2);
         assert_eq!(open(address, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_listener_of_our_own_is_not_in_the_way_of_the_one_that_takes_its_place() {
+        let (address, _first) = open("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let wider = SocketAddr::new([0, 0, 0, 0].into(), address.port());
+        assert_eq!(open(wider, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(open_beside(wider, 2).unwrap().1.len(), 2);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is counted, and how it is read.
 //!
 //! A request counts into cells of its worker ([`Cells`]): plain loads and stores of atomics that nobody else
-//! writes, resolved once when the upstream is built, never looked up by label. A scrape sums the cells
+//! writes, resolved once when the upstream is first used, never looked up by label. A scrape sums the cells
 //! of all workers. What happens seldom is counted in `prometheus` counters directly.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,8 +39,14 @@ pub struct Metrics {
     pub reload_successful: IntGauge,
     /// When a configuration was last taken, seconds since the epoch.
     pub reload_time: IntGauge,
+    upstreams: UpstreamRegister,
+}
+
+/// Where the counters of upstreams are made and found again.
+#[derive(Debug, Clone)]
+pub struct UpstreamRegister {
     workers: usize,
-    upstreams: Arc<Mutex<Vec<Weak<UpstreamMetrics>>>>,
+    known: Arc<Mutex<Vec<Weak<UpstreamMetrics>>>>,
 }
 
 /// The counters of one upstream, or of the inbound side.
@@ -235,8 +241,7 @@ impl Metrics {
                 "evenkeel_config_last_reload_success_timestamp_seconds",
                 "When a configuration was last taken.",
             )?,
-            workers,
-            upstreams: Arc::default(),
+            upstreams: UpstreamRegister { workers, known: Arc::default() },
             registry,
         };
         let build = IntGauge::with_opts(
@@ -245,16 +250,29 @@ impl Metrics {
         )?;
         build.set(1);
         metrics.registry.register(Box::new(build))?;
-        metrics.registry.register(Box::new(Upstreams::new(Arc::clone(&metrics.upstreams))?))?;
+        metrics
+            .registry
+            .register(Box::new(Upstreams::new(Arc::clone(&metrics.upstreams.known))?))?;
         Ok(metrics)
     }
 
-    /// Counters for an upstream (`outbound`) or for what other hosts ask of us (`inbound`).
+    /// For those who make counters later.
+    pub fn register(&self) -> UpstreamRegister {
+        self.upstreams.clone()
+    }
+
+    /// See [`UpstreamRegister::upstream`].
+    pub fn upstream(&self, name: Arc<str>, direction: &'static str) -> Arc<UpstreamMetrics> {
+        self.upstreams.upstream(name, direction)
+    }
+}
+
+impl UpstreamRegister {
+    /// Counters for an upstream (`outbound`) or for what other hosts ask of us (`inbound`); shown as long as somebody has them.
     pub fn upstream(&self, name: Arc<str>, direction: &'static str) -> Arc<UpstreamMetrics> {
         let cells = (0..self.workers).map(|_| Cells::default()).collect();
         let metrics = Arc::new(UpstreamMetrics { name, direction, cells });
-        let mut upstreams =
-            self.upstreams.lock().expect("no thread panics while it holds this lock");
+        let mut upstreams = self.known.lock().expect("no thread panics while it holds this lock");
         upstreams.retain(|known| known.strong_count() > 0);
         upstreams.push(Arc::downgrade(&metrics));
         metrics
@@ -487,11 +505,14 @@ const BUCKETS: [u64; 14] = [
 ];
 
 /// Every reason of [`crate::error::Error`], and of a response that broke.
-const REASONS: [&str; 20] = [
+const REASONS: [&str; 23] = [
     "limited",
     "unknown_service",
+    "not_told",
     "no_endpoint",
     "circuit_open",
+    "out_of_descriptors",
+    "unsendable",
     "connect",
     "refused",
     "reset",

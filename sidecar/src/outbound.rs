@@ -5,6 +5,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use evenkeel_balancer::Hop;
 use http::header::{CONNECTION, HeaderValue};
@@ -24,7 +25,7 @@ use crate::message::headers::{self, Found};
 use crate::message::hops::{self, ViaMark};
 use crate::message::{self, ReceivedRequest};
 use crate::passthrough;
-use crate::route::Destination;
+use crate::route::{Destination, Router};
 use crate::template::Template;
 use crate::worker::{OUTBOUND, Worker};
 
@@ -80,18 +81,24 @@ async fn forward(
         return Err(Error::TooManyHops);
     }
     let authority = &received.target.authority;
-    let router = worker.router();
+    let router = router_for(worker, fixed.unwrap_or(authority.as_str())).await;
     let upstream = match fixed {
-        Some(name) => {
-            router.hosts.get(name).ok_or_else(|| Error::UnknownService(name.to_owned()))?
-        }
+        Some(name) => match router.upstreams.get(name) {
+            Some(upstream) => upstream,
+            None if router.partial => return Err(Error::NotTold(name.to_owned())),
+            None => return Err(Error::UnknownService(name.to_owned())),
+        },
         None => match router.resolve(authority.as_str()) {
             Destination::Upstream(upstream) => upstream,
+            Destination::NotTold(name) => {
+                exchange.target = Target::Foreign(name.as_str().into());
+                return Err(Error::NotTold(name));
+            }
             Destination::Unknown(name) => {
                 exchange.target = Target::Foreign(name.as_str().into());
                 return Err(Error::UnknownService(name));
             }
-            known @ (Destination::Host(_) | Destination::Foreign) => {
+            known @ (Destination::Host(_) | Destination::Foreign | Destination::ForeignSoFar) => {
                 exchange.target = Target::Foreign(authority.as_str().into());
                 if !router.passthrough {
                     return Err(Error::PassthroughOff(authority.to_string()));
@@ -140,6 +147,30 @@ async fn forward(
     Ok(Answer { head: won.head, ticket: Some(won.ticket), idle_timeout: route.policy.idle_timeout })
 }
 
+/// The router for a request to this host. Before all is known that the mesh has, one that knows the host is waited for,
+/// for at most [`NOT_TOLD_MAX`].
+pub async fn router_for(worker: &Worker, host: &str) -> Arc<Router> {
+    let router = worker.router();
+    if !router.partial {
+        return router;
+    }
+    // Seldom, and large: kept out of every other request.
+    Box::pin(async {
+        let until = Instant::now() + NOT_TOLD_MAX;
+        loop {
+            let router = worker.router();
+            let is_open =
+                matches!(router.resolve(host), Destination::NotTold(_) | Destination::ForeignSoFar);
+            if !is_open || Instant::now() >= until {
+                return router;
+            }
+            // A router has no bell that rings when it changes, and a host starts seldom.
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    })
+    .await
+}
+
 /// A request that its caller sent no further than to the first proxy (RFC 9110 §7.6.2), which is this one.
 fn answer(exchange: Box<Exchange>, method: &Method) -> Response<Reply> {
     if *method == Method::TRACE {
@@ -172,3 +203,7 @@ fn debug(won: &Won) -> HeaderValue {
     );
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("unprintable"))
 }
+
+/// A request for a name that is not known yet waits for so long: as a rule a host is told of all within a second.
+const NOT_TOLD_MAX: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);

@@ -27,6 +27,7 @@ use crate::link::Link;
 use crate::message::headers::Found;
 use crate::message::hops::{self, ViaMark};
 use crate::message::{ReceivedRequest, target};
+use crate::outbound;
 use crate::own;
 use crate::pool::{DialError, SendError};
 use crate::route::Destination;
@@ -132,14 +133,15 @@ async fn dial(
     }
     let target = target::of_connect(parts)?;
     exchange.target = Target::Foreign(target.as_str().into());
-    let router = worker.router();
+    let router = outbound::router_for(worker, target.as_str()).await;
     let at = match router.resolve(target.as_str()) {
         Destination::Host(address) if router.passthrough => Some(address),
-        Destination::Foreign if router.passthrough => None,
-        Destination::Host(_) | Destination::Foreign => {
+        Destination::Foreign | Destination::ForeignSoFar if router.passthrough => None,
+        Destination::Host(_) | Destination::Foreign | Destination::ForeignSoFar => {
             return Err(Error::PassthroughOff(target.to_string()));
         }
         Destination::Unknown(name) => return Err(Error::UnknownService(name)),
+        Destination::NotTold(name) => return Err(Error::NotTold(name)),
         Destination::Upstream(_) => {
             return Err(Error::BadRequest(
                 "CONNECT is for hosts outside the mesh: ask for a service's name by plain HTTP, without TLS of your own",

@@ -18,6 +18,10 @@
 //! no cost. There the rule is only that what waits gives way to what asks, which keeps every door open: a newcomer is
 //! served as long as it speaks at once.
 //!
+//! Some listeners know who comes: on the gossip port the members of the mesh, and whoever has shown the key. Their places
+//! never give way to strangers, and take those of strangers that are not kept at once: a door that strangers must be
+//! able to knock at is not one that they can shut.
+//!
 //! Where every place is kept, newcomers wait in the kernel's backlog, as they would without this. A source may be
 //! held to fewer than all places (`each_max`); what it opens beyond them takes the place of another one of its own or
 //! is closed.
@@ -54,6 +58,7 @@ struct PlaceTable {
 #[derive(Debug)]
 struct TakenPlace {
     source: IpAddr,
+    is_known: bool,
     usage: PlaceUse,
     give_way: Arc<Notify>,
 }
@@ -103,8 +108,17 @@ impl Places {
 
     /// A place for a newcomer, as soon as there is one; `None`: its source has too many.
     pub async fn enter(self: &Arc<Self>, from: IpAddr) -> Option<Place> {
+        self.enter_as(from, false).await
+    }
+
+    /// The same for one who comes before strangers.
+    pub async fn enter_known(self: &Arc<Self>, from: IpAddr) -> Option<Place> {
+        self.enter_as(from, true).await
+    }
+
+    async fn enter_as(self: &Arc<Self>, from: IpAddr, is_known: bool) -> Option<Place> {
         loop {
-            match self.take(from, Instant::now()) {
+            match self.take(from, is_known, Instant::now()) {
                 Ok(place) => return Some(place),
                 Err(NoPlace::SourceFull) => return None,
                 // A slow one may give way in a moment although none is freed.
@@ -115,16 +129,21 @@ impl Places {
 
     /// A place that is free now, or would be of more use to a newcomer.
     pub fn try_enter(self: &Arc<Self>, from: IpAddr) -> Option<Place> {
-        self.take(from, Instant::now()).ok()
+        self.take(from, false, Instant::now()).ok()
     }
 
-    fn take(self: &Arc<Self>, from: IpAddr, now: Instant) -> Result<Place, NoPlace> {
+    fn take(
+        self: &Arc<Self>,
+        from: IpAddr,
+        is_known: bool,
+        now: Instant,
+    ) -> Result<Place, NoPlace> {
         let source = source_of(from);
         let mut table = self.lock();
         let held = table.taken.values().filter(|taken| taken.source == source).count();
         if held >= self.each_max || table.taken.len() >= self.max {
             let own_only = held >= self.each_max && self.each_max < self.max;
-            let Some(victim) = table.victim(source, own_only, now) else {
+            let Some(victim) = table.victim(source, is_known, own_only, now) else {
                 if own_only {
                     self.turned_away.inc();
                     return Err(NoPlace::SourceFull);
@@ -137,8 +156,8 @@ impl Places {
         }
         let (id, give_way) = (table.next, Arc::new(Notify::new()));
         table.next += 1;
-        let taken =
-            TakenPlace { source, usage: PlaceUse::Spare(now), give_way: Arc::clone(&give_way) };
+        let (usage, given) = (PlaceUse::Spare(now), Arc::clone(&give_way));
+        let taken = TakenPlace { source, is_known, usage, give_way: given };
         table.taken.insert(id, taken);
         drop(table);
         Ok(Place { places: Arc::clone(self), id, give_way })
@@ -151,13 +170,15 @@ impl Places {
 
 impl PlaceTable {
     /// Who gives way to a newcomer from `source`.
-    fn victim(&self, source: IpAddr, own_only: bool, now: Instant) -> Option<u64> {
+    fn victim(&self, source: IpAddr, is_known: bool, own_only: bool, now: Instant) -> Option<u64> {
         let mut held: HashMap<IpAddr, usize> = HashMap::new();
         self.taken.values().for_each(|taken| *held.entry(taken.source).or_default() += 1);
         let newcomers = held.get(&source).copied().unwrap_or_default();
         let gives_way = |taken: &TakenPlace| match taken.usage {
             _ if own_only && taken.source != source => None,
+            _ if taken.is_known && !is_known => None,
             PlaceUse::Spare(since) => Some(since),
+            PlaceUse::Slow(since) if is_known && !taken.is_known => Some(since),
             PlaceUse::Slow(since) => {
                 let fewer = taken.source == source || held[&taken.source] > newcomers + 1;
                 (fewer && now.saturating_duration_since(since) >= SLOW_MIN).then_some(since)
@@ -166,8 +187,11 @@ impl PlaceTable {
         };
         self.taken
             .iter()
-            .filter_map(|(id, taken)| Some((*id, held[&taken.source], gives_way(taken)?)))
-            .max_by_key(|(_, held, since)| (*held, now.saturating_duration_since(*since)))
+            .filter_map(|(id, taken)| Some((*id, taken, gives_way(taken)?)))
+            .max_by_key(|(_, taken, since)| {
+                let waited = now.saturating_duration_since(*since);
+                (!taken.is_known, held[&taken.source], waited)
+            })
             .map(|(id, ..)| id)
     }
 }
@@ -186,6 +210,13 @@ impl Place {
     /// The client waits for us.
     pub fn kept(&self) {
         self.set(PlaceUse::Kept);
+    }
+
+    /// Who has it is no stranger, from now on.
+    pub fn known(&self) {
+        if let Some(taken) = self.places.lock().taken.get_mut(&self.id) {
+            taken.is_known = true;
+        }
     }
 
     /// Returns when the place was given to somebody else: the connection has to end.
@@ -286,28 +317,28 @@ mod tests {
         let (places, t0) = (places(3, 3), Instant::now());
         let second = Duration::from_secs(1);
         let held: Vec<Place> =
-            (0..3).map(|n| places.take(address(1), t0 + n * second).unwrap()).collect();
+            (0..3).map(|n| places.take(address(1), false, t0 + n * second).unwrap()).collect();
         held[0].kept();
-        let newcomer = places.take(address(1), t0 + 9 * second).unwrap();
+        let newcomer = places.take(address(1), false, t0 + 9 * second).unwrap();
         let gone: Vec<bool> = held.iter().map(Place::was_given_away).collect();
         assert_eq!(gone, [false, true, false]);
         held[2].kept();
         newcomer.kept();
         for n in [1, 2] {
-            assert!(matches!(places.take(address(n), t0 + 10 * second), Err(NoPlace::Full)));
+            assert!(matches!(places.take(address(n), false, t0 + 10 * second), Err(NoPlace::Full)));
         }
         drop(newcomer);
-        assert!(places.take(address(2), t0 + 10 * second).is_ok());
+        assert!(places.take(address(2), false, t0 + 10 * second).is_ok());
     }
 
     #[test]
     fn who_holds_most_gives_way_first() {
         let (places, t0) = (places(4, 4), Instant::now());
-        let oldest = places.take(address(1), t0).unwrap();
+        let oldest = places.take(address(1), false, t0).unwrap();
         let many: Vec<Place> = (0..3)
-            .map(|n| places.take(address(2), t0 + Duration::from_secs(1 + n)).unwrap())
+            .map(|n| places.take(address(2), false, t0 + Duration::from_secs(1 + n)).unwrap())
             .collect();
-        let _newcomer = places.take(address(3), t0 + Duration::from_secs(9)).unwrap();
+        let _newcomer = places.take(address(3), false, t0 + Duration::from_secs(9)).unwrap();
         assert!(!oldest.was_given_away());
         assert!(many[0].was_given_away() && !many[1].was_given_away());
     }
@@ -317,19 +348,20 @@ mod tests {
         let (places, t0) = (places(3, 3), Instant::now());
         let soon = t0 + Duration::from_millis(900);
         let late = t0 + Duration::from_millis(1_100);
-        let one = places.take(address(1), t0).unwrap();
-        let many: Vec<Place> = (0..2).map(|_| places.take(address(2), t0).unwrap()).collect();
+        let one = places.take(address(1), false, t0).unwrap();
+        let many: Vec<Place> =
+            (0..2).map(|_| places.take(address(2), false, t0).unwrap()).collect();
         for place in many.iter().chain([&one]) {
             place.set_at(PlaceUse::Slow(t0));
         }
-        assert!(matches!(places.take(address(3), soon), Err(NoPlace::Full)));
-        let third = places.take(address(3), late).unwrap();
+        assert!(matches!(places.take(address(3), false, soon), Err(NoPlace::Full)));
+        let third = places.take(address(3), false, late).unwrap();
         third.set_at(PlaceUse::Slow(late));
         assert_eq!(many.iter().filter(|place| place.was_given_away()).count(), 1);
         // Now everyone has one: nobody gives way to a fourth.
         let later = late + Duration::from_secs(5);
-        assert!(matches!(places.take(address(4), later), Err(NoPlace::Full)));
-        assert!(places.take(address(1), later).is_ok(), "to its own");
+        assert!(matches!(places.take(address(4), false, later), Err(NoPlace::Full)));
+        assert!(places.take(address(1), false, later).is_ok(), "to its own");
     }
 
     #[test]
@@ -337,15 +369,35 @@ mod tests {
         let (places, now) = (places(8, 2), Instant::now());
         let network = |last: &str| format!("2001:db8:0:1::{last}").parse().unwrap();
         let held: Vec<Place> =
-            ["1", "2"].map(|last| places.take(network(last), now).unwrap()).into();
+            ["1", "2"].map(|last| places.take(network(last), false, now).unwrap()).into();
         held.iter().for_each(Place::kept);
-        assert!(matches!(places.take(network("3"), now), Err(NoPlace::SourceFull)));
-        let other = places.take("2001:db8:0:2::1".parse().unwrap(), now);
+        assert!(matches!(places.take(network("3"), false, now), Err(NoPlace::SourceFull)));
+        let other = places.take("2001:db8:0:2::1".parse().unwrap(), false, now);
         assert!(other.is_ok());
         held[1].spare();
-        assert!(places.take(network("3"), now).is_ok());
+        assert!(places.take(network("3"), false, now).is_ok());
         assert!(held[1].was_given_away());
         assert_eq!(places.gave_way.get() + places.turned_away.get(), 2);
+    }
+
+    #[test]
+    fn who_is_known_comes_before_strangers_whatever_they_do() {
+        let (places, t0) = (places(3, 3), Instant::now());
+        let strangers: Vec<Place> =
+            (1..=3).map(|n| places.take(address(n), false, t0).unwrap()).collect();
+        strangers.iter().for_each(|place| place.set_at(PlaceUse::Slow(t0)));
+        strangers[0].kept();
+        assert!(matches!(places.take(address(9), false, t0), Err(NoPlace::Full)));
+        let member = places.take(address(9), true, t0).unwrap();
+        let another = places.take(address(9), true, t0).unwrap();
+        assert!(!strangers[0].was_given_away(), "it is owed an answer");
+        assert!(strangers[1].was_given_away() && strangers[2].was_given_away());
+        let late = t0 + Duration::from_secs(60);
+        strangers[0].known();
+        strangers[0].set_at(PlaceUse::Slow(t0));
+        assert!(matches!(places.take(address(5), false, late), Err(NoPlace::Full)));
+        assert!(places.take(address(9), true, late).is_ok(), "spare ones of its own");
+        assert!(member.was_given_away() != another.was_given_away());
     }
 
     #[tokio::test]

@@ -33,7 +33,7 @@ pub fn begin(
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST);
             let serial = redial.endpoint().serial();
-            let is_known = upstream.balancer.endpoints().iter().any(|e| e.serial() == serial);
+            let is_known = upstream.balancer().endpoints().iter().any(|e| e.serial() == serial);
             if !is_known || !redial.is_needed() {
                 return;
             }

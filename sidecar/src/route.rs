@@ -5,12 +5,12 @@
 //! snapshot (load estimates, budgets, histograms) lives behind `Arc`s that successive snapshots share.
 //!
 //! The names an application may write for one service (`payments`, `payments.mesh`,
-//! `payments.service.mesh`, each with a port) are resolved by one hash look-up of the host without its port;
+//! `payments.service.mesh`, each with a port) are resolved by one look-up of what is left without their usual endings;
 //! only what misses is parsed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use evenkeel_balancer::{Balancer, Budget, Circuit, Endpoint, Hedger};
@@ -23,12 +23,16 @@ use http::Method;
 use crate::limit;
 use crate::metrics::UpstreamMetrics;
 use crate::scout::Watched;
+use crate::upstream_state::UpstreamState;
+use crate::upstream_table::UpstreamTable;
 
 /// Everything that decides where a request goes.
 #[derive(Debug, Default)]
 pub struct Router {
-    /// By every usual way to write the name, lower case, without a port.
-    pub hosts: HashMap<Box<str>, Arc<Upstream>>,
+    /// Not all that the mesh has is known yet: a name that is not here may be one of its services.
+    pub partial: bool,
+    /// By name, lower case.
+    pub upstreams: UpstreamTable,
     /// The mesh's DNS domain.
     pub domain: String,
     /// The mesh's name, `<dc>` in DNS.
@@ -36,11 +40,11 @@ pub struct Router {
     /// Requests for names outside the mesh pass through.
     pub passthrough: bool,
     /// Where a host stands, by its name in lower case; none of a name that several have.
-    pub hosts_by_name: HashMap<Box<str>, IpAddr>,
+    pub hosts_by_name: Arc<HashMap<Box<str>, IpAddr>>,
     /// What this host offers, by instance id.
-    pub local: HashMap<Box<str>, Local>,
+    pub local: Arc<HashMap<Box<str>, Local>>,
     /// The mesh's live members: the name of the host at each address.
-    pub members: std::collections::HashMap<IpAddr, Arc<str>>,
+    pub members: Arc<std::collections::HashMap<IpAddr, Arc<str>>>,
 }
 
 /// An instance on this host.
@@ -62,8 +66,14 @@ pub struct Local {
     pub circuit: Arc<Circuit>,
     /// What requests to it draw on.
     pub limits: limit::Rules,
-    /// The same instance as this host's own clients see it.
-    pub direct: Option<Arc<Endpoint>>,
+    /// Its instance id.
+    pub id: Arc<str>,
+    /// This host's own id.
+    pub own: u64,
+    /// Its service as this host's own clients see it.
+    pub clients: Option<Arc<UpstreamState>>,
+    /// See [`Local::direct`].
+    pub seen: OnceLock<Option<Arc<Endpoint>>>,
 }
 
 /// A service as this host's clients see it.
@@ -71,14 +81,10 @@ pub struct Local {
 pub struct Upstream {
     /// The service's name.
     pub name: Arc<str>,
-    /// Which endpoint.
-    pub balancer: Arc<Balancer>,
+    /// Which endpoint, and what was learnt.
+    pub state: Arc<UpstreamState>,
     /// How its static endpoints answer scouts, if they do.
     pub scout: Option<Scout>,
-    /// Attempts beyond the first, over all routes.
-    pub retries: Arc<Budget>,
-    /// Its counters.
-    pub metrics: Arc<UpstreamMetrics>,
     /// For requests that no route matches.
     pub default: Arc<Route>,
     /// First match wins.
@@ -111,28 +117,37 @@ pub enum Destination<'a> {
     Host(IpAddr),
     /// A mesh name that nobody offers.
     Unknown(String),
+    /// A name that may be one of the mesh's: not all of them are known yet.
+    NotTold(String),
     /// A name outside the mesh.
     Foreign,
+    /// The same, unless it is a service's that is not known yet.
+    ForeignSoFar,
 }
 
 impl Router {
     /// The destination of a request whose authority is `host`, with or without a port.
     pub fn resolve(&self, host: &str) -> Destination<'_> {
-        let name = names::without_port(host);
-        if let Some(upstream) = self.hosts.get(name) {
+        if let Some(upstream) = self.upstreams.get(self.bare(names::without_port(host))) {
             return Destination::Upstream(upstream);
         }
+        let unknown = |name| match self.partial {
+            true => Destination::NotTold(name),
+            false => Destination::Unknown(name),
+        };
         match names::service_of_host(host, &self.domain, &self.mesh) {
-            HostName::Service(name) => match self.hosts.get(name.as_str()) {
+            HostName::Service(name) => match self.upstreams.get(name.as_str()) {
                 Some(upstream) => Destination::Upstream(upstream),
-                None => Destination::Unknown(name),
+                None => unknown(name),
             },
-            HostName::ServiceOrForeign(name) => {
-                self.hosts.get(name.as_str()).map_or(Destination::Foreign, Destination::Upstream)
-            }
+            HostName::ServiceOrForeign(name) => match self.upstreams.get(name.as_str()) {
+                Some(upstream) => Destination::Upstream(upstream),
+                None if self.partial => Destination::ForeignSoFar,
+                None => Destination::Foreign,
+            },
             HostName::Host(name) => match self.hosts_by_name.get(name.as_str()) {
                 Some(address) => Destination::Host(*address),
-                None => Destination::Unknown(format!("{name}.node")),
+                None => unknown(format!("{name}.node")),
             },
             HostName::Address(address) => Destination::Host(address),
             HostName::Foreign => Destination::Foreign,
@@ -144,16 +159,52 @@ impl Router {
         self.members.get(&address.to_canonical()).map_or("", |name| name)
     }
 
+    /// Without what may stand behind a service's name: `.DOMAIN`, `.service.DOMAIN`, `.service.MESH.DOMAIN`.
+    fn bare<'h>(&self, host: &'h str) -> &'h str {
+        let without = |name: &'h str, last: &str| name.strip_suffix(last)?.strip_suffix('.');
+        let Some(inner) = without(host, &self.domain) else { return host };
+        let of_mesh = without(inner, &self.mesh).and_then(|inner| without(inner, "service"));
+        of_mesh.or_else(|| without(inner, "service")).unwrap_or(inner)
+    }
+
     /// Tells every balancer that this process itself was stopped for a while.
     pub fn own_pause(&self, now: Instant) {
-        for upstream in self.hosts.values() {
-            upstream.balancer.own_pause(now);
+        for used in self.upstreams.iter().filter_map(|upstream| upstream.state.used()) {
+            used.balancer.own_pause(now);
         }
         self.local.values().for_each(|local| local.watched.own_pause(now));
     }
 }
 
+impl Local {
+    /// The same instance as this host's own clients see it, once they use it.
+    pub fn direct(&self) -> Option<&Endpoint> {
+        let used = self.clients.as_ref()?.used()?;
+        let is_this = |endpoint: &&Arc<Endpoint>| {
+            let spec = endpoint.spec();
+            spec.node == self.own && spec.instance == self.id && spec.address == self.address
+        };
+        let find = || used.balancer.endpoints().iter().find(is_this).map(Arc::clone);
+        self.seen.get_or_init(find).as_deref()
+    }
+}
+
 impl Upstream {
+    /// Which endpoint.
+    pub fn balancer(&self) -> &Balancer {
+        &self.state.in_use().balancer
+    }
+
+    /// Attempts beyond the first, over all routes.
+    pub fn retries(&self) -> &Budget {
+        &self.state.in_use().retries
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> &Arc<UpstreamMetrics> {
+        &self.state.in_use().metrics
+    }
+
     /// The policy for a request.
     pub fn route(&self, method: &Method, path: &str) -> &Arc<Route> {
         self.routes
@@ -181,7 +232,7 @@ mod tests {
     fn hosts_and_addresses_mean_what_they_mean_in_dns() {
         let address: IpAddr = "10.0.0.5".parse().unwrap();
         let router = Router {
-            hosts_by_name: [("h1".into(), address)].into_iter().collect(),
+            hosts_by_name: Arc::new([("h1".into(), address)].into_iter().collect()),
             domain: "mesh".into(),
             mesh: "prod".into(),
             ..Router::default()
@@ -192,6 +243,19 @@ mod tests {
         }
         assert!(matches!(router.resolve("h2.node.mesh"), Destination::Unknown(_)));
         assert!(matches!(router.resolve("h1.node.example"), Destination::Foreign));
+    }
+
+    #[test]
+    fn a_name_is_unknown_only_once_all_are_known() {
+        let router = |partial| Router { partial, domain: "mesh".into(), ..Router::default() };
+        for host in ["payments", "payments.mesh", "h1.node.mesh", "payments.shop.mesh:80"] {
+            let early = router(true);
+            assert!(matches!(early.resolve(host), Destination::NotTold(_)), "{host}");
+            let told = router(false);
+            assert!(matches!(told.resolve(host), Destination::Unknown(_)), "{host}");
+        }
+        assert!(matches!(router(true).resolve("payments.shop"), Destination::ForeignSoFar));
+        assert!(matches!(router(true).resolve("www.example.com"), Destination::Foreign));
     }
 
     #[test]

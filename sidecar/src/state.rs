@@ -87,8 +87,8 @@ impl State {
             }
             return Ok(State::forgetful());
         };
-        match open_locked(&dir) {
-            Ok(lock) => Ok(State { kept: Some(Kept::start(dir, lock)) }),
+        match open_locked(&dir).and_then(|lock| Kept::start(dir.clone(), lock)) {
+            Ok(kept) => Ok(State { kept: Some(kept) }),
             Err(OpenError::Locked) => Err(StateError::Locked(dir)),
             Err(OpenError::Io(cause)) if named => Err(StateError::Open(dir, cause)),
             Err(OpenError::Io(cause)) => {
@@ -128,7 +128,7 @@ impl State {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => return None,
             Err(cause) => cause.to_string(),
         };
-        let aside = path.with_extension("corrupt");
+        let aside = self.dir()?.join(format!("{name}.corrupt"));
         let moved = fs::rename(&path, &aside);
         error!(
             file = %path.display(), cause = %problem, moved_to = %aside.display(), move_failed = ?moved.err(),
@@ -160,7 +160,7 @@ impl State {
 }
 
 impl Kept {
-    fn start(dir: PathBuf, lock: File) -> Kept {
+    fn start(dir: PathBuf, lock: File) -> Result<Kept, OpenError> {
         let (jobs, queue) = sync_channel::<Job>(WRITES_MAX);
         let target = dir.clone();
         let writer = std::thread::Builder::new()
@@ -179,8 +179,8 @@ impl Kept {
                     }
                 }
             })
-            .ok();
-        Kept { dir, _lock: lock, jobs: writer.as_ref().map(|_| jobs), writer }
+            .map_err(OpenError::Io)?;
+        Ok(Kept { dir, _lock: lock, jobs: Some(jobs), writer: Some(writer) })
     }
 }
 
@@ -201,7 +201,7 @@ enum OpenError {
 
 fn open_locked(dir: &Path) -> Result<File, OpenError> {
     if !dir.is_dir() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(OpenError::Io)?;
+        create_durably(dir).map_err(OpenError::Io)?;
     }
     let lock = OpenOptions::new()
         .create(true)
@@ -215,6 +215,20 @@ fn open_locked(dir: &Path) -> Result<File, OpenError> {
         Err(TryLockError::WouldBlock) => Err(OpenError::Locked),
         Err(TryLockError::Error(cause)) => Err(OpenError::Io(cause)),
     }
+}
+
+/// Makes a directory and those above it that are missing, so that a power failure does not take them back.
+fn create_durably(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|above| !above.is_dir()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    for made in missing {
+        // Each is named in the one above it.
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty());
+        if let Ok(above) = File::open(above.unwrap_or(Path::new("."))) {
+            above.sync_all()?;
+        }
+    }
+    Ok(())
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
@@ -296,7 +310,7 @@ mod tests {
         let state = open(temp.path()).unwrap();
         fs::write(temp.path().join("x.json"), [0xff, 0xfe]).unwrap();
         assert_eq!(state.read("x.json", text), None);
-        assert_eq!(fs::read(temp.path().join("x.corrupt")).unwrap(), [0xff, 0xfe]);
+        assert_eq!(fs::read(temp.path().join("x.json.corrupt")).unwrap(), [0xff, 0xfe]);
         assert!(!temp.path().join("x.json").exists());
     }
 

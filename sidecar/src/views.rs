@@ -27,8 +27,9 @@ pub fn views(
     settings: &Arc<ArcSwap<Settings>>,
     gossip: &GossipHandle,
     draining: &Arc<AtomicBool>,
-    listeners: BTreeMap<String, SocketAddr>,
+    listeners: &Arc<ArcSwap<BTreeMap<String, SocketAddr>>>,
 ) -> Views {
+    let listeners = Arc::clone(listeners);
     let data = Arc::new(Data {
         router: Arc::clone(&shared.router),
         settings: Arc::clone(settings),
@@ -43,7 +44,7 @@ pub fn views(
         shards: Box::new(move |service, about| shards.shards(service, about)),
         config: Box::new(move || config.settings.load().to_effective_yaml()),
         ready: Box::new(move || ready.ready()),
-        listeners: Box::new(move || listeners.clone()),
+        listeners: Box::new(move || BTreeMap::clone(&listeners.load())),
     }
 }
 
@@ -59,7 +60,12 @@ impl Data {
         if self.draining.load(Ordering::Relaxed) {
             return Err("this host is going away".into());
         }
-        self.gossip.ready()
+        self.gossip.ready()?;
+        // What the workers take with their next request.
+        if self.router.load().partial {
+            return Err("joining: the services of the mesh are not all in the router yet".into());
+        }
+        Ok(())
     }
 
     fn endpoints(&self, service: &str) -> Option<serde_json::Value> {
@@ -103,7 +109,7 @@ impl Data {
         }
         let (catalog, values) = (self.gossip.catalog(), fields(policy));
         let key = about.key.clone().unwrap_or_default();
-        let found = upstream.balancer.shard(key_hash(key.as_bytes()), policy.shard.size);
+        let found = upstream.balancer().shard(key_hash(key.as_bytes()), policy.shard.size);
         let members = found.members.into_iter().map(|member| report::ShardMember {
             host: host_of(&catalog, &member.node),
             instance: member.id,
@@ -175,11 +181,11 @@ fn reports(
     policy: &Policy,
     key: Option<&str>,
 ) -> Vec<(EndpointReport, SocketAddr)> {
-    let dials = upstream.balancer.endpoints();
+    let dials = upstream.balancer().endpoints();
     let dials: Vec<SocketAddr> = dials.iter().map(|endpoint| endpoint.spec().dial).collect();
     let key = key.map(|key| key_hash(key.as_bytes()));
     let wish = Wish { shard: key, hash: key, ..Wish::FIRST };
-    upstream.balancer.explain(Instant::now(), policy, &wish).into_iter().zip(dials).collect()
+    upstream.balancer().explain(Instant::now(), policy, &wish).into_iter().zip(dials).collect()
 }
 
 /// The name of the host with this id, in hexadecimal.

@@ -110,6 +110,8 @@ pub struct Worker {
 pub enum Order {
     /// Accept on this socket from now on.
     Listen(TcpListener, SocketAddr, Role),
+    /// What is accepted on this address from now on is for this.
+    Turn(SocketAddr, Role),
     /// Stop accepting on this address; what the kernel has queued is still served.
     Close(SocketAddr),
     /// Serve a connection that another worker accepted.
@@ -175,20 +177,25 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
     tokio::task::spawn_local(crate::alarm::run(Rc::clone(&worker.alarms)));
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut open: Vec<(SocketAddr, Rc<Notify>)> = Vec::new();
+    let mut open: Vec<OpenListener> = Vec::new();
     let mut hosts_lost = worker.shared.hosts_lost.subscribe();
     loop {
         tokio::select! {
             order = inbox.recv() => match order {
                 Some(Order::Listen(listener, address, role)) => {
-                    let close = Rc::new(Notify::new());
-                    open.push((address, Rc::clone(&close)));
-                    tokio::task::spawn_local(accept(Rc::clone(&worker), listener, Rc::new(role), inboxes.clone(), close));
+                    let opened = OpenListener::new(address, role);
+                    open.push(opened.clone());
+                    tokio::task::spawn_local(accept(Rc::clone(&worker), listener, opened, inboxes.clone()));
                 }
-                Some(Order::Close(address)) => open.retain(|(at, close)| {
-                    let keep = *at != address;
+                Some(Order::Turn(address, role)) => {
+                    for opened in open.iter().filter(|opened| opened.address == address) {
+                        opened.role.replace(Rc::new(role.clone()));
+                    }
+                }
+                Some(Order::Close(address)) => open.retain(|opened| {
+                    let keep = opened.address != address;
                     if !keep {
-                        close.notify_one();
+                        opened.close.notify_one();
                     }
                     keep
                 }),
@@ -210,13 +217,24 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
     }
 }
 
-async fn accept(
-    worker: Rc<Worker>,
-    listener: TcpListener,
-    role: Rc<Role>,
-    inboxes: Inboxes,
+/// A socket that a worker accepts on.
+#[derive(Debug, Clone)]
+struct OpenListener {
+    address: SocketAddr,
+    /// Of what is accepted next.
+    role: Rc<RefCell<Rc<Role>>>,
     close: Rc<Notify>,
-) {
+}
+
+impl OpenListener {
+    fn new(address: SocketAddr, role: Role) -> OpenListener {
+        let role = Rc::new(RefCell::new(Rc::new(role)));
+        OpenListener { address, role, close: Rc::default() }
+    }
+}
+
+async fn accept(worker: Rc<Worker>, listener: TcpListener, opened: OpenListener, inboxes: Inboxes) {
+    let close = &opened.close;
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "listener cannot be polled"),
@@ -240,6 +258,7 @@ async fn accept(
             () = room_for(&worker, &stream) => {}
             () = close.notified() => return,
         }
+        let role = Rc::clone(&opened.role.borrow());
         if *role == Role::Inbound && !worker.is_member(peer.ip()) {
             let (worker, role, inboxes) = (Rc::clone(&worker), Rc::clone(&role), inboxes.clone());
             tokio::task::spawn_local(async move {

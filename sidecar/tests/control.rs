@@ -7,6 +7,7 @@ mod host;
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::Command;
 
 use host::{Application, Host, eventually, output_of};
@@ -280,4 +281,53 @@ fn a_closed_pipe_ends_the_command_line_quietly() {
     let run = Command::new("bash").args(["-o", "pipefail", "-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&run.stderr), "");
     assert_eq!(run.status.code(), Some(0));
+}
+
+#[test]
+fn what_is_asked_for_twice_is_answered_when_it_is_on_the_disk() {
+    let host = Host::alone("disk");
+    host.offer("before", "10.0.0.1", 80);
+    // A disk that takes nothing until somebody reads here, and cannot promise to keep it then.
+    let pipe = host.state().join(".discovery.json.new");
+    output_of(Command::new("mkfifo").arg(&pipe));
+    let body = r#"{"Name": "web", "ID": "web", "Address": "10.0.0.2", "Port": 80}"#;
+    let put = || host.put("/v1/agent/service/register", body).0;
+    std::thread::scope(|scope| {
+        let told = |what: &str| host.evenkeel(&["events"]).contains(what);
+        let first = scope.spawn(put);
+        eventually("the first is taken", || told("web at 10.0.0.2"));
+        let second = scope.spawn(put);
+        let after = scope.spawn(|| host.put("/v1/agent/service/deregister/before", "").0);
+        eventually("what came after it is taken", || told("deregistered"));
+        let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
+        let reader =
+            fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(&pipe).unwrap();
+        for asked in [first, second, after] {
+            assert_eq!(asked.join().unwrap(), 500, "it is not on the disk");
+        }
+        drop(reader);
+    });
+    fs::remove_file(&pipe).unwrap();
+    assert_eq!(put(), 200);
+    let kept = fs::read_to_string(host.state().join("discovery.json")).unwrap();
+    assert!(kept.contains("10.0.0.2:80"), "{kept}");
+}
+
+#[test]
+fn a_limit_that_keeps_a_registration_out_shows_at_the_host_that_was_asked() {
+    let host = Host::with("full", "limits: {records: 2}\n", None, &[]);
+    host.offer("one", "10.0.0.1", 80);
+    host.offer("two", "10.0.0.1", 80);
+    let body = r#"{"Name": "three", "Address": "10.0.0.1", "Port": 80}"#;
+    for _ in 0..2 {
+        let (status, why) = host.put("/v1/agent/service/register", body);
+        assert_eq!(status, 507);
+        assert!(why.contains("limits.records"), "{why}");
+    }
+    let events = host.evenkeel(&["events"]);
+    assert_eq!(events.matches("limit_reached").count(), 1, "told once: {events}");
+    assert!(host.admin_text("/metrics").contains("evenkeel_registrations_refused_total 2"));
+    host.offer("one", "10.0.0.9", 80);
+    assert_eq!(host.put("/v1/agent/service/deregister/two", "").0, 200);
+    host.offer("three", "10.0.0.1", 80);
 }

@@ -303,7 +303,8 @@ impl Host {
     #[must_use]
     pub fn passing(&self, service: &str) -> Vec<SocketAddrV4> {
         let path = format!("/v1/health/service/{service}?passing");
-        let Ok(answer) = client::get(self.discovery().into(), "discovery", &path) else {
+        let answer = client::get(self.discovery().into(), "discovery", &path);
+        let Some(answer) = answer.ok().filter(|answer| answer.status == 200) else {
             return Vec::new();
         };
         let mut found: Vec<SocketAddrV4> = answer

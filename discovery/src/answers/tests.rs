@@ -46,6 +46,18 @@ fn data(records: &[Record]) -> Vec<String> {
 }
 
 #[test]
+fn what_a_host_has_not_heard_of_yet_may_exist() {
+    let early = Catalog { partial: true, ..catalog() };
+    for name in ["nothing.service.mesh.", "nothing.mesh.", "nobody.node.mesh."] {
+        let answer = ask_in(&early, &question(name, RecordType::A), UDP);
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail, "{name}");
+        assert!(!answer.metadata.authoritative && answer.authorities.is_empty(), "{name}");
+    }
+    let answer = ask_in(&early, &question("payments.service.mesh.", RecordType::A), UDP);
+    assert_eq!(data(&answer.answers), ["10.0.0.1", "10.0.0.2"]);
+}
+
+#[test]
 fn table_of_questions_and_answers() {
     use RecordType::{A, AAAA, ANY, TXT};
     use ResponseCode::{NXDomain, NoError, Refused};

@@ -229,7 +229,7 @@ impl Discovery {
             Applied::Unchanged => {}
             Applied::Gap(_) => self.note_missing(now, sender, extent),
             Applied::OwnIsBehind(generation) => self.jump_above(now, wall_ms, generation),
-            Applied::TooMany => self.counters.refused_limit += 1,
+            Applied::TooMany => self.refuse_record(now, extent.node),
             Applied::Changed(changes) => {
                 if is_news {
                     let size = self.membership.up().len() + 1;

@@ -302,6 +302,9 @@ impl Discovery {
         let digest: Vec<Extent> = frames.iter().filter_map(digest_of).flatten().copied().collect();
         self.handle_frames(now, wall_ms, sender, outgoing.to, frames);
         self.handle_extents(now, wall_ms, sender, &digest, false);
+        if outgoing.purpose == Purpose::Join {
+            self.all_told(now, wall_ms);
+        }
         if outgoing.purpose == Purpose::Compare && !digest.is_empty() {
             self.trade(now, outgoing.to, &digest);
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Found;
 
 pub use crate::order::SavedOrder;
+use crate::registration::RegisterError;
 pub use crate::registration::SavedRegistration;
 
 /// Hosts that went away are still listed (as failed or left, without instances) for this long.
@@ -197,6 +198,20 @@ pub enum Event {
         /// What is there.
         found: Found,
     },
+    /// What a host offers was not taken, and is missing here, because the limit of records (or of hosts) is reached.
+    RecordRefused {
+        /// Its id.
+        node: u64,
+        /// Its name, or its id in hexadecimal.
+        name: String,
+    },
+    /// An instance that was kept from an earlier life is not offered any more.
+    NotRestored {
+        /// Its id.
+        id: String,
+        /// Why.
+        cause: RegisterError,
+    },
     /// Another host says something about quotas; it has proved that it is there.
     Quota {
         /// Which.
@@ -272,6 +287,8 @@ pub struct Counters {
     pub refused_own: u64,
     /// Refused: beyond the limit of members or records.
     pub refused_limit: u64,
+    /// Registrations refused because this host offers as many as it may, or the mesh has as many records as it may.
+    pub registrations_refused: u64,
     /// Senders asked to prove that they are there.
     pub challenges: u64,
     /// Packets for a host whose address is not known yet.

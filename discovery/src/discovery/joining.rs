@@ -5,6 +5,11 @@
 //! and for a while each member of an earlier life, has tries of its own, at rising intervals, until it
 //! answers. What has been met is membership's from then on.
 //!
+//! A host that has just started knows nothing but itself, and for a moment its snapshot says of the whole mesh that it is
+//! not there. So the snapshot is marked as partial until somebody has answered the question for everything. To have met
+//! others by their datagrams is not enough: those bring news, not what has been there for long. Who is not told yet
+//! therefore asks also those whom it has met, whether it was told to join them or not.
+//!
 //! A name may move to another address: an address that is not named any more is forgotten unmet.
 
 use std::collections::BTreeMap;
@@ -127,7 +132,8 @@ impl Seeds {
 
 impl Discovery {
     /// The configuration names this address to join through: the host there is asked for all it knows, and told of us; if it
-    /// does not answer, again and again until it does. A no-op for our own address and for one where a member is up already.
+    /// does not answer, again and again until it does. A no-op for our own address and, once somebody has told us all, for
+    /// one where a member is up already.
     pub fn join(&mut self, now: Instant, address: SocketAddr) {
         if !self.left && address != self.config.node.address && self.seeds.name(now, address) {
             self.try_seed(now, address);
@@ -137,13 +143,46 @@ impl Discovery {
     pub(super) fn try_seed(&mut self, now: Instant, address: SocketAddr) {
         if self.peers.at(address).any(|node| self.membership.up().contains_key(&node)) {
             self.seeds.met(address);
-            return;
+            if !self.is_partial() {
+                return;
+            }
         }
         let is_under_way =
             self.dials.values().any(|dial| dial.to == address && dial.purpose == Purpose::Join);
         if !self.left && address != self.config.node.address && !is_under_way {
             self.seeds.trying(now, address);
             self.dial_join(now, address);
+        }
+    }
+
+    /// All that the mesh had to tell at this host's start has been told, or there is nobody to tell it: from the next
+    /// snapshot on, which is made at once, what is not in it does not exist ([`Catalog::partial`](crate::Catalog::partial)).
+    /// The answer of a host that was asked for everything does the same.
+    pub fn all_told(&mut self, now: Instant, wall_ms: u64) {
+        if self.is_partial() {
+            self.publisher.all_told();
+            self.publish(now, wall_ms);
+        }
+    }
+
+    fn is_partial(&self) -> bool {
+        self.publisher.catalog().partial
+    }
+
+    /// Whether there are hosts of an earlier life to be asked.
+    #[must_use]
+    pub fn knows_others(&self) -> bool {
+        !self.saved_members.is_empty()
+    }
+
+    /// This host is up. As long as nobody has told us all and nobody is being asked, it is asked.
+    pub(super) fn ask_whom_we_met(&mut self, now: Instant, node: u64) {
+        let is_asking = self.dials.values().any(|dial| dial.purpose == Purpose::Join);
+        if self.is_partial()
+            && !is_asking
+            && let Some(location) = self.peers.location(node)
+        {
+            self.try_seed(now, location.address);
         }
     }
 
@@ -164,7 +203,7 @@ impl Discovery {
 
     pub(super) fn try_to_join(&mut self, now: Instant) {
         self.tell(Event::ResolveJoin);
-        if !self.membership.up().is_empty() {
+        if !self.membership.up().is_empty() && !self.is_partial() {
             self.timers.join = now + self.jittered(JOIN_HEAL);
             return;
         }
@@ -177,6 +216,10 @@ impl Discovery {
         addresses.sort_unstable();
         addresses.dedup();
         addresses.shuffle(&mut self.rng);
+        // Whoever is up was met by chance, and has not been asked yet.
+        let up = self.random_peers(1, &[]);
+        let up = up.into_iter().filter_map(|node| self.peers.location(node));
+        addresses.splice(0..0, up.map(|location| location.address));
         for address in addresses.into_iter().take(FANOUT) {
             self.try_seed(now, address);
         }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use evenkeel_config::Published;
 use rand::{RngExt, SeedableRng};
@@ -18,6 +18,9 @@ use crate::index::{PolicyHash, note_key, policy_hash, policy_key};
 use crate::membership::Membership;
 use crate::record::InstanceBody;
 use crate::registration::{BODY_MAX, INSTANCES_MAX, Origin, RegisterError, Registration};
+
+/// That records are not taken, for want of room, is told this often.
+const REFUSED_TOLD_EVERY: Duration = Duration::from_secs(300);
 
 /// One instance registered here.
 #[derive(Debug)]
@@ -48,29 +51,22 @@ impl Discovery {
         if self.left {
             return Err(RegisterError::Leaving);
         }
-        registration.validate()?;
         let known = self.offers.get(&registration.id);
         if known.is_none() && self.offers.len() >= INSTANCES_MAX {
+            self.counters.registrations_refused += 1;
             return Err(RegisterError::TooMany);
         }
-        let runs = registration
-            .checks
-            .iter()
-            .map(|check| {
-                let same = known.and_then(|known| known.run_of(check));
-                same.unwrap_or_else(|| CheckRun::begin(now, check))
-            })
-            .collect();
         let is_saved = registration.origin == Origin::Api
             || known.is_some_and(|known| known.registration.origin == Origin::Api);
-        let offer = Offer { registration, runs };
-        let policy = self.policies.get(&offer.registration.service);
-        let maintenance = self.maintenance.get(&offer.registration.id).map(String::as_str);
-        let body = offer.encode(maintenance, policy.map(|(hash, _)| *hash));
-        if body.len() > BODY_MAX {
-            return Err(RegisterError::TooLarge("bytes of the registration", BODY_MAX));
-        }
+        let policy = self.policies.get(&registration.service);
+        let (offer, body) = self.offer(now, registration, policy.map(|(hash, _)| *hash))?;
         let id = offer.registration.id.clone();
+        let named = policy.map(|(hash, _)| policy_key(hash));
+        let is_new = |key: &str| usize::from(!self.registry.has_own(key));
+        if is_new(&id) + named.as_deref().map_or(0, is_new) > self.registry.own_room() {
+            self.counters.registrations_refused += 1;
+            return Err(RegisterError::MeshFull);
+        }
         if let Some((hash, policy)) = policy.cloned() {
             self.write_policy(now, &hash, &policy);
         }
@@ -83,6 +79,64 @@ impl Discovery {
             self.tell(Event::SaveDue);
         }
         Ok(())
+    }
+
+    /// Whether this host can offer exactly these of its configuration, besides what applications registered. If it can,
+    /// each [`Discovery::register`] succeeds once the others of the configuration are withdrawn.
+    ///
+    /// # Errors
+    /// The id of the first that cannot be offered, and why.
+    pub fn check_offers(
+        &self,
+        now: Instant,
+        configured: &[Registration],
+    ) -> Result<(), (String, RegisterError)> {
+        let ids: BTreeSet<&str> = configured.iter().map(|one| one.id.as_str()).collect();
+        let stays = |offer: &&Offer| {
+            offer.registration.origin == Origin::Api
+                && !ids.contains(offer.registration.id.as_str())
+        };
+        let staying = self.offers.values().filter(stays).count();
+        let room = self.offers.len() - staying + self.registry.own_room();
+        for (at, registration) in configured.iter().enumerate() {
+            let refuse = |cause| (registration.id.clone(), cause);
+            if self.left {
+                return Err(refuse(RegisterError::Leaving));
+            }
+            if staying + at >= INSTANCES_MAX {
+                return Err(refuse(RegisterError::TooMany));
+            }
+            if at >= room {
+                return Err(refuse(RegisterError::MeshFull));
+            }
+            // A policy may come with it.
+            let policy = Some(PolicyHash::default());
+            self.offer(now, registration.clone(), policy).map_err(refuse)?;
+        }
+        Ok(())
+    }
+
+    /// A registration as it is offered, and what others are told of it.
+    fn offer(
+        &self,
+        now: Instant,
+        registration: Registration,
+        policy: Option<PolicyHash>,
+    ) -> Result<(Offer, Vec<u8>), RegisterError> {
+        registration.validate()?;
+        let known = self.offers.get(&registration.id);
+        let begin = |check| {
+            let same = known.and_then(|known| known.run_of(check));
+            same.unwrap_or_else(|| CheckRun::begin(now, check))
+        };
+        let runs = registration.checks.iter().map(begin).collect();
+        let offer = Offer { registration, runs };
+        let maintenance = self.maintenance.get(&offer.registration.id).map(String::as_str);
+        let body = offer.encode(maintenance, policy);
+        if body.len() > BODY_MAX {
+            return Err(RegisterError::TooLarge("bytes of the registration", BODY_MAX));
+        }
+        Ok((offer, body))
     }
 
     /// Withdraws an instance.
@@ -182,15 +236,31 @@ impl Discovery {
     }
 
     /// Writes a note into this host's record, or takes it back: what the rest of the program tells its like on all hosts
-    /// ([`Catalog::notes`](crate::Catalog::notes)). Returns whether it is short enough ([`NOTE_MAX`]); if not, nothing changed.
+    /// ([`Catalog::notes`](crate::Catalog::notes)). Returns whether it is short enough ([`NOTE_MAX`]) and the records of the mesh
+    /// have room for it; if not, nothing changed.
     pub fn note(&mut self, now: Instant, wall_ms: u64, name: &str, body: Option<Vec<u8>>) -> bool {
         let key = note_key(name);
         if self.left || body.as_ref().is_some_and(|body| body.len() > NOTE_MAX) {
             return false;
         }
+        if body.is_some() && !self.registry.has_own(&key) && self.registry.own_room() == 0 {
+            return false;
+        }
         self.write_own(now, &key, body);
         self.publish(now, wall_ms);
         true
+    }
+
+    /// A host's record was not taken because a limit of ours is reached: its services are missing here. Told now and then,
+    /// as it will be tried again and again.
+    pub(super) fn refuse_record(&mut self, now: Instant, node: u64) {
+        self.counters.refused_limit += 1;
+        let is_told = |since: Instant| now.saturating_duration_since(since) < REFUSED_TOLD_EVERY;
+        if !self.refused_told.is_some_and(is_told) {
+            self.refused_told = Some(now);
+            let name = self.name_of(node);
+            self.tell(Event::RecordRefused { node, name });
+        }
     }
 
     fn write_policy(&mut self, now: Instant, hash: &PolicyHash, policy: &Published) {

@@ -88,6 +88,10 @@ impl Discovery {
         if own.filter(|(known, order)| counts(subject, order, known)).count() >= max {
             return Err(OrderError::TooMany);
         }
+        let key = subject.key();
+        if !is_undo && !self.registry.has_own(&key) && self.registry.own_room() == 0 {
+            return Err(OrderError::MeshFull);
+        }
         let wall_us = wall_ms.saturating_mul(1000);
         // Newer than what it replaces, even if that was issued by a clock that is ahead of ours.
         let (newest, latest_end) = self.registry.latest_on(subject).unwrap_or_default();
@@ -100,7 +104,7 @@ impl Discovery {
             until_us: if is_undo { end.max(latest_end.min(farthest)) } else { end },
             by: self.config.node.name.clone(),
         };
-        self.write_own(now, &subject.key(), Some(order.encode()));
+        self.write_own(now, &key, Some(order.encode()));
         self.publish(now, wall_ms);
         self.tell(Event::SaveDue);
         Ok(())

@@ -300,7 +300,7 @@ impl Discovery {
         self.timers.save_members.get_or_insert(now + SAVE_MEMBERS);
     }
 
-    fn name_of(&self, node: u64) -> String {
+    pub(super) fn name_of(&self, node: u64) -> String {
         let body = self.registry.record(node).and_then(|record| record.node.as_ref());
         body.map_or_else(|| format!("{node:016x}"), |body| body.name.clone())
     }

@@ -43,6 +43,12 @@ fn host(number: u8, now: Instant) -> Discovery {
     Discovery::new(config(number), None, now, WALL, [number; 32], [number; 16])
 }
 
+/// A host of a mesh in which nothing is scarce but on the host itself.
+fn roomy_host(number: u8, now: Instant) -> Discovery {
+    let config = Config { limits: Limits { members: 10, records: 10_000 }, ..config(number) };
+    Discovery::new(config, None, now, WALL, [number; 32], [number; 16])
+}
+
 fn registration(id: &str, service: &str) -> Registration {
     Registration {
         id: id.into(),
@@ -173,7 +179,7 @@ fn a_client_finds_its_registration_in_the_next_look_up() {
 #[test]
 fn what_is_wrong_is_said_and_changes_nothing() {
     let now = t0();
-    let mut host = host(1, now);
+    let mut host = roomy_host(1, now);
     let index = host.snapshot().index;
     let errors = [
         host.register(now, WALL, registration("", "web")),
@@ -252,6 +258,7 @@ fn a_lonely_host_asks_for_addresses_ever_more_rarely_and_else_sleeps() {
 fn joins_that_make_no_sense_are_not_made() {
     let now = t0();
     let [mut first, second] = pair(now);
+    first.all_told(now, WALL);
     first.join(now, address(1));
     first.join(now, second.node().address);
     assert_eq!(first.poll_dial(), None);
@@ -259,6 +266,95 @@ fn joins_that_make_no_sense_are_not_made() {
     first.join(now, address(7));
     assert!(first.poll_dial().is_some());
     assert_eq!(first.poll_dial(), None, "one at a time");
+}
+
+#[test]
+fn a_host_knows_all_when_it_was_told_all_and_not_when_it_has_met_somebody() {
+    let now = t0();
+    let mut hosts = [host(1, now), host(2, now)];
+    hosts[0].register(now, WALL, registration("a", "a")).unwrap();
+    let (location, epoch) = (hosts[0].own_location(), hosts[0].membership.epoch());
+    hosts[1].learn_address(now, location);
+    hosts[1].membership.handle_alive(now, 1, epoch, 0);
+    hosts[1].pump(now);
+    assert!(hosts[1].membership.up().contains_key(&1), "met by chance");
+    assert!(hosts[1].snapshot().partial);
+    hosts[1].handle_timeout(now, WALL);
+    talk(now, &mut hosts);
+    assert!(
+        !hosts[1].snapshot().partial,
+        "it asks whom it has met, though it was told to join nobody"
+    );
+    assert!(hosts[1].snapshot().service("a").is_some());
+
+    let mut alone = host(3, now);
+    assert!(alone.snapshot().partial && !alone.knows_others());
+    alone.all_told(now, WALL);
+    assert!(!alone.snapshot().partial, "nobody else is there to tell it");
+}
+
+#[test]
+fn what_others_would_refuse_is_refused_where_it_is_asked_for() {
+    let now = t0();
+    let mut host = host(1, now);
+    let one = |number: usize| registration(&format!("i{number}"), "web");
+    for number in 0..20 {
+        host.register(now, WALL, one(number)).unwrap();
+    }
+    assert_eq!(host.register(now, WALL, one(20)), Err(RegisterError::MeshFull));
+    assert_eq!(host.counters().registrations_refused, 1);
+    assert!(!host.note(now, WALL, "roster", Some(vec![1])));
+    let day = Duration::from_secs(24 * 3600);
+    assert_eq!(host.drain(now, WALL, 1, day), Err(OrderError::MeshFull));
+    let other = Registration { service: "other".into(), ..one(7) };
+    assert_eq!(host.register(now, WALL, other), Ok(()), "no more than there were");
+    host.deregister(now, WALL, "i3").unwrap();
+    assert_eq!(host.register(now, WALL, one(20)), Ok(()));
+}
+
+#[test]
+fn a_record_that_is_not_taken_is_told_of_now_and_then() {
+    let now = t0();
+    let small = Config { limits: Limits { members: 10, records: 5 }, ..config(1) };
+    let mut hosts = [Discovery::new(small, None, now, WALL, [1; 32], [1; 16]), host(2, now)];
+    for number in 0..10 {
+        let one = registration(&format!("i{number}"), "web");
+        hosts[1].register(now, WALL, one).unwrap();
+    }
+    let mut told = 0;
+    for minute in 0..7 {
+        let now = now + minute * Duration::from_secs(60);
+        hosts[1].dial_join(now, address(1));
+        talk(now, &mut hosts);
+        let events = events(&mut hosts[0]);
+        told += events.iter().filter(|e| matches!(e, Event::RecordRefused { node: 2, .. })).count();
+    }
+    assert!(hosts[0].counters().refused_limit >= 7);
+    assert_eq!(told, 2, "every five minutes");
+}
+
+#[test]
+fn a_configuration_is_offered_whole_or_not_at_all() {
+    let now = t0();
+    let mut host = host(1, now);
+    let configured = |number: usize| Registration {
+        origin: Origin::Configuration,
+        ..registration(&format!("c{number}"), "web")
+    };
+    host.register(now, WALL, registration("api", "web")).unwrap();
+    host.register(now, WALL, configured(0)).unwrap();
+    let fits: Vec<Registration> = (1..20).map(configured).collect();
+    assert_eq!(host.check_offers(now, &fits), Ok(()));
+    let many: Vec<Registration> = (1..21).map(configured).collect();
+    assert_eq!(host.check_offers(now, &many), Err(("c20".into(), RegisterError::MeshFull)));
+    let bad = Registration { service: "not a name".into(), ..configured(2) };
+    let (id, cause) = host.check_offers(now, &[configured(1), bad]).unwrap_err();
+    assert!(id == "c2" && matches!(cause, RegisterError::Name(_)), "{id}: {cause}");
+    let takes_over = Registration { id: "api".into(), ..configured(1) };
+    assert_eq!(host.check_offers(now, &[takes_over]), Ok(()));
+    let mut kept: Vec<&str> = host.registrations().map(|one| one.id.as_str()).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, ["api", "c0"], "to ask changes nothing");
 }
 
 #[test]
@@ -471,7 +567,7 @@ fn the_newest_order_counts_wherever_it_was_issued() {
 #[test]
 fn orders_are_limited() {
     let now = t0();
-    let mut host = host(1, now);
+    let mut host = roomy_host(1, now);
     let day = Duration::from_secs(24 * 3600);
     let order = |host: &mut Discovery, service: &str, ttl| {
         host.override_policy(now, WALL, service, policy(FAST), ttl)

@@ -65,7 +65,11 @@ fn assert_consistent(registry: &Registry) {
     let mut listed = BTreeMap::<String, BTreeSet<(u64, Arc<str>)>>::new();
     let mut count = 0;
     for (node, record) in registry.nodes() {
-        count += record.entries.len();
+        count += record.present();
+        let withdrawn = record.entries.iter().filter(|(_, entry)| entry.body.is_none());
+        let withdrawn = withdrawn.map(|(key, entry)| (entry.seq, Arc::clone(key)));
+        assert_eq!(record.withdrawn, withdrawn.collect());
+        assert!(record.withdrawn.iter().all(|(seq, _)| *seq > record.gc));
         for (key, entry) in &record.entries {
             if let Some(instance) = entry.instance() {
                 listed.entry(instance.service.clone()).or_default().insert((node, Arc::clone(key)));
@@ -80,7 +84,7 @@ fn assert_consistent(registry: &Registry) {
         }
     }
     assert_eq!(registry.index.orders, orders);
-    assert_eq!(registry.entries, count);
+    assert_eq!(registry.present, count);
 }
 
 #[test]
@@ -276,15 +280,105 @@ fn limits_hold() {
     assert_eq!(other.apply(third.delta_for(extent(4, 0, 0)).unwrap()), Applied::TooMany);
 }
 
+#[test]
+fn what_comes_and_goes_all_day_is_taken_by_those_who_follow_and_by_newcomers() {
+    let t0 = t0();
+    let mut owner = Registry::new(1, 1, 100, 100);
+    let mut follower = Registry::new(2, 1, 100, 100);
+    let mut late = Registry::new(3, 1, 100, 100);
+    owner.write(t0, "keeper", Some(instance("task", 1)));
+    late.apply(owner.delta_for(extent(1, 0, 0)).unwrap());
+    let mut most = 0;
+    for i in 0..20_000 {
+        owner.write(t0, &format!("task-{i}"), Some(instance("task", 2)));
+        if i >= 20 {
+            owner.write(t0, &format!("task-{}", i - 20), None);
+        }
+        let known = follower.record(1).map_or(extent(1, 0, 0), |record| record.extent(1));
+        let delta = owner.delta_for(known).unwrap();
+        most = most.max(delta.entries.len());
+        assert!(matches!(follower.apply(delta), Applied::Changed(_)), "after {i}");
+    }
+    assert!(most <= 3, "who follows hears of changes alone: {most}");
+    for behind in [&mut late, &mut Registry::new(4, 1, 100, 100)] {
+        let known = behind.record(1).map_or(extent(1, 0, 0), |record| record.extent(1));
+        for from in [&owner, &follower] {
+            let delta = from.delta_for(known).unwrap();
+            assert!(delta.entries.len() <= 21 + WITHDRAWN_MIN, "{}", delta.entries.len());
+        }
+        assert!(matches!(behind.apply(follower.delta_for(known).unwrap()), Applied::Changed(_)));
+        assert_eq!(bodies(behind, 1), bodies(&owner, 1));
+        assert_eq!(behind.instances_of("task").count(), 21);
+        assert_consistent(behind);
+    }
+    assert_consistent(&owner);
+    assert_consistent(&follower);
+}
+
+#[test]
+fn any_number_of_withdrawals_is_taken_from_who_still_tells_of_all() {
+    let mut other = Registry::new(2, 1, 10, 10);
+    let withdrawn = |seq| DeltaEntry { key: Arc::from(format!("gone-{seq}")), seq, body: None };
+    let mut entries: Vec<DeltaEntry> = (1..30_000).map(withdrawn).collect();
+    let body = Some(Arc::from(instance("task", 1)));
+    entries.push(DeltaEntry { key: Arc::from("task"), seq: 30_000, body });
+    let (first, rest) = entries.split_at(15_000);
+    let delta = |base, upto, entries: &[DeltaEntry]| Delta {
+        node: 1,
+        generation: 1,
+        base,
+        upto,
+        gc: 0,
+        entries: entries.to_vec(),
+    };
+    assert!(matches!(other.apply(delta(0, 15_000, first)), Applied::Changed(_)));
+    assert!(matches!(other.apply(delta(15_000, 30_000, rest)), Applied::Changed(_)));
+    assert_eq!(other.instances_of("task").count(), 1);
+    assert_eq!(other.record(1).unwrap().withdrawn.len(), WITHDRAWN_MIN);
+    assert_consistent(&other);
+}
+
+#[test]
+fn what_a_whole_record_replaces_is_not_counted() {
+    let mut other = Registry::new(2, 1, 10, 10);
+    for generation in 1..5 {
+        let mut owner = Registry::new(1, generation, 10, 10);
+        for i in 0..10 {
+            owner.write(t0(), &format!("{generation}-{i}"), Some(instance("task", i)));
+        }
+        let whole = owner.delta_for(extent(1, 0, 0)).unwrap();
+        assert!(matches!(other.apply(whole), Applied::Changed(_)), "generation {generation}");
+        assert_eq!(bodies(&other, 1), bodies(&owner, 1));
+        owner.write(t0(), &format!("{generation}-0"), None);
+        owner.write(t0(), "another", Some(instance("task", 1)));
+        let swapped = owner.delta_for(extent(1, generation, 10)).unwrap();
+        assert!(matches!(other.apply(swapped), Applied::Changed(_)), "one for another");
+        assert_consistent(&other);
+    }
+}
+
 /// What an owner does, and from which base it tells of it.
 #[derive(Debug, Clone)]
 enum Step {
-    Write { key: u8, service: u8 },
-    Withdraw { key: u8 },
-    Publish { policy: u8, is_there: bool },
-    Order { service: u8, is_there: bool },
+    Write {
+        key: u8,
+        service: u8,
+    },
+    Withdraw {
+        key: u8,
+    },
+    Publish {
+        policy: u8,
+        is_there: bool,
+    },
+    Order {
+        service: u8,
+        is_there: bool,
+    },
     Jump,
     Forget,
+    /// It is reminded of nothing that was withdrawn, as if there had been too much.
+    Compact,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -295,6 +389,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..3u8, any::<bool>()).prop_map(|(service, is_there)| Step::Order { service, is_there }),
         1 => Just(Step::Jump),
         1 => Just(Step::Forget),
+        1 => Just(Step::Compact),
     ]
 }
 
@@ -323,6 +418,7 @@ proptest! {
                 }
                 Step::Jump => { let next = owner.record(1).unwrap().generation + 1; owner.jump(next); }
                 Step::Forget => _ = owner.expire(t0 + WITHDRAWN_KEPT, 0),
+                Step::Compact => owner.records.get_mut(&1).unwrap().forget_withdrawn_beyond(0),
             }
             states.push(owner.record(1).unwrap().clone());
         }

@@ -118,7 +118,7 @@ impl<'r> Sending<'r> {
     pub fn may_leave(&self, retries: u32) -> bool {
         let outcome = Outcome::ResetBeforeHead;
         repeat::may_retry(&self.facts(retries), &outcome, &self.route.policy.retry)
-            && self.upstream.balancer.endpoints().iter().any(|endpoint| !endpoint.is_lost())
+            && self.upstream.balancer().endpoints().iter().any(|endpoint| !endpoint.is_lost())
     }
 
     /// An endpoint for one more attempt.
@@ -128,7 +128,7 @@ impl<'r> Sending<'r> {
     pub fn pick(&self, now: Instant, kind: Attempt, tried: &[u64]) -> Result<Ticket, NoEndpoint> {
         let wish = self.template.keys.wish(kind, tried);
         let mut rng = self.worker.rng.borrow_mut();
-        self.upstream.balancer.pick(now, &mut *rng, &self.route.policy, &wish)
+        self.upstream.balancer().pick(now, &mut *rng, &self.route.policy, &wish)
     }
 
     /// Sends it to an endpoint.
@@ -159,8 +159,8 @@ impl<'r> Sending<'r> {
     /// It goes nowhere, and nothing was paid.
     pub fn copy(&self, now: Instant, tried: &[u64]) -> Result<Ticket, NoCopy> {
         let (policy, hedger, retries) =
-            (&self.route.policy, &self.route.hedger, &self.upstream.retries);
-        let metrics = self.upstream.metrics.of(self.worker.id);
+            (&self.route.policy, &self.route.hedger, self.upstream.retries());
+        let metrics = self.upstream.metrics().of(self.worker.id);
         match hedger.try_copy(now, &policy.hedge, &policy.retry, retries) {
             MayCopy::Yes => {}
             MayCopy::Observed => {
@@ -188,7 +188,7 @@ impl<'r> Sending<'r> {
         retries: u32,
         tried: &[u64],
     ) -> Option<Next> {
-        let (policy, budget) = (&self.route.policy.retry, &self.upstream.retries);
+        let (policy, budget) = (&self.route.policy.retry, self.upstream.retries());
         let asked = match outcome {
             Outcome::Response { pushback: Some(Pushback::After(wait)), .. } => *wait,
             _ => Duration::ZERO,
@@ -214,7 +214,7 @@ impl<'r> Sending<'r> {
         });
         match &next {
             Some(_) => {
-                self.upstream.metrics.of(self.worker.id).attempts[Attempt::Retry as usize].inc();
+                self.upstream.metrics().of(self.worker.id).attempts[Attempt::Retry as usize].inc();
             }
             None => budget.refund(now),
         }

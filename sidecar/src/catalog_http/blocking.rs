@@ -1,4 +1,7 @@
 //! Blocking queries: an answer that waits until it differs from the one that the client has.
+//!
+//! A host that has not heard of the whole mesh yet answers none of them: a client takes a list for the whole one, and
+//! would drop what is not in it.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -35,6 +38,10 @@ pub(super) async fn watched(
     {
         // Consul's own words and status.
         return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, "No path to datacenter".to_owned()));
+    }
+    if shared.gossip.catalog().partial {
+        let why = "this host has just started and no other has told it yet which services there are: ask again in a moment, or another host";
+        return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()));
     }
     let is_known = query.index <= shared.gossip.catalog().index;
     let is_same = |catalog: &Catalog| is_known && index(catalog) <= query.index;

@@ -7,27 +7,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use evenkeel_discovery::discovery::DATAGRAM_MAX;
 use evenkeel_discovery::registration::{Origin, Registration};
-use evenkeel_discovery::{Discovery, Event, Found, Health, Readiness};
+use evenkeel_discovery::{Discovery, Event, Health, RegisterError};
 use tokio::net::UdpSocket;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
 use super::metrics::Published;
 use super::stream::{self, Arrival};
-use super::{ChangeError, Command, Offers, OrderRequest, SAVED_FILE, difference};
+use super::{ChangeError, Command, Offers, OrderRequest, ReconcileError, SAVED_FILE, difference};
 use crate::checks::Verdict;
 use crate::events::Events;
 use crate::places::Places;
 use crate::state::State;
 
 mod health_change;
+mod readiness;
+
+use readiness::{ALONE_AFTER, elsewhere};
 
 /// The thread's state.
 pub(super) struct Driver {
@@ -68,9 +71,12 @@ struct Round {
     /// Names whose first look-up has not ended.
     looked_up_first: BTreeSet<String>,
     save_due: Option<Instant>,
-    /// The last registration that was written is on the disk.
-    kept: Arc<AtomicBool>,
+    /// Changes that were handed to be written, and the last of them that is on the disk.
+    changes: u64,
+    kept: Arc<AtomicU64>,
     alone_at: Option<Instant>,
+    /// The last registration was refused for want of room.
+    was_full: bool,
 }
 
 /// The end of looking one join name up.
@@ -89,7 +95,8 @@ impl Driver {
         let udp = UdpSocket::from_std(self.udp.try_clone()?)?;
         let (arrivals, mut arrived) = mpsc::channel(ARRIVALS_MAX);
         let (resolved, mut addresses) = mpsc::channel(ARRIVALS_MAX);
-        tokio::spawn(stream::accept(tcp, Arc::clone(&self.places), arrivals.clone()));
+        let is_member = stream::members_of(Arc::clone(&self.published.catalog));
+        tokio::spawn(stream::accept(tcp, Arc::clone(&self.places), arrivals.clone(), is_member));
         let mut round = Round {
             udp,
             source: Some(self.listens.ip()).filter(|ip| !ip.is_unspecified()),
@@ -100,8 +107,10 @@ impl Driver {
             unresolved: BTreeSet::new(),
             looked_up_first: self.join.iter().cloned().collect(),
             save_due: None,
-            kept: Arc::new(AtomicBool::new(true)),
-            alone_at: (!self.join.is_empty()).then(|| Instant::now() + ALONE_AFTER),
+            changes: 0,
+            kept: Arc::default(),
+            alone_at: self.discovery.snapshot().partial.then(|| Instant::now() + ALONE_AFTER),
+            was_full: false,
         };
         let Offers { services, policies } = &mut self.offers;
         let offers =
@@ -171,13 +180,7 @@ impl Driver {
         }
         if round.alone_at.is_some_and(|due| due <= now) {
             round.alone_at = None;
-            if self.discovery.readiness() == Readiness::Alone {
-                self.events.warn(
-                    "alone",
-                    self.join.join(", "),
-                    format!("no host of mesh.join has answered for {ALONE_AFTER:?}: serving alone and trying on"),
-                );
-            }
+            self.stop_waiting(now);
         }
     }
 
@@ -204,32 +207,6 @@ impl Driver {
         self.judge_readiness(round);
         *self.published.counters.lock().unwrap_or_else(PoisonError::into_inner) =
             self.discovery.counters();
-    }
-
-    /// Whether this host is a member of the mesh by now; once it is, only that it is not at its address can change that.
-    fn judge_readiness(&mut self, round: &mut Round) {
-        let readiness = self.discovery.readiness();
-        let obstacle = match readiness {
-            Readiness::NotThere(found) => Some(elsewhere(found)),
-            _ if self.joined.load(Ordering::Relaxed) => None,
-            _ if !round.looked_up_first.is_empty() => {
-                Some("the names of mesh.join are still being looked up".to_owned())
-            }
-            Readiness::Joining(address) => Some(format!("{address} of mesh.join has not answered yet")),
-            Readiness::Alone if round.alone_at.is_some() => {
-                Some("no host of mesh.join has answered yet".to_owned())
-            }
-            Readiness::Unseen => Some(
-                "no other host has sent anything to node.address yet: is it where they reach this host?".to_owned(),
-            ),
-            Readiness::Alone | Readiness::Ready => {
-                self.joined.store(true, Ordering::Relaxed);
-                None
-            }
-        };
-        if self.obstacle.load().as_deref() != obstacle.as_ref() {
-            self.obstacle.store(obstacle.map(Arc::new));
-        }
     }
 
     fn event(&mut self, event: Event, round: &mut Round) {
@@ -282,6 +259,18 @@ impl Driver {
                 let why = format!("check {check} was critical for as long as its DeregisterCriticalServiceAfter allows");
                 self.events.warn("deregistered", id, why);
             }
+            Event::RecordRefused { node, name } => self.events.warn(
+                "limit_reached",
+                name,
+                format!(
+                    "what this host offers is not taken here and missing in look-ups (id {node:016x}): limits.records or limits.members is reached; raise it on every host. evenkeel_gossip_refused_total{{reason=\"limit\"}} counts on"
+                ),
+            ),
+            Event::NotRestored { id, cause } => self.events.warn(
+                "registration_refused",
+                id,
+                format!("was registered before the restart and is not offered any more: {cause}"),
+            ),
             Event::NewIdentity { node } => {
                 self.save();
                 self.events.warn(
@@ -315,11 +304,13 @@ impl Driver {
         let (now, wall) = (Instant::now(), wall_ms());
         match command {
             Command::Register(registration, done) => {
-                // Clients that register again every few seconds change nothing, unless the last change was not kept.
-                if round.kept.load(Ordering::Relaxed)
-                    && self.discovery.registrations().any(|one| *one == *registration)
-                {
-                    let _ = done.send(Ok(()));
+                // Clients that register again every few seconds change nothing. While the last change is not on the disk
+                // (yet, or because it could not be written) what they ask for may not be either: it is written again.
+                if self.discovery.registrations().any(|one| *one == *registration) {
+                    match round.kept.load(Ordering::Relaxed) == round.changes {
+                        true => drop(done.send(Ok(()))),
+                        false => self.finish(Ok(()), done, round, |_| {}),
+                    }
                     return;
                 }
                 let what = format!("{} at {}", registration.service, registration.address);
@@ -356,12 +347,19 @@ impl Driver {
                 self.events.info("draining", "this host", detail);
             }
             Command::Reconcile(offers, done) => {
-                self.reconcile(*offers);
-                let _ = done.send(());
+                let fits = self.discovery.check_offers(now, &offers.services);
+                let fits = fits.map_err(|(id, cause)| ReconcileError::NotOffered(id, cause));
+                if fits.is_ok() {
+                    self.reconcile(*offers);
+                }
+                let _ = done.send(fits);
             }
             Command::Note(name, body) => {
                 if !self.discovery.note(now, wall, &name, body) {
-                    warn!(name, "a note is too long for this host's record");
+                    warn!(
+                        name,
+                        "a note is too long for this host's record, or the mesh has as many records as limits.records allows: raise it on every host"
+                    );
                 }
             }
             Command::Order(request, done) => {
@@ -399,20 +397,37 @@ impl Driver {
         note: impl FnOnce(&Events),
     ) {
         if let Err(refused) = result {
+            self.note_full(&refused, round);
             let _ = done.send(Err(refused));
             return;
         }
+        round.was_full = false;
         note(&self.events);
         self.publish_local();
         round.save_due = None;
         let kept = self.save();
-        let last = Arc::clone(&round.kept);
+        round.changes += 1;
+        let (change, last) = (round.changes, Arc::clone(&round.kept));
         tokio::spawn(async move {
             let kept =
                 kept.await.unwrap_or_else(|_| Err(io::Error::other("the writer has stopped")));
-            last.store(kept.is_ok(), Ordering::Relaxed);
+            if kept.is_ok() {
+                // Written in order, and each time everything.
+                last.fetch_max(change, Ordering::Relaxed);
+            }
             let _ = done.send(kept.map_err(ChangeError::NotKept));
         });
+    }
+
+    /// Notes once, and not for each try, that a limit keeps applications from registering.
+    fn note_full(&self, refused: &ChangeError, round: &mut Round) {
+        let is_full = matches!(
+            refused,
+            ChangeError::Refused(RegisterError::TooMany | RegisterError::MeshFull)
+        );
+        if is_full && !std::mem::replace(&mut round.was_full, true) {
+            self.events.warn("limit_reached", "registrations", refused.to_string());
+        }
     }
 
     fn health(&mut self, verdict: Verdict) {
@@ -548,16 +563,6 @@ impl Driver {
     }
 }
 
-/// What was found at this host's address, for an operator.
-fn elsewhere(found: Found) -> String {
-    match found {
-        Found::Host(other) => {
-            format!("another host ({other:016x}) answers at this host's node.address")
-        }
-        Found::Nobody => "nobody answers at this host's node.address".to_owned(),
-    }
-}
-
 /// Unix time in milliseconds.
 pub(super) fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -581,6 +586,3 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Changes of members are gathered for this long before they are written.
 const SAVE_AFTER: Duration = Duration::from_secs(1);
-
-/// A host that can reach no other counts as joined after this long: the first host of a mesh must become ready too.
-const ALONE_AFTER: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use evenkeel_discovery::{Catalog, Counters, NodeStatus, Status, Subject};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 /// What the gossip thread leaves for a scrape.
 pub struct Published {
@@ -28,6 +28,7 @@ pub struct GossipMetrics {
     bytes: IntCounterVec,
     streams: IntCounterVec,
     refused: IntCounterVec,
+    registrations_refused: IntCounter,
     oddities: IntCounterVec,
     dropped: IntCounterVec,
     slowdown: IntGauge,
@@ -66,6 +67,10 @@ impl GossipMetrics {
                 "evenkeel_gossip_refused_total",
                 "Gossip messages refused, by reason.",
                 "reason",
+            )?,
+            registrations_refused: IntCounter::new(
+                "evenkeel_registrations_refused_total",
+                "Registrations refused at a limit: this host offers as many instances as one host may, or the mesh has as many records as limits.records allows.",
             )?,
             oddities: counter(
                 "evenkeel_gossip_oddities_total",
@@ -131,6 +136,8 @@ impl GossipMetrics {
         for (reason, value) in counters.refused() {
             raise(&self.refused, reason, value);
         }
+        let refused = &self.registrations_refused;
+        refused.inc_by(counters.registrations_refused.saturating_sub(refused.get()));
         raise(&self.oddities, "challenge", counters.challenges);
         raise(&self.oddities, "unroutable", counters.unroutable);
         raise(&self.dropped, "queued", counters.datagrams_dropped);
@@ -178,12 +185,13 @@ impl GossipMetrics {
         }
     }
 
-    fn families(&self) -> [&dyn Collector; 14] {
+    fn families(&self) -> [&dyn Collector; 15] {
         [
             &self.datagrams,
             &self.bytes,
             &self.streams,
             &self.refused,
+            &self.registrations_refused,
             &self.oddities,
             &self.dropped,
             &self.slowdown,

@@ -101,7 +101,7 @@ pub enum Command {
     /// Ask all hosts to stop choosing this one, or to start again.
     Draining(bool),
     /// Offer exactly these of the configuration, besides what the HTTP API registered.
-    Reconcile(Box<Offers>, oneshot::Sender<()>),
+    Reconcile(Box<Offers>, oneshot::Sender<Result<(), ReconcileError>>),
     /// Write a note into this host's record, or take it back.
     Note(String, Option<Vec<u8>>),
     /// Issue an order to the mesh, or take one back.
@@ -181,6 +181,28 @@ impl fmt::Display for ChangeError {
 
 impl std::error::Error for ChangeError {}
 
+/// Why the services of a reloaded configuration are not offered. Nothing changed.
+#[derive(Debug)]
+pub enum ReconcileError {
+    /// The instance of this id is not acceptable.
+    NotOffered(String, RegisterError),
+    /// The gossip thread has stopped: the process is ending.
+    Stopped,
+}
+
+impl fmt::Display for ReconcileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReconcileError::NotOffered(id, cause) => {
+                write!(f, "services: the instance {id:?} cannot be offered: {cause}")
+            }
+            ReconcileError::Stopped => f.write_str("gossip has stopped: restart this host"),
+        }
+    }
+}
+
+impl std::error::Error for ReconcileError {}
+
 /// Starts the thread. Members and registrations of an earlier life are read from `state`.
 ///
 /// # Errors
@@ -208,14 +230,18 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         limits: Limits { members: settings.limits.members, records: settings.limits.records },
     };
     let (seed, salt) = (entropy()?, entropy()?);
-    let discovery =
-        Discovery::new(config, saved, std::time::Instant::now(), driver::wall_ms(), seed, salt);
+    let (now, wall) = (std::time::Instant::now(), driver::wall_ms());
+    let mut discovery = Discovery::new(config, saved, now, wall, seed, salt);
+    if settings.mesh.join.is_empty() && !discovery.knows_others() {
+        discovery.all_told(now, wall);
+    }
     let catalog = Arc::new(ArcSwap::new(discovery.snapshot()));
     let (changed, changes) = watch::channel(0);
     let (publish_local, local) =
         watch::channel(Arc::new(discovery.registrations().cloned().collect::<Vec<_>>()));
-    let joined = Arc::new(AtomicBool::new(settings.mesh.join.is_empty()));
-    let obstacle = (!settings.mesh.join.is_empty()).then(|| Arc::new("joining".to_owned()));
+    let partial = catalog.load().partial;
+    let joined = Arc::new(AtomicBool::new(!partial));
+    let obstacle = partial.then(|| Arc::new("joining".to_owned()));
     let obstacle = Arc::new(ArcSwapOption::new(obstacle));
     let (commands, queue) = mpsc::channel(COMMANDS_MAX);
     let published = Arc::new(metrics::Published {
@@ -310,8 +336,8 @@ impl GossipHandle {
         self.local.clone()
     }
 
-    /// Whether this host has met whom `mesh.join` names and they see it, or has no one to meet, or has tried for long enough to
-    /// serve alone. Once it has, that stays.
+    /// Whether this host has met whom `mesh.join` names, they see it and one of them has told it which services there are;
+    /// or it has no one to meet, or has tried for long enough to serve alone. Once it has, that stays.
     #[must_use]
     pub fn joined(&self) -> bool {
         self.joined.load(Ordering::Relaxed)
@@ -351,12 +377,15 @@ impl GossipHandle {
         answer.await.unwrap_or(Err(ChangeError::Stopped))
     }
 
-    /// Offers exactly the services of a reloaded configuration, besides what the HTTP API registered.
-    pub async fn reconcile(&self, settings: &Settings) {
+    /// Offers exactly the services of a reloaded configuration, besides what the HTTP API registered: all or none.
+    ///
+    /// # Errors
+    /// One of them cannot be offered, or the thread has stopped.
+    pub async fn reconcile(&self, settings: &Settings) -> Result<(), ReconcileError> {
         let (done, answer) = oneshot::channel();
         let offers = Box::new(offers(settings, self.node.address.ip()));
         self.ask(Command::Reconcile(offers, done)).await;
-        let _ = answer.await;
+        answer.await.unwrap_or(Err(ReconcileError::Stopped))
     }
 
     /// Issues an order to the mesh, or takes one back; returns when it is kept.

@@ -8,17 +8,20 @@
 //! mesh port. They are kept short instead ([`Places`]): an address has [`STREAMS_EACH_MAX`] of the places, whoever
 //! sends nothing within [`FIRST_BYTE_TIMEOUT`] is closed (a host writes its request as soon as it is connected) and
 //! gives its place to a newcomer before that, and when all places are taken by exchanges, the slow ones of an address
-//! that holds several give way to an address that holds fewer. Hosts that start together each hold one, and wait for
-//! each other as they always did. Behind one translated address they share its places: a dial that is closed is made
-//! again.
+//! that holds several give way to an address that holds fewer. Members come before strangers: their connections take
+//! the places of strangers that are not being answered, however many addresses those have, and a stranger that finds no
+//! place is closed and not waited for, as members would have to wait behind it. Whoever shows the key is no stranger from
+//! then on. A dial that is closed is made again.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use evenkeel_discovery::discovery::FRAME_MAX;
-use evenkeel_discovery::{Dial, DialError, DialId};
+use evenkeel_discovery::{Catalog, Dial, DialError, DialId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
@@ -40,16 +43,40 @@ pub fn places(counters: &PlaceCounters) -> Arc<Places> {
     Places::new(STREAMS_MAX, STREAMS_EACH_MAX, counters, "mesh.gossip")
 }
 
-/// Accepts until the receiving end is gone.
-pub async fn accept(listener: TcpListener, places: Arc<Places>, arrivals: mpsc::Sender<Arrival>) {
+/// Whether a live member has an address, by the snapshot that readers see.
+pub fn members_of(catalog: Arc<ArcSwap<Catalog>>) -> impl FnMut(IpAddr) -> bool {
+    let (mut as_of, mut members) = (None, BTreeSet::new());
+    move |address| {
+        let catalog = catalog.load();
+        if as_of != Some(catalog.nodes_index) {
+            as_of = Some(catalog.nodes_index);
+            members = catalog.alive().map(|node| node.address.ip().to_canonical()).collect();
+        }
+        members.contains(&address.to_canonical())
+    }
+}
+
+/// Accepts until the receiving end is gone. `is_member`: whether a live member has this address.
+pub async fn accept(
+    listener: TcpListener,
+    places: Arc<Places>,
+    arrivals: mpsc::Sender<Arrival>,
+    mut is_member: impl FnMut(IpAddr) -> bool,
+) {
     let memory = Arc::new(Semaphore::new(MEMORY_MAX / CHUNK));
     while !arrivals.is_closed() {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let Some(place) = places.enter(from.ip()).await else { continue };
+                let is_member = is_member(from.ip());
+                let place = match is_member {
+                    true => places.enter_known(from.ip()).await,
+                    false => places.try_enter(from.ip()),
+                };
+                let Some(place) = place else { continue };
+                let limit = if is_member { SERVE_TIMEOUT } else { STRANGER_TIMEOUT };
                 let (arrivals, memory) = (arrivals.clone(), Arc::clone(&memory));
                 tokio::spawn(async move {
-                    let exchange = serve(stream, from, &place, &arrivals, &memory);
+                    let exchange = serve(stream, from, limit, &place, &arrivals, &memory);
                     let ended = tokio::select! {
                         ended = timeout(SERVE_TIMEOUT, exchange) => ended,
                         () = place.gives_way() => {
@@ -76,13 +103,14 @@ pub async fn accept(listener: TcpListener, places: Arc<Places>, arrivals: mpsc::
 async fn serve(
     mut stream: TcpStream,
     from: SocketAddr,
+    limit: Duration,
     place: &Place,
     arrivals: &mpsc::Sender<Arrival>,
     memory: &Semaphore,
 ) -> io::Result<()> {
     timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut [0])).await??;
     place.slow();
-    let (request, held) = read_frame(&mut stream, memory).await?;
+    let (request, held) = timeout(limit, read_frame(&mut stream, memory)).await??;
     let (answer, answered) = oneshot::channel();
     place.kept();
     if arrivals.send(Arrival::Request(from, request, answer)).await.is_err() {
@@ -91,6 +119,7 @@ async fn serve(
     let response = answered.await.ok().flatten();
     drop(held);
     if let Some(response) = response {
+        place.known();
         place.slow();
         write_frame(&mut stream, &response).await?;
         stream.shutdown().await?;
@@ -184,7 +213,7 @@ async fn read_frame<'m>(
     Ok((frame, held))
 }
 
-/// Connections of others at a time; further ones wait in the kernel's backlog, unless somebody gives way.
+/// Connections of others at a time; further ones of members wait in the kernel's backlog, unless somebody gives way.
 const STREAMS_MAX: usize = 64;
 
 /// Of these, from one address.
@@ -202,6 +231,9 @@ const CHUNK: usize = 64 * 1024;
 /// For a whole exchange that someone else began.
 const SERVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// For the request of a stranger: what a host that joins has to say is little.
+const STRANGER_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// After a failed accept, so that a lack of file descriptors does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -211,11 +243,15 @@ mod tests {
 
     /// A listener whose requests are answered with their own bytes, doubled.
     async fn doubling() -> SocketAddr {
+        doubling_for(|_| false).await
+    }
+
+    async fn doubling_for(is_member: impl Fn(IpAddr) -> bool + Send + 'static) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (arrivals, mut arrived) = mpsc::channel(4);
         let counters = PlaceCounters::registered(&prometheus::Registry::new()).unwrap();
-        tokio::spawn(accept(listener, places(&counters), arrivals));
+        tokio::spawn(accept(listener, places(&counters), arrivals, is_member));
         tokio::spawn(async move {
             while let Some(arrival) = arrived.recv().await {
                 if let Arrival::Request(_, request, answer) = arrival {
@@ -281,6 +317,28 @@ mod tests {
                 matches!(closed, Ok(Ok(0) | Err(_))),
                 "closed without waiting for the whole exchange"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn strangers_that_speak_slowly_from_many_addresses_keep_no_member_out() {
+        let member: IpAddr = [127, 0, 0, 1].into();
+        let address = doubling_for(move |from| from == member).await;
+        let mut slow = Vec::new();
+        for n in 0..2 * STREAMS_MAX {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 0, 1, 1 + n as u8], 0))).unwrap();
+            let mut stream = socket.connect(address).await.unwrap();
+            // Some of these are closed already.
+            let _ = stream.write_all(&8u32.to_be_bytes()).await;
+            slow.push(stream);
+        }
+        for _ in 0..STREAMS_EACH_MAX {
+            assert_eq!(dialled(address, vec![7]).await, Ok(vec![7, 7]));
+        }
+        for stream in &mut slow {
+            let closed = timeout(SERVE_TIMEOUT, stream.read(&mut [0; 1])).await;
+            assert!(matches!(closed, Ok(Ok(0) | Err(_))), "its time is short");
         }
     }
 

@@ -175,7 +175,7 @@ impl Asker {
         let pooled = policy.balance == Balance::Scout && upstream.scout.is_none();
         let mut chosen: Vec<About> = Vec::with_capacity(due);
         let mut rng = self.rng.borrow_mut();
-        upstream.balancer.scout_some(&mut *rng, policy, wish, due, |index, endpoint, of| {
+        upstream.balancer().scout_some(&mut *rng, policy, wish, due, |index, endpoint, of| {
             let place = pooled.then_some((index, of));
             chosen.push(self.about(upstream, endpoint, policy.scout.timeout, place));
         });
@@ -204,7 +204,7 @@ impl Asker {
     ) -> About {
         About {
             upstream: Arc::clone(&upstream.name),
-            metrics: Arc::clone(&upstream.metrics),
+            metrics: Arc::clone(upstream.metrics()),
             scout: upstream.scout.clone(),
             endpoint: Arc::clone(endpoint),
             timeout,

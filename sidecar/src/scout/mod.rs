@@ -77,16 +77,16 @@ pub async fn first(
         let pool = asker.filter(|_| policy.balance == Balance::Scout);
         match pool {
             Some(asker) => asker.with_pool(&upstream.name, |pool| {
-                upstream.balancer.pick_scouted(now, &mut *rng, policy, wish, pool)
+                upstream.balancer().pick_scouted(now, &mut *rng, policy, wish, pool)
             }),
-            None => upstream.balancer.pick(now, &mut *rng, policy, wish),
+            None => upstream.balancer().pick(now, &mut *rng, policy, wish),
         }
     };
     let Some(asker) = worker.asker() else { return pick(&wish, None) };
     let each = policy.scouting() == ScoutMode::BeforeEach;
     let most = if each && policy.balance != Balance::Scout { BESIDE } else { usize::MAX };
     asker.ask_some(worker, upstream, policy, &wish, most);
-    let metrics = upstream.metrics.of(worker.id);
+    let metrics = upstream.metrics().of(worker.id);
     if !each {
         let ticket = pick(&wish, Some(asker))?;
         let age = asker.with_pool(&upstream.name, Pool::age_of_choice);
@@ -101,7 +101,7 @@ pub async fn first(
         let mut held = Held(Some(pick(&Wish { tried: &asked, ..wish }, Some(asker))?));
         let now = Instant::now();
         let endpoint = held.endpoint();
-        let last = asked.len() + 1 >= HOPS_MAX.min(upstream.balancer.endpoints().len())
+        let last = asked.len() + 1 >= HOPS_MAX.min(upstream.balancer().endpoints().len())
             || asked.contains(&endpoint.serial());
         let fresh = endpoint.welcomed_within(now, KNOWN_FOR);
         if last && !asked.is_empty() || fresh {

@@ -156,7 +156,7 @@ impl Answerer {
     }
 
     fn report(&self, local: &Local) -> Report {
-        let report = local.watched.served.report(Instant::now(), local.direct.as_deref());
+        let report = local.watched.served.report(Instant::now(), local.direct());
         let draining = self.draining.load(Ordering::Relaxed) || !local.serving;
         Report { draining, ..report }
     }

@@ -60,6 +60,11 @@ impl Host {
         host
     }
 
+    /// Its data directory.
+    pub fn state(&self) -> std::path::PathBuf {
+        self.directory.path().join("state")
+    }
+
     /// What a host says that does not start with this configuration.
     pub fn refused(more: &str) -> String {
         let directory = tempfile::tempdir().unwrap();
@@ -217,20 +222,17 @@ impl Host {
 
     /// PUTs to the catalogue: status and body.
     pub fn put(&self, path: &str, body: &str) -> (u16, String) {
-        let file = self.directory.path().join("body");
-        fs::write(&file, body).unwrap();
-        let data = format!("@{}", file.display());
         let url = self.url(path);
-        let text = output_of(Command::new("curl").args([
-            "-sS",
-            "-X",
-            "PUT",
-            "--data-binary",
-            &data,
-            "-w",
-            "\n%{http_code}",
-            &url,
-        ]));
+        let mut curl = Command::new("curl")
+            .args(["-sS", "-X", "PUT", "--data-binary", "@-", "-w", "\n%{http_code}", &url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        curl.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+        let put = curl.wait_with_output().unwrap();
+        assert!(put.status.success(), "PUT {path}: {}", put.status);
+        let text = String::from_utf8_lossy(&put.stdout);
         let (body, status) = text.rsplit_once('\n').unwrap();
         (status.parse().unwrap(), body.to_owned())
     }

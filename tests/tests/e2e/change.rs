@@ -1,6 +1,8 @@
 //! Drain, reload and restart: nothing is lost that nobody killed.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Version, get};
@@ -163,6 +165,121 @@ fn a_bad_file_leaves_the_old_one_running_and_says_so(workers: usize) {
     assert_eq!(trio.caller.members().len(), 3, "it is still in the mesh that it was started in");
 }
 
+/// Asks a listener of one service, on a connection that was opened before.
+fn ask(mut stream: TcpStream, host: &str) -> String {
+    let head = format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn a_refused_reload_changes_nothing(workers: usize) {
+    let lab = Lab::new(workers);
+    let [stays, taken, free] = [8200, 8201, 8202].map(|port| SocketAddrV4::new(lab.ip(1), port));
+    let listeners = |addresses: &[SocketAddrV4]| {
+        let one = |address: &SocketAddrV4| format!("{{listen: \"{address}\", service: payments}}");
+        format!("[{}]", addresses.iter().map(one).collect::<Vec<_>>().join(", "))
+    };
+    let setup = Setup { listeners: listeners(&[stays]), ..Setup::default() };
+    let mut trio = Trio::start(lab, &setup);
+    let shown = |trio: &Trio| {
+        let listeners = trio.caller.ask_admin("/v1/self").unwrap().json()["listeners"].take();
+        let config = trio.caller.ask_admin("/config").unwrap().text();
+        (listeners, config, sockets::listening(trio.caller.process.pid()))
+    };
+    let before = shown(&trio);
+    let other = std::net::TcpListener::bind(taken).unwrap();
+    trio.caller.reload(&Setup {
+        listeners: listeners(&[taken, free]),
+        services: "[{name: new, address: \"127.0.0.1:1\"}]".into(),
+        more: "limits: {connections: 2}\n".into(),
+        ..Setup::default()
+    });
+    wait::for_true("the reload is refused", SOON, || {
+        trio.caller.metrics().sum(RELOADED, &[]) == 0.0
+    });
+    let file = trio.caller.config().display().to_string();
+    wait::for_true("that is told", SOON, || trio.caller.has_event("reload_refused", &file));
+    assert_eq!(shown(&trio), before);
+    let held: Vec<_> = (0..8).map(|_| TcpStream::connect(stays).unwrap()).collect();
+    for stream in held {
+        let answer = ask(stream, "anything");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert!(TcpStream::connect(free).is_err(), "what could be opened is closed again");
+    assert!(trio.caller.passing("new").is_empty());
+    // As soon as it can be taken it is, whole.
+    drop(other);
+    trio.caller.reload(&Setup { listeners: listeners(&[taken, free]), ..Setup::default() });
+    wait::for_true("the good one is taken", SOON, || {
+        trio.caller.metrics().sum(RELOADED, &[]) == 1.0
+    });
+    for address in [taken, free] {
+        let answer = ask(TcpStream::connect(address).unwrap(), "anything");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    wait::for_true("the old one is closed", SOON, || TcpStream::connect(stays).is_err());
+}
+
+fn a_listener_that_is_for_another_service_now_is_the_same_socket(workers: usize) {
+    let lab = Lab::new(workers);
+    let address = SocketAddrV4::new(lab.ip(1), 8200);
+    let listeners = |of: &str| format!("[{{listen: \"{address}\", service: {of}}}]");
+    let setup = Setup { listeners: listeners("payments"), ..Setup::default() };
+    let mut trio = Trio::start(lab, &setup);
+    let before = sockets::listening(trio.caller.process.pid());
+    let early = TcpStream::connect(address).unwrap();
+    let other = trio.lab.app(4);
+    let upstreams = format!("[{{name: other, endpoints: [\"{}\"]}}]", other.address);
+    trio.caller.reload(&Setup { listeners: listeners("other"), upstreams, ..setup });
+    wait::for_true("it is for the other service", SOON, || {
+        ask(TcpStream::connect(address).unwrap(), "anything").contains("app-4")
+    });
+    assert_eq!(sockets::listening(trio.caller.process.pid()), before);
+    assert!(ask(early, "anything").starts_with("HTTP/1.1 200"), "who was there before is served");
+    let shown = trio.caller.ask_admin("/v1/self").unwrap().json();
+    assert_eq!(shown["listeners"]["service other"], address.to_string());
+    assert!(shown["listeners"]["service payments"].is_null());
+}
+
+fn a_host_that_goes_away_follows_the_mesh_to_the_last(workers: usize) {
+    // Longer than anything here takes: the host ends with the test.
+    let setup = Setup { shutdown: "{settle: 1h, timeout: 10s}".into(), ..Setup::default() };
+    let mut trio = Trio::start(Lab::new(workers), &setup);
+    trio.caller.process.signal(Signal::TERM);
+    wait::for_true("it goes away", SOON, || {
+        trio.caller.ask_admin("/readyz").is_some_and(|answer| answer.status == 503)
+    });
+    let web = trio.lab.app(4);
+    let services = format!("[{{name: web, address: \"{}\"}}]", web.address);
+    trio.hosts[0].reload(&Setup { services, ..setup });
+    wait::for_true("its applications reach what has come", SOON, || {
+        trio.caller.get("web", "/").status == 200
+    });
+    wait::for_true("and not what has gone", SOON, || {
+        trio.caller.usable("payments") == [trio.apps[1].address]
+    });
+    trio.apps[0].process.kill();
+    for _ in 0..20 {
+        assert_eq!(trio.caller.get("payments", "/").status, 200);
+    }
+}
+
+fn who_says_that_it_is_ready_knows_the_services(workers: usize) {
+    let mut trio = Trio::start(Lab::new(workers), &Setup::default());
+    for round in 0..4 {
+        trio.caller.process.kill();
+        if round % 2 == 1 {
+            std::fs::remove_dir_all(trio.lab.folder().join("host-1/data")).unwrap();
+        }
+        trio.caller.start_again();
+        trio.caller.wait_until_ready();
+        assert_eq!(trio.caller.get("payments", "/").status, 200, "round {round}");
+        assert_eq!(trio.caller.passing("payments").len(), 2, "round {round}");
+    }
+}
+
 /// All that a host has in its data directory, as text.
 fn kept(lab: &Lab, number: u8) -> String {
     let folder = lab.folder().join(format!("host-{number}/data"));
@@ -226,5 +343,9 @@ each_workers!(
     what_is_in_flight_finishes_before_a_drained_host_ends,
     reloading_under_load_loses_nothing_and_keeps_the_listeners,
     a_bad_file_leaves_the_old_one_running_and_says_so,
+    a_refused_reload_changes_nothing,
+    a_listener_that_is_for_another_service_now_is_the_same_socket,
+    a_host_that_goes_away_follows_the_mesh_to_the_last,
+    who_says_that_it_is_ready_knows_the_services,
     everyone_restarts_from_what_they_kept,
 );
