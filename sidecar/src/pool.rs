@@ -8,7 +8,7 @@
 //! least busy carries [`STREAMS_SOFT_MAX`] streams (a connection is one lock and one TCP stream); or all carry as many as
 //! the peer allows, so that who holds them all would keep everybody else out.
 //!
-//! Dead connections are found by their tasks, which read while idle, by HTTP/2 pings and by the socket
+//! Dead connections are found by their tasks, which read while idle, by pings between hosts and by the socket
 //! ([`crate::socket`]); a request that meets one before it was sent comes back whole and goes out on another.
 //!
 //! A pool belongs to one worker and is never shared: hyper-util's pool takes one lock for all hosts.
@@ -274,7 +274,8 @@ impl Pool {
         from: Option<IpAddr>,
     ) -> Result<(Http2Sender, impl Future<Output = ()> + use<>), DialError> {
         let socket = self.dial(address, from).await?;
-        let begun = handshake(socket, Arc::clone(&self.shared.buffers)).await;
+        let silence = if from.is_some() { Silence::IsDeath } else { Silence::IsPatience };
+        let begun = handshake(socket, Arc::clone(&self.shared.buffers), silence).await;
         begun.map_err(|error| unreachable(address, &error))
     }
 
@@ -498,7 +499,7 @@ fn unreachable(address: SocketAddr, error: &dyn std::fmt::Display) -> DialError 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Shorter than the keep-alive of common servers (Node.js: 5 s), so that we close first and no request meets a closing one.
 const H1_IDLE_MAX: Duration = Duration::from_secs(4);
-/// Of a connection to a peer, which both ends keep alive by pings.
+/// Of a connection to a peer: as long as hosts keep alive by pings, and kernels by keepalives.
 const H2_IDLE_MAX: Duration = Duration::from_secs(60);
 const IDLE_PER_ADDRESS_MAX: usize = 256;
 const STREAMS_SOFT_MAX: usize = 100;

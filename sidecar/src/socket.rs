@@ -32,7 +32,7 @@ pub struct Socket {
     stream: TcpStream,
     pulse: Rc<Pulse>,
     outflow: Rc<Outflow>,
-    /// Reads in a row that had something.
+    /// Reads in a row that had something, and when the first of them was.
     reads: u32,
     /// Since when a write has been blocked, and when that is looked at next.
     blocked: Option<Blocked>,
@@ -44,14 +44,22 @@ struct Blocked {
     look: Pin<Box<Sleep>>,
 }
 
-/// Whether something has been read from a connection since this was last asked.
+/// What has been read from a connection.
 #[derive(Debug, Default)]
-pub struct Pulse(Cell<bool>);
+pub struct Pulse {
+    felt: Cell<bool>,
+    bytes: Cell<u64>,
+}
 
 impl Pulse {
-    /// Takes the answer; what is read from now on is a new one.
+    /// Whether something was read since this was last asked.
     pub fn take(&self) -> bool {
-        self.0.take()
+        self.felt.take()
+    }
+
+    /// How many bytes were read since the connection began.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
     }
 }
 
@@ -132,9 +140,12 @@ impl AsyncRead for Socket {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() {
-            self.pulse.0.set(true);
+            self.pulse.felt.set(true);
+            let came = buf.filled().len() - before;
+            self.pulse.bytes.set(self.pulse.bytes.get() + came as u64);
             self.reads += 1;
         } else {
             self.reads = 0;
@@ -192,7 +203,8 @@ impl AsyncWrite for Socket {
 
 /// Up to this many bytes are copied together.
 const TOGETHER_MAX: usize = 2048;
-/// Reads in a row before the others have their turn: what a peer sends in small pieces costs more to handle than to read.
+/// Reads in a row before the others have their turn, and how long what was read before may have taken: what a peer sends in small
+/// pieces costs more to handle than to read.
 const READS_MAX: u32 = 8;
 /// A peer that acknowledges nothing for this long is dead, whether bytes are on their way or its window is closed.
 const DEAD_AFTER: Duration = Duration::from_secs(30);

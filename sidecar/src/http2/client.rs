@@ -36,13 +36,14 @@ pub struct Http2Sender {
     closed: Rc<Cell<bool>>,
 }
 
-/// Begins HTTP/2 on a connection. The future serves it and ends with it; it has to run beside the requests.
+/// Begins HTTP/2 on a connection. The future serves it and ends with it; it has to run beside the requests. `silence`: what it
 ///
 /// # Errors
 /// The peer closed the connection.
 pub async fn handshake(
     socket: Socket,
     buffers: Arc<Buffers>,
+    silence: Silence,
 ) -> io::Result<(Http2Sender, impl Future<Output = ()>)> {
     let pulse = socket.pulse();
     let (requests, connection) = h2::client::Builder::new()
@@ -59,7 +60,7 @@ pub async fn handshake(
         .map_err(io::Error::other)?;
     let mut connection = connection;
     let pings = connection.ping_pong().expect("given out once");
-    let mut upkeep = Upkeep::new(pings, pulse, buffers, Silence::IsDeath);
+    let mut upkeep = Upkeep::new(pings, pulse, buffers, silence);
     let sender = Http2Sender {
         requests,
         windows: Rc::clone(upkeep.windows()),

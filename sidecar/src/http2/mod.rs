@@ -26,7 +26,7 @@ use std::time::Duration;
 /// Streams that a peer may have open on one connection. A caller with more requests opens another.
 pub const STREAMS_MAX: u32 = 1000;
 
-/// How long nothing may come from a peer before it is asked, and again before it is given up.
+/// How long nothing may come from another host before it is asked, and again before it is given up.
 pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the frames of one connection may cost beside their bytes while nobody reads them: some 260,000 of the smallest, as
