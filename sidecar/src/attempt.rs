@@ -249,7 +249,7 @@ pub enum Connection {
     /// Taken for this request alone.
     H1(H1),
     /// A stream's place on a shared one, held for its count.
-    H2(#[expect(dead_code, reason = "held until the stream ends")] H2),
+    H2(H2),
 }
 
 /// A response's head and the connection that its body comes on.

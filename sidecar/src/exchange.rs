@@ -206,12 +206,17 @@ impl Exchange {
         }
         self.complete(None);
         let connection = self.connection.take();
-        // A body that was never asked for still stands between a connection of HTTP/1.1 and its next request.
-        if let Some(Connection::H1(h1)) = connection {
-            match self.interim.gate() {
-                Some(gate) if gate.ended() => h1.close(),
-                _ => self.worker.pool.put_back(h1),
+        match connection {
+            Some(Connection::H1(h1)) => {
+                h1.answer_ends(self.idle_timeout);
+                match self.interim.gate() {
+                    // A body that was never asked for still stands between the connection and its next request.
+                    Some(gate) if gate.ended() => h1.close(),
+                    _ => self.worker.pool.put_back(h1),
+                }
             }
+            Some(Connection::H2(h2)) => h2.answer_ends(self.idle_timeout),
+            None => {}
         }
     }
 

@@ -59,6 +59,7 @@ mod strangers;
 mod tcp_info;
 mod template;
 mod timer;
+mod upload;
 mod upstreams;
 mod views;
 mod worker;

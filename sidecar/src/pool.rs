@@ -33,7 +33,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::body::{Body, ReceivedBody};
-use crate::http2::client::{Http2Sender, handshake};
+use crate::http2::client::{Http2Sender, StreamPlace, handshake};
+use crate::http2::upkeep::Silence;
 use crate::interim::Interim;
 use crate::outflow::{Outflow, PacedBody};
 use crate::own;
@@ -59,20 +60,13 @@ pub struct H1 {
     interims: mpsc::Receiver<(StatusCode, HeaderMap)>,
     task: AbortHandle,
     address: SocketAddr,
-    _guard: Option<Guard>,
 }
 
 /// A shared connection, in use by one stream.
 #[derive(Debug)]
 pub struct H2 {
     sender: Http2Sender,
-    streams: Rc<Cell<usize>>,
-}
-
-impl Drop for H2 {
-    fn drop(&mut self) {
-        self.streams.set(self.streams.get() - 1);
-    }
+    place: Rc<StreamPlace>,
 }
 
 #[derive(Debug)]
@@ -163,13 +157,23 @@ impl Pool {
             .handshake(TokioIo::new(socket))
             .await
             .map_err(|e| unreachable(address, &e))?;
+        let writes = Rc::clone(&outflow);
         let task = tokio::task::spawn_local(async move {
-            // Its errors reach whoever waits for a response on it.
-            let _ = connection.await;
+            let mut connection = pin!(connection);
+            poll_fn(|cx| {
+                // Its errors reach whoever waits for a response on it.
+                if connection.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                writes.poll_stands_still(cx)
+            })
+            .await;
+            // Until then the socket is open, whoever still has a use for it.
+            drop(guard);
         });
         let task = task.abort_handle();
         let (tell_interim, interims) = mpsc::channel(INTERIMS_WAITING_MAX);
-        Ok(H1 { sender, outflow, tell_interim, interims, task, address, _guard: guard })
+        Ok(H1 { sender, outflow, tell_interim, interims, task, address })
     }
 
     fn take_idle(&self, address: SocketAddr) -> Option<H1> {
@@ -376,8 +380,8 @@ impl Peer {
     /// A place on the best connection.
     fn place(&mut self) -> Option<H2> {
         let mux = self.best()?;
-        mux.streams.set(mux.streams.get() + 1);
-        Some(H2 { sender: mux.sender.clone(), streams: Rc::clone(&mux.streams) })
+        let place = Rc::new(StreamPlace::new(&mux.streams));
+        Some(H2 { sender: mux.sender.clone(), place })
     }
 }
 
@@ -444,6 +448,11 @@ impl H1 {
 }
 
 impl H1 {
+    /// The answer has ended; an upload that outlasts it may stand still for this long.
+    pub fn answer_ends(&self, patience: Duration) {
+        self.outflow.answer_ends(patience);
+    }
+
     /// Ends the connection, whatever is still to be written on it.
     pub fn close(self) {
         self.task.abort();
@@ -451,6 +460,11 @@ impl H1 {
 }
 
 impl H2 {
+    /// The answer has ended; an upload that outlasts it may stand still for this long.
+    pub fn answer_ends(&self, patience: Duration) {
+        self.place.upload.answer_ends(patience);
+    }
+
     /// Sends a request and waits for the response's head; 1xx before it go to `interim`. Dropping the future resets
     /// the stream.
     ///
@@ -461,7 +475,7 @@ impl H2 {
         request: Request<Body>,
         interim: &Interim,
     ) -> Result<Response<ReceivedBody>, SendError> {
-        let response = self.sender.send(request, interim).await?;
+        let response = self.sender.send(request, interim, &self.place).await?;
         Ok(response.map(ReceivedBody::http2))
     }
 }

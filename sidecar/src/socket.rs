@@ -108,6 +108,7 @@ impl Socket {
         polled: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
+            self.outflow.moves();
             if self.blocked.take().is_some_and(|blocked| blocked.since.elapsed() > LOOK_AGAIN) {
                 // Fails only where the connection has ended, which the next read or write says.
                 let _ = SockRef::from(&self.stream).set_tcp_user_timeout(Some(DEAD_AFTER));

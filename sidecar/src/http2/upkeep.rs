@@ -67,6 +67,11 @@ impl StreamShare {
         StreamShare { windows, progress, bytes: 0, received: false }
     }
 
+    /// How many bytes were read from it, or written to it.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// So many bytes were read from it, or written to it.
     pub fn moved(&mut self, bytes: usize) {
         let before = self.bytes;
