@@ -22,6 +22,7 @@ use h2::{Ping, PingPong};
 use tokio::time::Sleep;
 
 use super::PING_INTERVAL;
+use super::receive::ArrivingBodies;
 use super::window::{StreamProgress, WINDOW_BASE, WindowGrowth};
 use crate::body::Buffers;
 use crate::socket::Pulse;
@@ -37,6 +38,7 @@ pub struct StreamWindows {
     waker: RefCell<Option<Waker>>,
     /// Streams that carry much.
     bulky: Cell<u32>,
+    arriving: ArrivingBodies,
     buffers: Arc<Buffers>,
 }
 
@@ -109,6 +111,11 @@ impl StreamWindows {
         self.bulky.get() > 0
     }
 
+    /// The bodies that arrive.
+    pub fn arriving(&self) -> &ArrivingBodies {
+        &self.arriving
+    }
+
     fn wake(&self) {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
@@ -130,6 +137,8 @@ pub struct Upkeep {
     ping_is_out: bool,
     /// What had come when the last PING was answered.
     answered_at: u64,
+    /// What had come when it was last taken from h2.
+    taken_at: u64,
     pulse: Rc<Pulse>,
     /// Nothing came from the peer in the last interval.
     silent: bool,
@@ -162,6 +171,7 @@ impl Upkeep {
             untold: Cell::new(false),
             waker: RefCell::new(None),
             bulky: Cell::new(0),
+            arriving: ArrivingBodies::default(),
             buffers,
         };
         Upkeep {
@@ -169,6 +179,7 @@ impl Upkeep {
             pings,
             ping_is_out: false,
             answered_at: 0,
+            taken_at: 0,
             pulse,
             silent: false,
             silence,
@@ -185,6 +196,10 @@ impl Upkeep {
     /// then it is told later. Ready: the peer is dead; else the task is woken when something is due.
     pub fn poll(&mut self, cx: &mut Context<'_>, set_window: impl FnOnce(u32) -> bool) -> Poll<()> {
         self.remember(cx);
+        if self.pulse.bytes() - self.taken_at >= TAKEN_EVERY {
+            self.taken_at = self.pulse.bytes();
+            self.windows.arriving.take_all();
+        }
         while self.tick.as_mut().poll(cx).is_ready() {
             // The timer's own clock, which stands still while a test holds it.
             let now = tokio::time::Instant::now().into_std();
@@ -248,6 +263,9 @@ const BULKY: u64 = 1024 * 1024;
 /// Bytes that have to come from who is no host of ours between an answer and the next PING: more than the frames that are no part
 /// of a message.
 const MEASURED_AGAIN: u64 = WINDOW_BASE as u64 / 2;
+/// Between two looks at what has come on streams that nobody reads: the smallest frames of so many bytes cost less than half of
+/// [`FRAME_OVERHEAD_MAX`](super::FRAME_OVERHEAD_MAX).
+const TAKEN_EVERY: u64 = 1024 * 1024;
 /// A tick that comes this late says that we were paused ourselves.
 const OWN_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 
