@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Hop, Ticket, Verdict, Visit};
 use evenkeel_ratelimit::Place;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, Version};
@@ -183,7 +183,8 @@ impl Exchange {
         self.status = error.status().as_u16();
         self.link.response_begins(UNREAD_MAX);
         self.complete(Some(error.reason()));
-        error.response(grpc)
+        let response = error.response(grpc);
+        if self.method == Method::HEAD { without_body(response) } else { response }
     }
 
     /// The request became a tunnel, which ended; `broken`: not well.
@@ -291,6 +292,15 @@ impl Exchange {
             ));
         }
     }
+}
+
+/// An answer of ours to HEAD: the head that GET would have (RFC 9110 §9.3.2), and nothing behind it.
+fn without_body(response: Response<Reply>) -> Response<Reply> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact().filter(|&length| length > 0) {
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(parts, Reply::Empty)
 }
 
 impl Drop for Exchange {
