@@ -171,6 +171,7 @@ impl Exchange {
         }
         self.idle_timeout = answer.idle_timeout;
         self.link.response_begins(answer.idle_timeout);
+        self.interim.final_response();
         if incoming.is_end_stream() || framing::has_no_body(&self.method, parts.status) {
             self.finish();
             return Response::from_parts(parts, Reply::Empty);
@@ -183,6 +184,8 @@ impl Exchange {
         self.status = error.status().as_u16();
         self.link.response_begins(UNREAD_MAX);
         self.complete(Some(error.reason()));
+        // Nothing that an attempt left behind may ask for the body any more.
+        self.interim.final_response();
         let response = error.response(grpc);
         if self.method == Method::HEAD { without_body(response) } else { response }
     }

@@ -442,7 +442,6 @@ impl H1 {
             polled
         });
         let response = sent.await.map_err(http1_error)?;
-        interim.final_response();
         Ok(response.map(ReceivedBody::http1))
     }
 }

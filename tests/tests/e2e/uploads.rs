@@ -13,6 +13,7 @@ each_workers!(
     an_upload_that_goes_on_has_its_time_and_one_that_stands_still_is_answered,
     an_upload_may_outlast_its_answer,
     a_caller_that_only_writes_hears_why_it_was_refused,
+    a_request_that_waits_for_leave_is_sent_again_where_the_first_refuses,
     an_upload_that_stands_still_after_its_answer_is_ended,
     an_upload_that_outlasts_its_answer_keeps_its_connections_place,
 );
@@ -153,6 +154,7 @@ fn an_upload_that_outlasts_its_answer_keeps_its_connections_place(workers: usize
 }
 
 /// Reads a head, and answers this instead of giving leave to send a body.
+fn refuse_from_the_head(mut stream: TcpStream) {
     let mut piece = vec![0; 64 * 1024];
     while stream.read(&mut piece).is_ok_and(|n| n > 0) {
         let _ = stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
@@ -160,6 +162,7 @@ fn an_upload_that_outlasts_its_answer_keeps_its_connections_place(workers: usize
 }
 
 /// Reads a head, gives leave to send the body, reads that and answers.
+fn give_leave(mut stream: TcpStream) {
     let mut piece = vec![0; 64 * 1024];
     while stream.read(&mut piece).is_ok_and(|n| n > 0) {
         let _ = stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -168,7 +171,10 @@ fn an_upload_that_outlasts_its_answer_keeps_its_connections_place(workers: usize
     }
 }
 
+fn a_request_that_waits_for_leave_is_sent_again_where_the_first_refuses(workers: usize) {
     let lab = Lab::new(workers);
+    let refuses = application(lab.ip(90), refuse_from_the_head);
+    let takes = application(lab.ip(91), give_leave);
     let policy = "{balance: round_robin, repeat: {methods: [POST]}, eject: {consecutive: 1000}}";
     let upstreams =
         format!("[{{name: direct, endpoints: [\"{refuses}\", \"{takes}\"], protocol: http}}]");
