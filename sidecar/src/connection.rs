@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -43,18 +43,20 @@ use crate::worker::Worker;
 /// Serves one connection to its end.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let link = Rc::new(Link::new(peer, local, Instant::now()));
+    worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
     let version = match &*role {
         Role::Inbound => Version::HTTP_2,
         Role::Outbound | Role::Service(_) => {
-            match tokio::time::timeout(HEAD_TIMEOUT, sniff(&stream)).await {
-                Ok(Ok(version)) => version,
+            let sniffing = tokio::time::timeout(HEAD_TIMEOUT, sniff(&stream));
+            match unless_closed(&link, sniffing).await {
+                Some(Ok(Ok(version))) => version,
                 _ => return,
             }
         }
     };
     let Ok(socket) = Socket::new(stream) else { return };
-    let link = Rc::new(Link::new(peer, local, version != Version::HTTP_2, Instant::now()));
-    worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
+    link.speaks(version);
     if version == Version::HTTP_2 {
         serve_http2(worker, link, socket, role).await;
     } else {
@@ -142,7 +144,9 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
     } else if link.was_cut_short() {
         // What is still to be written of the answer hyper has written before it ended.
         // Boxed: seldom, and large in every connection else.
-        Box::pin(linger(connection.into_parts().io.into_inner())).await;
+        link.lingers();
+        let lingering = linger(connection.into_parts().io.into_inner());
+        Box::pin(unless_closed(&link, lingering)).await;
     }
 }
 
@@ -162,7 +166,9 @@ async fn linger(mut socket: Watched) {
 /// Whether a request's sender waits for leave to send its body.
 fn expects<B>(request: &Request<B>) -> bool {
     let continues = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    request.version() > Version::HTTP_10 && request.headers().get(EXPECT).is_some_and(continues)
+    request.version() > Version::HTTP_10
+        && request.headers().get(EXPECT).is_some_and(continues)
+        && !request.body().is_end_stream()
 }
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Reply>, Infallible>>>>;
@@ -201,6 +207,19 @@ fn refused(worker: &Worker, link: &Link, status: u16) {
     if shared.access.wants(true) {
         shared.access.write(Line::unreadable(status, reason, took, link.peer));
     }
+}
+
+/// What comes of a part of a connection's life that knows no grace, unless the connection is to be closed before.
+async fn unless_closed<F: Future>(link: &Link, part: F) -> Option<F::Output> {
+    let mut part = pin!(part);
+    poll_fn(|cx| {
+        if link.ending() == Ending::Now {
+            return Poll::Ready(None);
+        }
+        link.served_by(cx.waker());
+        part.as_mut().poll(cx).map(Some)
+    })
+    .await
 }
 
 /// Polls a connection (its second argument: end gracefully) until it ends or its link says so; returns why it broke, if it did.

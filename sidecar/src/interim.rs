@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn an_interim_response_names_no_length_and_nothing_of_its_own_connection() {
         let address = "127.0.0.1:1".parse().unwrap();
-        let link = Rc::new(Link::new(address, address, true, Instant::now()));
+        let link = Rc::new(Link::new(address, address, Instant::now()));
         link.request_begins(Found::default());
         let interim = Interim::new(InterimCaller::Http1(Rc::clone(&link)), false);
         let fields =
