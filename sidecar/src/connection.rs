@@ -276,8 +276,12 @@ impl Watched {
         if !self.link.has_begun_interim() {
             return Poll::Ready(Ok(()));
         }
-        let stream = &mut self.stream;
-        self.link.poll_interim(cx, |cx, bytes| Pin::new(&mut *stream).poll_write(cx, bytes))
+        let Watched { stream, link } = self;
+        link.poll_interim(cx, |cx, bytes| {
+            let polled = Pin::new(&mut *stream).poll_write(cx, bytes);
+            link.wrote(polled.is_pending());
+            polled
+        })
     }
 }
 
@@ -333,9 +337,12 @@ impl AsyncWrite for Watched {
         {
             me.link.peer_ends(ended.is_err());
         }
-        ready!(
-            me.link.poll_interim(cx, |cx, bytes| Pin::new(&mut me.stream).poll_write(cx, bytes))
-        )?;
+        let (stream, link) = (&mut me.stream, &me.link);
+        ready!(link.poll_interim(cx, |cx, bytes| {
+            let polled = Pin::new(&mut *stream).poll_write(cx, bytes);
+            link.wrote(polled.is_pending());
+            polled
+        }))?;
         Pin::new(&mut me.stream).poll_flush(cx)
     }
 
