@@ -255,6 +255,11 @@ impl Pool {
         }
     }
 
+    /// How many connections there are to an HTTP/2 peer; those that have ended may be among them.
+    pub fn h2_connections(&self, address: SocketAddr) -> usize {
+        self.h2.borrow().get(&address).map_or(0, |peer| peer.connections.len())
+    }
+
     async fn dial(&self, address: SocketAddr, from: Option<IpAddr>) -> Result<Socket, DialError> {
         let failed = |error: io::Error| unreachable(address, &error);
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
