@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use futures_util::TryFutureExt as _;
 use http::header::{EXPECT, HeaderValue};
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -163,8 +163,8 @@ async fn linger(mut socket: Watched) {
     let _ = tokio::time::timeout(LINGER_MAX, take).await;
 }
 
-/// Whether a request's sender waits for leave to send its body.
-fn expects<B>(request: &Request<B>) -> bool {
+/// Whether a request's sender waits for leave to send its body. One without a body has nothing to wait for (RFC 9110 §10.1.1).
+fn expects<B: Body>(request: &Request<B>) -> bool {
     let continues = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
     request.version() > Version::HTTP_10
         && request.headers().get(EXPECT).is_some_and(continues)
