@@ -351,6 +351,10 @@ impl Link {
         }
         let mut head = self.head.borrow_mut();
         head.read(bytes);
+        if head.has_padded_size() {
+            tracing::debug!(peer = %self.peer, "a connection ends: the size of a chunk is padded without an end");
+            self.end(Ending::Now);
+        }
         // An upload may outlast its request's response: its bytes are no head.
         if self.in_flight.get() == 0 && self.head_since.get().is_none() && head.has_begun() {
             self.head_since.set(Some(Instant::now()));
