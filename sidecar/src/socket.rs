@@ -34,6 +34,7 @@ pub struct Socket {
     outflow: Rc<Outflow>,
     /// Reads in a row that had something, and when the first of them was.
     reads: u32,
+    turn_began: Instant,
     /// Since when a write has been blocked, and when that is looked at next.
     blocked: Option<Blocked>,
 }
@@ -76,7 +77,14 @@ impl Socket {
         socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
         socket.set_tcp_keepalive(&keepalive)?;
-        Ok(Socket { stream, pulse: Rc::default(), outflow: Rc::default(), reads: 0, blocked: None })
+        Ok(Socket {
+            stream,
+            pulse: Rc::default(),
+            outflow: Rc::default(),
+            reads: 0,
+            turn_began: Instant::now(),
+            blocked: None,
+        })
     }
 
     /// Tells whether anything is read.
@@ -136,7 +144,7 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.reads >= READS_MAX {
+        if self.reads > 0 && (self.reads >= READS_MAX || self.turn_began.elapsed() >= TURN_MAX) {
             self.reads = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -147,6 +155,9 @@ impl AsyncRead for Socket {
             self.pulse.felt.set(true);
             let came = buf.filled().len() - before;
             self.pulse.bytes.set(self.pulse.bytes.get() + came as u64);
+            if self.reads == 0 {
+                self.turn_began = Instant::now();
+            }
             self.reads += 1;
         } else {
             self.reads = 0;
@@ -207,6 +218,7 @@ const TOGETHER_MAX: usize = 2048;
 /// Reads in a row before the others have their turn, and how long what was read before may have taken: what a peer sends in small
 /// pieces costs more to handle than to read.
 const READS_MAX: u32 = 8;
+const TURN_MAX: Duration = Duration::from_millis(1);
 /// A peer that acknowledges nothing for this long is dead, whether bytes are on their way or its window is closed.
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// While a write is blocked: who has acknowledged something within this time lives, and for this long more. The
