@@ -209,8 +209,9 @@ impl Buffers {
         fits
     }
 
-    /// Takes room for a larger window of a connection ([`crate::http2::window`]): up to half of all, so that bodies have the rest.
-    pub fn take_window(&self, bytes: usize) -> bool {
+    /// Takes room for what a connection may be refused: a larger window ([`crate::http2::window`]), a large head that waits. Up
+    /// to half of all, so that bodies have the rest.
+    pub fn take_half(&self, bytes: usize) -> bool {
         let max = self.max.load(Ordering::Relaxed) / 2;
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
         let fits = before.saturating_add(bytes) <= max;

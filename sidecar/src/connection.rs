@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 use crate::access::Line;
 use crate::body::{ReceivedBody, Reply};
 use crate::error::Error;
-use crate::http2::server::{Http2Server, StreamRequest};
+use crate::http2::server::{Http2Server, StreamEnd};
 use crate::http2::upkeep::Silence;
 use crate::interim::{Interim, InterimCaller};
 use crate::link::{Ending, HEAD_TIMEOUT, Link};
@@ -38,6 +38,7 @@ use crate::listener::Role;
 use crate::outflow::PacedBody;
 use crate::pool::{FIELDS_MAX, HEAD_MAX};
 use crate::socket::Socket;
+use crate::waiting::{Arrival, STARTS_MAX, WaitingRequest, WaitingRequests};
 use crate::worker::Worker;
 
 /// Serves one connection to its end.
@@ -73,18 +74,34 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
     };
     let buffers = Arc::clone(&worker.shared.buffers);
     let accepting = Http2Server::accept(watched, pulse, buffers, silence);
-    let Ok(Ok(mut connection)) = tokio::time::timeout(HEAD_TIMEOUT, accepting).await else {
-        return;
-    };
+    let accepting = tokio::time::timeout(HEAD_TIMEOUT, accepting);
+    let Some(Ok(Ok(mut connection))) = unless_closed(&link, accepting).await else { return };
+    let mut waiting = WaitingRequests::new(Arc::clone(&worker.shared.buffers));
     until_end(&link, |cx, graceful| {
         if graceful {
             connection.drain();
         }
-        while let Some(request) = ready!(connection.poll_request(cx)) {
-            let StreamRequest { request, reply } = match request {
-                Ok(accepted) => accepted,
-                Err(error) => return Poll::Ready(Err(error)),
+        while let Poll::Ready(came) = connection.poll_request(cx) {
+            let came = match came {
+                Some(Ok(came)) => came,
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Ok(())),
             };
+            link.stream_begins();
+            match waiting.push(cx, came) {
+                Arrival::Waits => {}
+                Arrival::TakenBack => link.stream_ends(StreamEnd::TakenBack, Instant::now()),
+                Arrival::Refused => {
+                    worker.shared.metrics.heads_refused.inc();
+                    link.stream_ends(StreamEnd::Answered, Instant::now());
+                }
+            }
+        }
+        for _ in 0..waiting.forget_taken_back(cx) {
+            link.stream_ends(StreamEnd::TakenBack, Instant::now());
+        }
+        for _ in 0..STARTS_MAX {
+            let Some(WaitingRequest { request, reply, head }) = waiting.next() else { break };
             let (worker, link, role) = (Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role));
             tokio::task::spawn_local(async move {
                 let interim = Interim::new(InterimCaller::Http2(reply.clone()), expects(&request));
@@ -96,10 +113,15 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
                     interim,
                 );
                 let end = reply.send(answer).await;
+                drop(head);
                 link.stream_ends(end, Instant::now());
             });
         }
-        Poll::Ready(Ok(()))
+        if !waiting.is_empty() {
+            // The others have their turn first.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     })
     .await;
 }

@@ -62,6 +62,7 @@ mod timer;
 mod upload;
 mod upstreams;
 mod views;
+mod waiting;
 mod worker;
 
 #[cfg(any(fuzzing, test))]

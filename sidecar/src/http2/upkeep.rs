@@ -227,7 +227,7 @@ impl Upkeep {
             self.ping_is_out = false;
             self.answered_at = self.pulse.bytes();
             let buffers = &self.windows.buffers;
-            let pay = |bytes| buffers.take_window(bytes);
+            let pay = |bytes| buffers.take_half(bytes);
             if self.windows.growth.borrow_mut().answered(Instant::now(), pay) {
                 self.windows.untold.set(true);
             }
