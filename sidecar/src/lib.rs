@@ -25,6 +25,7 @@ mod doorman;
 mod error;
 mod events;
 mod exchange;
+mod frame_turns;
 mod gossip;
 mod head_bytes;
 mod http2;

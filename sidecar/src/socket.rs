@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::frame_turns::FrameTurns;
 use crate::outflow::Outflow;
 
 /// A connection that carries requests.
@@ -32,9 +33,10 @@ pub struct Socket {
     stream: TcpStream,
     pulse: Rc<Pulse>,
     outflow: Rc<Outflow>,
-    /// Reads in a row that had something, and when the first of them was.
+    /// Reads in a row that had something.
     reads: u32,
-    turn_began: Instant,
+    /// How much is read in a turn, of HTTP/2.
+    turns: Option<FrameTurns>,
     /// Since when a write has been blocked, and when that is looked at next.
     blocked: Option<Blocked>,
 }
@@ -82,9 +84,14 @@ impl Socket {
             pulse: Rc::default(),
             outflow: Rc::default(),
             reads: 0,
-            turn_began: Instant::now(),
+            turns: None,
             blocked: None,
         })
+    }
+
+    /// The same for frames of HTTP/2, which are read in turns with the others of a worker.
+    pub fn in_turns(self) -> Socket {
+        Socket { turns: Some(FrameTurns::new(Instant::now())), ..self }
     }
 
     /// Tells whether anything is read.
@@ -144,23 +151,34 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.reads > 0 && (self.reads >= READS_MAX || self.turn_began.elapsed() >= TURN_MAX) {
-            self.reads = 0;
+        let me = &mut *self;
+        let is_over = |turns: &mut FrameTurns| me.reads > 0 && turns.handled(Instant::now());
+        if me.reads >= READS_MAX || me.turns.as_mut().is_some_and(is_over) {
+            me.reads = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if polled.is_ready() {
-            self.pulse.felt.set(true);
-            let came = buf.filled().len() - before;
-            self.pulse.bytes.set(self.pulse.bytes.get() + came as u64);
-            if self.reads == 0 {
-                self.turn_began = Instant::now();
-            }
-            self.reads += 1;
+        let piece = me.turns.as_ref().map_or(usize::MAX, FrameTurns::piece);
+        let polled = if piece < buf.remaining() {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(piece));
+            let polled = Pin::new(&mut me.stream).poll_read(cx, &mut part);
+            let came = part.filled().len();
+            buf.advance(came);
+            polled
         } else {
-            self.reads = 0;
+            Pin::new(&mut me.stream).poll_read(cx, buf)
+        };
+        if polled.is_ready() {
+            me.pulse.felt.set(true);
+            let came = buf.filled().len() - before;
+            me.pulse.bytes.set(me.pulse.bytes.get() + came as u64);
+            if let Some(turns) = &mut me.turns {
+                turns.read(Instant::now(), me.reads == 0, came);
+            }
+            me.reads += 1;
+        } else {
+            me.reads = 0;
         }
         polled
     }
@@ -215,10 +233,8 @@ impl AsyncWrite for Socket {
 
 /// Up to this many bytes are copied together.
 const TOGETHER_MAX: usize = 2048;
-/// Reads in a row before the others have their turn, and how long what was read before may have taken: what a peer sends in small
-/// pieces costs more to handle than to read.
+/// Reads in a row before the others have their turn: what a peer sends in small pieces costs more to handle than to read.
 const READS_MAX: u32 = 8;
-const TURN_MAX: Duration = Duration::from_millis(1);
 /// A peer that acknowledges nothing for this long is dead, whether bytes are on their way or its window is closed.
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 /// While a write is blocked: who has acknowledged something within this time lives, and for this long more. The

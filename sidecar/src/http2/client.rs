@@ -80,7 +80,7 @@ pub async fn handshake(
         .data_frame_budget(FRAME_OVERHEAD_MAX)
         .max_send_buffer_size(SEND_BUFFER_MAX)
         .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
-        .handshake::<_, Bytes>(socket)
+        .handshake::<_, Bytes>(socket.in_turns())
         .await
         .map_err(io::Error::other)?;
     let mut connection = connection;
