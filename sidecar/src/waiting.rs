@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::task::Context;
 
 use http::Request;
+use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 
 use crate::body::Buffers;
@@ -131,15 +132,18 @@ impl WaitingRequests {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct NoRoom;
 
-/// Bytes of names and values.
+/// Bytes of names and values, and of the places that they are kept in.
 fn head_size(parts: &Parts) -> usize {
-    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+    let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
+    let fields = parts.headers.iter().map(|each| FIELD_COST + field(each));
     parts.uri.path_and_query().map_or(0, |path| path.as_str().len()) + fields.sum::<usize>()
 }
 
 /// Requests that a connection begins in one turn.
 pub const STARTS_MAX: usize = 4;
-/// A head up to this size costs nothing.
+/// What a field costs beside its bytes.
+const FIELD_COST: usize = 100;
+/// A head up to this size costs nothing: thirty fields of 30 bytes.
 const HEAD_FREE: usize = 4 * 1024;
 /// Bytes of large heads that one connection may have waiting.
 const LARGE_HEADS_MAX: usize = 4 * 1024 * 1024;
