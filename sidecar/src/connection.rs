@@ -66,7 +66,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
 }
 
 async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: Rc<Role>) {
-    let watched = Watched { stream: socket, link: Rc::clone(&link) };
+    let watched = Watched { stream: socket.in_turns(), link: Rc::clone(&link) };
     let pulse = watched.stream.pulse();
     let silence = match *role {
         Role::Inbound => Silence::IsDeath,
@@ -203,7 +203,7 @@ fn answer(
     request: Request<ReceivedBody>,
     interim: Interim,
 ) -> Answering {
-    let request = request.map(|body| body.behind(interim.gate()));
+    let request = request.map(|body| body.of_caller(&link, interim.gate()));
     if matches!(*role, Role::Inbound) {
         return Box::pin(async move {
             Ok(crate::inbound::handle(&worker, &link, request, interim).await)
@@ -317,6 +317,11 @@ impl AsyncRead for Watched {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() {
             self.link.read(&buf.filled()[before..]);
+            if self.link.ending() == Ending::Now {
+                // Nobody need look at what the connection is closed for.
+                buf.set_filled(before);
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
         }
         polled
     }
@@ -377,3 +382,34 @@ const SNIFF_AGAIN: Duration = Duration::from_millis(5);
 /// How long a peer that goes on sending after its answer is listened to, in all and while it is silent.
 const LINGER_MAX: Duration = Duration::from_secs(10);
 const LINGER_IDLE_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use http::{HeaderMap, StatusCode};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::body::UNREAD_MAX;
+    use crate::message::headers::Found;
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_take_an_interim_response_has_no_longer_than_for_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let now = Instant::now();
+        let link = Rc::new(Link::new(address, address, now));
+        let socket = Socket::new(stream).unwrap();
+        let mut watched = Watched { stream: socket, link: Rc::clone(&link) };
+        let mut cx = Context::from_waker(Waker::noop());
+        // The socket is full, of what nobody waits to be written behind.
+        while Pin::new(&mut watched.stream).poll_write(&mut cx, &[0; 64 * 1024]).is_ready() {}
+        link.request_begins(Found::default());
+        link.interim(StatusCode::EARLY_HINTS, &HeaderMap::new());
+        assert!(Pin::new(&mut watched).poll_flush(&mut cx).is_pending());
+        link.sweep(now + 2 * UNREAD_MAX);
+        assert_eq!(link.ending(), Ending::Now);
+    }
+}

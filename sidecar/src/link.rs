@@ -46,6 +46,8 @@ pub struct Link {
     in_flight: Cell<usize>,
     /// Streams of HTTP/2 whose answers are not written to their end.
     answering: Cell<usize>,
+    /// Bodies of requests that are still to come, or to be read; some outlast the answer.
+    pub bodies_due: Cell<usize>,
     /// A request was ever served.
     served: Cell<bool>,
     /// All is said, and it is only kept open so that the peer can read it.
@@ -105,6 +107,7 @@ impl Link {
             idle_since: Cell::new(now),
             in_flight: Cell::new(0),
             answering: Cell::new(0),
+            bodies_due: Cell::new(0),
             served: Cell::new(false),
             lingering: Cell::new(false),
             blocked_since: Cell::new(None),
@@ -159,10 +162,10 @@ impl Link {
         }
     }
 
-    /// Whether a request is being served, or some of an answer is still to be written.
+    /// Whether a request is being served or still comes, or some of an answer is still to be written.
     pub fn owes(&self) -> bool {
-        let serving = self.in_flight.get() > 0 || self.answering.get() > 0;
-        serving || self.blocked_since.get().is_some()
+        let counts = [&self.in_flight, &self.answering, &self.bodies_due];
+        counts.iter().any(|count| count.get() > 0) || self.blocked_since.get().is_some()
     }
 
     /// Whether it could end now and nobody would miss anything: it has never been asked for anything, or has said all.

@@ -14,6 +14,7 @@ each_workers!(
     an_upload_may_outlast_its_answer,
     a_caller_that_only_writes_hears_why_it_was_refused,
     a_request_that_waits_for_leave_is_sent_again_where_the_first_refuses,
+    a_retry_is_told_the_time_that_is_left_when_it_goes_out,
     an_upload_that_stands_still_after_its_answer_is_ended,
     an_upload_that_outlasts_its_answer_keeps_its_connections_place,
 );
@@ -121,6 +122,30 @@ fn an_upload_may_outlast_its_answer(workers: usize) {
     let mut raw = Raw::connect(hosts[0].outbound().into()).unwrap();
     raw.say(b"POST / HTTP/9.9\r\n\r\n");
     wait::for_true("what is no head is counted", Duration::from_secs(8), || unreadable() == 1.0);
+}
+
+fn a_retry_is_told_the_time_that_is_left_when_it_goes_out(workers: usize) {
+    let lab = Lab::new(workers);
+    let (tell, heads) = mpsc::channel();
+    // Wants to see the request again in half a second.
+    let later = application(lab.ip(90), move |mut stream| {
+        let mut piece = vec![0; 64 * 1024];
+        while let Ok(n @ 1..) = stream.read(&mut piece) {
+            let _ = tell.send(String::from_utf8_lossy(&piece[..n]).into_owned());
+            let _ = stream.write_all(
+                b"HTTP/1.1 503 Later\r\nGrpc-Retry-Pushback-Ms: 500\r\nContent-Length: 0\r\n\r\n",
+            );
+        }
+    });
+    let hosts = pair(&lab, "later", later, "{timeout: 9s, retry: {max: 1}}");
+    hosts[0].get("later", "/");
+    let mut told = || -> u64 {
+        let head = heads.recv_timeout(SOON).expect("both attempts arrive");
+        let value = head.lines().find_map(|line| line.strip_prefix("evenkeel-timeout: "));
+        value.expect("the time is told").trim_end_matches(char::is_alphabetic).parse().unwrap()
+    };
+    let (first, second) = (told(), told());
+    assert!(second <= first - 500, "{first} and then {second}");
 }
 
 fn an_upload_that_stands_still_after_its_answer_is_ended(workers: usize) {
