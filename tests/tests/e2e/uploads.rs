@@ -138,8 +138,8 @@ fn a_retry_is_told_the_time_that_is_left_when_it_goes_out(workers: usize) {
         }
     });
     let hosts = pair(&lab, "later", later, "{timeout: 9s, retry: {max: 1}}");
-    hosts[0].get("later", "/");
-    let mut told = || -> u64 {
+    assert_eq!(hosts[0].get("later", "/").status, 503);
+    let told = || -> u64 {
         let head = heads.recv_timeout(SOON).expect("both attempts arrive");
         let value = head.lines().find_map(|line| line.strip_prefix("evenkeel-timeout: "));
         value.expect("the time is told").trim_end_matches(char::is_alphabetic).parse().unwrap()
