@@ -423,13 +423,16 @@ impl App {
                 .drain_outbound(end.saturating_duration_since(Instant::now()).max(DRAIN_MIN))
                 .await;
         };
-        tokio::select! {
-            () = orderly => {}
-            () = signals.end() => warn!("told a second time: what is in flight is cut off"),
-        }
+        let patience = tokio::select! {
+            () = orderly => DRAIN_MIN,
+            () = signals.end() => {
+                warn!("told a second time: what is in flight is cut off");
+                Duration::ZERO
+            }
+        };
         self.quotas.handle().leave().await;
         self.handle.leave().await;
-        self.plane.stop().await;
+        self.plane.stop(patience).await;
         drop(self.quotas);
         drop(self.gossip);
         info!("gone");

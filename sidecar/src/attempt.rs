@@ -250,7 +250,7 @@ pub enum Connection {
     /// Taken for this request alone.
     H1(H1),
     /// A stream's place on a shared one, held for its count.
-    H2(#[expect(dead_code, reason = "held until the stream ends")] H2),
+    H2(H2),
 }
 
 /// A response's head and the connection that its body comes on.
@@ -483,9 +483,10 @@ impl Destination<'_> {
     }
 }
 
-/// Sends a request on a pooled connection; one that turns out dead before anything was sent is replaced once.
+/// Sends a request on a pooled connection. One that turns out dead before anything was sent is replaced: in HTTP/1.1 once, by a
+/// new one; in HTTP/2 as often as there are connections, since a peer that has reached their age tells all of them to go at once.
 ///
-/// `fresh`: on a new connection.
+/// `fresh`: on a new connection, in HTTP/1.1.
 pub async fn once(
     worker: &Rc<Worker>,
     destination: Destination<'_>,
@@ -497,8 +498,13 @@ pub async fn once(
     if interim.waits() {
         request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
     }
+    let http2 = request.version() == Version::HTTP_2;
+    let mut others = match http2 {
+        true => worker.pool.h2_connections(address).max(1),
+        false => usize::from(!fresh),
+    };
     loop {
-        let sent = if request.version() == Version::HTTP_2 {
+        let sent = if http2 {
             let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
             h2.send(request, interim).await.map(|response| Head::new(response, Connection::H2(h2)))
         } else {
@@ -511,7 +517,10 @@ pub async fn once(
             h1.send(request, interim).await.map(|response| Head::new(response, Connection::H1(h1)))
         };
         match sent {
-            Err(SendError::NotSent(back)) if !fresh => (request, fresh) = (*back, true),
+            Err(SendError::NotSent(back)) if others > 0 => {
+                others -= 1;
+                (request, fresh) = (*back, true);
+            }
             Ok(ended) => return ended,
             Err(error) => {
                 let error = destination.without_http1(worker, error).await;

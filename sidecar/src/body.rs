@@ -29,6 +29,7 @@ use hyper::body::Incoming;
 use crate::exchange::Exchange;
 use crate::http2::receive::StreamBody;
 use crate::interim::ContinueGate;
+use crate::link::Link;
 use crate::message::trailers;
 
 /// The body of a message that is being received.
@@ -37,6 +38,25 @@ pub struct ReceivedBody {
     source: BodySource,
     /// Its sender waits for leave to send it.
     gate: Option<Rc<ContinueGate>>,
+    /// The connection that it comes on, of a caller.
+    _due: Option<BodyDue>,
+}
+
+/// A caller's body that is still to come: its connection does not end before.
+#[derive(Debug)]
+struct BodyDue(Rc<Link>);
+
+impl BodyDue {
+    fn new(link: &Rc<Link>) -> BodyDue {
+        link.bodies_due.set(link.bodies_due.get() + 1);
+        BodyDue(Rc::clone(link))
+    }
+}
+
+impl Drop for BodyDue {
+    fn drop(&mut self) {
+        self.0.bodies_due.set(self.0.bodies_due.get() - 1);
+    }
 }
 
 #[derive(Debug)]
@@ -48,18 +68,18 @@ enum BodySource {
 impl ReceivedBody {
     /// The body of a message of HTTP/1.
     pub fn http1(body: Incoming) -> ReceivedBody {
-        ReceivedBody { source: BodySource::Http1(body), gate: None }
+        ReceivedBody { source: BodySource::Http1(body), gate: None, _due: None }
     }
 
     /// The body of a message of HTTP/2.
     pub fn http2(body: StreamBody) -> ReceivedBody {
-        ReceivedBody { source: BodySource::Http2(body), gate: None }
+        ReceivedBody { source: BodySource::Http2(body), gate: None, _due: None }
     }
 
-    /// Its sender is given leave to send it by this gate.
-    pub fn behind(mut self, gate: Option<&Rc<ContinueGate>>) -> ReceivedBody {
-        self.gate = gate.cloned();
-        self
+    /// It comes from a caller on this connection, which is given leave to send it by this gate, if it waits for that.
+    pub fn of_caller(self, link: &Rc<Link>, gate: Option<&Rc<ContinueGate>>) -> ReceivedBody {
+        let due = (!self.is_end_stream()).then(|| BodyDue::new(link));
+        ReceivedBody { gate: gate.cloned(), _due: due, ..self }
     }
 
     /// Whether what was read so far is all of it, as far as that is known without reading on.
@@ -209,8 +229,9 @@ impl Buffers {
         fits
     }
 
-    /// Takes room for a larger window of a connection ([`crate::http2::window`]): up to half of all, so that bodies have the rest.
-    pub fn take_window(&self, bytes: usize) -> bool {
+    /// Takes room for what a connection may be refused: a larger window ([`crate::http2::window`]), a large head that waits. Up
+    /// to half of all, so that bodies have the rest.
+    pub fn take_half(&self, bytes: usize) -> bool {
         let max = self.max.load(Ordering::Relaxed) / 2;
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);
         let fits = before.saturating_add(bytes) <= max;

@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use futures_util::TryFutureExt as _;
 use http::header::{EXPECT, HeaderValue};
 use http::{Request, Response, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 use crate::access::Line;
 use crate::body::{ReceivedBody, Reply};
 use crate::error::Error;
-use crate::http2::server::{Http2Server, StreamRequest};
+use crate::http2::server::{Http2Server, StreamEnd};
 use crate::http2::upkeep::Silence;
 use crate::interim::{Interim, InterimCaller};
 use crate::link::{Ending, HEAD_TIMEOUT, Link};
@@ -38,23 +38,26 @@ use crate::listener::Role;
 use crate::outflow::PacedBody;
 use crate::pool::{FIELDS_MAX, HEAD_MAX};
 use crate::socket::Socket;
+use crate::waiting::{Arrival, STARTS_MAX, WaitingRequest, WaitingRequests};
 use crate::worker::Worker;
 
 /// Serves one connection to its end.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let link = Rc::new(Link::new(peer, local, Instant::now()));
+    worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
     let version = match &*role {
         Role::Inbound => Version::HTTP_2,
         Role::Outbound | Role::Service(_) => {
-            match tokio::time::timeout(HEAD_TIMEOUT, sniff(&stream)).await {
-                Ok(Ok(version)) => version,
+            let sniffing = tokio::time::timeout(HEAD_TIMEOUT, sniff(&stream));
+            match unless_closed(&link, sniffing).await {
+                Some(Ok(Ok(version))) => version,
                 _ => return,
             }
         }
     };
     let Ok(socket) = Socket::new(stream) else { return };
-    let link = Rc::new(Link::new(peer, local, version != Version::HTTP_2, Instant::now()));
-    worker.links[crate::worker::side(&role)].borrow_mut().insert(&link);
+    link.speaks(version);
     if version == Version::HTTP_2 {
         serve_http2(worker, link, socket, role).await;
     } else {
@@ -63,7 +66,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, role: Rc<Role>) {
 }
 
 async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: Rc<Role>) {
-    let watched = Watched { stream: socket, link: Rc::clone(&link) };
+    let watched = Watched { stream: socket.in_turns(), link: Rc::clone(&link) };
     let pulse = watched.stream.pulse();
     let silence = match *role {
         Role::Inbound => Silence::IsDeath,
@@ -71,18 +74,34 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
     };
     let buffers = Arc::clone(&worker.shared.buffers);
     let accepting = Http2Server::accept(watched, pulse, buffers, silence);
-    let Ok(Ok(mut connection)) = tokio::time::timeout(HEAD_TIMEOUT, accepting).await else {
-        return;
-    };
+    let accepting = tokio::time::timeout(HEAD_TIMEOUT, accepting);
+    let Some(Ok(Ok(mut connection))) = unless_closed(&link, accepting).await else { return };
+    let mut waiting = WaitingRequests::new(Arc::clone(&worker.shared.buffers));
     until_end(&link, |cx, graceful| {
         if graceful {
             connection.drain();
         }
-        while let Some(request) = ready!(connection.poll_request(cx)) {
-            let StreamRequest { request, reply } = match request {
-                Ok(accepted) => accepted,
-                Err(error) => return Poll::Ready(Err(error)),
+        while let Poll::Ready(came) = connection.poll_request(cx) {
+            let came = match came {
+                Some(Ok(came)) => came,
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Ok(())),
             };
+            link.stream_begins();
+            match waiting.push(cx, came) {
+                Arrival::Waits => {}
+                Arrival::TakenBack => link.stream_ends(StreamEnd::TakenBack, Instant::now()),
+                Arrival::Refused => {
+                    worker.shared.metrics.heads_refused.inc();
+                    link.stream_ends(StreamEnd::Answered, Instant::now());
+                }
+            }
+        }
+        for _ in 0..waiting.forget_taken_back(cx) {
+            link.stream_ends(StreamEnd::TakenBack, Instant::now());
+        }
+        for _ in 0..STARTS_MAX {
+            let Some(WaitingRequest { request, reply, head }) = waiting.next() else { break };
             let (worker, link, role) = (Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role));
             tokio::task::spawn_local(async move {
                 let interim = Interim::new(InterimCaller::Http2(reply.clone()), expects(&request));
@@ -94,10 +113,15 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
                     interim,
                 );
                 let end = reply.send(answer).await;
+                drop(head);
                 link.stream_ends(end, Instant::now());
             });
         }
-        Poll::Ready(Ok(()))
+        if !waiting.is_empty() {
+            // The others have their turn first.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     })
     .await;
 }
@@ -142,7 +166,9 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
     } else if link.was_cut_short() {
         // What is still to be written of the answer hyper has written before it ended.
         // Boxed: seldom, and large in every connection else.
-        Box::pin(linger(connection.into_parts().io.into_inner())).await;
+        link.lingers();
+        let lingering = linger(connection.into_parts().io.into_inner());
+        Box::pin(unless_closed(&link, lingering)).await;
     }
 }
 
@@ -159,10 +185,12 @@ async fn linger(mut socket: Watched) {
     let _ = tokio::time::timeout(LINGER_MAX, take).await;
 }
 
-/// Whether a request's sender waits for leave to send its body.
-fn expects<B>(request: &Request<B>) -> bool {
+/// Whether a request's sender waits for leave to send its body. One without a body has nothing to wait for (RFC 9110 §10.1.1).
+fn expects<B: Body>(request: &Request<B>) -> bool {
     let continues = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
-    request.version() > Version::HTTP_10 && request.headers().get(EXPECT).is_some_and(continues)
+    request.version() > Version::HTTP_10
+        && request.headers().get(EXPECT).is_some_and(continues)
+        && !request.body().is_end_stream()
 }
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response<Reply>, Infallible>>>>;
@@ -175,7 +203,7 @@ fn answer(
     request: Request<ReceivedBody>,
     interim: Interim,
 ) -> Answering {
-    let request = request.map(|body| body.behind(interim.gate()));
+    let request = request.map(|body| body.of_caller(&link, interim.gate()));
     if matches!(*role, Role::Inbound) {
         return Box::pin(async move {
             Ok(crate::inbound::handle(&worker, &link, request, interim).await)
@@ -201,6 +229,19 @@ fn refused(worker: &Worker, link: &Link, status: u16) {
     if shared.access.wants(true) {
         shared.access.write(Line::unreadable(status, reason, took, link.peer));
     }
+}
+
+/// What comes of a part of a connection's life that knows no grace, unless the connection is to be closed before.
+async fn unless_closed<F: Future>(link: &Link, part: F) -> Option<F::Output> {
+    let mut part = pin!(part);
+    poll_fn(|cx| {
+        if link.ending() == Ending::Now {
+            return Poll::Ready(None);
+        }
+        link.served_by(cx.waker());
+        part.as_mut().poll(cx).map(Some)
+    })
+    .await
 }
 
 /// Polls a connection (its second argument: end gracefully) until it ends or its link says so; returns why it broke, if it did.
@@ -257,8 +298,12 @@ impl Watched {
         if !self.link.has_begun_interim() {
             return Poll::Ready(Ok(()));
         }
-        let stream = &mut self.stream;
-        self.link.poll_interim(cx, |cx, bytes| Pin::new(&mut *stream).poll_write(cx, bytes))
+        let Watched { stream, link } = self;
+        link.poll_interim(cx, |cx, bytes| {
+            let polled = Pin::new(&mut *stream).poll_write(cx, bytes);
+            link.wrote(polled.is_pending());
+            polled
+        })
     }
 }
 
@@ -272,6 +317,11 @@ impl AsyncRead for Watched {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() {
             self.link.read(&buf.filled()[before..]);
+            if self.link.ending() == Ending::Now {
+                // Nobody need look at what the connection is closed for.
+                buf.set_filled(before);
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
         }
         polled
     }
@@ -314,9 +364,12 @@ impl AsyncWrite for Watched {
         {
             me.link.peer_ends(ended.is_err());
         }
-        ready!(
-            me.link.poll_interim(cx, |cx, bytes| Pin::new(&mut me.stream).poll_write(cx, bytes))
-        )?;
+        let (stream, link) = (&mut me.stream, &me.link);
+        ready!(link.poll_interim(cx, |cx, bytes| {
+            let polled = Pin::new(&mut *stream).poll_write(cx, bytes);
+            link.wrote(polled.is_pending());
+            polled
+        }))?;
         Pin::new(&mut me.stream).poll_flush(cx)
     }
 
@@ -329,3 +382,34 @@ const SNIFF_AGAIN: Duration = Duration::from_millis(5);
 /// How long a peer that goes on sending after its answer is listened to, in all and while it is silent.
 const LINGER_MAX: Duration = Duration::from_secs(10);
 const LINGER_IDLE_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use http::{HeaderMap, StatusCode};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::body::UNREAD_MAX;
+    use crate::message::headers::Found;
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_take_an_interim_response_has_no_longer_than_for_others() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let now = Instant::now();
+        let link = Rc::new(Link::new(address, address, now));
+        let socket = Socket::new(stream).unwrap();
+        let mut watched = Watched { stream: socket, link: Rc::clone(&link) };
+        let mut cx = Context::from_waker(Waker::noop());
+        // The socket is full, of what nobody waits to be written behind.
+        while Pin::new(&mut watched.stream).poll_write(&mut cx, &[0; 64 * 1024]).is_ready() {}
+        link.request_begins(Found::default());
+        link.interim(StatusCode::EARLY_HINTS, &HeaderMap::new());
+        assert!(Pin::new(&mut watched).poll_flush(&mut cx).is_pending());
+        link.sweep(now + 2 * UNREAD_MAX);
+        assert_eq!(link.ending(), Ending::Now);
+    }
+}

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use evenkeel_config::settings::{self, Settings};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::access::AccessLog;
 use crate::body::Buffers;
@@ -263,12 +263,7 @@ impl DataPlane {
     }
 
     async fn drain(&self, side: usize, timeout: Duration) {
-        let end = Instant::now() + timeout;
-        self.order(|| Order::Drain(side)).await;
-        while self.shared.in_flight[side].load(Ordering::Relaxed) > 0 && Instant::now() < end {
-            tokio::time::sleep(DRAIN_POLL).await;
-        }
-        let left = self.shared.in_flight[side].load(Ordering::Relaxed);
+        let left = self.drained(side, timeout).await;
         if left > 0 {
             tracing::warn!(
                 left,
@@ -277,8 +272,36 @@ impl DataPlane {
         }
     }
 
-    /// Ends the workers.
-    pub async fn stop(self) {
+    /// Asks the connections of a side to end, and waits until nothing is in flight on them and every answer is written, which it is
+    /// only some time after its request has ended. On how many something is left after `timeout`.
+    async fn drained(&self, side: usize, timeout: Duration) -> usize {
+        let end = Instant::now() + timeout;
+        self.order(|| Order::Drain(side)).await;
+        loop {
+            let in_flight = self.shared.in_flight[side].load(Ordering::Relaxed);
+            let left = if in_flight > 0 { in_flight } else { self.owing(side).await };
+            if left == 0 || Instant::now() >= end {
+                return left;
+            }
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    }
+
+    /// On how many connections of a side something is still to be answered or written.
+    async fn owing(&self, side: usize) -> usize {
+        let mut owing = 0;
+        for inbox in &self.inboxes.0 {
+            let (tell, told) = oneshot::channel();
+            // A worker that is gone owes nothing any more.
+            let asked = inbox.send(Order::CountOwing(side, tell)).await;
+            owing += if asked.is_ok() { told.await.unwrap_or(0) } else { 0 };
+        }
+        owing
+    }
+
+    /// Ends the workers. What came on connections that were accepted since the drain has `patience` to be answered.
+    pub async fn stop(self, patience: Duration) {
+        tokio::join!(self.drained(INBOUND, patience), self.drained(OUTBOUND, patience));
         self.order(|| Order::Stop).await;
         for thread in self.threads {
             // A worker that panicked has said so.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Hop, Ticket, Verdict, Visit};
 use evenkeel_ratelimit::Place;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Response, Version};
@@ -171,6 +171,7 @@ impl Exchange {
         }
         self.idle_timeout = answer.idle_timeout;
         self.link.response_begins(answer.idle_timeout);
+        self.interim.final_response();
         if incoming.is_end_stream() || framing::has_no_body(&self.method, parts.status) {
             self.finish();
             return Response::from_parts(parts, Reply::Empty);
@@ -183,7 +184,10 @@ impl Exchange {
         self.status = error.status().as_u16();
         self.link.response_begins(UNREAD_MAX);
         self.complete(Some(error.reason()));
-        error.response(grpc)
+        // Nothing that an attempt left behind may ask for the body any more.
+        self.interim.final_response();
+        let response = error.response(grpc);
+        if self.method == Method::HEAD { without_body(response) } else { response }
     }
 
     /// The request became a tunnel, which ended; `broken`: not well.
@@ -206,12 +210,17 @@ impl Exchange {
         }
         self.complete(None);
         let connection = self.connection.take();
-        // A body that was never asked for still stands between a connection of HTTP/1.1 and its next request.
-        if let Some(Connection::H1(h1)) = connection {
-            match self.interim.gate() {
-                Some(gate) if gate.ended() => h1.close(),
-                _ => self.worker.pool.put_back(h1),
+        match connection {
+            Some(Connection::H1(h1)) => {
+                h1.answer_ends(self.idle_timeout);
+                match self.interim.gate() {
+                    // A body that was never asked for still stands between the connection and its next request.
+                    Some(gate) if gate.ended() => h1.close(),
+                    _ => self.worker.pool.put_back(h1),
+                }
             }
+            Some(Connection::H2(h2)) => h2.answer_ends(self.idle_timeout),
+            None => {}
         }
     }
 
@@ -286,6 +295,15 @@ impl Exchange {
             ));
         }
     }
+}
+
+/// An answer of ours to HEAD: the head that GET would have (RFC 9110 §9.3.2), and nothing behind it.
+fn without_body(response: Response<Reply>) -> Response<Reply> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact().filter(|&length| length > 0) {
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(parts, Reply::Empty)
 }
 
 impl Drop for Exchange {

@@ -67,6 +67,11 @@ impl HeadBytes {
         self.lost || self.kept.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
     }
 
+    /// Whether the size of a chunk has more digits than one needs: zeros, which are read byte by byte and never end.
+    pub fn has_padded_size(&self) -> bool {
+        matches!(&self.body, PendingBody::Chunked(chunked) if chunked.digits > SIZE_DIGITS_MAX)
+    }
+
     /// Whether the body of the last request has not come to its end, or, where that is not known, may not have.
     pub fn body_is_due(&self) -> bool {
         self.lost || !matches!(self.body, PendingBody::None)
@@ -103,6 +108,8 @@ impl PendingBody {
 struct ChunkedEnd {
     part: ChunkedPart,
     size: u64,
+    /// Digits of a size so far.
+    digits: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -146,12 +153,19 @@ impl ChunkedEnd {
                 (ChunkedPart::Size | ChunkedPart::Extension, b'\n') => ChunkedPart::TrailerStart,
                 (ChunkedPart::Size, digit) => match char::from(digit).to_digit(16) {
                     Some(digit) => {
+                        self.digits += 1;
+                        if self.digits > SIZE_DIGITS_MAX {
+                            return (bytes.len(), false);
+                        }
                         self.size = self.size.saturating_mul(16).saturating_add(u64::from(digit));
                         ChunkedPart::Size
                     }
                     None => ChunkedPart::Extension,
                 },
-                (ChunkedPart::DataEnd, b'\n') => ChunkedPart::Size,
+                (ChunkedPart::DataEnd, b'\n') => {
+                    self.digits = 0;
+                    ChunkedPart::Size
+                }
                 (ChunkedPart::TrailerStart, b'\r') => ChunkedPart::LastFeed,
                 (ChunkedPart::TrailerStart, _) => ChunkedPart::Trailer,
                 (ChunkedPart::Trailer, b'\r') => ChunkedPart::TrailerFeed,
@@ -183,6 +197,8 @@ fn has_length(head: &[u8]) -> bool {
     })
 }
 
+/// Digits of a chunk's size: four times as many as a number of 64 bits has.
+const SIZE_DIGITS_MAX: u32 = 64;
 /// Some heads that came together.
 const KEPT_MAX: usize = 2 * HEAD_MAX;
 
@@ -267,6 +283,20 @@ mod tests {
             assert!(bytes.request_begins(NO_BODY), "{head:?}");
             assert!(!bytes.request_begins(CODED), "{head:?}");
         }
+    }
+
+    #[test]
+    fn a_size_of_zeros_without_an_end_is_noticed_and_the_sizes_of_many_chunks_are_none() {
+        let mut bytes = HeadBytes::default();
+        bytes.read(CHUNKED);
+        bytes.request_begins(CODED);
+        bytes.read(&b"00000001\r\nx\r\n".repeat(100));
+        assert!(!bytes.has_padded_size());
+        for _ in 0..=SIZE_DIGITS_MAX {
+            assert!(!bytes.has_padded_size());
+            bytes.read(b"0");
+        }
+        assert!(bytes.has_padded_size());
     }
 
     #[test]

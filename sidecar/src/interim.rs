@@ -3,7 +3,8 @@
 //! A proxy forwards interim responses (RFC 9110 §15.2) and does not give leave in the application's place
 //! (§10.1.1): a request with `expect: 100-continue` goes on with the expectation and without its body. The body is
 //! asked of the caller, which is what gives it leave, when the application sends 100, or when it has said
-//! nothing for [`PATIENCE`], since many never do. A final response instead means that the body is not wanted.
+//! nothing for [`PATIENCE`], since many never do. A final response that the caller gets instead means that the body is not wanted;
+//! one that is followed by another attempt leaves everything as it was.
 //!
 //! 101 is no interim response but the end of HTTP on a connection, and nobody here asks for it.
 
@@ -87,9 +88,12 @@ impl Interim {
         }
     }
 
-    /// The final response came. Whether the request's body may go on: not when the caller still waits for leave.
-    pub fn final_response(&self) -> bool {
-        self.gate.as_ref().is_none_or(|gate| gate.end())
+    /// The caller gets its final response: a body that it has no leave to send by now is not wanted. What an attempt came to that may
+    /// be followed by another is no final response yet: the body is still there.
+    pub fn final_response(&self) {
+        if let Some(gate) = &self.gate {
+            gate.end();
+        }
     }
 }
 
@@ -157,11 +161,10 @@ impl ContinueGate {
         }
     }
 
-    fn end(&self) -> bool {
+    fn end(&self) {
         if self.state.get() == GateState::Shut {
             self.state.set(GateState::Ended);
         }
-        self.state.get() == GateState::Open
     }
 }
 
@@ -197,7 +200,8 @@ mod tests {
         assert!(poll(&gate).is_pending(), "hints are no leave");
         interim.pass(StatusCode::CONTINUE, &HeaderMap::new());
         assert!(poll(&gate).is_ready());
-        assert!(interim.final_response(), "and it goes on beside the response");
+        interim.final_response();
+        assert!(poll(&gate).is_ready(), "and it goes on beside the response");
 
         let (_, gate) = gated();
         assert!(poll(&gate).is_pending());
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn an_interim_response_names_no_length_and_nothing_of_its_own_connection() {
         let address = "127.0.0.1:1".parse().unwrap();
-        let link = Rc::new(Link::new(address, address, true, Instant::now()));
+        let link = Rc::new(Link::new(address, address, Instant::now()));
         link.request_begins(Found::default());
         let interim = Interim::new(InterimCaller::Http1(Rc::clone(&link)), false);
         let fields =
@@ -227,10 +231,9 @@ mod tests {
     async fn a_final_response_in_place_of_100_means_that_the_body_is_not_wanted() {
         let (interim, gate) = gated();
         assert!(poll(&gate).is_pending());
-        assert!(!interim.final_response());
-        assert!(poll(&gate).is_pending() && gate.ended());
+        interim.final_response();
+        assert!(!interim.waits() && poll(&gate).is_pending() && gate.ended());
         tokio::time::advance(PATIENCE).await;
         assert!(poll(&gate).is_pending(), "it never will be");
-        assert!(Interim::default().final_response(), "without an expectation nothing is held back");
     }
 }

@@ -25,6 +25,7 @@ mod doorman;
 mod error;
 mod events;
 mod exchange;
+mod frame_turns;
 mod gossip;
 mod head_bytes;
 mod http2;
@@ -59,10 +60,12 @@ mod strangers;
 mod tcp_info;
 mod template;
 mod timer;
+mod upload;
 mod upstream_state;
 mod upstream_table;
 mod upstreams;
 mod views;
+mod waiting;
 mod worker;
 
 #[cfg(any(fuzzing, test))]

@@ -2,14 +2,16 @@
 //!
 //! Decides when a connection ends before its peer ends it: a head that takes longer than [`HEAD_TIMEOUT`], no request
 //! for [`IDLE_MAX`], a peer that leaves a response unread for longer than its policy lets it stand still, a drain, or
-//! more streams taken back than callers take back. The worker's sweep looks at all connections about once a second
+//! more streams taken back than callers take back, or the size of a chunk that never ends. A graceful end is asked of the peer, and a peer need not do what it is
+//! asked: [`GRACE_MAX`] later the connection is closed if nothing is owed on it. The worker's sweep looks at all connections about once a second
 //! instead of arming two timers for each request.
 //!
 //! A stream that its peer resets before the response is work for nothing, and cheap to ask for ("rapid reset",
 //! CVE-2023-44487). Callers do take requests back, a few at a time as copies lose, or all at once as an application
 //! stops; so it is the rest that counts: when within [`TAKEN_BACK_WINDOW`] more than [`TAKEN_BACK_MAX`] streams and
 //! more than half of all were taken back, the connection takes no more and ends with what it carries. A peer with a
-//! reason loses nothing by it: it dials again.
+//! reason loses nothing by it: it dials again. One that goes on is cut off as soon as it has taken back as many again,
+//! which is more than it can have had under way when it was told.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -19,7 +21,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Version};
 
 use crate::body::UNREAD_MAX;
 use crate::head_bytes::HeadBytes;
@@ -42,15 +44,21 @@ pub struct Link {
     /// When the last request ended, or the connection began.
     idle_since: Cell<Instant>,
     in_flight: Cell<usize>,
+    /// Streams of HTTP/2 whose answers are not written to their end.
+    answering: Cell<usize>,
+    /// Bodies of requests that are still to come, or to be read; some outlast the answer.
+    pub bodies_due: Cell<usize>,
     /// A request was ever served.
     served: Cell<bool>,
+    /// All is said, and it is only kept open so that the peer can read it.
+    lingering: Cell<bool>,
     /// Since when the peer has not taken what we write, and how long it may.
     blocked_since: Cell<Option<Instant>>,
     blocked_max: Cell<Duration>,
     head: RefCell<HeadBytes>,
     /// The head of the request in flight may have had a length.
     had_length: Cell<bool>,
-    http1: bool,
+    http1: Cell<bool>,
     /// The peer has ended its side, and may still read ours.
     half_closed: Cell<bool>,
     /// A request waits for its response's head, so interim responses may come before it.
@@ -64,6 +72,8 @@ pub struct Link {
     interims: Cell<u32>,
     streams: Cell<StreamCounts>,
     ending: Cell<Ending>,
+    /// Since when the sweep has known that it is to end gracefully.
+    graceful_since: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
     tunnel: RefCell<Option<Tunnel>>,
 }
@@ -88,20 +98,23 @@ pub enum Ending {
 }
 
 impl Link {
-    /// A connection that was just accepted.
-    pub fn new(peer: SocketAddr, local: SocketAddr, http1: bool, now: Instant) -> Link {
+    /// A connection that was just accepted; until it is known better, one of HTTP/1.1.
+    pub fn new(peer: SocketAddr, local: SocketAddr, now: Instant) -> Link {
         Link {
             peer,
             local,
             head_since: Cell::new(None),
             idle_since: Cell::new(now),
             in_flight: Cell::new(0),
+            answering: Cell::new(0),
+            bodies_due: Cell::new(0),
             served: Cell::new(false),
+            lingering: Cell::new(false),
             blocked_since: Cell::new(None),
             blocked_max: Cell::new(UNREAD_MAX),
             head: RefCell::default(),
             had_length: Cell::new(false),
-            http1,
+            http1: Cell::new(true),
             half_closed: Cell::new(false),
             head_due: Cell::new(false),
             interim: RefCell::default(),
@@ -110,9 +123,15 @@ impl Link {
             interims: Cell::new(0),
             streams: Cell::new(StreamCounts { since: now, ended: 0, taken_back: 0 }),
             ending: Cell::new(Ending::No),
+            graceful_since: Cell::new(None),
             waker: RefCell::new(None),
             tunnel: RefCell::new(None),
         }
+    }
+
+    /// What its peer speaks has been told from its first bytes.
+    pub fn speaks(&self, version: Version) {
+        self.http1.set(version != Version::HTTP_2);
     }
 
     /// Ends the connection once what is in flight is finished.
@@ -132,9 +151,31 @@ impl Link {
         }
         if slow || blocked || (silent && self.in_flight.get() == 0) {
             self.end(Ending::Now);
+        } else if self.ending.get() == Ending::Graceful {
+            let since = self.graceful_since.get().unwrap_or(now);
+            self.graceful_since.set(Some(since));
+            if !self.owes() && past(since, GRACE_MAX) {
+                self.end(Ending::Now);
+            }
         } else if self.in_flight.get() == 0 && past(self.idle_since.get(), IDLE_MAX) {
             self.end(Ending::Graceful);
         }
+    }
+
+    /// Whether a request is being served or still comes, or some of an answer is still to be written.
+    pub fn owes(&self) -> bool {
+        let counts = [&self.in_flight, &self.answering, &self.bodies_due];
+        counts.iter().any(|count| count.get() > 0) || self.blocked_since.get().is_some()
+    }
+
+    /// Whether it could end now and nobody would miss anything: it has never been asked for anything, or has said all.
+    fn knows_no_grace(&self) -> bool {
+        self.lingering.get() || !self.served.get()
+    }
+
+    /// All is said; from now on it is only kept open so that the peer can read it.
+    pub fn lingers(&self) {
+        self.lingering.set(true);
     }
 
     /// How it is to end, as of now.
@@ -144,7 +185,7 @@ impl Link {
 
     /// Whether the connection can become a tunnel: one of HTTP/1.1 can.
     pub fn can_tunnel(&self) -> bool {
-        self.http1
+        self.http1.get()
     }
 
     /// Once the response to CONNECT is written, the connection becomes this tunnel.
@@ -172,7 +213,7 @@ impl Link {
 
     /// A request was parsed.
     pub fn request_begins(&self, found: Found) {
-        if self.http1 {
+        if self.http1.get() {
             let body = match found.length {
                 _ if found.coded => Some(BodyLength::Chunked),
                 StatedLength::None => Some(BodyLength::Unstated),
@@ -204,8 +245,14 @@ impl Link {
         self.idle_since.set(now);
     }
 
+    /// A stream of HTTP/2 is going to be answered.
+    pub fn stream_begins(&self) {
+        self.answering.set(self.answering.get() + 1);
+    }
+
     /// A stream of HTTP/2 ended.
     pub fn stream_ends(&self, how: StreamEnd, now: Instant) {
+        self.answering.set(self.answering.get() - 1);
         let mut counts = self.streams.get();
         if now.saturating_duration_since(counts.since) >= TAKEN_BACK_WINDOW {
             counts = StreamCounts { since: now, ended: 0, taken_back: 0 };
@@ -214,7 +261,10 @@ impl Link {
         counts.taken_back += u32::from(how == StreamEnd::TakenBack);
         self.streams.set(counts);
         let excessive = counts.taken_back > TAKEN_BACK_MAX && counts.taken_back > counts.ended / 2;
-        if excessive && self.ending.get() == Ending::No {
+        if excessive && self.ending.get() != Ending::No {
+            self.end(Ending::Now);
+        } else if excessive {
+            self.streams.set(StreamCounts { since: now, ended: 0, taken_back: 0 });
             tracing::warn!(
                 peer = %self.peer, taken_back = counts.taken_back,
                 "a connection ends: its peer takes back most of what it asks for; look what it gives up on, or why it floods"
@@ -299,11 +349,15 @@ impl Link {
 
     /// Bytes came.
     pub fn read(&self, bytes: &[u8]) {
-        if !self.http1 || bytes.is_empty() {
+        if !self.http1.get() || bytes.is_empty() {
             return;
         }
         let mut head = self.head.borrow_mut();
         head.read(bytes);
+        if head.has_padded_size() {
+            tracing::debug!(peer = %self.peer, "a connection ends: the size of a chunk is padded without an end");
+            self.end(Ending::Now);
+        }
         // An upload may outlast its request's response: its bytes are no head.
         if self.in_flight.get() == 0 && self.head_since.get().is_none() && head.has_begun() {
             self.head_since.set(Some(Instant::now()));
@@ -328,7 +382,7 @@ impl Link {
 
     /// Whether a request of HTTP/1.1 is in flight, while which nobody else looks whether the peer is still there.
     pub fn is_busy(&self) -> bool {
-        self.http1 && self.in_flight.get() > 0
+        self.http1.get() && self.in_flight.get() > 0
     }
 
     fn end_if_abandoned(&self) {
@@ -393,7 +447,13 @@ impl Links {
             link.in_flight.get() == 0 && link.ending() == Ending::No && since >= GIVES_WAY_AFTER
         });
         let longest = idle.min_by_key(|link| link.idle_since.get());
-        longest.inspect(|link| link.end(Ending::Graceful)).is_some()
+        let how = |link: &Link| if link.knows_no_grace() { Ending::Now } else { Ending::Graceful };
+        longest.inspect(|link| link.end(how(link))).is_some()
+    }
+
+    /// On how many something is still to be answered, or written.
+    pub fn owing(&self) -> usize {
+        self.0.iter().filter_map(Weak::upgrade).filter(|link| link.owes()).count()
     }
 
     /// Ends every connection gracefully.
@@ -406,6 +466,8 @@ impl Links {
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Without a request; longer than clients keep idle connections.
 const IDLE_MAX: Duration = Duration::from_secs(600);
+/// How long a peer that was told that its connection ends may keep it open with nothing on it.
+const GRACE_MAX: Duration = Duration::from_secs(10);
 /// Without a request for this long, a connection gives way to another when there are as many as there may be.
 const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
 /// Streams that a peer may take back within [`TAKEN_BACK_WINDOW`], however few it lets be answered.
@@ -418,7 +480,15 @@ mod tests {
 
     fn link(now: Instant) -> Link {
         let address = "127.0.0.1:1".parse().unwrap();
-        Link::new(address, address, false, now)
+        let link = Link::new(address, address, now);
+        link.speaks(Version::HTTP_2);
+        link
+    }
+
+    /// A stream that ends like this.
+    fn stream(link: &Link, end: StreamEnd, now: Instant) {
+        link.stream_begins();
+        link.stream_ends(end, now);
     }
 
     #[test]
@@ -427,13 +497,14 @@ mod tests {
         let hedging = link(now);
         for n in 0..100_000 {
             let end = if n % 3 == 0 { StreamEnd::TakenBack } else { StreamEnd::Answered };
-            hedging.stream_ends(end, now);
+            stream(&hedging, end, now);
         }
         assert_eq!(hedging.ending(), Ending::No);
 
         let slow = link(now);
         for n in 0..10 * TAKEN_BACK_MAX {
-            slow.stream_ends(StreamEnd::TakenBack, now + TAKEN_BACK_WINDOW * n / TAKEN_BACK_MAX);
+            let when = now + TAKEN_BACK_WINDOW * n / TAKEN_BACK_MAX;
+            stream(&slow, StreamEnd::TakenBack, when);
         }
         assert_eq!(
             slow.ending(),
@@ -442,12 +513,37 @@ mod tests {
         );
 
         let rapid = link(now);
-        for _ in 0..TAKEN_BACK_MAX {
-            rapid.stream_ends(StreamEnd::TakenBack, now);
-        }
+        let more = || stream(&rapid, StreamEnd::TakenBack, now);
+        (0..TAKEN_BACK_MAX).for_each(|_| more());
         assert_eq!(rapid.ending(), Ending::No);
-        rapid.stream_ends(StreamEnd::TakenBack, now);
+        more();
         assert_eq!(rapid.ending(), Ending::Graceful);
+        (0..TAKEN_BACK_MAX).for_each(|_| more());
+        assert_eq!(rapid.ending(), Ending::Graceful, "so many may have been under way");
+        more();
+        assert_eq!(rapid.ending(), Ending::Now, "it does not do as it is told");
+    }
+
+    #[test]
+    fn who_does_not_end_when_told_is_closed_once_nothing_is_owed() {
+        let now = Instant::now();
+        let link = link(now);
+        link.request_begins(Found::default());
+        link.stream_begins();
+        link.drain();
+        let mut later = now;
+        let mut sweep_later = || {
+            (0..2).for_each(|_| {
+                link.sweep(later);
+                later += GRACE_MAX;
+            });
+            link.ending()
+        };
+        assert_eq!(sweep_later(), Ending::Graceful, "a request is in flight");
+        link.request_ends(now);
+        assert_eq!(sweep_later(), Ending::Graceful, "the end of its answer is not written");
+        link.stream_ends(StreamEnd::Answered, now);
+        assert_eq!(sweep_later(), Ending::Now);
     }
 
     #[test]
@@ -458,10 +554,14 @@ mod tests {
         let mut links = Links::default();
         all.iter().for_each(|link| links.insert(link));
         all[0].request_begins(Found::default());
+        all[1].request_begins(Found::default());
+        all[1].request_ends(now + Duration::from_secs(1));
         assert!(!links.give_way(now + GIVES_WAY_AFTER / 2), "they have only just begun");
         assert!(links.give_way(now + GIVES_WAY_AFTER * 5));
         let ending: Vec<Ending> = all.iter().map(|link| link.ending()).collect();
         assert_eq!(ending, [Ending::No, Ending::Graceful, Ending::No]);
+        assert!(links.give_way(now + GIVES_WAY_AFTER * 5));
+        assert_eq!(all[2].ending(), Ending::Now, "it has never asked for anything");
     }
 
     #[test]

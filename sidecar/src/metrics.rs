@@ -31,6 +31,8 @@ pub struct Metrics {
     pub own_pauses: IntCounter,
     /// Request bodies that were not kept, at `limits.buffers`.
     pub bodies_refused: IntCounter,
+    /// Requests of HTTP/2 whose large heads found no room.
+    pub heads_refused: IntCounter,
     /// Access log lines that were lost.
     pub access_dropped: IntCounter,
     /// Datagrams that came as answers to scouts and were none of ours.
@@ -224,6 +226,10 @@ impl Metrics {
             bodies_refused: counter(
                 "evenkeel_bodies_refused_total",
                 "Request bodies not kept for a repeat, at limits.buffers.",
+            )?,
+            heads_refused: counter(
+                "evenkeel_heads_refused_total",
+                "Requests of HTTP/2 refused because the large heads of requests that wait had taken all room.",
             )?,
             access_dropped: counter(
                 "evenkeel_access_log_dropped_total",

@@ -9,15 +9,22 @@ use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::upload::UploadWatch;
 
 /// What a connection of HTTP/1.1 was given to write.
 #[derive(Debug, Default)]
 pub struct Outflow {
     queued: Cell<usize>,
     waker: RefCell<Option<Waker>>,
+    /// Bodies that are on their way out: one, or none.
+    bodies: Cell<u32>,
+    /// Towards an application: how long that may outlast its answer.
+    upload: UploadWatch,
 }
 
 impl Outflow {
@@ -27,6 +34,23 @@ impl Outflow {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
+    }
+
+    /// Some was written.
+    pub fn moves(&self) {
+        self.upload.moves();
+    }
+
+    /// The answer to the body that is written has ended: what is left of it may stand still for this long.
+    pub fn answer_ends(&self, patience: Duration) {
+        if self.bodies.get() > 0 {
+            self.upload.answer_ends(patience);
+        }
+    }
+
+    /// Ready once a body that outlasts its answer has stood still for too long.
+    pub fn poll_stands_still(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.upload.poll_stands_still(cx)
     }
 
     fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
@@ -42,13 +66,31 @@ impl Outflow {
 #[derive(Debug)]
 pub struct PacedBody<B> {
     body: B,
-    outflow: Rc<Outflow>,
+    out: BodyOnItsWay,
+}
+
+/// A body's part in its connection's outflow, for as long as there is more of it.
+#[derive(Debug)]
+struct BodyOnItsWay(Rc<Outflow>);
+
+impl BodyOnItsWay {
+    fn new(outflow: &Rc<Outflow>) -> BodyOnItsWay {
+        outflow.bodies.set(outflow.bodies.get() + 1);
+        BodyOnItsWay(Rc::clone(outflow))
+    }
+}
+
+impl Drop for BodyOnItsWay {
+    fn drop(&mut self) {
+        self.0.bodies.set(self.0.bodies.get() - 1);
+        self.0.upload.ends();
+    }
 }
 
 impl<B> PacedBody<B> {
     /// Of the connection that this is the outflow of.
     pub fn new(body: B, outflow: &Rc<Outflow>) -> PacedBody<B> {
-        PacedBody { body, outflow: Rc::clone(outflow) }
+        PacedBody { body, out: BodyOnItsWay::new(outflow) }
     }
 
     /// The body, as far as it was not sent.
@@ -65,12 +107,14 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for PacedBody<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        ready!(self.outflow.poll_room(cx));
+        ready!(self.out.0.poll_room(cx));
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
-            self.outflow.queued.set(self.outflow.queued.get() + data.len());
+            let outflow = &self.out.0;
+            outflow.queued.set(outflow.queued.get() + data.len());
+            outflow.moves();
         }
         polled
     }

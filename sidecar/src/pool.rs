@@ -8,7 +8,7 @@
 //! least busy carries [`STREAMS_SOFT_MAX`] streams (a connection is one lock and one TCP stream); or all carry as many as
 //! the peer allows, so that who holds them all would keep everybody else out.
 //!
-//! Dead connections are found by their tasks, which read while idle, by HTTP/2 pings and by the socket
+//! Dead connections are found by their tasks, which read while idle, by pings between hosts and by the socket
 //! ([`crate::socket`]); a request that meets one before it was sent comes back whole and goes out on another.
 //!
 //! A pool belongs to one worker and is never shared: hyper-util's pool takes one lock for all hosts.
@@ -33,7 +33,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::body::{Body, ReceivedBody};
-use crate::http2::client::{Http2Sender, handshake};
+use crate::http2::client::{Http2Sender, StreamPlace, handshake};
+use crate::http2::upkeep::Silence;
 use crate::interim::Interim;
 use crate::outflow::{Outflow, PacedBody};
 use crate::own;
@@ -59,20 +60,13 @@ pub struct H1 {
     interims: mpsc::Receiver<(StatusCode, HeaderMap)>,
     task: AbortHandle,
     address: SocketAddr,
-    _guard: Option<Guard>,
 }
 
 /// A shared connection, in use by one stream.
 #[derive(Debug)]
 pub struct H2 {
     sender: Http2Sender,
-    streams: Rc<Cell<usize>>,
-}
-
-impl Drop for H2 {
-    fn drop(&mut self) {
-        self.streams.set(self.streams.get() - 1);
-    }
+    place: Rc<StreamPlace>,
 }
 
 #[derive(Debug)]
@@ -163,13 +157,23 @@ impl Pool {
             .handshake(TokioIo::new(socket))
             .await
             .map_err(|e| unreachable(address, &e))?;
+        let writes = Rc::clone(&outflow);
         let task = tokio::task::spawn_local(async move {
-            // Its errors reach whoever waits for a response on it.
-            let _ = connection.await;
+            let mut connection = pin!(connection);
+            poll_fn(|cx| {
+                // Its errors reach whoever waits for a response on it.
+                if connection.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                writes.poll_stands_still(cx)
+            })
+            .await;
+            // Until then the socket is open, whoever still has a use for it.
+            drop(guard);
         });
         let task = task.abort_handle();
         let (tell_interim, interims) = mpsc::channel(INTERIMS_WAITING_MAX);
-        Ok(H1 { sender, outflow, tell_interim, interims, task, address, _guard: guard })
+        Ok(H1 { sender, outflow, tell_interim, interims, task, address })
     }
 
     fn take_idle(&self, address: SocketAddr) -> Option<H1> {
@@ -251,6 +255,11 @@ impl Pool {
         }
     }
 
+    /// How many connections there are to an HTTP/2 peer; those that have ended may be among them.
+    pub fn h2_connections(&self, address: SocketAddr) -> usize {
+        self.h2.borrow().get(&address).map_or(0, |peer| peer.connections.len())
+    }
+
     async fn dial(&self, address: SocketAddr, from: Option<IpAddr>) -> Result<Socket, DialError> {
         let failed = |error: io::Error| unreachable(address, &error);
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
@@ -274,7 +283,8 @@ impl Pool {
         from: Option<IpAddr>,
     ) -> Result<(Http2Sender, impl Future<Output = ()> + use<>), DialError> {
         let socket = self.dial(address, from).await?;
-        let begun = handshake(socket, Arc::clone(&self.shared.buffers)).await;
+        let silence = if from.is_some() { Silence::IsDeath } else { Silence::IsPatience };
+        let begun = handshake(socket, Arc::clone(&self.shared.buffers), silence).await;
         begun.map_err(|error| unreachable(address, &error))
     }
 
@@ -375,8 +385,8 @@ impl Peer {
     /// A place on the best connection.
     fn place(&mut self) -> Option<H2> {
         let mux = self.best()?;
-        mux.streams.set(mux.streams.get() + 1);
-        Some(H2 { sender: mux.sender.clone(), streams: Rc::clone(&mux.streams) })
+        let place = Rc::new(StreamPlace::new(&mux.streams));
+        Some(H2 { sender: mux.sender.clone(), place })
     }
 }
 
@@ -437,12 +447,16 @@ impl H1 {
             polled
         });
         let response = sent.await.map_err(http1_error)?;
-        interim.final_response();
         Ok(response.map(ReceivedBody::http1))
     }
 }
 
 impl H1 {
+    /// The answer has ended; an upload that outlasts it may stand still for this long.
+    pub fn answer_ends(&self, patience: Duration) {
+        self.outflow.answer_ends(patience);
+    }
+
     /// Ends the connection, whatever is still to be written on it.
     pub fn close(self) {
         self.task.abort();
@@ -450,6 +464,11 @@ impl H1 {
 }
 
 impl H2 {
+    /// The answer has ended; an upload that outlasts it may stand still for this long.
+    pub fn answer_ends(&self, patience: Duration) {
+        self.place.upload.answer_ends(patience);
+    }
+
     /// Sends a request and waits for the response's head; 1xx before it go to `interim`. Dropping the future resets
     /// the stream.
     ///
@@ -460,7 +479,7 @@ impl H2 {
         request: Request<Body>,
         interim: &Interim,
     ) -> Result<Response<ReceivedBody>, SendError> {
-        let response = self.sender.send(request, interim).await?;
+        let response = self.sender.send(request, interim, &self.place).await?;
         Ok(response.map(ReceivedBody::http2))
     }
 }
@@ -498,7 +517,7 @@ fn unreachable(address: SocketAddr, error: &dyn std::fmt::Display) -> DialError 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Shorter than the keep-alive of common servers (Node.js: 5 s), so that we close first and no request meets a closing one.
 const H1_IDLE_MAX: Duration = Duration::from_secs(4);
-/// Of a connection to a peer, which both ends keep alive by pings.
+/// Of a connection to a peer: as long as hosts keep alive by pings, and kernels by keepalives.
 const H2_IDLE_MAX: Duration = Duration::from_secs(60);
 const IDLE_PER_ADDRESS_MAX: usize = 256;
 const STREAMS_SOFT_MAX: usize = 100;

@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use crate::frame_turns::FrameTurns;
 use crate::outflow::Outflow;
 
 /// A connection that carries requests.
@@ -34,6 +35,8 @@ pub struct Socket {
     outflow: Rc<Outflow>,
     /// Reads in a row that had something.
     reads: u32,
+    /// How much is read in a turn, of HTTP/2.
+    turns: Option<FrameTurns>,
     /// Since when a write has been blocked, and when that is looked at next.
     blocked: Option<Blocked>,
 }
@@ -44,14 +47,22 @@ struct Blocked {
     look: Pin<Box<Sleep>>,
 }
 
-/// Whether something has been read from a connection since this was last asked.
+/// What has been read from a connection.
 #[derive(Debug, Default)]
-pub struct Pulse(Cell<bool>);
+pub struct Pulse {
+    felt: Cell<bool>,
+    bytes: Cell<u64>,
+}
 
 impl Pulse {
-    /// Takes the answer; what is read from now on is a new one.
+    /// Whether something was read since this was last asked.
     pub fn take(&self) -> bool {
-        self.0.take()
+        self.felt.take()
+    }
+
+    /// How many bytes were read since the connection began.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.get()
     }
 }
 
@@ -68,7 +79,19 @@ impl Socket {
         socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
         socket.set_tcp_keepalive(&keepalive)?;
-        Ok(Socket { stream, pulse: Rc::default(), outflow: Rc::default(), reads: 0, blocked: None })
+        Ok(Socket {
+            stream,
+            pulse: Rc::default(),
+            outflow: Rc::default(),
+            reads: 0,
+            turns: None,
+            blocked: None,
+        })
+    }
+
+    /// The same for frames of HTTP/2, which are read in turns with the others of a worker.
+    pub fn in_turns(self) -> Socket {
+        Socket { turns: Some(FrameTurns::new(Instant::now())), ..self }
     }
 
     /// Tells whether anything is read.
@@ -100,6 +123,7 @@ impl Socket {
         polled: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
+            self.outflow.moves();
             if self.blocked.take().is_some_and(|blocked| blocked.since.elapsed() > LOOK_AGAIN) {
                 // Fails only where the connection has ended, which the next read or write says.
                 let _ = SockRef::from(&self.stream).set_tcp_user_timeout(Some(DEAD_AFTER));
@@ -127,17 +151,34 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.reads >= READS_MAX {
-            self.reads = 0;
+        let me = &mut *self;
+        let is_over = |turns: &mut FrameTurns| me.reads > 0 && turns.handled(Instant::now());
+        if me.reads >= READS_MAX || me.turns.as_mut().is_some_and(is_over) {
+            me.reads = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if polled.is_ready() {
-            self.pulse.0.set(true);
-            self.reads += 1;
+        let before = buf.filled().len();
+        let piece = me.turns.as_ref().map_or(usize::MAX, FrameTurns::piece);
+        let polled = if piece < buf.remaining() {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(piece));
+            let polled = Pin::new(&mut me.stream).poll_read(cx, &mut part);
+            let came = part.filled().len();
+            buf.advance(came);
+            polled
         } else {
-            self.reads = 0;
+            Pin::new(&mut me.stream).poll_read(cx, buf)
+        };
+        if polled.is_ready() {
+            me.pulse.felt.set(true);
+            let came = buf.filled().len() - before;
+            me.pulse.bytes.set(me.pulse.bytes.get() + came as u64);
+            if let Some(turns) = &mut me.turns {
+                turns.read(Instant::now(), me.reads == 0, came);
+            }
+            me.reads += 1;
+        } else {
+            me.reads = 0;
         }
         polled
     }

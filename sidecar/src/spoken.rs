@@ -3,13 +3,14 @@
 //! HTTP/1.1 is what applications speak as a rule, so that is what a request of HTTP/1.1 goes out in. A caller of HTTP/2
 //! or gRPC is a reason to ask: on a connection of its own the preface of HTTP/2 and empty SETTINGS are sent, and
 //! nothing else, until the application's own SETTINGS come, which every server of HTTP/2 sends first (RFC 9113 §3.4).
-//! A server of HTTP/1.1 answers the preface with 400 or closes. So no request is ever sent to who cannot read it. The
+//! A server of HTTP/1.1 answers the preface with 400 or closes. Only an answer is learnt from: who refuses the connection, resets it or says
+//! nothing in time may be starting, full or paused, and is asked again with the next reason. So no request is ever sent to who cannot read it. The
 //! other way round, an attempt in HTTP/1.1 that got no answer, or one that is no HTTP/1, is a reason to ask as well: where
 //! HTTP/2 is spoken, it is what the next request goes out in, and this one speaks against nobody. It is not taken for
 //! one that was not executed: the application may speak both, and have died of it.
 //!
 //! What was learnt is asked anew after [`KNOWN_FOR`]: another program may listen on the address by then. Requests go by
-//! the old answer meanwhile, so that an application which is silent is waited for once, and not every minute.
+//! the old answer meanwhile, and go on by it where there is no new one.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -33,6 +34,9 @@ struct Learnt {
     since: Cell<Instant>,
     /// It speaks HTTP/2; asked at most once.
     http2: OnceCell<bool>,
+    /// How often in a row it gave no answer, and when last.
+    silences: Cell<u32>,
+    silent_at: Cell<Instant>,
     /// It left a request of HTTP/1.1 without an answer in HTTP/1.
     not_http1: Cell<bool>,
 }
@@ -45,7 +49,7 @@ impl SpokenProtocols {
         }
         let learnt = self.learnt(address, wanted);
         match learnt {
-            Some(learnt) if wanted => *learnt.http2.get_or_init(|| answers_preface(address)).await,
+            Some(learnt) if wanted => learnt.asks(address).await.unwrap_or(false),
             Some(learnt) => learnt.not_http1.get(),
             None => false,
         }
@@ -60,9 +64,11 @@ impl SpokenProtocols {
     /// from now on.
     pub async fn answered_no_http1(&self, address: SocketAddr) -> bool {
         let Some(learnt) = self.learnt(address, true) else { return false };
-        let http2 = *learnt.http2.get_or_init(|| answers_preface(address)).await;
-        learnt.not_http1.set(http2);
-        http2
+        let http2 = learnt.asks(address).await;
+        if let Some(http2) = http2 {
+            learnt.not_http1.set(http2);
+        }
+        http2.unwrap_or(false)
     }
 
     fn learnt(&self, address: SocketAddr, begin: bool) -> Option<Rc<Learnt>> {
@@ -96,13 +102,35 @@ impl SpokenProtocols {
 
 impl Learnt {
     fn new(now: Instant) -> Learnt {
-        Learnt { since: Cell::new(now), http2: OnceCell::new(), not_http1: Cell::new(false) }
+        Learnt {
+            since: Cell::new(now),
+            http2: OnceCell::new(),
+            silences: Cell::new(0),
+            silent_at: Cell::new(now),
+            not_http1: Cell::new(false),
+        }
+    }
+
+    /// Whether it speaks HTTP/2, if it says so now or has said it; all who wait for that ask once. `None`: it has not said.
+    async fn asks(&self, address: SocketAddr) -> Option<bool> {
+        let ask = async || {
+            let silences = self.silences.get();
+            let pause = ASKED_AGAIN * 2u32.pow(silences.min(DOUBLINGS_MAX));
+            if silences > 0 && self.silent_at.get().elapsed() < pause {
+                return Err(());
+            }
+            let answer = answers_preface(address).await;
+            self.silences.set(if answer.is_none() { silences + 1 } else { 0 });
+            self.silent_at.set(Instant::now());
+            answer.ok_or(())
+        };
+        self.http2.get_or_try_init(ask).await.ok().copied()
     }
 }
 
-/// Asks whoever is at this address by now, and forgets what was said before if the answer is another.
+/// Asks whoever is at this address by now, and forgets what was said before if there is another answer.
 async fn ask_again(known: Rc<RefCell<Known>>, address: SocketAddr) {
-    let http2 = answers_preface(address).await;
+    let Some(http2) = answers_preface(address).await else { return };
     if known.borrow().get(&address).is_some_and(|old| old.http2.get() == Some(&http2)) {
         return;
     }
@@ -110,23 +138,36 @@ async fn ask_again(known: Rc<RefCell<Known>>, address: SocketAddr) {
     known.borrow_mut().insert(address, Rc::new(learnt));
 }
 
-/// Whether a server of HTTP/2 is at this address.
-async fn answers_preface(address: SocketAddr) -> bool {
+/// Whether a server of HTTP/2 is at this address; `None`: nobody there says anything, or not in time.
+async fn answers_preface(address: SocketAddr) -> Option<bool> {
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(PREFACE_AND_SETTINGS).await?;
-        let mut head = [0; FRAME_HEAD];
-        stream.read_exact(&mut head).await?;
+        let (mut head, mut came) = ([0; FRAME_HEAD], 0);
+        while came < FRAME_HEAD {
+            match stream.read(&mut head[came..]).await {
+                Ok(0) => break,
+                Ok(n) => came += n,
+                // What came before it is an answer all the same.
+                Err(_) if came > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
         // SETTINGS, which are no acknowledgement, of the connection.
-        Ok::<_, io::Error>(head[3..] == [4, 0, 0, 0, 0, 0])
+        let settings = head[3..] == [4, 0, 0, 0, 0, 0] && came == FRAME_HEAD;
+        Ok::<_, io::Error>((came > 0).then_some(settings))
     };
-    matches!(tokio::time::timeout(ANSWER_TIMEOUT, asked).await, Ok(Ok(true)))
+    tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok()?.ok()?
 }
 
 const PREFACE_AND_SETTINGS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const FRAME_HEAD: usize = 9;
-/// An application that is silent for this long is taken for one of HTTP/1.1.
+/// An application that is silent for this long gets this request in HTTP/1.1, and is asked again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two askings of an application that did not answer, doubled each time so often: one that never does is not to hold up
+/// every request.
+const ASKED_AGAIN: Duration = Duration::from_millis(250);
+const DOUBLINGS_MAX: u32 = 6;
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 /// Addresses of which something is known; of more nothing is learnt.
 const KNOWN_MAX: usize = 4096;
@@ -168,24 +209,58 @@ mod tests {
         assert_eq!(asked.get(), 1);
     }
 
-    #[tokio::test(flavor = "local")]
-    async fn what_is_known_is_asked_again_beside_the_requests() {
-        let (silent, asked) = application(b"").await;
+    /// What was learnt of an application so long ago that it is asked again.
+    fn learnt_long_ago(address: SocketAddr) -> SpokenProtocols {
         let spoken = SpokenProtocols::default();
         let long_ago = Instant::now().checked_sub(KNOWN_FOR).expect("the machine runs for longer");
         let old = Learnt { http2: OnceCell::new_with(Some(true)), ..Learnt::new(long_ago) };
-        spoken.0.borrow_mut().insert(silent, Rc::new(old));
-        assert!(spoken.speaks_http2(silent, true).await, "the old answer, at once");
-        assert!(spoken.speaks_http2(silent, true).await);
-        while spoken.speaks_http2(silent, true).await {
+        spoken.0.borrow_mut().insert(address, Rc::new(old));
+        spoken
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn what_is_known_is_asked_again_beside_the_requests() {
+        let (other, asked) = application(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        let spoken = learnt_long_ago(other);
+        assert!(spoken.speaks_http2(other, true).await, "the old answer, at once");
+        assert!(spoken.speaks_http2(other, true).await);
+        while spoken.speaks_http2(other, true).await {
             tokio::task::yield_now().await;
         }
         assert_eq!(asked.get(), 1);
     }
 
     #[tokio::test(flavor = "local")]
+    async fn who_says_nothing_keeps_what_was_learnt() {
+        let (silent, _) = application(b"").await;
+        let spoken = learnt_long_ago(silent);
+        ask_again(Rc::clone(&spoken.0), silent).await;
+        assert!(spoken.speaks_http2(silent, true).await);
+    }
+
+    #[tokio::test(flavor = "local")]
+    async fn an_application_that_could_not_be_asked_is_asked_again() {
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = closed.local_addr().unwrap();
+        drop(closed);
+        let spoken = SpokenProtocols::default();
+        assert!(!spoken.speaks_http2(address, true).await, "nobody listens");
+        assert!(!spoken.answered_no_http1(address).await);
+        let listener = TcpListener::bind(address).await.unwrap();
+        tokio::task::spawn_local(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 64]).await;
+            let _ = stream.write_all(b"\0\0\0\x04\0\0\0\0\0").await;
+        });
+        while !spoken.speaks_http2(address, true).await {
+            tokio::task::yield_now().await;
+        }
+        assert!(spoken.answered_no_http1(address).await);
+    }
+
+    #[tokio::test(flavor = "local")]
     async fn who_answers_anything_else_speaks_http1() {
-        for says in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"", b"\0\0\x00\x04\x01\0\0\0\0"] {
+        for says in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"x", b"\0\0\x00\x04\x01\0\0\0\0"] {
             let (address, _) = application(says).await;
             let spoken = SpokenProtocols::default();
             assert!(!spoken.speaks_http2(address, true).await, "{says:?}");

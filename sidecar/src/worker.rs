@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Cache};
 use foldhash::HashMap;
 use rand::rngs::SmallRng;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::access::AccessLog;
 use crate::alarm::Alarms;
@@ -118,6 +118,8 @@ pub enum Order {
     Serve(std::net::TcpStream, Role, Counted),
     /// End the connections of this side gracefully.
     Drain(usize),
+    /// Say on how many connections of this side something is still to be answered or written.
+    CountOwing(usize, oneshot::Sender<usize>),
     /// End the thread.
     Stop,
 }
@@ -205,6 +207,10 @@ async fn run(id: usize, shared: Arc<Shared>, inboxes: Inboxes, mut inbox: mpsc::
                     }
                 }
                 Some(Order::Drain(side)) => worker.links[side].borrow().drain(),
+                Some(Order::CountOwing(side, tell)) => {
+                    // Who asked may have stopped waiting.
+                    let _ = tell.send(worker.links[side].borrow().owing());
+                }
                 Some(Order::Stop) | None => return,
             },
             Ok(()) = hosts_lost.changed() => worker.alarms.wake_all(),

@@ -140,10 +140,12 @@ impl<'r> Sending<'r> {
     ) -> impl Future<Output = Ended> + use<'r> {
         // While the caller still sends its body the policy's time has not begun: the other side must not count it.
         let counts = deadline.hard || self.body.is_none_or(Replay::complete);
-        let left = counts.then(|| deadline.at.saturating_duration_since(Instant::now()));
         let (template, upstream, body) = (self.template, self.upstream, again(self.body));
-        let request =
-            move |endpoint: &Endpoint, h2| template.request(upstream, endpoint, body, left, h2);
+        let request = move |endpoint: &Endpoint, h2| {
+            // As of when it goes out: it may have waited, or been asked what its application speaks.
+            let left = counts.then(|| deadline.at.saturating_duration_since(Instant::now()));
+            template.request(upstream, endpoint, body, left, h2)
+        };
         let request = (template.wants_http2, request);
         let (policy, endpoint) = (&self.route.policy, Arc::clone(endpoint));
         let interim = match start {

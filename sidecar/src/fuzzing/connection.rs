@@ -54,7 +54,7 @@ enum Stage {
 impl Reference {
     fn new() -> Reference {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        let link = Link::new(address, address, true, Instant::now());
+        let link = Link::new(address, address, Instant::now());
         Reference { link, unread: Vec::new(), stage: Stage::Head }
     }
 

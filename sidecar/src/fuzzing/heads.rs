@@ -238,7 +238,7 @@ fn check_named(asked: &HeaderMap, sent: &HeaderMap, ours: &[HeaderName]) {
 /// An interim response as it is written to a caller of HTTP/1.1, in pieces.
 fn interim(status: StatusCode, asked: &HeaderMap) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-    let link = Rc::new(Link::new(address, address, true, Instant::now()));
+    let link = Rc::new(Link::new(address, address, Instant::now()));
     link.request_begins(Found::default());
     Interim::new(InterimCaller::Http1(Rc::clone(&link)), false).pass(status, asked);
     let (mut text, mut cx) = (Vec::new(), Context::from_waker(Waker::noop()));

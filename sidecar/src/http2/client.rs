@@ -2,7 +2,8 @@
 //!
 //! A request waits for the connection to be able to carry it; what cannot be sent comes back whole. From then on the
 //! stream belongs to the future of [`Http2Sender::send`]: dropping it resets the stream. An early answer leaves the
-//! upload running beside it; it ends with the answer's body if that is given up (see [`StreamBody`]).
+//! upload running beside it, with the stream's [place](StreamPlace); it ends with the answer's body if that is given up (see
+//! [`StreamBody`]), and when it stands still for too long after it ([`UploadWatch`]).
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -27,6 +28,7 @@ use crate::body::{Body, Buffers};
 use crate::interim::Interim;
 use crate::pool::{HEAD_MAX, SendError};
 use crate::socket::Socket;
+use crate::upload::UploadWatch;
 
 /// Sends requests on one connection; as many as there are clones at a time.
 #[derive(Debug, Clone)]
@@ -36,13 +38,37 @@ pub struct Http2Sender {
     closed: Rc<Cell<bool>>,
 }
 
-/// Begins HTTP/2 on a connection. The future serves it and ends with it; it has to run beside the requests.
+/// A stream's place among those of its connection, held by whatever still comes or goes on it.
+#[derive(Debug)]
+pub struct StreamPlace {
+    streams: Rc<Cell<usize>>,
+    /// What of the request's body outlasts its answer.
+    pub upload: UploadWatch,
+}
+
+impl StreamPlace {
+    /// One more on a connection with so many.
+    pub fn new(streams: &Rc<Cell<usize>>) -> StreamPlace {
+        streams.set(streams.get() + 1);
+        StreamPlace { streams: Rc::clone(streams), upload: UploadWatch::default() }
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.streams.set(self.streams.get() - 1);
+    }
+}
+
+/// Begins HTTP/2 on a connection. The future serves it and ends with it; it has to run beside the requests. `silence`: what it
+/// means that the peer says nothing.
 ///
 /// # Errors
 /// The peer closed the connection.
 pub async fn handshake(
     socket: Socket,
     buffers: Arc<Buffers>,
+    silence: Silence,
 ) -> io::Result<(Http2Sender, impl Future<Output = ()>)> {
     let pulse = socket.pulse();
     let (requests, connection) = h2::client::Builder::new()
@@ -54,12 +80,12 @@ pub async fn handshake(
         .data_frame_budget(FRAME_OVERHEAD_MAX)
         .max_send_buffer_size(SEND_BUFFER_MAX)
         .max_header_list_size(u32::try_from(HEAD_MAX).expect("a small constant"))
-        .handshake::<_, Bytes>(socket)
+        .handshake::<_, Bytes>(socket.in_turns())
         .await
         .map_err(io::Error::other)?;
     let mut connection = connection;
     let pings = connection.ping_pong().expect("given out once");
-    let mut upkeep = Upkeep::new(pings, pulse, buffers, Silence::IsDeath);
+    let mut upkeep = Upkeep::new(pings, pulse, buffers, silence);
     let sender = Http2Sender {
         requests,
         windows: Rc::clone(upkeep.windows()),
@@ -103,6 +129,7 @@ impl Http2Sender {
         &mut self,
         request: Request<Body>,
         interim: &Interim,
+        place: &Rc<StreamPlace>,
     ) -> Result<Response<StreamBody>, SendError> {
         if poll_fn(|cx| self.requests.poll_ready(cx)).await.is_err() {
             self.closed.set(true);
@@ -129,14 +156,27 @@ impl Http2Sender {
         let (head, stream) = answered.into_parts();
         let mut body = StreamBody::new(stream, &head.headers, &self.windows);
         // A caller that waits for leave to send its body has had its answer instead.
-        if let Some(upload) = upload.filter(|_| interim.final_response()) {
-            let upload = tokio::task::spawn_local(async move {
-                let _ = upload.await;
-            });
+        if let Some(upload) = upload.filter(|_| !interim.waits()) {
+            let upload = tokio::task::spawn_local(outlast(upload, Rc::clone(place)));
             body.set_upload(upload.abort_handle());
         }
         Ok(Response::from_parts(head, body))
     }
+}
+
+/// Sends what is left of a request's body when its answer has begun.
+async fn outlast(mut upload: Pin<Box<SendBody<Body>>>, place: Rc<StreamPlace>) {
+    let mut sent = upload.sent();
+    poll_fn(|cx| {
+        if upload.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if std::mem::replace(&mut sent, upload.sent()) != sent {
+            place.upload.moves();
+        }
+        place.upload.poll_stands_still(cx)
+    })
+    .await;
 }
 
 /// The head of the response, or why there will be none.

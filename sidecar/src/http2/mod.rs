@@ -26,13 +26,11 @@ use std::time::Duration;
 /// Streams that a peer may have open on one connection. A caller with more requests opens another.
 pub const STREAMS_MAX: u32 = 1000;
 
-/// How long nothing may come from a peer before it is asked, and again before it is given up.
+/// How long nothing may come from another host before it is asked, and again before it is given up.
 pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the frames of one connection may cost beside their bytes while nobody reads them: some 260,000 of the smallest, as
-/// two hundred streams leave unread that carry messages of 50 bytes. A
-/// peer that goes beyond it has its connection ended by h2; without it, a window of one-byte frames would cost 200
-/// times its bytes.
+/// What the frames of one connection may cost beside their bytes while they wait in h2: some 260,000 of the smallest. A peer that
+/// goes beyond it has its connection ended by h2, so unread frames are taken from it long before, see [`receive`].
 pub const FRAME_OVERHEAD_MAX: usize = 64 * 1024 * 1024;
 
 /// Bytes of one stream that may wait in h2 for the connection to take them.

@@ -3,6 +3,9 @@
 //! One chunk is taken from the body, room for it is waited for, and only then is the next one taken: who does not read
 //! makes us hold one chunk. Room is asked for only when there is something to send: what is reserved and not used is
 //! taken from the other streams of a peer whose connection window is small.
+//!
+//! Small chunks that are there together, or that come while there is no room, go out as one frame ([`GATHERED_MAX`]): each frame
+//! costs its reader the same however little is in it. A small chunk that comes alone is sent at once.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,8 +13,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, SendStream};
+use http::HeaderMap;
 use http_body::Body as HttpBody;
 use tokio::time::Sleep;
 
@@ -23,12 +27,27 @@ use crate::body::BodyError;
 pub struct SendBody<B> {
     body: B,
     stream: SendStream<Bytes>,
-    /// Taken from the body, not sent; whether it is the last.
-    chunk: Option<(Bytes, bool)>,
+    /// Taken from the body, not sent.
+    chunk: Bytes,
+    /// What was taken behind it.
+    behind: Option<Behind>,
     /// How long the peer may leave no room.
     patience: Duration,
     blocked: Option<Pin<Box<Sleep>>>,
     share: StreamShare,
+}
+
+/// What follows a chunk.
+#[derive(Debug)]
+enum Behind {
+    /// A chunk that is too large to be sent with it.
+    Chunk(Bytes),
+    /// The end.
+    End,
+    /// Trailers, and the end.
+    Trailers(HeaderMap),
+    /// Nothing: it broke on its way to us.
+    Broken,
 }
 
 /// Why a body was not sent to its end.
@@ -51,11 +70,43 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> SendBody<B> {
         windows: &Rc<StreamWindows>,
     ) -> SendBody<B> {
         let share = StreamShare::sending(windows);
-        SendBody { body, stream, chunk: None, patience, blocked: None, share }
+        SendBody { body, stream, chunk: Bytes::new(), behind: None, patience, blocked: None, share }
+    }
+
+    /// How many bytes it has sent.
+    pub fn sent(&self) -> u64 {
+        self.share.bytes()
+    }
+
+    /// Takes a chunk from the body, and what is small and there already behind it.
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        while self.behind.is_none() && self.chunk.len() < GATHERED_MAX {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else { return };
+            let data = match frame.map(|frame| frame.map(http_body::Frame::into_data)) {
+                None => return self.behind = Some(Behind::End),
+                Some(Err(_)) => return self.behind = Some(Behind::Broken),
+                Some(Ok(Ok(data))) => data,
+                Some(Ok(Err(frame))) => {
+                    self.behind = frame.into_trailers().ok().map(Behind::Trailers);
+                    continue;
+                }
+            };
+            if self.chunk.is_empty() {
+                self.chunk = data;
+            } else if data.len() < GATHERED_MAX {
+                self.chunk = together(std::mem::take(&mut self.chunk), &data);
+            } else {
+                return self.behind = Some(Behind::Chunk(data));
+            }
+            if self.body.is_end_stream() {
+                self.behind = Some(Behind::End);
+            }
+        }
     }
 
     /// Sends of the chunk that was taken what there is room for. Whether that was the last of the body.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, SendBodyError>> {
+        self.stream.reserve_capacity(self.chunk.len());
         while self.stream.capacity() == 0 {
             match self.stream.poll_capacity(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
@@ -73,20 +124,11 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> SendBody<B> {
             }
         }
         self.blocked = None;
-        let (mut data, last) = self.chunk.take().expect("only called with a chunk");
-        let room = self.stream.capacity();
-        if data.len() > room {
-            // What h2 has beyond its room it would only keep.
-            let part = data.split_to(room);
-            self.chunk = Some((data, last));
-            self.share.moved(part.len());
-            return Poll::Ready(match self.stream.send_data(part, false) {
-                Ok(()) => Ok(false),
-                Err(_) => Err(SendBodyError::Stream),
-            });
-        }
-        self.share.moved(data.len());
-        let sent = self.stream.send_data(data, last);
+        // What h2 has beyond its room it would only keep.
+        let part = self.chunk.split_to(self.chunk.len().min(self.stream.capacity()));
+        let last = self.chunk.is_empty() && matches!(self.behind, Some(Behind::End));
+        self.share.moved(part.len());
+        let sent = self.stream.send_data(part, last);
         Poll::Ready(sent.map(|()| last).map_err(|_| SendBodyError::Stream))
     }
 
@@ -95,42 +137,44 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> SendBody<B> {
             if self.stream.poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(SendBodyError::Stream));
             }
-            if self.chunk.is_some() {
+            self.gather(cx);
+            if !self.chunk.is_empty() {
                 if ready!(self.poll_chunk(cx))? {
                     return Poll::Ready(Ok(()));
                 }
                 continue;
             }
-            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                None => {
-                    let ended = self.stream.send_data(Bytes::new(), true);
-                    return Poll::Ready(ended.map_err(|_| SendBodyError::Stream));
+            let sent = match self.behind.take() {
+                None => return Poll::Pending,
+                Some(Behind::Chunk(data)) => {
+                    self.chunk = data;
+                    self.behind = self.body.is_end_stream().then_some(Behind::End);
+                    continue;
                 }
-                Some(Err(_)) => {
+                Some(Behind::End) => self.stream.send_data(Bytes::new(), true),
+                Some(Behind::Trailers(trailers)) => {
+                    self.stream.reserve_capacity(0);
+                    self.stream.send_trailers(trailers)
+                }
+                Some(Behind::Broken) => {
                     self.stream.send_reset(Reason::INTERNAL_ERROR);
                     return Poll::Ready(Err(SendBodyError::Source));
                 }
-                Some(Ok(frame)) => frame,
             };
-            match frame.into_data() {
-                Ok(data) if data.is_empty() && !self.body.is_end_stream() => {}
-                Ok(data) if data.is_empty() => {
-                    let ended = self.stream.send_data(data, true);
-                    return Poll::Ready(ended.map_err(|_| SendBodyError::Stream));
-                }
-                Ok(data) => {
-                    self.stream.reserve_capacity(data.len());
-                    self.chunk = Some((data, self.body.is_end_stream()));
-                }
-                Err(frame) => {
-                    let Ok(trailers) = frame.into_trailers() else { continue };
-                    self.stream.reserve_capacity(0);
-                    let sent = self.stream.send_trailers(trailers);
-                    return Poll::Ready(sent.map_err(|_| SendBodyError::Stream));
-                }
-            }
+            return Poll::Ready(sent.map_err(|_| SendBodyError::Stream));
         }
     }
+}
+
+/// Two small pieces as one. The first is added to where it is our own already, so that many are copied once.
+pub fn together(first: Bytes, second: &[u8]) -> Bytes {
+    let mut both = first.try_into_mut().unwrap_or_else(|shared| {
+        let mut both = BytesMut::with_capacity(2 * GATHERED_MAX);
+        both.extend_from_slice(&shared);
+        both
+    });
+    both.extend_from_slice(second);
+    both.freeze()
 }
 
 impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> Future for SendBody<B> {
@@ -138,5 +182,25 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> Future for SendBody<B
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.poll_send(cx)
+    }
+}
+
+/// Smaller pieces of a body are put together up to this many bytes.
+pub const GATHERED_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_together_is_copied_once() {
+        let read = Bytes::from(vec![b'x'; 100]);
+        let mut all = read.slice(..1);
+        for _ in 1..GATHERED_MAX {
+            let before = all.as_ptr();
+            all = together(all, &read[..1]);
+            assert!(all.len() == 2 || all.as_ptr() == before, "at {}", all.len());
+        }
+        assert_eq!(all, vec![b'x'; GATHERED_MAX]);
     }
 }

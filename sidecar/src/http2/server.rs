@@ -121,6 +121,16 @@ pub enum StreamEnd {
 }
 
 impl StreamReply {
+    /// Whether the peer has reset the stream.
+    pub fn is_taken_back(&self, cx: &mut Context<'_>) -> bool {
+        self.stream.borrow_mut().poll_reset(cx).is_ready()
+    }
+
+    /// Says that the request was not looked at and may be sent elsewhere.
+    pub fn refuse(&self) {
+        self.stream.borrow_mut().send_reset(h2::Reason::REFUSED_STREAM);
+    }
+
     /// Sends an interim response.
     pub fn interim(&self, status: StatusCode, headers: &HeaderMap) {
         if self.interims.replace(self.interims.get() + 1) >= INTERIMS_MAX {

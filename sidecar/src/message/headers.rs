@@ -124,7 +124,7 @@ impl Found {
 
 /// Whether the caller asks to go on in another protocol (RFC 9110 §7.8). One that offers HTTP/2 can do without.
 pub fn asks_to_switch(headers: &HeaderMap) -> bool {
-    fn members<'v>(value: &'v HeaderValue) -> impl Iterator<Item = &'v [u8]> {
+    fn members(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
         value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
     }
     let named = headers.get_all(CONNECTION).iter().flat_map(members);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Version, get};
 use evenkeel_tests::mesh::{Host, Lab, Setup};
+use evenkeel_tests::raw::Raw;
 use evenkeel_tests::sockets;
 use evenkeel_tests::wait::{self, SOON};
 use rustix::process::Signal;
@@ -67,6 +68,31 @@ fn what_is_in_flight_finishes_before_a_drained_host_ends(workers: usize) {
         (8, 0),
         "none was repeated"
     );
+}
+
+fn an_answer_that_its_caller_has_not_taken_is_written_before_a_drained_host_ends(workers: usize) {
+    let lab = Lab::new(workers);
+    let app = lab.app(1);
+    let upstreams = format!("[{{name: direct, endpoints: [\"{}\"]}}]", app.address);
+    let mut host = lab.mesh(&[Setup { upstreams, ..Setup::default() }]).remove(0);
+    // A caller of HTTP/2 that takes ten bytes of the twenty that it asks for: the proxy has had all of them then.
+    let mut caller = Raw::connect(host.outbound().into()).unwrap();
+    caller.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    caller.say(b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\x0a");
+    let head = b"\x82\x86\x01\x06direct\x04\x0a/?bytes=20";
+    caller.say([&[0, 0, head.len() as u8, 1, 5, 0, 0, 0, 1], &head[..]].concat());
+    let counted =
+        || host.metrics().sum("evenkeel_responses_total", &[("upstream", "direct")]) == 1.0;
+    wait::for_true("its request is over", SOON, counted);
+    host.process.signal(Signal::TERM);
+    let first = caller.hear(Duration::from_secs(2)).bytes;
+    assert!(first.windows(9).any(|frame| frame == [0, 0, 10, 0, 0, 0, 0, 0, 1]), "{first:?}");
+    // Room for the rest.
+    caller.say(b"\0\0\x04\x08\0\0\0\0\x01\0\0\0\x0a");
+    let rest = caller.hear(Duration::from_secs(2)).bytes;
+    assert!(rest.windows(9).any(|frame| frame == [0, 0, 10, 0, 1, 0, 0, 0, 1]), "{rest:?}");
+    drop(caller);
+    assert!(host.process.wait(SOON).success());
 }
 
 fn reloading_under_load_loses_nothing_and_keeps_the_listeners(workers: usize) {
@@ -341,6 +367,7 @@ fn everyone_restarts_from_what_they_kept(workers: usize) {
 each_workers!(
     draining_a_host_loses_nothing,
     what_is_in_flight_finishes_before_a_drained_host_ends,
+    an_answer_that_its_caller_has_not_taken_is_written_before_a_drained_host_ends,
     reloading_under_load_loses_nothing_and_keeps_the_listeners,
     a_bad_file_leaves_the_old_one_running_and_says_so,
     a_refused_reload_changes_nothing,

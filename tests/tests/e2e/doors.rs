@@ -160,6 +160,20 @@ fn health_and_look_ups_are_answered_whatever_is_held_open(workers: usize) {
     });
 }
 
+fn callers_that_have_said_nothing_give_way(workers: usize) {
+    let lab = Lab::new(workers);
+    let app = lab.app(1);
+    let upstreams = format!("[{{name: direct, endpoints: [\"{}\"]}}]", app.address);
+    let more = "limits: {connections: 20}\n".into();
+    let host = lab.mesh(&[Setup { upstreams, more, ..Setup::default() }]).remove(0);
+    let _silent: Vec<Raw> =
+        (0..40).filter_map(|_| Raw::connect(host.outbound().into()).ok()).collect();
+    // Sooner than silent ones are closed for their silence.
+    wait::for_true("there is room", Duration::from_secs(6), || {
+        client::get(host.outbound().into(), "direct", "/").is_ok_and(|answer| answer.status == 200)
+    });
+}
+
 fn few_descriptors_leave_the_control_side_reachable(workers: usize) {
     let lab = Lab::new(workers);
     let app = lab.app(1);
@@ -277,6 +291,7 @@ each_workers!(
     a_host_that_has_just_joined_is_served_at_once,
     silent_connections_keep_no_host_from_joining,
     health_and_look_ups_are_answered_whatever_is_held_open,
+    callers_that_have_said_nothing_give_way,
     few_descriptors_leave_the_control_side_reachable,
     pages_may_neither_read_nor_spend,
     orders_are_not_taken_through_a_service_of_the_mesh,

@@ -2,16 +2,21 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use evenkeel_tests::mesh::{Host, Lab, Setup};
 use evenkeel_tests::raw::Raw;
-use evenkeel_tests::wait;
+use evenkeel_tests::wait::{self, SOON};
 
 each_workers!(
     an_upload_that_goes_on_has_its_time_and_one_that_stands_still_is_answered,
     an_upload_may_outlast_its_answer,
     a_caller_that_only_writes_hears_why_it_was_refused,
+    a_request_that_waits_for_leave_is_sent_again_where_the_first_refuses,
+    a_retry_is_told_the_time_that_is_left_when_it_goes_out,
+    an_upload_that_stands_still_after_its_answer_is_ended,
+    an_upload_that_outlasts_its_answer_keeps_its_connections_place,
 );
 
 const MIB: usize = 1024 * 1024;
@@ -20,11 +25,12 @@ const LARGE: usize = 32 * MIB;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// An application that has each connection served by `serve`. It ends with the test's process.
-fn application(ip: Ipv4Addr, serve: fn(TcpStream)) -> SocketAddrV4 {
+fn application(ip: Ipv4Addr, serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddrV4 {
     let listener = TcpListener::bind((ip, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
+            let serve = serve.clone();
             std::thread::spawn(move || serve(stream));
         }
     });
@@ -50,6 +56,14 @@ fn read_slowly(mut stream: TcpStream) {
     }
     let _ = stream.write_all(ANSWER);
     let _ = stream.read(&mut piece);
+}
+
+/// Answers a head, and reads on.
+fn answer_and_read_on(mut stream: TcpStream) {
+    let mut piece = vec![0; 64 * 1024];
+    let _ = stream.read(&mut piece);
+    let _ = stream.write_all(ANSWER);
+    while stream.read(&mut piece).is_ok_and(|n| n > 0) {}
 }
 
 fn upload(to: SocketAddrV4, service: &str, length: usize) -> TcpStream {
@@ -92,13 +106,7 @@ fn an_upload_that_goes_on_has_its_time_and_one_that_stands_still_is_answered(wor
 
 fn an_upload_may_outlast_its_answer(workers: usize) {
     let lab = Lab::new(workers);
-    // It answers a head, and reads on.
-    let early = application(lab.ip(90), |mut stream| {
-        let mut piece = vec![0; 64 * 1024];
-        let _ = stream.read(&mut piece);
-        let _ = stream.write_all(ANSWER);
-        while stream.read(&mut piece).is_ok_and(|n| n > 0) {}
-    });
+    let early = application(lab.ip(90), answer_and_read_on);
     let hosts = pair(&lab, "early", early, "{}");
     let mut stream = upload(hosts[0].outbound(), "early", 25);
     stream.write_all(b"x").unwrap();
@@ -114,6 +122,107 @@ fn an_upload_may_outlast_its_answer(workers: usize) {
     let mut raw = Raw::connect(hosts[0].outbound().into()).unwrap();
     raw.say(b"POST / HTTP/9.9\r\n\r\n");
     wait::for_true("what is no head is counted", Duration::from_secs(8), || unreadable() == 1.0);
+}
+
+fn a_retry_is_told_the_time_that_is_left_when_it_goes_out(workers: usize) {
+    let lab = Lab::new(workers);
+    let (tell, heads) = mpsc::channel();
+    // Wants to see the request again in half a second.
+    let later = application(lab.ip(90), move |mut stream| {
+        let mut piece = vec![0; 64 * 1024];
+        while let Ok(n @ 1..) = stream.read(&mut piece) {
+            let _ = tell.send(String::from_utf8_lossy(&piece[..n]).into_owned());
+            let _ = stream.write_all(
+                b"HTTP/1.1 503 Later\r\nGrpc-Retry-Pushback-Ms: 500\r\nContent-Length: 0\r\n\r\n",
+            );
+        }
+    });
+    let hosts = pair(&lab, "later", later, "{timeout: 9s, retry: {max: 1}}");
+    assert_eq!(hosts[0].get("later", "/").status, 503);
+    let told = || -> u64 {
+        let head = heads.recv_timeout(SOON).expect("both attempts arrive");
+        let value = head.lines().find_map(|line| line.strip_prefix("evenkeel-timeout: "));
+        value.expect("the time is told").trim_end_matches(char::is_alphabetic).parse().unwrap()
+    };
+    let (first, second) = (told(), told());
+    assert!(second <= first - 500, "{first} and then {second}");
+}
+
+fn an_upload_that_stands_still_after_its_answer_is_ended(workers: usize) {
+    let lab = Lab::new(workers);
+    let (tell, ended) = mpsc::channel();
+    let early = application(lab.ip(90), move |stream| {
+        answer_and_read_on(stream);
+        let _ = tell.send(());
+    });
+    let hosts = pair(&lab, "early", early, "{idle_timeout: 2s}");
+    let mut stream = upload(hosts[0].outbound(), "early", 25);
+    assert_eq!(status(&mut stream), 200);
+    ended.recv_timeout(Duration::from_secs(60)).expect("the application's connection ends");
+}
+
+fn an_upload_that_outlasts_its_answer_keeps_its_connections_place(workers: usize) {
+    let lab = Lab::new(workers);
+    let early = application(lab.ip(90), answer_and_read_on);
+    let upstreams = format!(
+        "[{{name: early, endpoints: [\"{early}\"], policy: {{circuit: {{connections: 1}}}}}}]"
+    );
+    let host = lab.mesh(&[Setup { upstreams, ..Setup::default() }]).remove(0);
+    let mut held = upload(host.outbound(), "early", 25);
+    assert_eq!(status(&mut held), 200);
+    let another = || status(&mut upload(host.outbound(), "early", 0));
+    // Longer than a connection is kept that waits for its next request: this one does not.
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(another(), 503, "its socket is open still");
+    drop(held);
+    wait::for_true("there is room again", SOON, || another() == 200);
+}
+
+/// Reads a head, and answers this instead of giving leave to send a body.
+fn refuse_from_the_head(mut stream: TcpStream) {
+    let mut piece = vec![0; 64 * 1024];
+    while stream.read(&mut piece).is_ok_and(|n| n > 0) {
+        let _ = stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+    }
+}
+
+/// Reads a head, gives leave to send the body, reads that and answers.
+fn give_leave(mut stream: TcpStream) {
+    let mut piece = vec![0; 64 * 1024];
+    while stream.read(&mut piece).is_ok_and(|n| n > 0) {
+        let _ = stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+        let _ = stream.read(&mut piece);
+        let _ = stream.write_all(ANSWER);
+    }
+}
+
+fn a_request_that_waits_for_leave_is_sent_again_where_the_first_refuses(workers: usize) {
+    let lab = Lab::new(workers);
+    let refuses = application(lab.ip(90), refuse_from_the_head);
+    let takes = application(lab.ip(91), give_leave);
+    let policy = "{balance: round_robin, repeat: {methods: [POST]}, eject: {consecutive: 1000}}";
+    let upstreams =
+        format!("[{{name: direct, endpoints: [\"{refuses}\", \"{takes}\"], protocol: http}}]");
+    let services = format!(
+        "[{{name: far, id: a, address: \"{refuses}\", protocol: http}}, \
+         {{name: far, id: b, address: \"{takes}\", protocol: http}}]"
+    );
+    let caller = Setup { policy: policy.into(), upstreams, ..Setup::default() };
+    let hosts = lab.mesh(&[caller, Setup { services, ..Setup::default() }]);
+    hosts[0].wait_for_instances("far", 2);
+    for name in ["direct", "far"] {
+        for _ in 0..4 {
+            let mut raw = Raw::connect(hosts[0].outbound().into()).unwrap();
+            raw.say(format!(
+                "POST / HTTP/1.1\r\nHost: {name}\r\nContent-Length: 5\r\n\
+                 Expect: 100-continue\r\n\r\n"
+            ));
+            let heard = raw.hear_text("\r\n\r\n", SOON);
+            assert_eq!(heard.status(), 100, "{name}: {}", heard.text());
+            raw.say("hello");
+            assert_eq!(raw.hear_text("ok", SOON).status(), 200, "{name}");
+        }
+    }
 }
 
 fn a_caller_that_only_writes_hears_why_it_was_refused(workers: usize) {

@@ -2,7 +2,9 @@
 //! (RFC 9110 §7.6, §9.3.6, §9.3.8).
 
 use crate::conformance::check::Arrives::{Nothing, Once, Unfinished};
-use crate::conformance::check::Check::{Body, Contains, Has, Lacks, Method, Only, Refused, Status};
+use crate::conformance::check::Check::{
+    Body, Contains, Count, Has, Lacks, Method, Only, Refused, Status,
+};
 use crate::conformance::row::{Content, MESH, Row, SERVICES, Way, answer, ask, get};
 use crate::conformance::script::{NO_ERROR, Step, data, headers, request_headers};
 
@@ -175,6 +177,17 @@ fn mesh_port() -> Vec<Row> {
                 true,
             )])
             .expect(Nothing, &[Status(&[421])]),
+        Row::new(
+            "RFC 9110 §9.3.2",
+            "at the mesh port, too, an answer of our own to HEAD has no body",
+        )
+        .at_mesh_port()
+        .http2(vec![request_headers(
+            "HEAD",
+            &[("evenkeel-service", "other"), ("evenkeel-instance", "other")],
+            true,
+        )])
+        .expect(Nothing, &[Status(&[421]), Body(""), Count("content-length", 1)]),
         Row::new(
             "RFC 9110 §9.3.6",
             "CONNECT at the mesh port is refused and reaches no \

@@ -86,6 +86,9 @@ fn expectations() -> Vec<Row> {
     let head_http2 =
         || request_headers("POST", &[("content-length", "5"), ("expect", "100-continue")], false);
     vec![
+        Row::new("RFC 9110 §10.1.1", "a request without content expects no leave to send it")
+            .ask(get(&[("Expect", "100-continue")]))
+            .expect(Once(&[Lacks("expect")]), &[Interim(&[]), Status(&[200])]),
         Row::new("RFC 9110 §10.1.1", "an application's 100 opens the content")
             .http1_steps(vec![bytes(head), Step::AwaitInterim, bytes("hello")])
             .http2(vec![head_http2(), Step::AwaitInterim, data("hello", true)])

@@ -2,7 +2,7 @@
 
 use crate::conformance::check::Arrives::{Anything, Once};
 use crate::conformance::check::Check::{
-    Answers, Body, Broken, Closed, Has, Lacks, NoTrailer, Of, Only, Status,
+    Answers, Body, Broken, Closed, Count, Has, Lacks, NoTrailer, Of, Only, Status,
 };
 use crate::conformance::row::{Ask, Content, Row, TO_HTTP1, answer, ask, get};
 use crate::conformance::script::{
@@ -128,6 +128,15 @@ fn lengths() -> Vec<Row> {
         .reply_http1("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n")
         .expect(Once(&[]), &[Status(&[200]), Body(""), Lacks("content-length")])
         .or(Once(&[]), &[Status(&[502])]),
+    );
+    rows.push(
+        Row::new(
+            "RFC 9110 §9.3.2",
+            "an answer of our own to HEAD has the length of GET's, and no body",
+        )
+        .ask(ask("HEAD", &[]))
+        .reply_http1_steps(vec![Step::AwaitRequest, Step::Close])
+        .expect(Anything, &[Status(&[502]), Body(""), Count("content-length", 1)]),
     );
     rows.push(
         Row::new(
