@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use evenkeel_config::{Environment, load};
 
 /// Files of other programs that are written in YAML too.
-const OF_OTHERS: [&str; 4] = ["prometheus.yml", "envoy.yaml", "traefik.yml", "promscrape.yml"];
+const OF_OTHERS: [&str; 3] = ["prometheus.yml", "envoy.yaml", "traefik.yml"];
 
 /// One block: where it begins (`docs/operations.md:99`), what its fence says, and its text.
 struct PrintedBlock {
@@ -22,7 +22,7 @@ struct PrintedBlock {
 #[test]
 fn every_printed_configuration_is_taken() {
     let folder = tempfile::tempdir().unwrap();
-    // 32 bytes of zeros: any key does, and a real one belongs into no repository.
+    // 32 bytes of zeros: any key does, and a real one belongs in no repository.
     fs::write(folder.path().join("gossip.keys"), format!("{}=\n", "A".repeat(43))).unwrap();
     let keys = folder.path().join("gossip.keys");
     fs::set_permissions(&keys, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
