@@ -86,6 +86,9 @@ fn documented_parameters() -> BTreeSet<String> {
     cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
 }
 
+/// A query, and how many instances it finds, or the status of its refusal.
+type ParameterCase = (&'static str, Result<usize, u16>);
+
 /// Every parameter of the documentation's table has a case here, and does what is said of it.
 #[test]
 fn the_documented_parameters_are_those_of_the_server() {
@@ -98,8 +101,7 @@ fn the_documented_parameters_are_those_of_the_server() {
         assert_eq!(put(&host, "/v1/agent/service/register", &body).status, 200);
     }
     host.wait_for_passing("web", 1);
-    // Of each a query, and how many of the two instances it finds, or the status of the refusal.
-    let cases: [(&str, &[(&str, Result<usize, u16>)]); 19] = [
+    let cases: [(&str, &[ParameterCase]); 19] = [
         ("index", &[("index=1", Ok(2)), ("index=x", Err(400))]),
         ("wait", &[("index=1&wait=10s", Ok(2)), ("wait=10", Err(400))]),
         ("passing", &[("passing", Ok(1)), ("passing=false", Ok(2)), ("passing=maybe", Err(400))]),
