@@ -10,7 +10,8 @@ SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 PROFILE := --profile thin
 
 # Installed when missing: the program a test calls, and the Debian package it comes from.
-TEST_TOOLS := nginx:nginx dig:dnsutils curl:curl h2load:nghttp2-client ss:iproute2
+TEST_TOOLS := nginx:nginx dig:dnsutils curl:curl h2load:nghttp2-client ss:iproute2 haproxy:haproxy unbound:unbound \
+              dnsmasq:dnsmasq-base
 GRPCIO     := grpcio==1.76.0
 
 # How long each fuzz target runs, and which: each has a folder of seeds.

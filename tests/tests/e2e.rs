@@ -33,6 +33,7 @@ mod e2e {
     pub mod grpc;
     pub mod messages;
     pub mod reach;
+    pub mod recipes;
     pub mod uploads;
 
     pub mod limits;

@@ -1,5 +1,6 @@
 //! Consul's HTTP API as its clients use it: what is documented is what is answered, and nothing of theirs is a 404.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -72,6 +73,72 @@ fn the_documented_paths_are_those_of_the_server() {
     for path in ["/v1/nothing", "/v1/health/nothing/web", "/v1/agent"] {
         assert_eq!(ask(&host, path).status, 501, "{path}");
     }
+}
+
+/// The parameters in the documentation's table.
+fn documented_parameters() -> BTreeSet<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/consul.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (_, section) = page.split_once("\n## Parameters\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let cells = section.lines().filter(|line| line.starts_with("| `"));
+    let cells = cells.map(|row| row.split('|').nth(1).unwrap());
+    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// A query, and how many instances it finds, or the status of its refusal.
+type ParameterCase = (&'static str, Result<usize, u16>);
+
+/// Every parameter of the documentation's table has a case here, and does what is said of it.
+#[test]
+fn the_documented_parameters_are_those_of_the_server() {
+    let lab = Lab::new(1);
+    let zoned = Setup { zone: "a".into(), join: Vec::new(), ..Setup::default() };
+    let host = lab.mesh(&[zoned]).remove(0);
+    for (id, status) in [("web-1", "passing"), ("web-2", "critical")] {
+        let check = json!({"TTL": "1h", "Status": status});
+        let body = json!({"Name": "web", "ID": id, "Port": 9001, "Tags": [id], "Check": check});
+        assert_eq!(put(&host, "/v1/agent/service/register", &body).status, 200);
+    }
+    host.wait_for_passing("web", 1);
+    let cases: [(&str, &[ParameterCase]); 19] = [
+        ("index", &[("index=1", Ok(2)), ("index=x", Err(400))]),
+        ("wait", &[("index=1&wait=10s", Ok(2)), ("wait=10", Err(400))]),
+        ("passing", &[("passing", Ok(1)), ("passing=false", Ok(2)), ("passing=maybe", Err(400))]),
+        ("tag", &[("tag=WEB-2", Ok(1)), ("tag=web-1&tag=web-2", Ok(0))]),
+        ("node-meta", &[("node-meta=zone:a", Ok(2)), ("node-meta=zone:b", Ok(0))]),
+        (
+            "filter",
+            &[
+                ("filter=%22web-1%22+in+Service.Tags", Ok(1)),
+                ("filter=Service.ID+matches+%22web%22", Err(400)),
+            ],
+        ),
+        ("stale", &[("stale", Ok(2)), ("stale&consistent", Err(400))]),
+        ("consistent", &[("consistent", Ok(2))]),
+        ("pretty", &[("pretty", Ok(2))]),
+        ("dc", &[("dc=test", Ok(2)), ("dc=other", Err(500))]),
+        ("ns", &[("ns=default", Ok(2)), ("ns=other", Err(400))]),
+        ("partition", &[("partition=", Ok(2)), ("partition=other", Err(400))]),
+        ("peer", &[("peer=", Ok(2)), ("peer=other", Err(400))]),
+        ("sg", &[("sg=", Ok(2)), ("sg=other", Err(400))]),
+        ("hash", &[("hash=abc", Err(501))]),
+        ("near", &[("near=_agent", Ok(2))]),
+        ("cached", &[("cached", Ok(2))]),
+        ("token", &[("token=secret", Ok(2))]),
+        ("merge-central-config", &[("merge-central-config", Ok(2))]),
+    ];
+    let tested: BTreeSet<String> = cases.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(documented_parameters(), tested, "documented, and tested here");
+    for (query, expected) in cases.iter().flat_map(|(_, queries)| *queries) {
+        let answer = ask(&host, &format!("/v1/health/service/web?{query}"));
+        let found = match answer.status.as_u16() {
+            200 => Ok(answer.json().as_array().unwrap().len()),
+            refused => Err(refused),
+        };
+        assert_eq!(found, *expected, "{query}: {}", answer.text());
+    }
+    assert!(ask(&host, "/v1/health/service/web?pretty").text().contains("\n    "));
 }
 
 /// Traefik's watch: a blocking query on the checks of all wakes when one changes, and not at the rate of changes.
