@@ -32,6 +32,7 @@ fn config(host: u8) -> Config {
             address: address(host),
             mesh_port: 7110,
             zone: None,
+            version: "0.1.0".into(),
         },
         keys: vec![[1; 32]],
         profile: Profile::LAN,

@@ -153,6 +153,7 @@ mod tests {
             status: NodeStatus::Alive,
             draining: false,
             drain_reason: String::new(),
+            version: String::new(),
             index: 1,
         };
         Arc::new(Instance {
