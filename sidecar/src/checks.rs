@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
+use tracing::debug;
 
 use crate::gossip::Command;
 
@@ -100,6 +101,9 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
     loop {
         due.tick().await;
         let (result, output) = ask(&check.kind, check.timeout).await;
+        if result != Status::Passing {
+            debug!(instance, check = check.id, result = result.as_str(), "{output}");
+        }
         if health.report(result).is_some() || !said {
             said = true;
             let verdict = Verdict {

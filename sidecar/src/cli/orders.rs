@@ -14,42 +14,46 @@ use crate::admin::report::{Order, Orders};
 /// `evenkeel override`.
 pub fn override_policy(args: &OverrideArgs, colour: bool) -> anyhow::Result<String> {
     let Some(service) = &args.service else {
-        return shown(&args.ask, &client::get(&args.ask.admin, "/v1/orders")?, |orders| {
+        return shown(&args.ask, &client::get(&args.ask.admin(), "/v1/orders")?, |orders| {
             listed(orders, colour)
         });
     };
+    let admin = args.ask.admin();
     let path = format!("/v1/override/{}", encoded(service));
     if args.undo {
-        let answer = client::send(&args.ask.admin, Method::DELETE, &path, Bytes::new())?;
+        let answer = client::send(&admin, Method::DELETE, &path, Bytes::new())?;
         return shown(&args.ask, &answer, |_| format!("{service} is no longer overridden.\n"));
     }
     let fields = args.fields.iter().map(|field| assignment(field)).collect::<Result<_, _>>()?;
     let body = serde_json::to_vec(&OverrideBody { fields, ttl: args.ttl.clone() })?;
-    let answer = client::send(&args.ask.admin, Method::PUT, &path, body.into())?;
+    let answer = client::send(&admin, Method::PUT, &path, body.into())?;
     shown(&args.ask, &answer, |orders| {
         let order = orders.orders.first().cloned().unwrap_or_default();
         format!(
-            "Every host of the mesh follows this for {service} until {}:\n{}\nTo end it sooner: evenkeel override {service} --undo\n",
-            order.until, order.policy
+            "Every host of the mesh follows this for {service} until {}:\n{}\nTo end it sooner: {}\n",
+            order.until,
+            order.policy,
+            args.ask.hint(&format!("evenkeel override {service} --undo"))
         )
     })
 }
 
 /// `evenkeel drain`.
 pub fn drain(args: &DrainArgs, _colour: bool) -> anyhow::Result<String> {
-    let host = &args.host;
+    let (host, admin) = (&args.host, args.ask.admin());
     let path = format!("/v1/drain/{}", encoded(host));
     if args.undo {
-        let answer = client::send(&args.ask.admin, Method::DELETE, &path, Bytes::new())?;
+        let answer = client::send(&admin, Method::DELETE, &path, Bytes::new())?;
         return shown(&args.ask, &answer, |_| format!("{host} may be chosen again.\n"));
     }
     let body = serde_json::to_vec(&DrainBody { ttl: args.ttl.clone() })?;
-    let answer = client::send(&args.ask.admin, Method::PUT, &path, body.into())?;
+    let answer = client::send(&admin, Method::PUT, &path, body.into())?;
     shown(&args.ask, &answer, |orders| {
         let until = orders.orders.first().map_or("", |order| order.until.as_str());
         let notes: String = orders.notes.iter().map(|note| format!("{note}.\n")).collect();
+        let undo = args.ask.hint(&format!("evenkeel drain {host} --undo"));
         format!(
-            "No host of the mesh chooses {host} until {until}; what is in flight there finishes.\n{notes}To end it sooner: evenkeel drain {host} --undo\n"
+            "No host of the mesh chooses {host} until {until}; what is in flight there finishes.\n{notes}To end it sooner: {undo}\n"
         )
     })
 }
@@ -70,7 +74,7 @@ fn shown(
         return Ok(String::from_utf8_lossy(body).into_owned());
     }
     let orders = serde_json::from_slice(body).with_context(|| {
-        format!("{} answered something else than an evenkeel: is --admin right?", ask.admin)
+        format!("{} answered something else than an evenkeel: is --admin right?", ask.admin())
     })?;
     Ok(text(&orders))
 }

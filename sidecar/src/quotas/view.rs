@@ -15,6 +15,7 @@ pub fn of(
     catalog: &Catalog,
     dropped: u64,
     waiting: bool,
+    configured: usize,
 ) -> View {
     let counters = quotas.counters();
     let newest = registrar.newest();
@@ -26,6 +27,7 @@ pub fn of(
             members: newest.members.keys().map(|host| name(*host)).collect(),
         }),
         waiting,
+        configured: Some(configured),
         resources: quotas
             .reports(now)
             .map(|report| resource(now, quotas, catalog, &report))
