@@ -251,7 +251,7 @@ impl DataPlane {
         &'p self,
         settings: &'p Settings,
     ) -> impl Iterator<Item = (String, SocketAddr)> + 'p {
-        settings.outbound.listeners.iter().enumerate().filter_map(|(at, listener)| {
+        settings.outbound.listeners.iter().enumerate().filter_map(move |(at, listener)| {
             let address = self.services.get(&(listener.listen, listener.service.clone()))?;
             Some((format!("outbound.listeners[{at}] ({})", listener.service), *address))
         })

@@ -262,6 +262,34 @@ fn a_host_without_limits_says_so() {
 }
 
 #[test]
+fn a_request_that_comes_before_the_leases_is_not_told_that_the_limit_is_reached() {
+    let application = Application::answering(200);
+    let more = format!(
+        "upstreams: [{{name: db, endpoints: [\"{}\"]}}]\n\
+         ratelimit:\n  resources: [{{match: db, capacity: 500, per: 1s}}]\n\
+         \x20 apply: [{{direction: outbound, service: db, resource: db}}]\n",
+        application.address
+    );
+    // While nobody of mesh.join answers, nobody has written who shares the limits.
+    let mut gone = Host::alone("granted");
+    gone.kill();
+    let mut host = Host::with("granted", &more, None, &[&gone]);
+    eventually("it is told so", || {
+        let url = format!("http://{}/", host.listener("outbound.listen"));
+        let answer = output_of(Command::new("curl").args(["-sSi", "-H", "Host: db.mesh", &url]));
+        let is_told = answer.contains(" 429 ")
+            && answer.contains("granted no lease on db")
+            && answer.contains("details=\"limited: lease not granted yet\"");
+        if !is_told {
+            // It has waited for the others in vain meanwhile, and goes alone.
+            host.kill();
+            host.start();
+        }
+        is_told
+    });
+}
+
+#[test]
 fn upstreams_of_the_file_are_listed_among_the_services() {
     let application = Application::answering(200);
     let more = format!(

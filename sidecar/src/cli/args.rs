@@ -12,7 +12,8 @@ use clap_complete::Shell;
     version,
     max_term_width = 100,
     arg_required_else_help = true,
-    after_help = "Exit status: 0 done, 1 failed, 64 wrong usage, 78 wrong configuration."
+    after_help = "What asks a running host asks --admin ADDR, else $EVENKEEL_ADMIN, else 127.0.0.1:7119.\n\
+                  Exit status: 0 done, 1 failed, 64 wrong usage, 78 wrong configuration."
 )]
 pub struct Cli {
     /// What to do.

@@ -21,18 +21,18 @@ fn shown(report: &StatusReport, colour: bool) -> String {
         None => ("yes".to_owned(), Tone::Good),
         Some(why) => (format!("no, {why}"), Tone::Bad),
     };
-    let count = |state: &String| report.members.get(state).copied().unwrap_or_default();
-    let members: Vec<String> =
-        report.members.keys().map(|state| format!("{} {state}", count(state))).collect();
-    let or_none = |text: &Option<String>, none: &str| text.clone().unwrap_or_else(|| none.to_owned());
+    let members = report.members.iter().map(|(state, count)| format!("{count} {state}"));
+    let members: Vec<String> = members.collect();
+    let file = report.configuration.as_deref().unwrap_or("none: every default");
+    let data = report.data_dir.as_deref().unwrap_or("none: a restart forgets (node.data_dir)");
     let up = format!("{}, since {}", age(report.uptime_s.saturating_mul(1000)), report.started);
     let mut rows = vec![
         ("ready", ready, tone),
         ("up for", up, Tone::Plain),
         ("members", members.join(", "), Tone::Plain),
         ("services", report.services.to_string(), Tone::Plain),
-        ("file", or_none(&report.configuration, "none: every default"), Tone::Plain),
-        ("data", or_none(&report.data_dir, "none: a restart forgets (node.data_dir)"), Tone::Plain),
+        ("file", file.to_owned(), Tone::Plain),
+        ("data", data.to_owned(), Tone::Plain),
         ("id", report.id.clone(), Tone::Dim),
     ];
     if !report.zone.is_empty() {
