@@ -34,8 +34,9 @@ pub struct EndpointReport {
     pub in_flight: u32,
     /// Estimated time to a response's head, as the last answer left it; `None`: no answer in the last 30 s.
     pub latency_ms: Option<f64>,
-    /// What it would cost a first attempt: the estimate (aged) or its silence, in ms, times what would be in flight, doubled for each
-    /// recent failure. `None` where nothing was heard lately and it owes nothing, and where the policy does not go by costs.
+    /// What it would cost a first attempt: the estimate (aged) or its silence, in ms, times what would be in flight,
+    /// doubled for each recent failure. `None` where nothing was heard lately and it owes nothing, and where the policy
+    /// does not go by costs.
     pub cost_ms: Option<f64>,
     /// How long it has owed an answer to what is in flight. A silence that outlived the last request shows in the `stall` verdict.
     pub stall_ms: Option<f64>,

@@ -71,7 +71,8 @@ impl PeakEwma {
         self.0.store(0, Relaxed);
     }
 
-    /// The estimate in ns as the last sample left it, for people: aged, it would say that an endpoint nobody asks answers at once.
+    /// The estimate in ns as the last sample left it, for people: aged, it would say that an endpoint nobody asks
+    /// answers at once.
     /// `None` where the last sample is older than [`RECENT_TICKS`], or there is none.
     pub(crate) fn recent(&self, now: u64) -> Option<f32> {
         let (estimate, last) = unpack(self.0.load(Relaxed))?;

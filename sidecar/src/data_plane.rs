@@ -245,8 +245,8 @@ impl DataPlane {
         }
     }
 
-    /// The listeners for one service each, under the keys of the configuration that [`DataPlane::reload`] has followed: where in the
-    /// file, which service, and the address in use.
+    /// The listeners for one service each, by their keys in the configuration that [`DataPlane::reload`] has followed:
+    /// where in the file, which service, and the address in use.
     pub fn services<'p>(
         &'p self,
         settings: &'p Settings,

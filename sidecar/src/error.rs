@@ -88,7 +88,7 @@ pub enum LimitCause {
     /// What this host has of it is used up.
     #[default]
     Reached,
-    /// This host has just begun to ask for it, or the hosts have not agreed yet who shares it: its part is still to come.
+    /// This host has just begun to ask for it, or the hosts have not agreed yet who shares it: its part is to come.
     NotGrantedYet,
     /// The root of the resource does not answer, and the rule lets no more go meanwhile.
     RootSilent,

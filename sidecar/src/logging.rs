@@ -75,8 +75,8 @@ fn levels(told: &str) -> Result<Option<Targets>, ParseError> {
     (!parts.is_empty()).then(|| parts.join(",").parse()).transpose()
 }
 
-/// The level is for what we say. Libraries say at most what is worth an operator's look: below `info` they have a line for
-/// each frame of HTTP/2, which only `RUST_LOG` brings.
+/// The level is for what we say. Libraries say at most what is worth an operator's look: below `info` they have a line
+/// for each frame of HTTP/2, which only `RUST_LOG` brings.
 fn by_file(log: &Log) -> Targets {
     // The configuration's reader lets nothing else pass than the names of levels.
     let level = log.level.parse::<LevelFilter>().unwrap_or(LevelFilter::INFO);

@@ -1,8 +1,8 @@
 //! The admin listener: whether this host is well, its numbers, and why it does what it does.
 //!
 //! `/livez`, `/readyz`, `/metrics`, `/config` (secrets left out), and below `/v1/` what the command line prints:
-//! `status`, `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=&key=`, `shards/S?key=`, `quotas`, `events?after=`, `orders`. All of that reads; what
-//! changes something is in [`orders`]. Membership and
+//! `status`, `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=&key=`, `shards/S?key=`, `quotas`,
+//! `events?after=`, `orders`. All of that reads; what changes something is in [`orders`]. Membership and
 //! services come from the snapshot; what the data plane knows comes through [`Views`], so that this knows nothing of
 //! it. Whose requests come this far is decided before, in [`crate::control_guard`].
 

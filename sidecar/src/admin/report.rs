@@ -264,7 +264,8 @@ pub struct ExplainEndpoint {
     pub address: String,
     /// Whether it may be chosen.
     pub usable: bool,
-    /// What it would cost to choose it, in ms times requests; lower is better. None where nothing is known of late, or costs do not decide.
+    /// What it would cost to choose it, in ms times requests; lower is better. None where nothing is known of late, or
+    /// costs do not decide.
     pub cost: Option<f64>,
     /// Why its host drains; empty: it does not.
     #[serde(skip_serializing_if = "String::is_empty")]

@@ -1,8 +1,8 @@
 //! What a running host says, as tables.
 
-use serde::de::DeserializeOwned;
-
 use std::collections::BTreeSet;
+
+use serde::de::DeserializeOwned;
 
 use super::args::{AskArgs, Output, ServiceArgs, ShardsArgs};
 use super::client;
@@ -78,7 +78,7 @@ fn members_table(report: &Members, colour: bool) -> String {
         let mut row = vec![
             Cell::text(name),
             Cell::text(&member.address),
-            Cell::text(shown_state(member)).tone(state_tone(&member.state)),
+            Cell::text(&member.state).tone(state_tone(&member.state)),
             Cell::number(age(member.for_ms)),
             Cell::text(version),
             Cell::number(member.instances),
@@ -87,15 +87,14 @@ fn members_table(report: &Members, colour: bool) -> String {
         row.extend(with_ids.then(|| Cell::text(&member.id).tone(Tone::Dim)));
         table.row(row);
     }
-    table.render(colour)
-}
-
-fn shown_state(member: &Member) -> String {
-    if member.drained_by.is_empty() {
-        member.state.clone()
-    } else {
-        format!("{} (by {})", member.state, member.drained_by)
+    let mut out = table.render(colour);
+    for Member { name, drained_by, .. } in &report.members {
+        if !drained_by.is_empty() {
+            let text = format!("drains, by order of {drained_by}");
+            out.push_str(&paragraph(&format!("{} ", printable(name)), &text, Tone::Warn, colour));
+        }
     }
+    out
 }
 
 fn services_table(report: &Services, colour: bool) -> String {
