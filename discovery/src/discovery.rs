@@ -567,8 +567,7 @@ impl Discovery {
         let maintenance = self.host_maintenance();
         let draining = self.draining || maintenance.is_some();
         let drain_reason = maintenance.unwrap_or_default().to_owned();
-        let body =
-            NodeBody { name, address, mesh, zone, draining, drain_reason, version }.encode();
+        let body = NodeBody { name, address, mesh, zone, draining, drain_reason, version }.encode();
         self.write_own(now, NODE_KEY, Some(body));
     }
 

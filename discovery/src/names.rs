@@ -286,8 +286,22 @@ mod tests {
     #[test]
     fn the_configuration_takes_the_same_service_names() {
         for name in [
-            "web", "my_service", "_web", "web-", "-web", "web.shop", "web.my_shop", "a.b.c", "Web",
-            "web shop", "web.", ".web", "w\u{e9}b", "0", &"x".repeat(63), &"x".repeat(64),
+            "web",
+            "my_service",
+            "_web",
+            "web-",
+            "-web",
+            "web.shop",
+            "web.my_shop",
+            "a.b.c",
+            "Web",
+            "web shop",
+            "web.",
+            ".web",
+            "w\u{e9}b",
+            "0",
+            &"x".repeat(63),
+            &"x".repeat(64),
         ] {
             let text = format!("services: [{{name: \"{name}\", address: \"127.0.0.1:80\"}}]");
             let env = evenkeel_config::Environment::named("host-a");

@@ -38,6 +38,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+use crate::admin::Started;
 use crate::balancer_metrics::BalancerMetrics;
 use crate::control::{self, Surface};
 use crate::control_guard::ControlGuard;
@@ -53,7 +54,6 @@ use crate::quotas::{self, QuotasArgs, QuotasThread};
 use crate::scout::{self, Identity};
 use crate::state::State;
 use crate::upstreams::Upstreams;
-use crate::admin::Started;
 use crate::{admin, catalog_http, checks, dns, views};
 
 /// Runs until SIGTERM or SIGINT.

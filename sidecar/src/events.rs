@@ -73,7 +73,11 @@ impl Events {
             error!(kind = RELOAD_REFUSED, "{problem}");
         }
         let (subject, all) = (file.display().to_string(), problems.join("; "));
-        warn!(kind = RELOAD_REFUSED, "{subject}: the old configuration stays; problems: {}", problems.len());
+        warn!(
+            kind = RELOAD_REFUSED,
+            "{subject}: the old configuration stays; problems: {}",
+            problems.len()
+        );
         self.ring().refused = Some(all.clone());
         self.push(Severity::Warning, RELOAD_REFUSED, subject, all);
     }
@@ -90,13 +94,7 @@ impl Events {
         self.ring().refused.clone()
     }
 
-    /// A copy, oldest first.
-    #[must_use]
-    pub fn all(&self) -> Vec<Event> {
-        self.after(0)
-    }
-
-    /// A copy of what came after the event of this number, oldest first.
+    /// A copy of what came after the event of this number (0: of all), oldest first.
     #[must_use]
     pub fn after(&self, number: u64) -> Vec<Event> {
         self.ring().events.iter().filter(|event| event.number > number).cloned().collect()
@@ -166,7 +164,7 @@ mod tests {
         for n in 0..EVENTS_MAX + 3 {
             events.info("tested", n.to_string(), "x");
         }
-        let all = events.all();
+        let all = events.after(0);
         assert_eq!(all.len(), EVENTS_MAX);
         assert_eq!(all.first().map(|event| (event.number, event.subject.as_str())), Some((4, "3")));
         assert_eq!(all.last().map(|event| event.number), Some(EVENTS_MAX as u64 + 3));

@@ -179,7 +179,9 @@ impl Data {
             limits: limits(&self.settings.load().ratelimit, &upstream.name, &method, path),
             endpoints: reports(upstream, &route.policy, about.key.as_deref())
                 .into_iter()
-                .map(|(report, dial)| (instance_of(&catalog, &upstream.name, &report), report, dial))
+                .map(|(report, dial)| {
+                    (instance_of(&catalog, &upstream.name, &report), report, dial)
+                })
                 .map(|(instance, report, dial)| report::ExplainEndpoint {
                     host: host_of(&catalog, &report.node),
                     usable: report.verdicts.iter().all(|v| v.pass || v.filter == "slow_start"),

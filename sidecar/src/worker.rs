@@ -243,7 +243,9 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, opened: OpenListener,
     let close = &opened.close;
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(listener = %role, %error, "cannot be polled: restart this host"),
+        Err(error) => {
+            return tracing::error!(listener = %role, %error, "cannot be polled: restart this host");
+        }
     };
     loop {
         let accepted = tokio::select! {

@@ -134,9 +134,8 @@ fn a_closed_pipe_ends_the_command_line_quietly() {
 #[test]
 fn the_environment_says_whom_to_ask_unless_it_is_typed() {
     let host = Host::alone("environment");
-    let asked = |admin: &str, args: &[&str]| {
-        command(args).env("EVENKEEL_ADMIN", admin).output().unwrap()
-    };
+    let asked =
+        |admin: &str, args: &[&str]| command(args).env("EVENKEEL_ADMIN", admin).output().unwrap();
     let named = asked(host.admin_address(), &["members"]);
     assert!(text(&named.stdout).contains(host.name()), "{named:?}");
     let typed = asked(&closed(), &["members", "--admin", host.admin_address()]);
@@ -191,13 +190,17 @@ fn the_log_begins_with_who_writes_it() {
     let more = "upstreams: [{name: a, endpoints: [\"127.0.0.1:1\"], scout: {http: /}}]\n";
     let host = Host::with("begins", more, None, &[]);
     let log = host.logged("");
-    for part in ["evenkeel starts", env!("CARGO_PKG_VERSION"), "evenkeel.yaml", host.name(), "begins"]
+    for part in
+        ["evenkeel starts", env!("CARGO_PKG_VERSION"), "evenkeel.yaml", host.name(), "begins"]
     {
         assert!(log[0].contains(part), "{part} in {}", log[0]);
     }
     assert!(log.iter().skip(1).any(|line| line.contains("WARN")), "and then the warning: {log:?}");
     for key in ["mesh.data.listen", "mesh.gossip.listen", "outbound.listen", "admin.listen"] {
-        assert!(!host.logged(&format!("listening listener=\"{key}\"")).is_empty(), "{key}: {log:?}");
+        assert!(
+            !host.logged(&format!("listening listener=\"{key}\"")).is_empty(),
+            "{key}: {log:?}"
+        );
     }
 }
 
@@ -292,10 +295,7 @@ fn a_request_that_comes_before_the_leases_is_not_told_that_the_limit_is_reached(
 #[test]
 fn upstreams_of_the_file_are_listed_among_the_services() {
     let application = Application::answering(200);
-    let more = format!(
-        "upstreams: [{{name: db, endpoints: [\"{}\"]}}]\n",
-        application.address
-    );
+    let more = format!("upstreams: [{{name: db, endpoints: [\"{}\"]}}]\n", application.address);
     let listeners = "[{listen: \"127.0.0.1:0\", service: db}]";
     let host = Host::with_listeners("upstreams", &more, listeners);
     let services = host.evenkeel(&["services"]);
@@ -357,7 +357,9 @@ fn the_level_debug_says_why_and_not_a_line_a_frame() {
         .unwrap();
     assert_eq!(text(&asked.stdout), "503");
     eventually("it says what failed, with whom", || {
-        host.logged("an attempt failed").iter().any(|line| line.contains("db") && line.contains("127."))
+        host.logged("an attempt failed")
+            .iter()
+            .any(|line| line.contains("db") && line.contains("127."))
     });
     assert!(!host.logged("a request is sent again").is_empty(), "{:?}", host.logged("DEBUG"));
     let of_libraries = host.logged("DEBUG");

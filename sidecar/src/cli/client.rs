@@ -57,7 +57,9 @@ async fn ask(
     body: Bytes,
 ) -> anyhow::Result<Bytes> {
     let unreadable = |cause| {
-        anyhow!("{admin}: {cause}. Write --admin (or {ADMIN_VARIABLE}) as HOST:PORT, for example 127.0.0.1:7119")
+        anyhow!(
+            "{admin}: {cause}. Write --admin (or {ADMIN_VARIABLE}) as HOST:PORT, for example 127.0.0.1:7119"
+        )
     };
     let addresses: Vec<SocketAddr> =
         tokio::net::lookup_host(admin).await.map_err(unreadable)?.collect();

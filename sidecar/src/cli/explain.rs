@@ -79,7 +79,8 @@ fn verdicts(endpoint: &ExplainEndpoint, colour: bool) -> String {
     };
     let on = if host.is_empty() { String::new() } else { format!(" on {}", printable(host)) };
     let cost = cost.map_or_else(String::new, |cost| format!(", cost {cost:.3}"));
-    let mut out = format!("{}{on} at {}: {usable}{cost}\n", printable(instance), printable(address));
+    let mut out =
+        format!("{}{on} at {}: {usable}{cost}\n", printable(instance), printable(address));
     for verdict in &endpoint.verdicts {
         let (mark, tone) = if verdict.pass { ("ok", Tone::Plain) } else { ("no", Tone::Bad) };
         let mut lead = String::new();

@@ -143,7 +143,8 @@ mod tests {
         let agreeing = shown(&View::default(), false);
         assert!(agreeing.starts_with("No roster yet"), "{agreeing}");
         let idle = Roster { epoch: 7, settled: true, members: vec!["host-a".into()] };
-        let idle = shown(&View { configured: Some(1), roster: Some(idle), ..View::default() }, false);
+        let idle =
+            shown(&View { configured: Some(1), roster: Some(idle), ..View::default() }, false);
         assert!(idle.contains("No resource is leased") && idle.contains("The root"), "{idle}");
     }
 }

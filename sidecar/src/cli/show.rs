@@ -108,7 +108,8 @@ fn services_table(report: &Services, colour: bool) -> String {
     }
     let mut table =
         Table::new(&["SERVICE", "USABLE", "INSTANCES", "CRITICAL", "DRAINING", "TAGS"]).wrapping(5);
-    let noted = |count: usize, tone| Cell::number(count).tone(if count > 0 { tone } else { Tone::Dim });
+    let noted =
+        |count: usize, tone| Cell::number(count).tone(if count > 0 { tone } else { Tone::Dim });
     for service in &report.services {
         let tone = match (service.usable, service.instances) {
             (0, _) => Tone::Bad,
@@ -362,8 +363,11 @@ mod tests {
         let new = Endpoint { checks: vec![check("critical", "")], ..sick.clone() };
         let drained =
             Endpoint { draining: "host-b drains".into(), checks: Vec::new(), ..sick.clone() };
-        let report =
-            Endpoints { service: "web".into(), endpoints: vec![sick, new, drained], ..Default::default() };
+        let report = Endpoints {
+            service: "web".into(),
+            endpoints: vec![sick, new, drained],
+            ..Default::default()
+        };
         let text = endpoints_table(&report, false);
         let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
         for sentence in [

@@ -153,13 +153,15 @@ impl Table {
     /// A row as rows of one line each.
     fn lines_of(&self, row: &[Cell], widths: &[usize]) -> Vec<Vec<Cell>> {
         let long = self.wrapping.and_then(|column| Some((column, row.get(column)?)));
-        let Some((column, cell)) = long.filter(|(at, cell)| cell.text.chars().count() > widths[*at])
+        let Some((column, cell)) =
+            long.filter(|(at, cell)| cell.text.chars().count() > widths[*at])
         else {
             return vec![row.to_vec()];
         };
         let lines = wrapped(&cell.text, widths[column]).into_iter().enumerate();
         let line = |(number, text)| {
-            let mut line = if number == 0 { row.to_vec() } else { vec![Cell::default(); row.len()] };
+            let mut line =
+                if number == 0 { row.to_vec() } else { vec![Cell::default(); row.len()] };
             line[column] = Cell { text, ..cell.clone() };
             line
         };
@@ -254,7 +256,10 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{text}");
-        assert!(lines[1].ends_with("built-in") && lines[2].starts_with("                "), "{text}");
+        assert!(
+            lines[1].ends_with("built-in") && lines[2].starts_with("                "),
+            "{text}"
+        );
         assert!(lines[3].starts_with("timeout "), "{text}");
     }
 
