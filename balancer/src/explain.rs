@@ -203,7 +203,10 @@ fn verdicts(
     };
     let (retry_after, unreachable) = state.holds();
     let (typical, answers) = state.probation.typical();
-    let shown = format!("typically {:.2} ms, of {answers} answers", typical.as_secs_f64() * 1e3);
+    let shown = match answers {
+        0 => "none lately".to_owned(),
+        _ => format!("typically {:.2} ms, of {answers} answers", typical.as_secs_f64() * 1e3),
+    };
     let probation = match (threshold(policy), state.on_probation.load(Relaxed)) {
         (None, _) => verdict("probation", true, "off".into()),
         (Some(_), false) if answers < policy.probation.min_requests => {

@@ -370,8 +370,8 @@ mod tests {
             (
                 "service",
                 |t| service(t).map(drop),
-                &["a", "payments", "pay-1.shop", "9"],
-                &["", "-a", "a-", "a.b.c", "A", "a_b", "a..b", ".", "a.", "ä"],
+                &["a", "payments", "pay-1.shop", "9", "a_b", "_a", "a-"],
+                &["", "-a", "a.b.c", "A", "a b", "a..b", ".", "a.", "ä"],
             ),
             (
                 "domain",

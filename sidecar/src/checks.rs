@@ -43,8 +43,8 @@ pub struct Verdict {
     pub output: String,
 }
 
-/// Runs the checks of whatever is registered on this host, until `local` closes. Each check's first result and each
-/// change after it goes to `commands`. Must be called within a `LocalSet`.
+/// Runs the checks of whatever is registered on this host, until `local` closes. Each check's first result, each change
+/// after it, and now and then another reason for the same goes to `commands`. Must be called within a `LocalSet`.
 pub async fn run(
     mut local: watch::Receiver<Arc<Vec<Registration>>>,
     commands: mpsc::Sender<Command>,
@@ -97,15 +97,21 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
     let first = Instant::now() + check.interval.min(FIRST_WITHIN) * (spread % 1000) / 1000;
     let mut due = tokio::time::interval_at(first, check.interval.max(INTERVAL_MIN));
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut said = false;
+    let mut said: Option<(Instant, String)> = None;
     loop {
         due.tick().await;
         let (result, output) = ask(&check.kind, check.timeout).await;
         if result != Status::Passing {
             debug!(instance, check = check.id, result = result.as_str(), "{output}");
         }
-        if health.report(result).is_some() || !said {
-            said = true;
+        let is_other = health.report(result).is_some();
+        // It fails for another reason now: whoever looks is not to look for the old one.
+        let fails_otherwise = |(at, told): &(Instant, String)| {
+            let fails = result == health.status() && result != Status::Passing;
+            fails && *told != output && at.elapsed() >= REASON_AGAIN
+        };
+        if is_other || said.as_ref().is_none_or(fails_otherwise) {
+            said = Some((Instant::now(), output.clone()));
             let verdict = Verdict {
                 instance: instance.clone(),
                 check: check.id.clone(),
@@ -195,6 +201,9 @@ async fn ask_http(kind: &CheckKind) -> Result<(Status, String), String> {
 
 /// The first run comes within this, or the interval: an instance that is well is published soon.
 const FIRST_WITHIN: Duration = Duration::from_millis(200);
+
+/// While a status stays, another reason for it is published this long after the last: it costs gossip, and wakes watchers.
+const REASON_AGAIN: Duration = Duration::from_secs(30);
 
 /// No check runs more often, whatever was registered.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);

@@ -251,10 +251,10 @@ fn drained(catalog: &Catalog, instance: &Instance) -> String {
     let subject = Subject::Drain(node.id);
     match catalog.orders.get(&subject) {
         Some(order) => {
-            format!("{} drains, by order of {}", node.name, report::Order::of(&subject, order))
+            format!("its host drains, by order of {}", report::Order::of(&subject, order))
         }
-        None if node.drain_reason.is_empty() => format!("{} drains: it is going away", node.name),
-        None => format!("{} is in maintenance: {}", node.name, node.drain_reason),
+        None if node.drain_reason.is_empty() => "its host drains: it is going away".to_owned(),
+        None => format!("its host is in maintenance: {}", node.drain_reason),
     }
 }
 

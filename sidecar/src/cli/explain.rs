@@ -45,16 +45,16 @@ fn explained(report: &Explain, colour: bool) -> String {
     }
     out.push('\n');
     if report.endpoints.is_empty() {
-        out.push_str("No endpoints: no host that is up offers this service.\n");
+        out.push_str("No endpoints: no host that is up offers this service.\n\n");
     }
     for endpoint in &report.endpoints {
         out.push_str(&verdicts(endpoint, colour));
     }
     if report.endpoints.iter().any(|endpoint| endpoint.cost.is_some()) {
         out.push_str(&paragraph("cost: ", COST, Tone::Dim, colour));
+        out.push('\n');
     }
     if !report.policy.is_empty() {
-        out.push('\n');
         let mut table = Table::new(&["POLICY", "VALUE", "FROM"]).wrapping(1);
         for field in &report.policy {
             let origin = if field.origin == "built-in" { Tone::Dim } else { Tone::Plain };
@@ -82,7 +82,12 @@ fn verdicts(endpoint: &ExplainEndpoint, colour: bool) -> String {
     let mut out =
         format!("{}{on} at {}: {usable}{cost}\n", printable(instance), printable(address));
     for verdict in &endpoint.verdicts {
-        let (mark, tone) = if verdict.pass { ("ok", Tone::Plain) } else { ("no", Tone::Bad) };
+        let (mark, tone) = match (verdict.pass, verdict.filter.as_str()) {
+            (true, _) => ("ok", Tone::Plain),
+            // It gets some requests all the same.
+            (false, "slow_start") => ("ok", Tone::Warn),
+            (false, _) => ("no", Tone::Bad),
+        };
         let mut lead = String::new();
         let _ = write!(lead, "  {mark}  {:<FILTER_WIDTH$}  ", printable(&verdict.filter));
         out.push_str(&paragraph(&lead, &verdict.reason, tone, colour));

@@ -7,7 +7,7 @@ use http::Method;
 use super::args::{AskArgs, DrainArgs, Output, OverrideArgs};
 use super::client;
 use super::show::encoded;
-use super::table::{Cell, Table, Tone};
+use super::table::{Cell, Table, Tone, paragraph};
 use crate::admin::orders::{DrainBody, OverrideBody};
 use crate::admin::report::{Order, Orders};
 
@@ -39,7 +39,7 @@ pub fn override_policy(args: &OverrideArgs, colour: bool) -> anyhow::Result<Stri
 }
 
 /// `evenkeel drain`.
-pub fn drain(args: &DrainArgs, _colour: bool) -> anyhow::Result<String> {
+pub fn drain(args: &DrainArgs, colour: bool) -> anyhow::Result<String> {
     let (host, admin) = (&args.host, args.ask.admin());
     let path = format!("/v1/drain/{}", encoded(host));
     if args.undo {
@@ -50,11 +50,14 @@ pub fn drain(args: &DrainArgs, _colour: bool) -> anyhow::Result<String> {
     let answer = client::send(&admin, Method::PUT, &path, body.into())?;
     shown(&args.ask, &answer, |orders| {
         let until = orders.orders.first().map_or("", |order| order.until.as_str());
-        let notes: String = orders.notes.iter().map(|note| format!("{note}.\n")).collect();
+        let chosen = format!(
+            "No host of the mesh chooses {host} until {until}; what is in flight there finishes."
+        );
+        let notes = orders.notes.iter().map(|note| format!("{note}."));
+        let said = std::iter::once(chosen).chain(notes);
+        let said: String = said.map(|text| paragraph("", &text, Tone::Plain, colour)).collect();
         let undo = args.ask.hint(&format!("evenkeel drain {host} --undo"));
-        format!(
-            "No host of the mesh chooses {host} until {until}; what is in flight there finishes.\n{notes}To end it sooner: {undo}\n"
-        )
+        format!("{said}To end it sooner: {undo}\n")
     })
 }
 

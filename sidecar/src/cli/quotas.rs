@@ -28,6 +28,7 @@ fn shown(view: &View, colour: bool) -> String {
     };
     if view.resources.is_empty() {
         out.push_str(&say(NOTHING_LEASED));
+        out.push('\n');
         out.push_str(&paragraph("", WORDS, Tone::Dim, colour));
         return out;
     }

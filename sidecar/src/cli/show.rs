@@ -140,40 +140,39 @@ fn endpoints_table(report: &Endpoints, colour: bool) -> String {
         out.push_str("No endpoints: no host that is up offers this service.\n");
         return out;
     }
-    let mut table = Table::new(&[
-        "INSTANCE",
-        "HOST",
-        "ADDRESS",
-        "STATE",
-        "IN FLIGHT",
-        "LATENCY",
-        "STALLED",
-        "EJECTIONS",
-    ]);
+    // What says nothing of any of them is left out: a line is to fit a terminal.
+    let any = |says: fn(&Endpoint) -> bool| report.endpoints.iter().any(says);
+    let with_hosts = any(|endpoint| !endpoint.host.is_empty());
+    let with_stalls = any(|endpoint| endpoint.stall_ms.is_some());
+    let with_ejections = any(|endpoint| endpoint.ejections > 0);
+    let mut columns = vec!["INSTANCE"];
+    columns.extend(with_hosts.then_some("HOST"));
+    columns.extend(["ADDRESS", "STATE", "IN FLIGHT", "LATENCY"]);
+    columns.extend(with_stalls.then_some("STALLED"));
+    columns.extend(with_ejections.then_some("EJECTIONS"));
+    let mut table = Table::new(&columns);
     for endpoint in &report.endpoints {
         let state = match endpoint.ejected_ms {
             Some(ms) if endpoint.state == "ejected" => format!("ejected for {}", age(ms)),
             _ => endpoint.state.clone(),
         };
-        table.row(vec![
-            Cell::text(&endpoint.instance),
-            Cell::text(&endpoint.host),
+        let latency = endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms"));
+        let stall = || match endpoint.stall_ms {
+            Some(ms) => Cell::number(format!("{ms:.1}ms")).tone(stall_tone(ms)),
+            None => Cell::number("-"),
+        };
+        let ejections = if endpoint.ejections > 0 { Tone::Warn } else { Tone::Dim };
+        let mut row = vec![Cell::text(&endpoint.instance)];
+        row.extend(with_hosts.then(|| Cell::text(&endpoint.host)));
+        row.extend([
             Cell::text(&endpoint.address),
             Cell::text(state).tone(state_tone(&endpoint.state)),
             Cell::number(endpoint.in_flight),
-            Cell::number(
-                endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms")),
-            ),
-            endpoint.stall_ms.map_or_else(
-                || Cell::number("-"),
-                |ms| Cell::number(format!("{ms:.1}ms")).tone(stall_tone(ms)),
-            ),
-            Cell::number(endpoint.ejections).tone(if endpoint.ejections > 0 {
-                Tone::Warn
-            } else {
-                Tone::Dim
-            }),
+            Cell::number(latency),
         ]);
+        row.extend(with_stalls.then(stall));
+        row.extend(with_ejections.then(|| Cell::number(endpoint.ejections).tone(ejections)));
+        table.row(row);
     }
     out.push_str(&table.render(colour));
     for endpoint in &report.endpoints {
@@ -339,10 +338,15 @@ mod tests {
         assert_eq!(
             endpoints_table(&report, false),
             "web, balance: p2c\n\
-             INSTANCE  HOST    ADDRESS      STATE   IN FLIGHT  LATENCY  STALLED  EJECTIONS\n\
-             web-1     host-b  10.0.0.6:80  usable          0   1.25ms        -          0\n\
-             web-1     host-b  10.0.0.6:80  usable          2   1.25ms  120.0ms          0\n"
+             INSTANCE  HOST    ADDRESS      STATE   IN FLIGHT  LATENCY  STALLED\n\
+             web-1     host-b  10.0.0.6:80  usable          0   1.25ms        -\n\
+             web-1     host-b  10.0.0.6:80  usable          2   1.25ms  120.0ms\n"
         );
+        let calm = Endpoints { endpoints: vec![report.endpoints[0].clone()], ..report };
+        assert!(!endpoints_table(&calm, false).contains("STALLED"));
+        let failed = Endpoint { ejections: 2, host: String::new(), ..calm.endpoints[0].clone() };
+        let failed = endpoints_table(&Endpoints { endpoints: vec![failed], ..calm }, false);
+        assert!(failed.contains("EJECTIONS") && !failed.contains("HOST"), "{failed}");
     }
 
     #[test]
@@ -362,7 +366,7 @@ mod tests {
         };
         let new = Endpoint { checks: vec![check("critical", "")], ..sick.clone() };
         let drained =
-            Endpoint { draining: "host-b drains".into(), checks: Vec::new(), ..sick.clone() };
+            Endpoint { draining: "its host drains".into(), checks: Vec::new(), ..sick.clone() };
         let report = Endpoints {
             service: "web".into(),
             endpoints: vec![sick, new, drained],
@@ -373,7 +377,7 @@ mod tests {
         for sentence in [
             "web-1 on host-b: critical: the http check service:web-1 says: cannot connect to 127.0.0.1:9001: Connection refused",
             "web-1 on host-b: critical: the http check service:web-1 has no result yet",
-            "web-1 on host-b: host-b drains",
+            "web-1 on host-b: its host drains",
         ] {
             assert!(words.contains(sentence), "{sentence} in\n{text}");
         }

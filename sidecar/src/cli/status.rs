@@ -39,7 +39,11 @@ fn shown(report: &StatusReport, colour: bool) -> String {
         rows.insert(1, ("zone", report.zone.clone(), Tone::Plain));
     }
     if let Some(refused) = &report.reload_refused {
-        rows.push(("reload", format!("the last one was refused: {refused}"), Tone::Bad));
+        let mut why: String = refused.chars().take(REASONS_MAX).collect();
+        if why.len() < refused.len() {
+            why.push_str("… (evenkeel events has all)");
+        }
+        rows.push(("reload", format!("the last one was refused: {why}"), Tone::Bad));
     }
     for (what, text, tone) in rows {
         out.push_str(&paragraph(&format!("{what:<LEAD$}"), &text, tone, colour));
@@ -54,6 +58,8 @@ fn shown(report: &StatusReport, colour: bool) -> String {
 }
 
 const LEAD: usize = 10;
+/// Characters shown of why a reload was refused: a file may be wrong from end to end.
+const REASONS_MAX: usize = 400;
 
 #[cfg(test)]
 mod tests {
@@ -92,6 +98,8 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line:?} in\n{text}");
         }
+        let refused = StatusReport { reload_refused: Some("x ".repeat(5_000)), ..report.clone() };
+        assert!(shown(&refused, false).lines().count() < 30);
         let ready = StatusReport { not_ready: None, ..report };
         assert!(shown(&ready, false).contains("ready     yes\n"));
     }

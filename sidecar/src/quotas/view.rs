@@ -20,11 +20,13 @@ pub fn of(
     let counters = quotas.counters();
     let newest = registrar.newest();
     let name = |host: u64| host_name(catalog, host);
+    let mut members: Vec<String> = newest.members.keys().map(|host| name(*host)).collect();
+    members.sort();
     View {
         roster: (newest.epoch > 0).then(|| report::Roster {
             epoch: newest.epoch,
             settled: newest.settled,
-            members: newest.members.keys().map(|host| name(*host)).collect(),
+            members,
         }),
         waiting,
         configured: Some(configured),
