@@ -97,7 +97,7 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
     let first = Instant::now() + check.interval.min(FIRST_WITHIN) * (spread % 1000) / 1000;
     let mut due = tokio::time::interval_at(first, check.interval.max(INTERVAL_MIN));
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut said: Option<(Instant, String)> = None;
+    let mut said: Option<Said> = None;
     loop {
         due.tick().await;
         let (result, output) = ask(&check.kind, check.timeout).await;
@@ -105,13 +105,9 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
             debug!(instance, check = check.id, result = result.as_str(), "{output}");
         }
         let is_other = health.report(result).is_some();
-        // It fails for another reason now: whoever looks is not to look for the old one.
-        let fails_otherwise = |(at, told): &(Instant, String)| {
-            let fails = result == health.status() && result != Status::Passing;
-            fails && *told != output && at.elapsed() >= REASON_AGAIN
-        };
-        if is_other || said.as_ref().is_none_or(fails_otherwise) {
-            said = Some((Instant::now(), output.clone()));
+        let fails = result == health.status() && result != Status::Passing;
+        if is_other || said.as_ref().is_none_or(|said| fails && said.is_outdated_by(&output)) {
+            said = Some(Said { at: Instant::now(), output: output.clone() });
             let verdict = Verdict {
                 instance: instance.clone(),
                 check: check.id.clone(),
@@ -122,6 +118,19 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
                 return;
             }
         }
+    }
+}
+
+/// What was last published of a check.
+struct Said {
+    at: Instant,
+    output: String,
+}
+
+impl Said {
+    /// It fails for another reason now, and has failed for the old one for a while: whoever looks is to find this one.
+    fn is_outdated_by(&self, output: &str) -> bool {
+        self.output != output && self.at.elapsed() >= REASON_AGAIN
     }
 }
 
@@ -272,6 +281,15 @@ mod tests {
             assert_eq!(found, status, "{output}");
             assert!(output.contains(says), "{output}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_reason_for_the_same_is_published_now_and_then() {
+        let said = Said { at: Instant::now(), output: "refused".into() };
+        assert!(!said.is_outdated_by("503"), "it has just been said");
+        tokio::time::advance(REASON_AGAIN).await;
+        assert!(said.is_outdated_by("503"));
+        assert!(!said.is_outdated_by("refused"), "the same is no news");
     }
 
     #[tokio::test]

@@ -25,7 +25,8 @@ fn shown(report: &StatusReport, colour: bool) -> String {
     let members: Vec<String> = members.collect();
     let file = report.configuration.as_deref().unwrap_or("none: every default");
     let data = report.data_dir.as_deref().unwrap_or("none: a restart forgets (node.data_dir)");
-    let up = format!("{}, since {}", age(report.uptime_s.saturating_mul(1000)), report.started);
+    let up =
+        format!("{}, since {}", age(report.uptime_s.max(1).saturating_mul(1000)), report.started);
     let mut rows = vec![
         ("ready", ready, tone),
         ("up for", up, Tone::Plain),
