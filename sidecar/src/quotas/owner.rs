@@ -270,7 +270,7 @@ impl Owner {
         key: Box<[u8]>,
         spending: Spending,
     ) {
-        debug!(resource = %shown(&id), amount = spending.amount.as_f64(), "is leased from now on");
+        debug!(resource = %shown(&id), amount = spending.amount.as_f64(), "a resource is leased from now on");
         let meter = resource.lease(now, &key, spending);
         if resource.rules().per.is_none() {
             // It is in use: it has just been asked for, or told of.
@@ -431,7 +431,7 @@ impl Owner {
             match event {
                 Event::Spend { resource, spending } => self.spend(now, resource, spending),
                 Event::Forgotten { resource } => {
-                    debug!(resource = %shown(&resource), "is not leased any more");
+                    debug!(resource = %shown(&resource), "a resource is not leased any more");
                     if let Some(leased) = self.leased.remove(&resource) {
                         leased.resource.forget(now, &leased.key);
                     }
