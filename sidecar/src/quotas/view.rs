@@ -23,7 +23,7 @@ pub fn of(
     let mut members: Vec<String> = newest.members.keys().map(|host| name(*host)).collect();
     members.sort();
     View {
-        roster: (newest.epoch > 0).then(|| report::Roster {
+        roster: (newest.epoch > 0).then_some(report::Roster {
             epoch: newest.epoch,
             settled: newest.settled,
             members,
