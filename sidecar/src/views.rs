@@ -113,11 +113,15 @@ impl Data {
             let Destination::Upstream(upstream) = router.resolve(&configured.name) else {
                 return None;
             };
-            let endpoints = upstream.balancer.endpoints();
+            // One that no request went to has ejected nobody.
+            let ejected = upstream.state.used().map_or(0, |used| {
+                used.balancer.endpoints().iter().filter(|endpoint| endpoint.ejected(now)).count()
+            });
+            let instances = configured.endpoints.len();
             Some(report::Service {
                 name: configured.name.clone(),
-                instances: endpoints.len(),
-                usable: endpoints.iter().filter(|endpoint| !endpoint.ejected(now)).count(),
+                instances,
+                usable: instances.saturating_sub(ejected),
                 upstream: true,
                 ..report::Service::default()
             })

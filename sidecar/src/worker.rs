@@ -244,7 +244,7 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, opened: OpenListener,
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
-            return tracing::error!(listener = %role, %error, "cannot be polled: restart this host");
+            return tracing::error!(listener = %opened.role.borrow(), %error, "cannot be polled: restart this host");
         }
     };
     loop {
@@ -257,7 +257,7 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, opened: OpenListener,
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors: others may end soon. Accepting again at once would only burn the CPU.
-                tracing::warn!(listener = %role, %error, "cannot accept a connection; raise the limit on open files");
+                tracing::warn!(listener = %opened.role.borrow(), %error, "cannot accept a connection; raise the limit on open files");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
                 continue;
             }
