@@ -8,8 +8,9 @@ use std::time::Instant;
 use evenkeel_config::policy::{Balance, Policy, Zone};
 use serde::Serialize;
 
-use crate::balancer::{Balancer, Wish};
-use crate::endpoint::Hop;
+use crate::balancer::{Attempt, Balancer, Wish};
+use crate::endpoint::{Hop, State};
+use crate::p2c::Load;
 use crate::probation::threshold;
 use crate::rendezvous::Few;
 use crate::scout;
@@ -31,8 +32,12 @@ pub struct EndpointReport {
     pub weight: u32,
     /// Attempts from the moment of choice to the end of the body.
     pub in_flight: u32,
-    /// Estimated time to a response's head.
+    /// Estimated time to a response's head, as the last answer left it; `None`: no answer in the last 30 s.
     pub latency_ms: Option<f64>,
+    /// What it would cost a first attempt: the estimate (aged) or its silence, in ms, times what would be in flight,
+    /// doubled for each recent failure. `None` where nothing was heard lately and it owes nothing, and where the policy
+    /// does not go by costs.
+    pub cost_ms: Option<f64>,
     /// How long it has owed an answer to what is in flight. A silence that outlived the last request shows in the `stall` verdict.
     pub stall_ms: Option<f64>,
     /// How much longer it is ejected.
@@ -84,7 +89,10 @@ impl Balancer {
                 },
                 weight: endpoint.spec.weight,
                 in_flight,
-                latency_ms: endpoint.latency(now).map(|latency| latency.as_secs_f64() * 1e3),
+                latency_ms: endpoint.state.estimate.recent(self.moment(now)).map(in_ms),
+                cost_ms: cost_ns(&endpoint.state, self.moment(now))
+                    .filter(|_| matches!(policy.balance, Balance::P2c | Balance::Scout))
+                    .map(in_ms),
                 stall_ms: endpoint
                     .stall_age(now)
                     .filter(|_| in_flight > 0)
@@ -98,6 +106,17 @@ impl Balancer {
             })
             .collect()
     }
+}
+
+/// What it would cost a first attempt, if what is known of it is recent.
+fn cost_ns(state: &State, now: u64) -> Option<f32> {
+    let silent = !matches!(state.stall.silence(now), Silence::None);
+    let load = Load::by_latency(state, now, Attempt::First);
+    load.cost_alone().filter(|_| silent || state.estimate.recent(now).is_some())
+}
+
+fn in_ms(ns: f32) -> f64 {
+    f64::from(ns) / 1e6
 }
 
 /// What a request's keys say of the endpoints; the outer `None`: the policy does not look at that key.
@@ -184,7 +203,10 @@ fn verdicts(
     };
     let (retry_after, unreachable) = state.holds();
     let (typical, answers) = state.probation.typical();
-    let shown = format!("typically {:.2} ms, of {answers} answers", typical.as_secs_f64() * 1e3);
+    let shown = match answers {
+        0 => "none lately".to_owned(),
+        _ => format!("typically {:.2} ms, of {answers} answers", typical.as_secs_f64() * 1e3),
+    };
     let probation = match (threshold(policy), state.on_probation.load(Relaxed)) {
         (None, _) => verdict("probation", true, "off".into()),
         (Some(_), false) if answers < policy.probation.min_requests => {

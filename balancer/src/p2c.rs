@@ -62,6 +62,12 @@ impl Load {
         !self.suspect && self.cost(other) * MUCH < other.cost(self)
     }
 
+    /// The cost in ns by itself, for people; `None` where only the other one's estimate would give one.
+    pub(crate) fn cost_alone(&self) -> Option<f32> {
+        let known = self.estimate.is_some() || self.age_ns > 0.0;
+        known.then(|| self.estimate.unwrap_or_default().max(self.age_ns) * self.factor)
+    }
+
     fn cost(&self, other: &Load) -> f32 {
         self.estimate.or(other.estimate).unwrap_or(1.0).max(self.age_ns) * self.factor
     }

@@ -71,6 +71,15 @@ impl PeakEwma {
         self.0.store(0, Relaxed);
     }
 
+    /// The estimate in ns as the last sample left it, for people: aged, it would say that an endpoint nobody asks
+    /// answers at once.
+    /// `None` where the last sample is older than [`RECENT_TICKS`], or there is none.
+    pub(crate) fn recent(&self, now: u64) -> Option<f32> {
+        let (estimate, last) = unpack(self.0.load(Relaxed))?;
+        let ticks = tick(now).wrapping_sub(last) as i32;
+        (ticks < RECENT_TICKS).then_some(estimate)
+    }
+
     /// The estimate in ns, aged to the moment `now`; `None` before the first sample.
     pub(crate) fn read(&self, now: u64) -> Option<f32> {
         let (estimate, last) = unpack(self.0.load(Relaxed))?;
@@ -106,6 +115,8 @@ const TICK_BITS: u32 = 20;
 /// τ = 10 s: long enough that an endpoint which is slow now and then is known for it, short enough that a recovered one is back
 /// within a minute.
 const DECAY_PER_TICK: f32 = (1u64 << TICK_BITS) as f32 / 10e9;
+/// 30 s, three times τ: after that hardly anything is left of an estimate that comparisons use.
+const RECENT_TICKS: i32 = (30_000_000_000u64 >> TICK_BITS) as i32;
 /// An hour. Keeps the estimate finite whatever comes in.
 const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
 
@@ -146,6 +157,18 @@ mod tests {
         near(ewma.read(S), 8e6);
         ewma.observe(2 * S, 9 * MS);
         near(ewma.read(S), 9e6);
+    }
+
+    #[test]
+    fn what_people_see_does_not_age_but_ends() {
+        let ewma = PeakEwma::default();
+        assert_eq!(ewma.recent(S), None);
+        ewma.observe(S, 8 * MS);
+        near(ewma.recent(S), 8e6);
+        near(ewma.recent(30 * S), 8e6);
+        assert_eq!(ewma.recent(32 * S), None);
+        ewma.observe(32 * S, 2 * MS);
+        assert!(ewma.recent(32 * S).is_some());
     }
 
     #[test]

@@ -10,21 +10,44 @@ use crate::glob;
 use crate::policy::KeySource;
 use crate::settings::Key;
 
-/// `name` or `name.namespace` of a service: lower-case DNS labels.
+/// `name` or `name.namespace` of a service, as those that register over HTTP may have them: what is accepted in one
+/// place is accepted in the other, and can be looked up.
 pub(crate) fn service(text: &str) -> Result<String, String> {
-    let labels: Vec<&str> = text.split('.').collect();
-    match labels[..] {
-        [_] | [_, _] if labels.iter().all(|part| is_label(part)) => Ok(text.to_owned()),
-        _ if text.chars().any(|c| c.is_ascii_uppercase()) => {
-            Err(format!("`{text}` must be lower case: `{}`", text.to_ascii_lowercase()))
-        }
-        _ => Err(format!(
-            "`{text}` is not a service name: name or name.namespace, each of at most 63 of a-z, 0-9 and inner `-`"
-        )),
+    if is_service_name(text) {
+        return Ok(text.to_owned());
     }
+    let lower = text.to_ascii_lowercase();
+    if is_service_name(&lower) {
+        return Err(format!("`{text}` must be lower case: `{lower}`"));
+    }
+    let hint = accepted_service_name(&lower)
+        .map_or_else(String::new, |name| format!("; `{name}` would be one"));
+    Err(format!(
+        "`{text}` is not a service name: name or name.namespace, each of at most 63 of a-z, 0-9, `-` and `_`, not beginning with `-`{hint}"
+    ))
 }
-pub(crate) const SERVICE: &str =
-    r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)?$";
+pub(crate) const SERVICE: &str = r"^[a-z0-9_][a-z0-9_-]*(\.[a-z0-9_][a-z0-9_-]*)?$";
+
+fn is_service_name(text: &str) -> bool {
+    let is_part = |part: &str| {
+        (1..=LABEL_MAX).contains(&part.len())
+            && !part.starts_with('-')
+            && part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+    };
+    text.split('.').count() <= 2 && text.split('.').all(is_part)
+}
+
+/// The same text with `-` for whatever may not be in a name, if that makes one.
+fn accepted_service_name(lower: &str) -> Option<String> {
+    let parts = lower.split('.').count();
+    let allowed = |c: char| match c {
+        'a'..='z' | '0'..='9' | '-' | '_' => c,
+        '.' if parts <= 2 => c,
+        _ => '-',
+    };
+    let name: String = lower.trim().chars().map(allowed).collect();
+    Some(name.trim_matches('-').to_owned()).filter(|name| is_service_name(name))
+}
 
 /// One lower-case DNS label: the mesh's name.
 pub(crate) fn label(text: &str) -> Result<String, String> {
@@ -347,8 +370,8 @@ mod tests {
             (
                 "service",
                 |t| service(t).map(drop),
-                &["a", "payments", "pay-1.shop", "9"],
-                &["", "-a", "a-", "a.b.c", "A", "a_b", "a..b", ".", "a.", "ä"],
+                &["a", "payments", "pay-1.shop", "9", "a_b", "_a", "a-"],
+                &["", "-a", "a.b.c", "A", "a b", "a..b", ".", "a.", "ä"],
             ),
             (
                 "domain",

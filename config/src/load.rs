@@ -5,7 +5,7 @@
 //! is another load, and the running settings stay as they are until it has succeeded.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::Path;
 
 use crate::environment::Environment;
@@ -29,14 +29,23 @@ pub struct Loaded {
 /// Every problem of the file at once; a file that cannot be read is one problem.
 pub fn load(path: &Path, env: &Environment) -> Result<Loaded, Problems> {
     let file = path.display().to_string();
+    match File::open(path) {
+        Ok(open) => load_from(open, &file, env),
+        Err(error) => Err(unreadable(&file, &error)),
+    }
+}
+
+/// Reads all that comes from `source`, called `file` in problems; paths in it are relative to that file's directory.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_from(source: impl Read, file: &str, env: &Environment) -> Result<Loaded, Problems> {
     let mut bytes = Vec::new();
-    let read =
-        File::open(path).and_then(|file| file.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes));
-    if let Err(error) = read {
-        return Err(whole(&file, format!("this configuration file cannot be read: {error}")));
+    if let Err(error) = source.take(FILE_MAX as u64 + 1).read_to_end(&mut bytes) {
+        return Err(unreadable(file, &error));
     }
     match String::from_utf8(bytes) {
-        Ok(text) => parse(&text, &file, env),
+        Ok(text) => parse(&text, file, env),
         Err(error) => {
             let good =
                 String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()])
@@ -44,7 +53,7 @@ pub fn load(path: &Path, env: &Environment) -> Result<Loaded, Problems> {
             let line = good.matches('\n').count() + 1;
             let column = good.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
             Err(Problems(vec![Problem {
-                file,
+                file: file.to_owned(),
                 line,
                 column,
                 message: "not UTF-8 text".to_owned(),
@@ -77,6 +86,10 @@ pub fn parse(text: &str, file: &str, env: &Environment) -> Result<Loaded, Proble
         (problems, warnings) if problems.is_empty() => Ok(Loaded { settings, warnings }),
         (problems, _) => Err(Problems(problems)),
     }
+}
+
+fn unreadable(file: &str, error: &std::io::Error) -> Problems {
+    whole(file, format!("this configuration file cannot be read: {error}"))
 }
 
 /// A problem of the file as a whole.

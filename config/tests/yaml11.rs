@@ -35,7 +35,7 @@ fn what_the_tool_writes_today_means_the_same() {
     assert!(rewritten.contains("mode: false"), "{rewritten}");
     assert_eq!(load(FULL), load(&rewritten));
 
-    // What `evenkeel check` prints goes through the same tools.
+    // What `evenkeel check --print` prints goes through the same tools.
     let effective = load("services: [{name: a, address: '127.0.0.1:1', tags: ['on', '1.0'], meta: {\"12:30\": '0o7'}}]")
         .to_effective_yaml();
     assert_eq!(load(&effective), load(&rewrite(&python, &effective)));

@@ -75,6 +75,8 @@ pub struct Node {
     pub draining: bool,
     /// Why, if an operator of that host said so.
     pub drain_reason: String,
+    /// Of the program that runs there; empty: it does not say.
+    pub version: String,
     /// When it last changed.
     pub index: u64,
 }

@@ -562,12 +562,12 @@ impl Discovery {
     }
 
     fn write_node(&mut self, now: Instant) {
-        let NodeInfo { name, address, mesh_port, zone, .. } = self.config.node.clone();
+        let NodeInfo { name, address, mesh_port, zone, version, .. } = self.config.node.clone();
         let mesh = SocketAddr::new(address.ip(), mesh_port);
         let maintenance = self.host_maintenance();
         let draining = self.draining || maintenance.is_some();
         let drain_reason = maintenance.unwrap_or_default().to_owned();
-        let body = NodeBody { name, address, mesh, zone, draining, drain_reason }.encode();
+        let body = NodeBody { name, address, mesh, zone, draining, drain_reason, version }.encode();
         self.write_own(now, NODE_KEY, Some(body));
     }
 

@@ -21,6 +21,7 @@
 //!         address: format!("10.0.0.{id}:7111").parse().unwrap(),
 //!         mesh_port: 7110,
 //!         zone: None,
+//!         version: "0.1.0".into(),
 //!     };
 //!     let config = Config {
 //!         mesh: "prod".into(),

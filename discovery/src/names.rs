@@ -282,6 +282,34 @@ mod tests {
         }
     }
 
+    /// A name that an application registers may be written into a file, and the other way round.
+    #[test]
+    fn the_configuration_takes_the_same_service_names() {
+        for name in [
+            "web",
+            "my_service",
+            "_web",
+            "web-",
+            "-web",
+            "web.shop",
+            "web.my_shop",
+            "a.b.c",
+            "Web",
+            "web shop",
+            "web.",
+            ".web",
+            "w\u{e9}b",
+            "0",
+            &"x".repeat(63),
+            &"x".repeat(64),
+        ] {
+            let text = format!("services: [{{name: \"{name}\", address: \"127.0.0.1:80\"}}]");
+            let env = evenkeel_config::Environment::named("host-a");
+            let taken = evenkeel_config::parse(&text, "t.yaml", &env);
+            assert_eq!(taken.is_ok(), is_service_name(name), "{name}: {taken:?}");
+        }
+    }
+
     #[test]
     fn addresses_in_hexadecimal() {
         for address in ["10.0.0.5", "127.0.0.1", "::1", "2001:db8::5"] {

@@ -314,6 +314,7 @@ fn node(
             status,
             draining: body.draining || ordered_away,
             drain_reason: body.drain_reason.clone(),
+            version: body.version.clone(),
             index,
         },
         // Its record is gone; who it was is still of interest for a while.
@@ -487,6 +488,7 @@ mod tests {
             zone: None,
             draining: false,
             drain_reason: String::new(),
+            version: String::new(),
         };
         owner.write(t0(), NODE_KEY, Some(node.encode()));
         for (i, which) in (0..).zip(policies) {

@@ -32,6 +32,8 @@ pub(crate) struct NodeBody {
     pub draining: bool,
     /// Why, if an operator said so.
     pub drain_reason: String,
+    /// Of the program that runs there; empty: it does not say, as those of the first builds.
+    pub version: String,
 }
 
 /// What a host says of one instance.
@@ -56,7 +58,10 @@ const NODE_ADDRESS: u8 = 2;
 const NODE_MESH: u8 = 3;
 const NODE_ZONE: u8 = 4;
 const NODE_DRAINING: u8 = 5;
+/// Versions of the protocol between hosts.
 const NODE_VERSIONS: u8 = 6;
+/// The version of the program.
+const NODE_PROGRAM: u8 = 7;
 
 const SERVICE: u8 = 1;
 const ADDRESS: u8 = 2;
@@ -95,12 +100,16 @@ impl NodeBody {
         frame(&mut out, NODE_VERSIONS, |out| {
             out.extend_from_slice(&[min, max]);
         });
+        if !self.version.is_empty() {
+            frame(&mut out, NODE_PROGRAM, |out| out.extend_from_slice(self.version.as_bytes()));
+        }
         out
     }
 
     pub fn decode(body: &[u8]) -> Result<NodeBody, Malformed> {
         let (mut name, mut address, mut mesh, mut zone, mut draining) =
             (None, None, None, None, None);
+        let mut version = String::new();
         fields(body, |field, r| {
             match field {
                 NODE_NAME => name = Some(whole_text(r, TEXT_MAX)?),
@@ -108,6 +117,7 @@ impl NodeBody {
                 NODE_MESH => mesh = Some(r.address()?),
                 NODE_ZONE => zone = Some(whole_text(r, TEXT_MAX)?),
                 NODE_DRAINING => draining = Some(whole_text(r, TEXT_MAX)?),
+                NODE_PROGRAM => version = whole_text(r, TEXT_MAX)?,
                 _ => {}
             }
             Ok(())
@@ -119,6 +129,7 @@ impl NodeBody {
             zone,
             draining: draining.is_some(),
             drain_reason: draining.unwrap_or_default(),
+            version,
         })
     }
 }
@@ -363,6 +374,7 @@ mod tests {
             zone: Some("eu-west-1a".into()),
             draining: true,
             drain_reason: "new disk".into(),
+            version: "0.2.0".into(),
         }
     }
 
@@ -376,12 +388,26 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_says_no_version_of_its_program_is_read_as_before() {
+        let silent = NodeBody { version: String::new(), ..node() };
+        let bytes = silent.encode();
+        assert_eq!(NodeBody::decode(&bytes), Ok(silent));
+        // What an older host reads is the same bytes with one more field, which it skips.
+        assert!(node().encode().starts_with(&bytes));
+    }
+
+    #[test]
     fn fields_of_a_newer_host_are_skipped() {
         let mut body = instance().encode();
         frame(&mut body, 200, |out| {
             out.extend_from_slice(b"from the future");
         });
         assert_eq!(InstanceBody::decode(&body), Ok(instance()));
+        let mut body = node().encode();
+        frame(&mut body, 200, |out| {
+            out.extend_from_slice(b"from the future");
+        });
+        assert_eq!(NodeBody::decode(&body), Ok(node()));
     }
 
     #[test]

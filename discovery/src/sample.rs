@@ -106,6 +106,7 @@ fn node(id: u64, name: &str, ip: &str, status: NodeStatus) -> Node {
         status,
         draining: false,
         drain_reason: String::new(),
+        version: "0.1.0".into(),
         index: 40,
     }
 }

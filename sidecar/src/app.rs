@@ -36,8 +36,9 @@ use evenkeel_config::settings::{self, Log, Mesh, Outbound, RateLimit, Settings};
 use evenkeel_config::{Environment, Loaded};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use crate::admin::Started;
 use crate::balancer_metrics::BalancerMetrics;
 use crate::control::{self, Surface};
 use crate::control_guard::ControlGuard;
@@ -60,7 +61,17 @@ use crate::{admin, catalog_http, checks, dns, views};
 /// # Errors
 /// What stops the process from starting, and what to do about it.
 pub fn run(loaded: Loaded, file: Option<&Path>) -> anyhow::Result<()> {
+    let started = Started::now();
     let logging = Logging::start(&loaded.settings.log)?;
+    let settings = &loaded.settings;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        file = file.map_or_else(|| "(none)".to_owned(), |file| file.display().to_string()),
+        host = settings.node.name,
+        mesh = settings.mesh.name,
+        "evenkeel starts"
+    );
+    logging.warn_of_environment();
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
@@ -68,7 +79,7 @@ pub fn run(loaded: Loaded, file: Option<&Path>) -> anyhow::Result<()> {
     runtime.block_on(async {
         // Before anything else: a SIGHUP that comes early must not end the process.
         let signals = Signals::new()?;
-        let (app, publication) = App::start(loaded.settings, logging).await?;
+        let (app, publication) = App::start(loaded.settings, logging, file, started).await?;
         tokio::select! {
             biased;
             () = app.run(signals, file) => Ok(()),
@@ -153,11 +164,13 @@ struct App {
     events: Arc<Events>,
     plane: DataPlane,
     handle: GossipHandle,
-    /// Where this host listens, by what for.
-    listeners: Arc<ArcSwap<BTreeMap<String, SocketAddr>>>,
     /// Tells the [`Publication`] of other settings.
     resettle: mpsc::Sender<oneshot::Sender<()>>,
     draining: Arc<AtomicBool>,
+    /// Where it listens now.
+    listeners: views::Listeners,
+    /// Those of them that no reload changes.
+    fixed_listeners: BTreeMap<String, SocketAddr>,
     env: Environment,
     // Ended in this order when dropped: what answers first, gossip last.
     _scouts: scout::Receiver,
@@ -168,7 +181,12 @@ struct App {
 }
 
 impl App {
-    async fn start(settings: Settings, logging: Logging) -> anyhow::Result<(App, Publication)> {
+    async fn start(
+        settings: Settings,
+        logging: Logging,
+        file: Option<&Path>,
+        started: Started,
+    ) -> anyhow::Result<(App, Publication)> {
         let env = Environment::from_os();
         let workers = data_plane::workers(&settings);
         let metrics = Metrics::new(workers)?;
@@ -189,10 +207,10 @@ impl App {
             control::optional("ratelimit.listen", settings.ratelimit.listen, TcpListener::bind)?;
 
         let mut listeners = BTreeMap::from([
-            ("mesh".to_owned(), mesh.address),
-            ("outbound".to_owned(), outbound.address),
-            ("gossip".to_owned(), gossip_sockets.local_addr()?),
-            ("admin".to_owned(), admin_listener.local_addr()?),
+            (Role::Inbound.to_string(), mesh.address),
+            (Role::Outbound.to_string(), outbound.address),
+            ("mesh.gossip.listen".to_owned(), gossip_sockets.local_addr()?),
+            ("admin.listen".to_owned(), admin_listener.local_addr()?),
         ]);
 
         let state = Arc::new(State::open(&settings.node.data_dir, &env)?);
@@ -243,12 +261,11 @@ impl App {
         plane.listen(outbound, &Role::Outbound).await;
         let prepared = plane.prepare(&settings).await?;
         plane.take_over(prepared).await;
-        listeners.extend(service_listeners(&plane));
 
         let mut surfaces = Vec::new();
         if let Some(listener) = http {
             let address = listener.local_addr()?;
-            listeners.insert("http".to_owned(), address);
+            listeners.insert("discovery.http".to_owned(), address);
             surfaces.push(Surface {
                 name: "discovery.http",
                 listener,
@@ -260,17 +277,21 @@ impl App {
         }
         let dns = match dns_sockets {
             Some(sockets) => {
-                listeners.insert("dns".to_owned(), sockets.local_addr()?);
+                listeners.insert("discovery.dns".to_owned(), sockets.local_addr()?);
                 Some(dns::spawn(sockets, handle.snapshots(), &registry, &metrics.places)?)
             }
             None => None,
         };
         if let Some(listener) = &doorman {
-            listeners.insert("doorman".to_owned(), listener.local_addr()?);
+            listeners.insert("ratelimit.listen".to_owned(), listener.local_addr()?);
         }
-        for (name, address) in &listeners {
-            info!(name, %address, "listening");
+        let fixed_listeners = listeners.clone();
+        listeners.extend(plane.services(&settings));
+        for (listener, address) in &listeners {
+            info!(listener, %address, "listening");
         }
+        plane.keep_from_callers(fixed_listeners.values().copied());
+        let listeners = Arc::new(ArcSwap::from_pointee(listeners));
 
         let settings = Arc::new(ArcSwap::new(settings));
         let doorman = doorman.map(|listener| {
@@ -280,14 +301,14 @@ impl App {
         let doorman = doorman.transpose()?;
         let draining = Arc::new(AtomicBool::new(false));
         let scouts = scout::spawn(scouts, Arc::clone(plane.shared()), Arc::clone(&draining))?;
-        plane.keep_from_callers(listeners.values().copied());
-        let listeners = Arc::new(ArcSwap::from_pointee(listeners));
         let admin = admin::Admin {
             gossip: handle.clone(),
             quotas: quotas.handle().clone(),
             events: Arc::clone(&events),
             metrics: registry,
             data_dir,
+            file: file.map(|file| file.display().to_string()),
+            started,
             views: views::views(plane.shared(), &settings, &handle, &draining, &listeners),
         };
         let address = admin_listener.local_addr()?;
@@ -323,9 +344,10 @@ impl App {
             events,
             plane,
             handle,
-            listeners,
             resettle,
             draining,
+            listeners,
+            fixed_listeners,
             env,
             _scouts: scouts,
             _dns: dns,
@@ -352,17 +374,20 @@ impl App {
         };
         let loaded = match evenkeel_config::load(file, &self.env) {
             Ok(loaded) => loaded,
-            Err(problems) => return self.refuse_reload(file, &problems.to_string()),
+            Err(problems) => {
+                let problems: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
+                return self.refuse_reload(file, &problems);
+            }
         };
         for warning in &loaded.warnings {
             warn!("{warning}");
         }
         let prepared = match self.plane.prepare(&loaded.settings).await {
             Ok(prepared) => prepared,
-            Err(problem) => return self.refuse_reload(file, &format!("{problem:#}")),
+            Err(problem) => return self.refuse_reload(file, &[format!("{problem:#}")]),
         };
         if let Err(refused) = self.handle.reconcile(&loaded.settings).await {
-            return self.refuse_reload(file, &refused.to_string());
+            return self.refuse_reload(file, &[refused.to_string()]);
         }
         // From here on nothing fails.
         let old = self.settings.load_full();
@@ -376,12 +401,6 @@ impl App {
             );
         }
         self.plane.take_over(prepared).await;
-        self.listeners.rcu(|listeners| {
-            let mut next = BTreeMap::clone(listeners);
-            next.retain(|what, _| !what.starts_with(SERVICE_LISTENER));
-            next.extend(service_listeners(&self.plane));
-            next
-        });
         self.logging.set(&loaded.settings.log);
         self.quotas.handle().follow(loaded.settings.ratelimit.clone()).await;
         self.settings.store(Arc::new(in_effect(&old, loaded.settings)));
@@ -397,14 +416,15 @@ impl App {
         if !restart.is_empty() {
             said = format!("{said}; after a restart: {}", restart.join(", "));
         }
-        info!(changed = said, "configuration reloaded");
-        self.events.info("reloaded", file.display().to_string(), said);
+        let mut listeners = self.fixed_listeners.clone();
+        listeners.extend(self.plane.services(&self.settings.load()));
+        self.listeners.store(Arc::new(listeners));
+        self.events.reloaded(file, &said);
     }
 
-    fn refuse_reload(&self, file: &Path, problem: &str) {
+    fn refuse_reload(&self, file: &Path, problems: &[String]) {
         self.metrics.reload_successful.set(0);
-        error!("the configuration file is not taken, the old one stays:\n{problem}");
-        self.events.warn("reload_refused", file.display().to_string(), problem);
+        self.events.reload_refused(file, problems);
     }
 
     async fn shut_down(self, mut signals: Signals) {
@@ -437,11 +457,6 @@ impl App {
         drop(self.gossip);
         info!("gone");
     }
-}
-
-/// The listeners for one service each, as they are shown.
-fn service_listeners(plane: &DataPlane) -> impl Iterator<Item = (String, SocketAddr)> {
-    plane.services().map(|(service, address)| (format!("{SERVICE_LISTENER}{service}"), address))
 }
 
 /// Whose requests a listener at this address takes.
@@ -499,8 +514,6 @@ fn unix_seconds() -> i64 {
 
 /// Times that port 0 is tried, until one is free for both TCP and UDP.
 const PORT_TRIES_MAX: u32 = 50;
-/// Before the service's name, where listeners are listed.
-const SERVICE_LISTENER: &str = "service ";
 /// Names of services that are gone are forgotten some time.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Applications are served at least this long after the last inbound request.

@@ -28,6 +28,7 @@ use evenkeel_config::settings::Protocol;
 use http::header::{EXPECT, HeaderValue};
 use http::{Request, Response, Version};
 use smallvec::SmallVec;
+use tracing::debug;
 
 use crate::alarm::Alarm;
 use crate::body::{Body, ReceivedBody, Replay};
@@ -187,6 +188,7 @@ pub async fn send(
                         metrics.hedges[Hedges::Won as usize].inc();
                         metrics.hedges[Hedges::Lost as usize].add(copies.len() as u64);
                         story.copy_won = true;
+                        debug!(upstream = %upstream.name, "a copy was answered first");
                         return Ok(Won { story, ..won });
                     }
                     Err(why) => {
@@ -536,6 +538,7 @@ fn too_late(upstream: &Upstream, start: Instant) -> Error {
 }
 
 fn no_endpoint(upstream: &Upstream, why: NoEndpoint) -> Error {
+    debug!(upstream = %upstream.name, ?why, "a request finds no endpoint");
     let service = upstream.name.to_string();
     match why {
         NoEndpoint::CircuitOpen => Error::CircuitOpen(service),

@@ -24,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
+use tracing::debug;
 
 use crate::gossip::Command;
 
@@ -42,8 +43,8 @@ pub struct Verdict {
     pub output: String,
 }
 
-/// Runs the checks of whatever is registered on this host, until `local` closes. Each check's first result and each
-/// change after it goes to `commands`. Must be called within a `LocalSet`.
+/// Runs the checks of whatever is registered on this host, until `local` closes. Each check's first result, each change
+/// after it, and now and then another reason for the same goes to `commands`. Must be called within a `LocalSet`.
 pub async fn run(
     mut local: watch::Receiver<Arc<Vec<Registration>>>,
     commands: mpsc::Sender<Command>,
@@ -96,12 +97,17 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
     let first = Instant::now() + check.interval.min(FIRST_WITHIN) * (spread % 1000) / 1000;
     let mut due = tokio::time::interval_at(first, check.interval.max(INTERVAL_MIN));
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut said = false;
+    let mut said: Option<Said> = None;
     loop {
         due.tick().await;
         let (result, output) = ask(&check.kind, check.timeout).await;
-        if health.report(result).is_some() || !said {
-            said = true;
+        if result != Status::Passing {
+            debug!(instance, check = check.id, result = result.as_str(), "{output}");
+        }
+        let is_other = health.report(result).is_some();
+        let fails = result == health.status() && result != Status::Passing;
+        if is_other || said.as_ref().is_none_or(|said| fails && said.is_outdated_by(&output)) {
+            said = Some(Said { at: Instant::now(), output: output.clone() });
             let verdict = Verdict {
                 instance: instance.clone(),
                 check: check.id.clone(),
@@ -112,6 +118,19 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
                 return;
             }
         }
+    }
+}
+
+/// What was last published of a check.
+struct Said {
+    at: Instant,
+    output: String,
+}
+
+impl Said {
+    /// It fails for another reason now, and has failed for the old one for a while: whoever looks is to find this one.
+    fn is_outdated_by(&self, output: &str) -> bool {
+        self.output != output && self.at.elapsed() >= REASON_AGAIN
     }
 }
 
@@ -192,6 +211,9 @@ async fn ask_http(kind: &CheckKind) -> Result<(Status, String), String> {
 /// The first run comes within this, or the interval: an instance that is well is published soon.
 const FIRST_WITHIN: Duration = Duration::from_millis(200);
 
+/// While a status stays, another reason for it is published this long after the last: it costs gossip, and wakes watchers.
+const REASON_AGAIN: Duration = Duration::from_secs(30);
+
 /// No check runs more often, whatever was registered.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
@@ -259,6 +281,15 @@ mod tests {
             assert_eq!(found, status, "{output}");
             assert!(output.contains(says), "{output}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_reason_for_the_same_is_published_now_and_then() {
+        let said = Said { at: Instant::now(), output: "refused".into() };
+        assert!(!said.is_outdated_by("503"), "it has just been said");
+        tokio::time::advance(REASON_AGAIN).await;
+        assert!(said.is_outdated_by("503"));
+        assert!(!said.is_outdated_by("refused"), "the same is no news");
     }
 
     #[tokio::test]

@@ -150,7 +150,9 @@ async fn serve(surface: Surface, places: Arc<Places>, mut stopped: watch::Receiv
     let listener =
         match listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)) {
             Ok(listener) => listener,
-            Err(cause) => return tracing::error!(name, %cause, "cannot serve"),
+            Err(cause) => {
+                return tracing::error!(listener = name, %cause, "cannot serve: restart this host");
+            }
         };
     let late = TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, timeout);
     let answers = Rc::new(Answers {

@@ -245,9 +245,16 @@ impl DataPlane {
         }
     }
 
-    /// The listeners for one service each: the service and the address in use.
-    pub fn services(&self) -> impl Iterator<Item = (&str, SocketAddr)> {
-        self.services.iter().map(|((_, service), address)| (service.as_str(), *address))
+    /// The listeners for one service each, by their keys in the configuration that [`DataPlane::reload`] has followed:
+    /// where in the file, which service, and the address in use.
+    pub fn services<'p>(
+        &'p self,
+        settings: &'p Settings,
+    ) -> impl Iterator<Item = (String, SocketAddr)> + 'p {
+        settings.outbound.listeners.iter().enumerate().filter_map(move |(at, listener)| {
+            let address = self.services.get(&(listener.listen, listener.service.clone()))?;
+            Some((format!("outbound.listeners[{at}] ({})", listener.service), *address))
+        })
     }
 
     /// Ends the connections of other hosts gracefully, refuses their new requests, and waits until nothing

@@ -78,6 +78,31 @@ pub struct Limited {
     pub window: Option<Duration>,
     /// When it would be worth trying again, if that is known.
     pub retry_after: Option<Duration>,
+    /// Why this host could not let it go.
+    pub cause: LimitCause,
+}
+
+/// Why a request may not draw on a resource now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LimitCause {
+    /// What this host has of it is used up.
+    #[default]
+    Reached,
+    /// This host has just begun to ask for it, or the hosts have not agreed yet who shares it: its part is to come.
+    NotGrantedYet,
+    /// The root of the resource does not answer, and the rule lets no more go meanwhile.
+    RootSilent,
+}
+
+impl LimitCause {
+    /// For `Proxy-Status`; empty where the reason says it all.
+    fn detail(self) -> &'static str {
+        match self {
+            LimitCause::Reached => "",
+            LimitCause::NotGrantedYet => "lease not granted yet",
+            LimitCause::RootSilent => "root does not answer",
+        }
+    }
 }
 
 impl Limited {
@@ -267,10 +292,20 @@ impl Error {
                     "this host does not offer {service}; the caller's view of the mesh is being updated"
                 )
             }
-            Error::Limited(limited) => format!(
-                "the limit on {} is reached; `evenkeel quotas` shows who has how much of it",
-                limited.resource
-            ),
+            Error::Limited(limited) => {
+                let resource = &limited.resource;
+                match limited.cause {
+                    LimitCause::Reached => format!(
+                        "the limit on {resource} is reached; `evenkeel quotas` shows who has how much of it"
+                    ),
+                    LimitCause::NotGrantedYet => format!(
+                        "this host has been granted no lease on {resource} yet: it has just begun to ask, or the hosts are still agreeing on who shares the limits; try again in a moment, `evenkeel quotas` shows how far they are"
+                    ),
+                    LimitCause::RootSilent => format!(
+                        "the root of {resource} does not answer, and what may go without it is used up; `evenkeel quotas` names the root, ratelimit.apply[].fail says what goes meanwhile"
+                    ),
+                }
+            }
             Error::NotMember => {
                 "the caller's address belongs to no live member of this mesh".to_owned()
             }
@@ -285,7 +320,11 @@ impl Error {
         let detail = self.detail();
         let mut response = Response::new(Reply::Empty);
         let headers = response.headers_mut();
-        headers.insert(PROXY_STATUS, proxy_status(facts.proxy, facts.reason));
+        let more = match self {
+            Error::Limited(limited) => limited.cause.detail(),
+            _ => "",
+        };
+        headers.insert(PROXY_STATUS, proxy_status(facts.proxy, facts.reason, more));
         match self {
             Error::Limited(limited) => limited.headers(headers),
             Error::NotTold(_) => {
@@ -333,8 +372,9 @@ struct Facts {
     grpc: u16,
 }
 
-fn proxy_status(error: &'static str, reason: &'static str) -> HeaderValue {
-    HeaderValue::from_str(&format!("evenkeel; error={error}; details=\"{reason}\""))
+fn proxy_status(error: &'static str, reason: &'static str, more: &'static str) -> HeaderValue {
+    let colon = if more.is_empty() { "" } else { ": " };
+    HeaderValue::from_str(&format!("evenkeel; error={error}; details=\"{reason}{colon}{more}\""))
         .expect("static tokens are a valid header value")
 }
 
@@ -407,6 +447,7 @@ mod tests {
             quota: 500,
             window: Some(Duration::from_secs(1)),
             retry_after: Some(Duration::from_millis(1_200)),
+            cause: LimitCause::Reached,
         };
         let response = Error::Limited(Box::new(limited.clone())).response(false);
         assert_eq!(response.status(), 429);
@@ -418,6 +459,32 @@ mod tests {
         assert_eq!(response.headers()["grpc-status"], "8");
         assert_eq!(response.headers()["retry-after"], "1");
         assert!(!response.headers().contains_key("ratelimit"));
+    }
+
+    #[test]
+    fn a_limit_that_was_not_granted_is_not_called_reached() {
+        let said = |cause| {
+            let limited = Limited {
+                resource: "db".into(),
+                quota: 500,
+                window: Some(Duration::from_secs(1)),
+                retry_after: None,
+                cause,
+            };
+            let error = Error::Limited(Box::new(limited));
+            let status = error.response(false).headers()["proxy-status"].clone();
+            (error.detail(), status.to_str().unwrap().to_owned())
+        };
+        for (cause, words, details) in [
+            (LimitCause::Reached, "is reached", "details=\"limited\""),
+            (LimitCause::NotGrantedYet, "granted no lease", "\"limited: lease not granted yet\""),
+            (LimitCause::RootSilent, "does not answer", "\"limited: root does not answer\""),
+        ] {
+            let (detail, status) = said(cause);
+            assert!(detail.contains(words) && detail.contains("evenkeel quotas"), "{detail}");
+            assert_eq!(detail.contains("is reached"), cause == LimitCause::Reached, "{detail}");
+            assert!(status.ends_with(details), "{status}");
+        }
     }
 
     #[test]

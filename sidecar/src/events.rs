@@ -4,11 +4,12 @@
 //! a flapping mesh costs the oldest entries, never memory.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// The ring. Shared by the threads that write to it; held only to push and to copy.
 #[derive(Debug, Default)]
@@ -20,6 +21,8 @@ pub struct Events {
 struct Ring {
     next: u64,
     events: VecDeque<Event>,
+    /// Why the last reload was refused.
+    refused: Option<String>,
 }
 
 /// One thing that happened.
@@ -64,10 +67,37 @@ impl Events {
         self.push(Severity::Warning, kind, subject, detail);
     }
 
-    /// A copy, oldest first.
+    /// A reload was refused, for these reasons: a line of the log for each of them, and one event.
+    pub fn reload_refused(&self, file: &Path, problems: &[String]) {
+        for problem in problems {
+            error!(kind = RELOAD_REFUSED, "{problem}");
+        }
+        let (subject, all) = (file.display().to_string(), problems.join("; "));
+        warn!(
+            kind = RELOAD_REFUSED,
+            "{subject}: the old configuration stays; problems: {}",
+            problems.len()
+        );
+        self.ring().refused = Some(all.clone());
+        self.push(Severity::Warning, RELOAD_REFUSED, subject, all);
+    }
+
+    /// A reload was taken, with these changes.
+    pub fn reloaded(&self, file: &Path, changes: &str) {
+        self.ring().refused = None;
+        self.info("reloaded", file.display().to_string(), changes);
+    }
+
+    /// Why the last reload was refused; `None`: it was not.
     #[must_use]
-    pub fn all(&self) -> Vec<Event> {
-        self.ring().events.iter().cloned().collect()
+    pub fn last_refusal(&self) -> Option<String> {
+        self.ring().refused.clone()
+    }
+
+    /// A copy of what came after the event of this number (0: of all), oldest first.
+    #[must_use]
+    pub fn after(&self, number: u64) -> Vec<Event> {
+        self.ring().events.iter().filter(|event| event.number > number).cloned().collect()
     }
 
     fn push(&self, severity: Severity, kind: &'static str, subject: String, detail: String) {
@@ -118,6 +148,8 @@ pub fn rfc3339(time: SystemTime) -> String {
     )
 }
 
+const RELOAD_REFUSED: &str = "reload_refused";
+
 /// Events kept.
 pub const EVENTS_MAX: usize = 1024;
 
@@ -132,10 +164,24 @@ mod tests {
         for n in 0..EVENTS_MAX + 3 {
             events.info("tested", n.to_string(), "x");
         }
-        let all = events.all();
+        let all = events.after(0);
         assert_eq!(all.len(), EVENTS_MAX);
         assert_eq!(all.first().map(|event| (event.number, event.subject.as_str())), Some((4, "3")));
         assert_eq!(all.last().map(|event| event.number), Some(EVENTS_MAX as u64 + 3));
+    }
+
+    #[test]
+    fn the_last_reload_counts() {
+        let events = Events::default();
+        let problems = ["a.yaml:1:1: x".to_owned(), "a.yaml:2:1: y".to_owned()];
+        assert_eq!(events.last_refusal(), None);
+        events.reload_refused(Path::new("a.yaml"), &problems);
+        assert_eq!(events.last_refusal().as_deref(), Some("a.yaml:1:1: x; a.yaml:2:1: y"));
+        events.info("member_up", "host-b", "x");
+        assert!(events.last_refusal().is_some());
+        events.reloaded(Path::new("a.yaml"), "nothing changed");
+        assert_eq!(events.last_refusal(), None);
+        assert_eq!(events.after(2).iter().map(|event| event.number).collect::<Vec<_>>(), [3]);
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! [`judge`] is the only place where statuses, resets and what a receiving host said are read. Whether the request may be sent again
 //! is not decided here but in [`repeat`], from the outcome.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Hop, Ticket, Verdict};
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http_body::Body as _;
+use tracing::{Level, debug};
 
 use crate::attempt::{Ended, Story, Unsent, Won};
 use crate::body::Replay;
@@ -49,6 +51,27 @@ impl Failed {
 
 /// What an attempt's end says of its endpoint and of the request.
 pub fn judge(
+    ended: Ended,
+    ticket: Ticket,
+    upstream: &Upstream,
+    body: Option<&Replay>,
+    now: Instant,
+) -> Result<Won, Failed> {
+    // Who it was is kept only for the log.
+    let endpoint = tracing::enabled!(Level::DEBUG).then(|| Arc::clone(ticket.endpoint()));
+    let judged = judged(ended, ticket, upstream, body, now);
+    if let (Some(endpoint), Err(failed)) = (endpoint, &judged) {
+        let spec = endpoint.spec();
+        debug!(
+            upstream = %upstream.name, instance = %spec.instance, dialled = %spec.dial,
+            ejected = endpoint.ejected(now),
+            "an attempt failed: {}", failed.error.detail()
+        );
+    }
+    judged
+}
+
+fn judged(
     ended: Ended,
     mut ticket: Ticket,
     upstream: &Upstream,

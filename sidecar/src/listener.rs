@@ -8,6 +8,7 @@
 //!
 //! Sockets are never closed while the process serves: closing one of a group resets the connections queued on it.
 
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
@@ -22,6 +23,17 @@ pub enum Role {
     Service(String),
     /// Requests of other hosts to this host's applications.
     Inbound,
+}
+
+/// The configuration key of such a listener, as an operator looks for it.
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Role::Outbound => f.write_str("outbound.listen"),
+            Role::Service(service) => write!(f, "outbound.listeners ({service})"),
+            Role::Inbound => f.write_str("mesh.data.listen"),
+        }
+    }
 }
 
 /// Opens one socket for each of `workers` on `address`.

@@ -17,6 +17,8 @@ pub struct Logging {
     /// `RUST_LOG` is set: the file's level counts for nothing.
     by_environment: bool,
     left_out: LeftOutLines,
+    /// What `RUST_LOG` says and nobody can read.
+    misread: Option<ParseError>,
 }
 
 impl Logging {
@@ -39,10 +41,14 @@ impl Logging {
                 .with(fmt::layer().with_ansi(colour).with_writer(std::io::stderr))
                 .try_init()?;
         }
-        if let Err(error) = told {
+        Ok(Logging { filter: handle, by_environment, left_out, misread: told.err() })
+    }
+
+    /// Warns of an environment that cannot be read. Not at the start: a log begins with who writes it.
+    pub fn warn_of_environment(&self) {
+        if let Some(error) = &self.misread {
             tracing::warn!(%error, "RUST_LOG is left out; it takes levels, also by module: warn,evenkeel=debug");
         }
-        Ok(Logging { filter: handle, by_environment, left_out })
     }
 
     /// Shows in `/metrics` how many lines were left out.
@@ -69,15 +75,35 @@ fn levels(told: &str) -> Result<Option<Targets>, ParseError> {
     (!parts.is_empty()).then(|| parts.join(",").parse()).transpose()
 }
 
+/// The level is for what we say. Libraries say at most what is worth an operator's look: below `info` they have a line
+/// for each frame of HTTP/2, which only `RUST_LOG` brings.
 fn by_file(log: &Log) -> Targets {
     // The configuration's reader lets nothing else pass than the names of levels.
-    Targets::new().with_default(log.level.parse::<LevelFilter>().unwrap_or(LevelFilter::INFO))
+    let level = log.level.parse::<LevelFilter>().unwrap_or(LevelFilter::INFO);
+    Targets::new().with_default(level.min(LevelFilter::INFO)).with_target("evenkeel", level)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use tracing::Level;
+
+    #[test]
+    fn a_level_below_info_is_for_our_own_lines() {
+        let log = |level: &str| {
+            let text = format!("log: {{level: {level}}}");
+            let env = evenkeel_config::Environment::named("host-a");
+            by_file(&evenkeel_config::parse(&text, "t.yaml", &env).unwrap().settings.log)
+        };
+        for level in ["debug", "trace"] {
+            assert!(log(level).would_enable("evenkeel::attempt", &Level::DEBUG), "{level}");
+            assert!(log(level).would_enable("evenkeel_discovery::membership", &Level::DEBUG));
+            assert!(!log(level).would_enable("h2::codec", &Level::DEBUG), "a line for each frame");
+            assert!(log(level).would_enable("h2::codec", &Level::INFO), "{level}");
+        }
+        assert!(!log("info").would_enable("evenkeel::attempt", &Level::DEBUG));
+        assert!(!log("warn").would_enable("h2::codec", &Level::INFO));
+    }
 
     #[test]
     fn the_environment_says_levels_by_module_and_a_comma_too_many_means_nothing() {

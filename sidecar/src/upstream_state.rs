@@ -82,6 +82,11 @@ impl UpstreamState {
     }
 
     fn hand_over(&self, now: Instant, wanted: &WantedEndpoints, balancer: &Balancer) {
+        let serving = wanted.specs.iter().filter(|spec| spec.serving).count();
+        tracing::debug!(
+            upstream = %self.name, endpoints = wanted.specs.len(), serving,
+            "an upstream has other endpoints now"
+        );
         let left_out = balancer.update(now, wanted.specs.clone(), wanted.own_zone.as_deref());
         if left_out > 0 {
             tracing::warn!(upstream = %self.name, left_out, "more instances than one upstream can have: offer the rest under another name");

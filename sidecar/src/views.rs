@@ -10,15 +10,16 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use evenkeel_balancer::{Advice, EndpointReport, Wish, key_hash, repeat};
 use evenkeel_config::policy::{Mode, Origin, Policy};
-use evenkeel_config::settings::{Match, Settings};
-use evenkeel_discovery::Subject;
-use evenkeel_discovery::catalog::{Catalog, HOSTS_NAMED_MAX, PolicyVote};
+use evenkeel_config::ratelimit::{Apply, RateLimit};
+use evenkeel_config::settings::{self, Match, Settings};
+use evenkeel_discovery::catalog::{Catalog, CheckState, HOSTS_NAMED_MAX, PolicyVote};
+use evenkeel_discovery::{Instance, Status, Subject};
 use http::Method;
 
 use crate::admin::report;
 use crate::admin::{About, Views};
 use crate::gossip::GossipHandle;
-use crate::route::{Destination, Route, Router, Upstream};
+use crate::route::{Destination, Route, Router, Upstream, matched};
 use crate::worker::Shared;
 
 /// The views of a running host.
@@ -27,26 +28,30 @@ pub fn views(
     settings: &Arc<ArcSwap<Settings>>,
     gossip: &GossipHandle,
     draining: &Arc<AtomicBool>,
-    listeners: &Arc<ArcSwap<BTreeMap<String, SocketAddr>>>,
+    listeners: &Listeners,
 ) -> Views {
-    let listeners = Arc::clone(listeners);
     let data = Arc::new(Data {
         router: Arc::clone(&shared.router),
         settings: Arc::clone(settings),
         gossip: gossip.clone(),
         draining: Arc::clone(draining),
     });
-    let (endpoints, explain, shards, config, ready) =
-        (Arc::clone(&data), Arc::clone(&data), Arc::clone(&data), Arc::clone(&data), data);
+    let (endpoints, explain, shards) = (Arc::clone(&data), Arc::clone(&data), Arc::clone(&data));
+    let (upstreams, config, ready) = (Arc::clone(&data), Arc::clone(&data), data);
+    let listeners = Arc::clone(listeners);
     Views {
         endpoints: Box::new(move |service| endpoints.endpoints(service)),
         explain: Box::new(move |service, about| explain.explain(service, about)),
         shards: Box::new(move |service, about| shards.shards(service, about)),
+        upstreams: Box::new(move || upstreams.upstreams()),
         config: Box::new(move || config.settings.load().to_effective_yaml()),
         ready: Box::new(move || ready.ready()),
         listeners: Box::new(move || BTreeMap::clone(&listeners.load())),
     }
 }
+
+/// Where this host listens, by configuration key: a reload may change it.
+pub type Listeners = Arc<ArcSwap<BTreeMap<String, SocketAddr>>>;
 
 struct Data {
     router: Arc<ArcSwap<Router>>,
@@ -74,9 +79,12 @@ impl Data {
         let catalog = self.gossip.catalog();
         let endpoints = reports(upstream, &upstream.default.policy, None)
             .into_iter()
-            .map(|(report, dial)| report::Endpoint {
+            .map(|(report, dial)| (instance_of(&catalog, &upstream.name, &report), report, dial))
+            .map(|(instance, report, dial)| report::Endpoint {
                 host: host_of(&catalog, &report.node),
-                state: state(&report),
+                state: state(&report, instance),
+                draining: instance.map_or_else(String::new, |one| drained(&catalog, one)),
+                checks: instance.map_or_else(Vec::new, failing_checks),
                 in_flight: u64::from(report.in_flight),
                 latency_ms: report.latency_ms,
                 stall_ms: report.stall_ms,
@@ -94,6 +102,31 @@ impl Data {
             endpoints,
         })
         .ok()
+    }
+
+    /// Their usable endpoints are those that failures have not ejected: nobody checks them.
+    fn upstreams(&self) -> Vec<report::Service> {
+        let (router, settings) = (self.router.load(), self.settings.load());
+        let now = Instant::now();
+        let named = settings.upstreams.iter().filter(|upstream| !upstream.endpoints.is_empty());
+        let service = |configured: &settings::Upstream| {
+            let Destination::Upstream(upstream) = router.resolve(&configured.name) else {
+                return None;
+            };
+            // One that no request went to has ejected nobody.
+            let ejected = upstream.state.used().map_or(0, |used| {
+                used.balancer.endpoints().iter().filter(|endpoint| endpoint.ejected(now)).count()
+            });
+            let instances = configured.endpoints.len();
+            Some(report::Service {
+                name: configured.name.clone(),
+                instances,
+                usable: instances.saturating_sub(ejected),
+                upstream: true,
+                ..report::Service::default()
+            })
+        };
+        named.filter_map(service).collect()
     }
 
     fn shards(&self, service: &str, about: &About) -> Option<Result<serde_json::Value, String>> {
@@ -147,12 +180,18 @@ impl Data {
             path: path.to_owned(),
             route: matched.map(|at| described(&upstream.routes[at].0)),
             repeat: repeatable(&route.policy, &method, path),
+            limits: limits(&self.settings.load().ratelimit, &upstream.name, &method, path),
             endpoints: reports(upstream, &route.policy, about.key.as_deref())
                 .into_iter()
-                .map(|(report, dial)| report::ExplainEndpoint {
+                .map(|(report, dial)| {
+                    (instance_of(&catalog, &upstream.name, &report), report, dial)
+                })
+                .map(|(instance, report, dial)| report::ExplainEndpoint {
                     host: host_of(&catalog, &report.node),
                     usable: report.verdicts.iter().all(|v| v.pass || v.filter == "slow_start"),
-                    cost: report.latency_ms.map(|ms| ms * f64::from(report.in_flight + 1)),
+                    cost: report.cost_ms,
+                    draining: instance.map_or_else(String::new, |one| drained(&catalog, one)),
+                    checks: instance.map_or_else(Vec::new, failing_checks),
                     verdicts: report
                         .verdicts
                         .into_iter()
@@ -196,12 +235,83 @@ fn host_of(catalog: &Catalog, node: &str) -> String {
         .map_or_else(String::new, |node| node.name.clone())
 }
 
+/// The instance that an endpoint stands for; none: the file names it, or it has just gone.
+fn instance_of<'c>(
+    catalog: &'c Catalog,
+    service: &str,
+    report: &EndpointReport,
+) -> Option<&'c Instance> {
+    let node = u64::from_str_radix(&report.node, 16).ok()?;
+    let instances = &catalog.service(service)?.instances;
+    instances.iter().find(|one| one.node.id == node && one.id == report.id).map(Arc::as_ref)
+}
+
+/// Why the host of an instance drains: by whose order, or what its operator said. Empty: it does not.
+fn drained(catalog: &Catalog, instance: &Instance) -> String {
+    let node = &instance.node;
+    if !node.draining {
+        return String::new();
+    }
+    let subject = Subject::Drain(node.id);
+    match catalog.orders.get(&subject) {
+        Some(order) => {
+            format!("its host drains, by order of {}", report::Order::of(&subject, order))
+        }
+        None if node.drain_reason.is_empty() => "its host drains: it is going away".to_owned(),
+        None => format!("its host is in maintenance: {}", node.drain_reason),
+    }
+}
+
+fn failing_checks(instance: &Instance) -> Vec<report::CheckResult> {
+    let failing = instance.checks.iter().filter(|check| check.status != Status::Passing);
+    let result = |check: &CheckState| report::CheckResult {
+        id: check.id.clone(),
+        kind: check.kind.to_owned(),
+        status: check.status.as_str().to_owned(),
+        // Of maintenance there is nothing to see: an operator's reason stands in its notes.
+        output: if check.kind == "maintenance" { &check.notes } else { &check.output }.clone(),
+    };
+    failing.map(result).collect()
+}
+
+/// The rules of this host's file about the service, each with whether it is about this request.
+fn limits(
+    ratelimit: &RateLimit,
+    service: &str,
+    method: &Method,
+    path: &str,
+) -> Vec<report::LimitRow> {
+    let rules = ratelimit.apply.iter().filter(|rule| rule.service == service);
+    let row = |rule: &Apply| {
+        // The file was checked: there is one.
+        let resource = ratelimit.find(rule.resource.as_bytes())?;
+        Some(report::LimitRow {
+            direction: rule.direction.name().to_owned(),
+            resource: rule.resource.clone(),
+            capacity: resource.capacity,
+            per_s: resource.per.map(|per| per.as_secs_f64()),
+            key: rule.key.as_ref().map(ToString::to_string),
+            cost: rule.cost,
+            wait_ms: u64::try_from(rule.wait.as_millis()).unwrap_or(u64::MAX),
+            fail: rule.fail.name().to_owned(),
+            mode: if rule.enforce { "enforce" } else { "observe" }.to_owned(),
+            matches: matched(&rule.matches, method, path),
+            requests: described(&rule.matches),
+        })
+    };
+    rules.filter_map(row).collect()
+}
+
 /// The first filter that speaks against it names the state.
-fn state(report: &EndpointReport) -> String {
+fn state(report: &EndpointReport, instance: Option<&Instance>) -> String {
     report.verdicts.iter().find(|verdict| !verdict.pass).map_or_else(
         || "usable".to_owned(),
         |verdict| match verdict.filter {
-            "serving" => "not serving".to_owned(),
+            "serving" => match instance {
+                Some(instance) if instance.node.draining => "draining".to_owned(),
+                Some(instance) => instance.status.as_str().to_owned(),
+                None => "not serving".to_owned(),
+            },
             "ejection" => "ejected".to_owned(),
             "hold" => "held off".to_owned(),
             "stall" => "silent".to_owned(),

@@ -243,7 +243,9 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, opened: OpenListener,
     let close = &opened.close;
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "listener cannot be polled"),
+        Err(error) => {
+            return tracing::error!(listener = %opened.role.borrow(), %error, "cannot be polled: restart this host");
+        }
     };
     loop {
         let accepted = tokio::select! {
@@ -255,7 +257,7 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, opened: OpenListener,
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors: others may end soon. Accepting again at once would only burn the CPU.
-                tracing::warn!(%error, "cannot accept a connection; raise the limit on open files");
+                tracing::warn!(listener = %opened.role.borrow(), %error, "cannot accept a connection; raise the limit on open files");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
                 continue;
             }

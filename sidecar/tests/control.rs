@@ -169,7 +169,7 @@ fn a_blocking_query_wakes_at_a_change_of_its_service_alone() {
 fn garbage_on_the_gossip_port_is_counted_and_harmless() {
     let (a, b) = Host::pair("garbage");
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let target = a.listener("gossip");
+    let target = a.listener("mesh.gossip.listen");
     for datagram in [&b""[..], b"x", &[0xff; 200], &[0; 1200], &[7; 9000]] {
         socket.send_to(datagram, &target).unwrap();
     }
@@ -229,7 +229,7 @@ fn a_configured_service_is_offered_checked_and_changed_by_a_reload() {
 fn ports_are_chosen_and_shown_and_a_taken_one_is_named() {
     let host = Host::alone("ports");
     let listeners = host.admin("/v1/self")["listeners"].clone();
-    for name in ["gossip", "http", "dns", "admin"] {
+    for name in ["mesh.gossip.listen", "discovery.http", "discovery.dns", "admin.listen"] {
         let address = listeners[name].as_str().unwrap_or_default().to_owned();
         assert!(!address.is_empty() && !address.ends_with(":0"), "{name} in {listeners}");
     }
@@ -237,50 +237,6 @@ fn ports_are_chosen_and_shown_and_a_taken_one_is_named() {
     let address = taken.local_addr().unwrap().to_string();
     let refused = Host::refused(&format!("discovery: {{http: \"{address}\"}}\n"));
     assert!(refused.contains("discovery.http") && refused.contains(&address), "{refused}");
-}
-
-#[test]
-fn the_command_line_says_what_to_do_and_ends_with_the_right_status() {
-    let evenkeel =
-        |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_evenkeel")).args(args).output().unwrap();
-    let closed =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().to_string();
-    let nobody = evenkeel(&["members", "--admin", &closed]);
-    assert_eq!(nobody.status.code(), Some(1));
-    let text = String::from_utf8_lossy(&nobody.stderr).into_owned();
-    assert!(text.contains(&closed) && text.contains("evenkeel run -c FILE"), "{text}");
-    for (args, status) in [
-        (&["frobnicate"][..], 64),
-        (&[], 64),
-        (&["members", "--output", "yaml"], 64),
-        (&["--help"], 0),
-        (&["--version"], 0),
-        (&["check"], 0),
-        (&["check", "-c", "/nonexistent/evenkeel.yaml"], 78),
-        (&["run", "-c", "/nonexistent/evenkeel.yaml"], 78),
-        (&["completions", "bash"], 0),
-        (&["keygen"], 0),
-    ] {
-        assert_eq!(evenkeel(args).status.code(), Some(status), "{args:?}");
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("bad.yaml");
-    fs::write(&file, "node: {nam: x}\nmesh: {joyn: []}\n").unwrap();
-    let bad = evenkeel(&["check", "-c", &file.display().to_string()]);
-    assert_eq!(bad.status.code(), Some(78));
-    let text = String::from_utf8_lossy(&bad.stderr).into_owned();
-    assert!(
-        text.contains("bad.yaml:1:") && text.contains("bad.yaml:2:"),
-        "both problems at once: {text}"
-    );
-}
-
-#[test]
-fn a_closed_pipe_ends_the_command_line_quietly() {
-    let script = format!("{} completions bash | head -c 1", env!("CARGO_BIN_EXE_evenkeel"));
-    let run = Command::new("bash").args(["-o", "pipefail", "-c", &script]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&run.stderr), "");
-    assert_eq!(run.status.code(), Some(0));
 }
 
 #[test]

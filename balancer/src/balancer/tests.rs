@@ -426,6 +426,27 @@ fn an_own_pause_spoils_no_estimate() {
 }
 
 #[test]
+fn an_idle_endpoint_shows_neither_a_latency_nor_a_cost() {
+    let mut bench = Bench::new(1, Balance::P2c);
+    let shown = |bench: &Bench| {
+        let report = bench.balancer.explain(bench.now, &bench.policy, &Wish::FIRST).remove(0);
+        (report.latency_ms, report.cost_ms)
+    };
+    assert_eq!(shown(&bench), (None, None));
+    let mut ticket = bench.first();
+    bench.now += 4 * MS;
+    ticket.head(bench.now, Verdict::Success);
+    assert_eq!(shown(&bench), (Some(4.0), Some(8.0)), "one in flight, and one that would be");
+    drop(ticket);
+    bench.now += 20 * S;
+    let (latency, cost) = shown(&bench);
+    assert_eq!(latency, Some(4.0), "what it was, not what is left of it for comparisons");
+    assert!(cost.is_some_and(|cost| cost < 1.0), "which is little: {cost:?}");
+    bench.now += 20 * S;
+    assert_eq!(shown(&bench), (None, None), "nobody has asked it for 40 s");
+}
+
+#[test]
 fn a_caller_that_goes_away_early_says_nothing_about_the_endpoint() {
     let mut bench = Bench::new(1, Balance::P2c);
     let mut ticket = bench.first();

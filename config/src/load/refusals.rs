@@ -261,9 +261,13 @@ const MISTAKES: &[(&str, &str)] = &[
     ("services: [{name: a, address: '10.0.0.1:1', check: {tcp: false}}]",
      "1:58: services[0].check.tcp: is `true` or left out"),
     // Names, addresses, paths.
-    ("services: [{name: a_b, address: '10.0.0.1:1'}]", "1:19: services[0].name: `a_b` is not a service name"),
+    ("services: [{name: My_Service, address: '10.0.0.1:1'}]",
+     "1:19: services[0].name: `My_Service` must be lower case: `my_service`"),
     ("services: [{name: A, address: '10.0.0.1:1'}]", "1:19: services[0].name: `A` must be lower case: `a`"),
-    ("services: [{name: a.b.c, address: '10.0.0.1:1'}]", "1:19: services[0].name: `a.b.c` is not a service name"),
+    ("services: [{name: My Service, address: '10.0.0.1:1'}]",
+     "1:19: services[0].name: `My Service` is not a service name: name or name.namespace, each of at most 63 of a-z, 0-9, `-` and `_`, not beginning with `-`; `my-service` would be one"),
+    ("services: [{name: a.b.c, address: '10.0.0.1:1'}]",
+     "1:19: services[0].name: `a.b.c` is not a service name: name or name.namespace, each of at most 63 of a-z, 0-9, `-` and `_`, not beginning with `-`; `a-b-c` would be one"),
     ("services: [{name: a, address: '10.0.0.1:0'}]",
      "1:31: services[0].address: `10.0.0.1:0`: port 0 cannot be dialled"),
     ("services: [{name: a, address: '0.0.0.0:1'}]",
@@ -285,6 +289,23 @@ const MISTAKES: &[(&str, &str)] = &[
     ("upstreams: [{name: a, endpoints: ['localhost:1']}]",
      "1:35: upstreams[0].endpoints[0]: `localhost:1` is not an IP address and a port"),
 ];
+
+/// What a refusal offers instead is accepted: whoever follows it is not refused again.
+#[test]
+fn the_name_that_a_refusal_offers_is_accepted() {
+    let check = |name: &str| {
+        let text = format!("services: [{{name: \"{name}\", address: '10.0.0.1:1'}}]");
+        parse(&text, "t.yaml", &Environment::named("host-a"))
+    };
+    for name in ["My_Service", "my service", "a.b.c", "-x", "Web.Shop.", " Größe ", "x y.z w"] {
+        let refused = check(name).unwrap_err().to_string();
+        let offered = refused.rsplit('`').nth(1).unwrap_or_default();
+        let followed = check(offered).map(|loaded| loaded.settings.services[0].name.clone());
+        assert_eq!(followed.as_deref(), Ok(offered), "{name}: {refused}");
+    }
+    let hopeless = check("---").unwrap_err().to_string();
+    assert!(!hopeless.contains("would be one"), "{hopeless}");
+}
 
 #[test]
 fn each_mistake_has_its_place_and_its_advice() {

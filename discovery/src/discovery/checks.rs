@@ -41,11 +41,23 @@ impl CheckRun {
         }
     }
 
-    /// Takes what is known now; returns whether the status is another.
+    /// Takes what is known now; returns whether the status is another, or is said for the first time why it is so.
     pub fn set(&mut self, now: Instant, health: Health) -> bool {
         let is_other = self.health.status != health.status;
         if is_other {
             self.critical_since = (health.status == Status::Critical).then_some(now);
+        }
+        let is_first = self.health.output.is_empty() && !health.output.is_empty();
+        if is_other || is_first {
+            self.health = health;
+        }
+        is_other || is_first
+    }
+
+    /// Takes another reason for the same status; returns whether it is one.
+    pub fn set_output(&mut self, health: Health) -> bool {
+        let is_other = self.health.status == health.status && self.health.output != health.output;
+        if is_other {
             self.health = health;
         }
         is_other

@@ -53,6 +53,8 @@ pub struct NodeInfo {
     pub mesh_port: u16,
     /// Where it stands.
     pub zone: Option<String>,
+    /// Of the program that runs there, for people: no decision depends on it.
+    pub version: String,
 }
 
 /// How fast failures are found, and at what cost.

@@ -178,7 +178,7 @@ impl Discovery {
             .runs
             .get_mut(check)
             .ok_or_else(|| RegisterError::NoSuchId(format!("{id}, check {check}")))?;
-        if known.set(now, health) {
+        if known.set(now, health.clone()) || known.set_output(health) {
             self.write_offer(now, id);
             self.schedule_checks();
             self.publish(now, wall_ms);

@@ -32,6 +32,7 @@ fn config(host: u8) -> Config {
             address: address(host),
             mesh_port: 7110,
             zone: None,
+            version: "0.1.0".into(),
         },
         keys: vec![[1; 32]],
         profile: Profile::LAN,
@@ -174,6 +175,26 @@ fn a_client_finds_its_registration_in_the_next_look_up() {
     host.deregister(now, WALL, "a").unwrap();
     assert!(host.snapshot().service("web").is_none());
     assert!(host.snapshot().service_index("web") > next.index, "indices never go back");
+}
+
+/// A check that begins as critical and fails at its first run has the same status before and after it.
+#[test]
+fn what_a_check_saw_is_published_though_the_status_stays() {
+    let now = t0();
+    let mut host = host(1, now);
+    host.register(now, WALL, registration("a", "web")).unwrap();
+    let output = |host: &Discovery| {
+        host.snapshot().service("web").unwrap().instances[0].checks[0].output.clone()
+    };
+    assert_eq!(output(&host), "");
+    for saw in ["connection refused", "503"] {
+        let failing = Health { status: Status::Critical, output: saw.into() };
+        host.set_health(now, WALL, "a", 0, failing.clone()).unwrap();
+        assert_eq!(output(&host), saw);
+        let index = host.snapshot().index;
+        host.set_health(now, WALL, "a", 0, failing).unwrap();
+        assert_eq!(host.snapshot().index, index, "the same again is no news");
+    }
 }
 
 #[test]

@@ -181,6 +181,7 @@ impl World {
                 address: self.hosts[host].address,
                 mesh_port: 7110,
                 zone: None,
+                version: "0.1.0".into(),
             },
             keys: self.keys.clone(),
             profile: Profile::LAN,

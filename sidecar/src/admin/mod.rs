@@ -1,18 +1,18 @@
 //! The admin listener: whether this host is well, its numbers, and why it does what it does.
 //!
 //! `/livez`, `/readyz`, `/metrics`, `/config` (secrets left out), and below `/v1/` what the command line prints:
-//! `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=&key=`, `shards/S?key=`, `quotas`, `events`, `orders`. All of that reads; what
-//! changes something is in [`orders`]. Membership and
+//! `status`, `self`, `members`, `services`, `endpoints/S`, `explain/S?path=&method=&key=`, `shards/S?key=`, `quotas`,
+//! `events?after=`, `orders`. All of that reads; what changes something is in [`orders`]. Membership and
 //! services come from the snapshot; what the data plane knows comes through [`Views`], so that this knows nothing of
 //! it. Whose requests come this far is decided before, in [`crate::control_guard`].
 
 pub mod orders;
 pub mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Path, Query, State};
 use axum::http::header::CONTENT_TYPE;
@@ -25,7 +25,7 @@ use evenkeel_discovery::{Catalog, Node, NodeStatus, Status, Subject};
 use prometheus::{Encoder as _, TextEncoder};
 use serde::Deserialize;
 
-use crate::events::Events;
+use crate::events::{Events, rfc3339};
 use crate::gossip::GossipHandle;
 
 /// What the rest of the program shows of itself.
@@ -34,13 +34,15 @@ pub struct Views {
     pub endpoints: Box<ViewOfService>,
     /// `/v1/explain/S` for a method and a path, in the shape of [`report::Explain`]; `None`: no such upstream.
     pub explain: Box<ViewOfRequest>,
+    /// The upstreams whose endpoints this host's file names, as `/v1/services` shows them.
+    pub upstreams: Box<dyn Fn() -> Vec<report::Service> + Send + Sync>,
     /// `/v1/shards/S` for a request's key, in the shape of [`report::Shards`]; `None`: no such upstream; an error: it has no shards.
     pub shards: Box<ViewOfShards>,
     /// The effective configuration, without secrets.
     pub config: Box<dyn Fn() -> String + Send + Sync>,
     /// Whether requests are served, or why not.
     pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// Every listener by name, as bound.
+    /// Every listener by configuration key, as bound.
     pub listeners: Box<dyn Fn() -> BTreeMap<String, SocketAddr> + Send + Sync>,
 }
 
@@ -84,8 +86,28 @@ pub struct Admin {
     pub metrics: prometheus::Registry,
     /// Where state is kept.
     pub data_dir: Option<String>,
+    /// The file that the process was started with.
+    pub file: Option<String>,
+    /// When it was.
+    pub started: Started,
     /// The rest of the program.
     pub views: Views,
+}
+
+/// When the process started, by both clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Started {
+    /// For how long it has run.
+    pub mono: Instant,
+    /// For people.
+    pub wall: SystemTime,
+}
+
+impl Started {
+    /// Now.
+    pub fn now() -> Started {
+        Started { mono: Instant::now(), wall: SystemTime::now() }
+    }
 }
 
 type Ours = State<Arc<Admin>>;
@@ -98,6 +120,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/config", get(config))
+        .route("/v1/status", get(status))
         .route("/v1/self", get(myself))
         .route("/v1/members", get(members))
         .route("/v1/services", get(services))
@@ -167,6 +190,34 @@ async fn myself(State(admin): Ours) -> Json<report::SelfReport> {
     })
 }
 
+async fn status(State(admin): Ours) -> Json<report::StatusReport> {
+    let catalog = admin.gossip.catalog();
+    let node = admin.gossip.node();
+    let not_ready = readiness(&admin).err();
+    let mut members = BTreeMap::new();
+    for node in catalog.nodes.values() {
+        *members.entry(state(node).to_owned()).or_default() += 1;
+    }
+    Json(report::StatusReport {
+        name: node.name.clone(),
+        id: format!("{:016x}", catalog.own),
+        address: node.address.ip().to_string(),
+        zone: node.zone.clone().unwrap_or_default(),
+        mesh: catalog.mesh.clone(),
+        version: node.version.clone(),
+        ready: not_ready.is_none(),
+        not_ready,
+        started: rfc3339(admin.started.wall),
+        uptime_s: admin.started.mono.elapsed().as_secs(),
+        members,
+        services: catalog.services.len(),
+        configuration: admin.file.clone(),
+        reload_refused: admin.events.last_refusal(),
+        data_dir: admin.data_dir.clone(),
+        listeners: (admin.views.listeners)(),
+    })
+}
+
 async fn members(State(admin): Ours) -> Json<report::Members> {
     let catalog = admin.gossip.catalog();
     let mut instances: BTreeMap<u64, usize> = BTreeMap::new();
@@ -183,12 +234,6 @@ async fn members(State(admin): Ours) -> Json<report::Members> {
 }
 
 fn member(node: &Node, catalog: &Catalog, instances: usize) -> report::Member {
-    let state = match node.status {
-        NodeStatus::Alive if node.draining => "draining",
-        NodeStatus::Alive => "alive",
-        NodeStatus::Failed | NodeStatus::Dead => "failed",
-        NodeStatus::Left => "left",
-    };
     // Indices are unix microseconds, give or take.
     let now_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     let for_ms = now_us.saturating_sub(node.index.into()) / 1000;
@@ -199,7 +244,8 @@ fn member(node: &Node, catalog: &Catalog, instances: usize) -> report::Member {
         gossip: node.address.to_string(),
         mesh: node.mesh.to_string(),
         zone: node.zone.clone().unwrap_or_default(),
-        state: state.to_owned(),
+        version: node.version.clone(),
+        state: state(node).to_owned(),
         drained_by: catalog
             .orders
             .get(&Subject::Drain(node.id))
@@ -211,13 +257,22 @@ fn member(node: &Node, catalog: &Catalog, instances: usize) -> report::Member {
     }
 }
 
+fn state(node: &Node) -> &'static str {
+    match node.status {
+        NodeStatus::Alive if node.draining => "draining",
+        NodeStatus::Alive => "alive",
+        NodeStatus::Failed | NodeStatus::Dead => "failed",
+        NodeStatus::Left => "left",
+    }
+}
+
 async fn quotas(State(admin): Ours) -> Json<crate::quotas::report::View> {
     Json(crate::quotas::report::View::clone(&admin.quotas.view()))
 }
 
 async fn services(State(admin): Ours) -> Json<report::Services> {
     let catalog = admin.gossip.catalog();
-    let services = catalog
+    let mut services: Vec<report::Service> = catalog
         .services
         .values()
         .map(|view| {
@@ -235,9 +290,12 @@ async fn services(State(admin): Ours) -> Json<report::Services> {
                 usable: count(&evenkeel_discovery::Instance::takes_requests),
                 critical: count(&|instance| instance.status == Status::Critical),
                 draining: count(&|instance| instance.node.draining),
+                upstream: false,
             }
         })
         .collect();
+    services.extend((admin.views.upstreams)());
+    services.sort_by(|a, b| (&a.name, a.upstream).cmp(&(&b.name, b.upstream)));
     Json(report::Services { services })
 }
 
@@ -286,8 +344,17 @@ fn not_a_method(about: &About) -> Option<Response> {
         .then(|| error(StatusCode::BAD_REQUEST, &format!("{method:?} is not an HTTP method")))
 }
 
-async fn events(State(admin): Ours) -> Json<report::EventList> {
-    Json(report::EventList { events: admin.events.all() })
+/// From which event on.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Since {
+    /// The number of the last one that is known.
+    after: u64,
+}
+
+async fn events(State(admin): Ours, Query(since): Query<Since>) -> Json<report::EventList> {
+    let started = rfc3339(admin.started.wall);
+    Json(report::EventList { started, events: admin.events.after(since.after) })
 }
 
 /// The service that a name as an application writes it means.
@@ -305,8 +372,10 @@ fn no_such_service(admin: &Admin, name: &str) -> Response {
 
 fn not_a_service(admin: &Admin, name: &str) -> String {
     let catalog = admin.gossip.catalog();
-    let known: Vec<&str> =
-        catalog.services.keys().map(String::as_str).take(NAMES_SHOWN_MAX).collect();
+    let upstreams = (admin.views.upstreams)();
+    let known = catalog.services.keys().chain(upstreams.iter().map(|upstream| &upstream.name));
+    let known: BTreeSet<&str> = known.map(String::as_str).take(NAMES_SHOWN_MAX).collect();
+    let known: Vec<&str> = known.into_iter().collect();
     let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
     format!(
         "no service {name:?}: no host that is up offers it and no upstream has that name. Known: {known}"
@@ -317,7 +386,7 @@ async fn unknown(uri: Uri) -> Response {
     error(
         StatusCode::NOT_FOUND,
         &format!(
-            "{} is not served here: there are /livez, /readyz, /metrics, /config and, below /v1/, self, members, services, endpoints/S, explain/S, shards/S, quotas, events, orders, override/S and drain/HOST",
+            "{} is not served here: there are /livez, /readyz, /metrics, /config and, below /v1/, status, self, members, services, endpoints/S, explain/S, shards/S, quotas, events, orders, override/S and drain/HOST",
             uri.path()
         ),
     )

@@ -32,7 +32,45 @@ pub struct SelfReport {
     pub not_ready: Option<String>,
     /// Where it keeps its state.
     pub data_dir: Option<String>,
-    /// Where it listens, by name, after binding (port 0 is a real port here).
+    /// Where it listens, by configuration key, after binding (port 0 is a real port here).
+    pub listeners: BTreeMap<String, SocketAddr>,
+}
+
+/// `/v1/status`: this host at a glance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatusReport {
+    /// `node.name`.
+    pub name: String,
+    /// The random id kept in the data directory, as hex.
+    pub id: String,
+    /// What others dial.
+    pub address: String,
+    /// Where it stands; empty: the file does not say.
+    pub zone: String,
+    /// `mesh.name`.
+    pub mesh: String,
+    /// Of the program.
+    pub version: String,
+    /// Whether `/readyz` says yes.
+    pub ready: bool,
+    /// Why it says no.
+    pub not_ready: Option<String>,
+    /// When the process started, UTC.
+    pub started: String,
+    /// For how long it has run, in seconds.
+    pub uptime_s: u64,
+    /// Hosts as this one sees them, itself among them, by state: `alive | draining | failed | left`.
+    pub members: BTreeMap<String, usize>,
+    /// Services with an instance on a host that is up.
+    pub services: usize,
+    /// The file it was started with.
+    pub configuration: Option<String>,
+    /// Why the last reload was refused; none: it was not, or there was none.
+    pub reload_refused: Option<String>,
+    /// Where it keeps its state.
+    pub data_dir: Option<String>,
+    /// Where it listens, by configuration key, after binding.
     pub listeners: BTreeMap<String, SocketAddr>,
 }
 
@@ -60,6 +98,8 @@ pub struct Member {
     pub mesh: String,
     /// Where it stands.
     pub zone: String,
+    /// Of the program that runs there; empty: it does not say.
+    pub version: String,
     /// `alive | draining | failed | left`.
     pub state: String,
     /// The order to drain it, if there is one: by whom, until when.
@@ -96,6 +136,9 @@ pub struct Service {
     pub critical: usize,
     /// Of them, those on their way out.
     pub draining: usize,
+    /// These are endpoints that `upstreams` of this host's file names, and not what hosts of the mesh offer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub upstream: bool,
 }
 
 /// `/v1/endpoints/S`: what the balancer sees.
@@ -122,11 +165,17 @@ pub struct Endpoint {
     pub address: String,
     /// What is dialled: the host's mesh port, or the application itself.
     pub dial: String,
-    /// `usable`, or what the first filter against it is about.
+    /// `usable`, or what the first filter against it is about: `critical`, `draining`, `ejected`, …
     pub state: String,
+    /// Why its host drains; empty: it does not.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub draining: String,
+    /// Its checks that do not pass.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckResult>,
     /// Requests in flight from this host.
     pub in_flight: u64,
-    /// Peak EWMA of the time to the response's head; none before the first answer.
+    /// Peak EWMA of the time to the response's head; none: no answer in the last 30 s.
     pub latency_ms: Option<f64>,
     /// How long the requests in flight have been owed a head without any progress; none: nothing is owed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -135,6 +184,20 @@ pub struct Endpoint {
     pub ejected_ms: Option<u64>,
     /// How often it was ejected.
     pub ejections: u64,
+}
+
+/// What one check of an instance saw.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckResult {
+    /// Its id.
+    pub id: String,
+    /// `http | tcp | grpc | ttl`, or `maintenance` for what an operator said.
+    pub kind: String,
+    /// `warning | critical`.
+    pub status: String,
+    /// What it saw when it came to that, or why there is maintenance; empty: it has not run yet.
+    pub output: String,
 }
 
 /// `/v1/explain/S`.
@@ -151,12 +214,42 @@ pub struct Explain {
     pub route: Option<String>,
     /// Whether this request may be sent twice, and why.
     pub repeat: String,
+    /// The rules of `ratelimit.apply` in this host's file that are about the service.
+    pub limits: Vec<LimitRow>,
     /// Each endpoint with what each filter says of it, in the filters' order.
     pub endpoints: Vec<ExplainEndpoint>,
     /// Each field of the effective policy.
     pub policy: Vec<PolicyField>,
     /// Anything else worth saying, in sentences.
     pub notes: Vec<String>,
+}
+
+/// A rule of `ratelimit.apply`, with how much there is of its resource.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitRow {
+    /// `outbound | inbound`.
+    pub direction: String,
+    /// The resource that it draws on.
+    pub resource: String,
+    /// All there is of that, over all hosts; of each value, where there is a key.
+    pub capacity: f64,
+    /// In which time, in seconds; `None`: it is held, not spent.
+    pub per_s: Option<f64>,
+    /// Each value of this has a resource of its own.
+    pub key: Option<String>,
+    /// What one request takes.
+    pub cost: u32,
+    /// For how long a request may be held back, in ms.
+    pub wait_ms: u64,
+    /// `open | safe | closed`: what goes while the root does not answer.
+    pub fail: String,
+    /// `enforce | observe`.
+    pub mode: String,
+    /// Whether the request that is asked about is among those it is for.
+    pub matches: bool,
+    /// Which requests it is for.
+    pub requests: String,
 }
 
 /// One endpoint and the verdicts on it.
@@ -171,8 +264,15 @@ pub struct ExplainEndpoint {
     pub address: String,
     /// Whether it may be chosen.
     pub usable: bool,
-    /// What it would cost to choose it; lower is better.
+    /// What it would cost to choose it, in ms times requests; lower is better. None where nothing is known of late, or
+    /// costs do not decide.
     pub cost: Option<f64>,
+    /// Why its host drains; empty: it does not.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub draining: String,
+    /// Its checks that do not pass.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckResult>,
     /// What each filter says.
     pub verdicts: Vec<Verdict>,
 }
@@ -308,6 +408,8 @@ impl fmt::Display for Order {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventList {
+    /// When the process started, UTC: another one counts its events anew.
+    pub started: String,
     /// Oldest first.
     pub events: Vec<crate::events::Event>,
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Attempt, Endpoint, MayCopy, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket};
 use rand::RngExt as _;
+use tracing::debug;
 
 use super::{Deadline, Ended, attempt};
 use crate::body::{Body, Replay};
@@ -178,7 +179,13 @@ impl<'r> Sending<'r> {
             hedger.not_sent(now, retries);
             if why == NoEndpoint::CircuitOpen { NoCopy::Now } else { NoCopy::AtAll }
         });
-        picked.inspect(|_| metrics.attempts[Attempt::Hedge as usize].inc())
+        picked.inspect(|ticket| {
+            metrics.attempts[Attempt::Hedge as usize].inc();
+            debug!(
+                upstream = %self.upstream.name, instance = %ticket.endpoint().spec().instance,
+                "a copy is sent: no answer yet"
+            );
+        })
     }
 
     /// An attempt failed, and `left` is left of the request's time: the next, if there may be one. It is paid for only if there is.
@@ -199,6 +206,10 @@ impl<'r> Sending<'r> {
             && repeat::may_retry(&self.facts(retries), outcome, policy)
             && budget.withdraw(now, policy.budget, RETRY_FLOOR_PER_SEC);
         if !may {
+            debug!(
+                upstream = %self.upstream.name, ?outcome, retries, safe = self.safe,
+                "a request is not sent again: policy.repeat, policy.retry or its budget forbids it"
+            );
             return None;
         }
         let next = self.pick(now, Attempt::Retry, tried).ok().and_then(|mut ticket| {
@@ -215,10 +226,18 @@ impl<'r> Sending<'r> {
             (wait < left).then_some(Next { ticket, wait, fresh })
         });
         match &next {
-            Some(_) => {
+            Some(Next { ticket, wait, .. }) => {
                 self.upstream.metrics().of(self.worker.id).attempts[Attempt::Retry as usize].inc();
+                debug!(
+                    upstream = %self.upstream.name, instance = %ticket.endpoint().spec().instance,
+                    after = ?wait, retry = retries + 1,
+                    "a request is sent again"
+                );
             }
-            None => budget.refund(now),
+            None => {
+                budget.refund(now);
+                debug!(upstream = %self.upstream.name, "a request is not sent again: no endpoint is left for it in time");
+            }
         }
         next
     }

@@ -170,6 +170,7 @@ mod tests {
             address: "10.0.0.5:7111".parse().unwrap(),
             mesh_port: 7110,
             zone: None,
+            version: "0.1.0".into(),
         }
     }
 

@@ -12,8 +12,8 @@ use clap_complete::Shell;
     version,
     max_term_width = 100,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
-    after_help = "Exit status: 0 done, 1 failed, 64 wrong usage, 78 wrong configuration."
+    after_help = "What asks a running host asks --admin ADDR, else $EVENKEEL_ADMIN, else 127.0.0.1:7119.\n\
+                  Exit status: 0 done, 1 failed, 64 wrong usage, 78 wrong configuration."
 )]
 pub struct Cli {
     /// What to do.
@@ -28,31 +28,33 @@ pub enum Command {
     ///
     /// Without -c it runs with an empty configuration: a mesh of this one host, on loopback only, with every
     /// default. SIGHUP reloads the file, SIGTERM drains and leaves.
-    Run(FileArg),
+    Run(RunArgs),
+    /// Show this host: its name and address, whether it is ready or why not, where it listens, whom it sees.
+    Status(AskArgs),
     /// Show what Evenkeel does for the tail of the latency, against three ordinary balancers, on this machine.
     Demo(crate::demo::DemoArgs),
     /// One of the demo's applications; started by `evenkeel demo` only.
     #[command(hide = true)]
     DemoApplication(crate::demo::ApplicationArgs),
-    /// Check a configuration and print what it means: every default filled in, secrets left out.
-    Check(FileArg),
+    /// Check a configuration: everything that is wrong with it at once, or that all is well.
+    Check(CheckArgs),
     /// Print the JSON Schema of the configuration file.
     Schema,
-    /// Show the hosts of the mesh, as the running host sees them.
+    /// Show the hosts of the mesh, as the running host sees them, and which version each runs.
     Members(AskArgs),
-    /// Show the services of the mesh and how many of their instances are healthy.
+    /// Show the services of the mesh, how many of their instances are healthy, and the upstreams of this host's file.
     Services(AskArgs),
     /// Show the endpoints of a service, as the running host's balancer sees them.
     Endpoints(ServiceArgs),
-    /// Explain what would happen to a request: each endpoint, each filter's verdict, and where each field of the
-    /// policy comes from.
+    /// Explain what would happen to a request: each endpoint, each filter's verdict, the limits that apply, and where
+    /// each field of the policy comes from.
     Explain(ExplainArgs),
     /// Show the few endpoints that a key's requests may go to, and how much that shard shares with others.
     Shards(ShardsArgs),
     /// Shared limits: who wants how much of which resource, who has it, and which host is its root.
     Quotas(AskArgs),
     /// Show what happened lately: hosts that came and went, health that changed, joins that failed.
-    Events(AskArgs),
+    Events(EventsArgs),
     /// Change a service's policy on every host of the mesh, for a while; without a service: show what is overridden.
     ///
     /// Fields are written as in the configuration, with points: `hedge.mode=off timeout=300ms`; `hedge=off` is short
@@ -69,23 +71,67 @@ pub enum Command {
     },
 }
 
-/// The configuration file.
+/// What to run.
 #[derive(Debug, Args)]
-pub struct FileArg {
+pub struct RunArgs {
     /// The configuration (YAML); without it: an empty one.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
 
+/// What to check.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The configuration (YAML); `-`: standard input; without it: an empty one.
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    pub file: Option<PathBuf>,
+    /// The same, as `run` takes it.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print what it means: every default filled in, secrets left out.
+    #[arg(long)]
+    pub print: bool,
+}
+
 /// Whom to ask, and how to print the answer.
 #[derive(Debug, Clone, Args)]
 pub struct AskArgs {
-    /// The admin listener of the running host.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7119")]
-    pub admin: String,
+    /// The admin listener of the running host [default: $EVENKEEL_ADMIN, else 127.0.0.1:7119].
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
     /// A table to read, or the answer as it is.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+}
+
+impl AskArgs {
+    /// Whom to ask: what was typed, else what the environment says, else the default of `admin.listen`.
+    pub fn admin(&self) -> String {
+        let environment = || std::env::var(ADMIN_VARIABLE).ok().filter(|said| !said.is_empty());
+        self.admin.clone().or_else(environment).unwrap_or_else(|| ADMIN_DEFAULT.to_owned())
+    }
+
+    /// A command of ours as a hint, with the flags that were typed: whoever copies it asks the same host.
+    pub fn hint(&self, command: &str) -> String {
+        match &self.admin {
+            Some(admin) => format!("{command} --admin {admin}"),
+            None => command.to_owned(),
+        }
+    }
+}
+
+/// Where commands ask when nothing is typed.
+pub const ADMIN_VARIABLE: &str = "EVENKEEL_ADMIN";
+const ADMIN_DEFAULT: &str = "127.0.0.1:7119";
+
+/// A question about what happened.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Go on: print what happens from now on, until Ctrl-C. With --output json, one event a line.
+    #[arg(short, long)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 /// The shape of what is printed.
@@ -180,5 +226,16 @@ mod tests {
     #[test]
     fn the_table_of_modes_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_hint_repeats_the_address_that_was_typed_and_no_other() {
+        let ask = |admin: Option<&str>| AskArgs {
+            admin: admin.map(str::to_owned),
+            output: Output::Table,
+        };
+        assert_eq!(ask(Some("a:1")).hint("evenkeel quotas"), "evenkeel quotas --admin a:1");
+        assert_eq!(ask(None).hint("evenkeel quotas"), "evenkeel quotas");
+        assert_eq!(ask(Some("a:1")).admin(), "a:1");
     }
 }

@@ -14,6 +14,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::args::ADMIN_VARIABLE;
 use crate::admin::report::ErrorReport;
 
 /// GETs a path from the host that answers at `admin` (`host:port`) and returns the body of a 200.
@@ -56,13 +57,15 @@ async fn ask(
     body: Bytes,
 ) -> anyhow::Result<Bytes> {
     let unreadable = |cause| {
-        anyhow!("--admin {admin}: {cause}. Write it as HOST:PORT, for example 127.0.0.1:7119")
+        anyhow!(
+            "{admin}: {cause}. Write --admin (or {ADMIN_VARIABLE}) as HOST:PORT, for example 127.0.0.1:7119"
+        )
     };
     let addresses: Vec<SocketAddr> =
         tokio::net::lookup_host(admin).await.map_err(unreadable)?.collect();
     let stream = TcpStream::connect(addresses.as_slice()).await.map_err(|cause| {
         anyhow!(
-            "no evenkeel answers at {admin} ({cause}): is it running? Start it with `evenkeel run -c FILE`, or say where its admin listener is with --admin HOST:PORT"
+            "no evenkeel answers at {admin} ({cause}): is it running? Start it with `evenkeel run -c FILE`, or say where its admin.listen is with --admin HOST:PORT or in {ADMIN_VARIABLE}"
         )
     })?;
     let not_ours = || {

@@ -4,19 +4,22 @@
 //! quietly; 0 done, 1 failed, 64 wrong usage, 78 wrong configuration (sysexits.h).
 
 mod args;
+mod check;
 mod client;
+mod events;
+mod explain;
 mod keygen;
 mod orders;
 mod quotas;
 mod show;
+mod status;
 mod table;
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
-use evenkeel_config::{Environment, Loaded, Problems};
+use evenkeel_config::Problems;
 
 use args::{Cli, Command};
 
@@ -50,20 +53,22 @@ fn run(command: Command) -> anyhow::Result<()> {
     let colour = std::io::stdout().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     match command {
-        Command::Run(file) => {
-            crate::app::run(load(file.config.as_deref())?, file.config.as_deref())
+        Command::Run(args) => {
+            let file = args.config.as_deref();
+            crate::app::run(check::load(file)?, file)
         }
+        Command::Status(ask) => print(&status::status(&ask, colour)?),
         Command::Demo(args) => crate::demo::run(args),
         Command::DemoApplication(args) => crate::demo::run_application(args),
-        Command::Check(file) => check(file.config.as_deref()),
+        Command::Check(args) => check::check(&args),
         Command::Schema => print(&format!("{:#}", evenkeel_config::schema())),
         Command::Members(ask) => print(&show::members(&ask, colour)?),
         Command::Services(ask) => print(&show::services(&ask, colour)?),
         Command::Endpoints(args) => print(&show::endpoints(&args, colour)?),
-        Command::Explain(args) => print(&show::explain(&args, colour)?),
+        Command::Explain(args) => print(&explain::explain(&args, colour)?),
         Command::Shards(args) => print(&show::shards(&args, colour)?),
         Command::Quotas(ask) => print(&quotas::quotas(&ask, colour)?),
-        Command::Events(ask) => print(&show::events(&ask, colour)?),
+        Command::Events(args) => events::events(&args, colour),
         Command::Override(args) => print(&orders::override_policy(&args, colour)?),
         Command::Drain(args) => print(&orders::drain(&args, colour)?),
         Command::Keygen => print(&keygen::key()?),
@@ -73,23 +78,6 @@ fn run(command: Command) -> anyhow::Result<()> {
             print(&String::from_utf8_lossy(&script))
         }
     }
-}
-
-/// Reads the file, or an empty one when none is named.
-fn load(file: Option<&Path>) -> Result<Loaded, Problems> {
-    let env = Environment::from_os();
-    match file {
-        Some(path) => evenkeel_config::load(path, &env),
-        None => evenkeel_config::parse("", "(no file)", &env),
-    }
-}
-
-fn check(file: Option<&Path>) -> anyhow::Result<()> {
-    let loaded = load(file)?;
-    for warning in &loaded.warnings {
-        writeln!(std::io::stderr(), "warning: {warning}")?;
-    }
-    print(&loaded.settings.to_effective_yaml())
 }
 
 /// Writes to stdout, with a newline at the end.

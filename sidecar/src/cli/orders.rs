@@ -7,50 +7,57 @@ use http::Method;
 use super::args::{AskArgs, DrainArgs, Output, OverrideArgs};
 use super::client;
 use super::show::encoded;
-use super::table::{Cell, Table, Tone};
+use super::table::{Cell, Table, Tone, paragraph};
 use crate::admin::orders::{DrainBody, OverrideBody};
 use crate::admin::report::{Order, Orders};
 
 /// `evenkeel override`.
 pub fn override_policy(args: &OverrideArgs, colour: bool) -> anyhow::Result<String> {
     let Some(service) = &args.service else {
-        return shown(&args.ask, &client::get(&args.ask.admin, "/v1/orders")?, |orders| {
+        return shown(&args.ask, &client::get(&args.ask.admin(), "/v1/orders")?, |orders| {
             listed(orders, colour)
         });
     };
+    let admin = args.ask.admin();
     let path = format!("/v1/override/{}", encoded(service));
     if args.undo {
-        let answer = client::send(&args.ask.admin, Method::DELETE, &path, Bytes::new())?;
+        let answer = client::send(&admin, Method::DELETE, &path, Bytes::new())?;
         return shown(&args.ask, &answer, |_| format!("{service} is no longer overridden.\n"));
     }
     let fields = args.fields.iter().map(|field| assignment(field)).collect::<Result<_, _>>()?;
     let body = serde_json::to_vec(&OverrideBody { fields, ttl: args.ttl.clone() })?;
-    let answer = client::send(&args.ask.admin, Method::PUT, &path, body.into())?;
+    let answer = client::send(&admin, Method::PUT, &path, body.into())?;
     shown(&args.ask, &answer, |orders| {
         let order = orders.orders.first().cloned().unwrap_or_default();
         format!(
-            "Every host of the mesh follows this for {service} until {}:\n{}\nTo end it sooner: evenkeel override {service} --undo\n",
-            order.until, order.policy
+            "Every host of the mesh follows this for {service} until {}:\n{}\nTo end it sooner: {}\n",
+            order.until,
+            order.policy,
+            args.ask.hint(&format!("evenkeel override {service} --undo"))
         )
     })
 }
 
 /// `evenkeel drain`.
-pub fn drain(args: &DrainArgs, _colour: bool) -> anyhow::Result<String> {
-    let host = &args.host;
+pub fn drain(args: &DrainArgs, colour: bool) -> anyhow::Result<String> {
+    let (host, admin) = (&args.host, args.ask.admin());
     let path = format!("/v1/drain/{}", encoded(host));
     if args.undo {
-        let answer = client::send(&args.ask.admin, Method::DELETE, &path, Bytes::new())?;
+        let answer = client::send(&admin, Method::DELETE, &path, Bytes::new())?;
         return shown(&args.ask, &answer, |_| format!("{host} may be chosen again.\n"));
     }
     let body = serde_json::to_vec(&DrainBody { ttl: args.ttl.clone() })?;
-    let answer = client::send(&args.ask.admin, Method::PUT, &path, body.into())?;
+    let answer = client::send(&admin, Method::PUT, &path, body.into())?;
     shown(&args.ask, &answer, |orders| {
         let until = orders.orders.first().map_or("", |order| order.until.as_str());
-        let notes: String = orders.notes.iter().map(|note| format!("{note}.\n")).collect();
-        format!(
-            "No host of the mesh chooses {host} until {until}; what is in flight there finishes.\n{notes}To end it sooner: evenkeel drain {host} --undo\n"
-        )
+        let chosen = format!(
+            "No host of the mesh chooses {host} until {until}; what is in flight there finishes."
+        );
+        let notes = orders.notes.iter().map(|note| format!("{note}."));
+        let said = std::iter::once(chosen).chain(notes);
+        let said: String = said.map(|text| paragraph("", &text, Tone::Plain, colour)).collect();
+        let undo = args.ask.hint(&format!("evenkeel drain {host} --undo"));
+        format!("{said}To end it sooner: {undo}\n")
     })
 }
 
@@ -70,7 +77,7 @@ fn shown(
         return Ok(String::from_utf8_lossy(body).into_owned());
     }
     let orders = serde_json::from_slice(body).with_context(|| {
-        format!("{} answered something else than an evenkeel: is --admin right?", ask.admin)
+        format!("{} answered something else than an evenkeel: is --admin right?", ask.admin())
     })?;
     Ok(text(&orders))
 }
@@ -79,7 +86,7 @@ fn listed(orders: &Orders, colour: bool) -> String {
     if orders.orders.is_empty() {
         return "Nothing is overridden and no host is drained by an order.\n".to_owned();
     }
-    let mut table = Table::new(&["KIND", "SUBJECT", "BY", "UNTIL", "POLICY"]);
+    let mut table = Table::new(&["KIND", "SUBJECT", "BY", "UNTIL", "POLICY"]).wrapping(4);
     for Order { kind, subject, policy, by, until, .. } in &orders.orders {
         table.row(vec![
             Cell::text(kind).tone(Tone::Warn),

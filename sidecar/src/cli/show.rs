@@ -1,12 +1,13 @@
 //! What a running host says, as tables.
 
+use std::collections::BTreeSet;
+
 use serde::de::DeserializeOwned;
 
-use super::args::{AskArgs, ExplainArgs, Output, ServiceArgs, ShardsArgs};
+use super::args::{AskArgs, Output, ServiceArgs, ShardsArgs};
 use super::client;
-use super::table::{Cell, Table, Tone, age, printable};
-use crate::admin::report::{Endpoints, EventList, Explain, Member, Members, Services, Shards};
-use crate::events::Severity;
+use super::table::{Cell, Table, Tone, age, paragraph, printable};
+use crate::admin::report::{CheckResult, Endpoint, Endpoints, Member, Members, Services, Shards};
 
 /// Asks for `path` and returns what to print: the body as it is, or what `table` makes of it.
 pub fn asked<T: DeserializeOwned>(
@@ -15,7 +16,8 @@ pub fn asked<T: DeserializeOwned>(
     table: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<String> {
     use anyhow::Context as _;
-    let body = client::get(&ask.admin, path)?;
+    let admin = ask.admin();
+    let body = client::get(&admin, path)?;
     if ask.output == Output::Json {
         let mut text = String::from_utf8_lossy(&body).into_owned();
         if !text.ends_with('\n') {
@@ -24,7 +26,7 @@ pub fn asked<T: DeserializeOwned>(
         return Ok(text);
     }
     let report = serde_json::from_slice(&body).with_context(|| {
-        format!("{} answered something else than an evenkeel: is --admin right?", ask.admin)
+        format!("{admin} answered something else than an evenkeel: is --admin right?")
     })?;
     Ok(table(&report))
 }
@@ -39,27 +41,10 @@ pub fn services(ask: &AskArgs, colour: bool) -> anyhow::Result<String> {
     asked(ask, "/v1/services", |report| services_table(report, colour))
 }
 
-/// `evenkeel events`.
-pub fn events(ask: &AskArgs, colour: bool) -> anyhow::Result<String> {
-    asked(ask, "/v1/events", |report| events_table(report, colour))
-}
-
 /// `evenkeel endpoints SERVICE`.
 pub fn endpoints(args: &ServiceArgs, colour: bool) -> anyhow::Result<String> {
     let path = format!("/v1/endpoints/{}", encoded(&args.service));
     asked(&args.ask, &path, |report| endpoints_table(report, colour))
-}
-
-/// `evenkeel explain SERVICE`.
-pub fn explain(args: &ExplainArgs, colour: bool) -> anyhow::Result<String> {
-    let path = format!(
-        "/v1/explain/{}?path={}&method={}",
-        encoded(&args.about.service),
-        encoded(&args.path),
-        encoded(&args.method)
-    );
-    let key = args.key.as_ref().map_or_else(String::new, |key| format!("&key={}", encoded(key)));
-    asked(&args.about.ask, &(path + &key), |report| explained(report, colour))
 }
 
 /// `evenkeel shards SERVICE --key VALUE`.
@@ -74,61 +59,75 @@ pub fn shards(args: &ShardsArgs, colour: bool) -> anyhow::Result<String> {
     asked(&args.about.ask, &path, |report| sharded(report, colour))
 }
 
+/// Ids are 16 digits that nobody reads: they are shown where names do not tell the hosts apart, and are in the JSON.
 fn members_table(report: &Members, colour: bool) -> String {
-    let mut table = Table::new(&["NAME", "ADDRESS", "STATE", "FOR", "ZONE", "INSTANCES", "ID"]);
+    let names: BTreeSet<&str> = report.members.iter().map(|member| member.name.as_str()).collect();
+    let with_ids = names.len() < report.members.len();
+    let with_zones = report.members.iter().any(|member| !member.zone.is_empty());
+    let mut columns = vec!["NAME", "ADDRESS", "STATE", "FOR", "VERSION", "INSTANCES"];
+    columns.extend(with_zones.then_some("ZONE"));
+    columns.extend(with_ids.then_some("ID"));
+    let mut table = Table::new(&columns);
     for member in &report.members {
         let name = if member.myself {
             format!("{} (this host)", member.name)
         } else {
             member.name.clone()
         };
-        table.row(vec![
+        let version = if member.version.is_empty() { "-" } else { &member.version };
+        let mut row = vec![
             Cell::text(name),
             Cell::text(&member.address),
-            Cell::text(shown_state(member)).tone(state_tone(&member.state)),
+            Cell::text(&member.state).tone(state_tone(&member.state)),
             Cell::number(age(member.for_ms)),
-            Cell::text(&member.zone),
+            Cell::text(version),
             Cell::number(member.instances),
-            Cell::text(&member.id).tone(Tone::Dim),
-        ]);
+        ];
+        row.extend(with_zones.then(|| Cell::text(&member.zone)));
+        row.extend(with_ids.then(|| Cell::text(&member.id).tone(Tone::Dim)));
+        table.row(row);
     }
-    table.render(colour)
-}
-
-fn shown_state(member: &Member) -> String {
-    if member.drained_by.is_empty() {
-        member.state.clone()
-    } else {
-        format!("{} (by {})", member.state, member.drained_by)
+    let mut out = table.render(colour);
+    for Member { name, drained_by, .. } in &report.members {
+        if !drained_by.is_empty() {
+            let text = format!("drains, by order of {drained_by}");
+            out.push_str(&paragraph(&format!("{} ", printable(name)), &text, Tone::Warn, colour));
+        }
     }
+    out
 }
 
 fn services_table(report: &Services, colour: bool) -> String {
     if report.services.is_empty() {
-        return "No services: no host that is up offers any. Name them under `services:` in the configuration, or register them with PUT /v1/agent/service/register.\n".to_owned();
+        return paragraph(
+            "",
+            "No services: no host that is up offers any, and this host's file has no upstreams with endpoints. Name services under `services:` in the configuration, or register them with PUT /v1/agent/service/register at discovery.http.",
+            Tone::Plain,
+            colour,
+        );
     }
-    let mut table = Table::new(&["SERVICE", "USABLE", "INSTANCES", "CRITICAL", "DRAINING", "TAGS"]);
+    let mut table =
+        Table::new(&["SERVICE", "USABLE", "INSTANCES", "CRITICAL", "DRAINING", "TAGS"]).wrapping(5);
+    let noted =
+        |count: usize, tone| Cell::number(count).tone(if count > 0 { tone } else { Tone::Dim });
     for service in &report.services {
         let tone = match (service.usable, service.instances) {
             (0, _) => Tone::Bad,
             (usable, instances) if usable < instances => Tone::Warn,
             _ => Tone::Good,
         };
+        let tags = if service.upstream {
+            Cell::text("(upstreams of this host's file)").tone(Tone::Dim)
+        } else {
+            Cell::text(service.tags.join(","))
+        };
         table.row(vec![
             Cell::text(&service.name),
             Cell::number(service.usable).tone(tone),
             Cell::number(service.instances),
-            Cell::number(service.critical).tone(if service.critical > 0 {
-                Tone::Bad
-            } else {
-                Tone::Dim
-            }),
-            Cell::number(service.draining).tone(if service.draining > 0 {
-                Tone::Warn
-            } else {
-                Tone::Dim
-            }),
-            Cell::text(service.tags.join(",")),
+            noted(service.critical, Tone::Bad),
+            noted(service.draining, Tone::Warn),
+            tags,
         ]);
     }
     table.render(colour)
@@ -141,104 +140,64 @@ fn endpoints_table(report: &Endpoints, colour: bool) -> String {
         out.push_str("No endpoints: no host that is up offers this service.\n");
         return out;
     }
-    let mut table = Table::new(&[
-        "INSTANCE",
-        "HOST",
-        "ADDRESS",
-        "STATE",
-        "IN FLIGHT",
-        "LATENCY",
-        "STALLED",
-        "EJECTIONS",
-    ]);
+    // What says nothing of any of them is left out: a line is to fit a terminal.
+    let any = |says: fn(&Endpoint) -> bool| report.endpoints.iter().any(says);
+    let with_hosts = any(|endpoint| !endpoint.host.is_empty());
+    let with_stalls = any(|endpoint| endpoint.stall_ms.is_some());
+    let with_ejections = any(|endpoint| endpoint.ejections > 0);
+    let mut columns = vec!["INSTANCE"];
+    columns.extend(with_hosts.then_some("HOST"));
+    columns.extend(["ADDRESS", "STATE", "IN FLIGHT", "LATENCY"]);
+    columns.extend(with_stalls.then_some("STALLED"));
+    columns.extend(with_ejections.then_some("EJECTIONS"));
+    let mut table = Table::new(&columns);
     for endpoint in &report.endpoints {
         let state = match endpoint.ejected_ms {
             Some(ms) if endpoint.state == "ejected" => format!("ejected for {}", age(ms)),
             _ => endpoint.state.clone(),
         };
-        table.row(vec![
-            Cell::text(&endpoint.instance),
-            Cell::text(&endpoint.host),
+        let latency = endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms"));
+        let stall = || match endpoint.stall_ms {
+            Some(ms) => Cell::number(format!("{ms:.1}ms")).tone(stall_tone(ms)),
+            None => Cell::number("-"),
+        };
+        let ejections = if endpoint.ejections > 0 { Tone::Warn } else { Tone::Dim };
+        let mut row = vec![Cell::text(&endpoint.instance)];
+        row.extend(with_hosts.then(|| Cell::text(&endpoint.host)));
+        row.extend([
             Cell::text(&endpoint.address),
             Cell::text(state).tone(state_tone(&endpoint.state)),
             Cell::number(endpoint.in_flight),
-            Cell::number(
-                endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms")),
-            ),
-            endpoint.stall_ms.map_or_else(
-                || Cell::number("-"),
-                |ms| Cell::number(format!("{ms:.1}ms")).tone(stall_tone(ms)),
-            ),
-            Cell::number(endpoint.ejections).tone(if endpoint.ejections > 0 {
-                Tone::Warn
-            } else {
-                Tone::Dim
-            }),
+            Cell::number(latency),
         ]);
+        row.extend(with_stalls.then(stall));
+        row.extend(with_ejections.then(|| Cell::number(endpoint.ejections).tone(ejections)));
+        table.row(row);
     }
     out.push_str(&table.render(colour));
+    for endpoint in &report.endpoints {
+        let Endpoint { instance, host, draining, checks, .. } = endpoint;
+        let on = if host.is_empty() { instance.clone() } else { format!("{instance} on {host}") };
+        for why in against(draining, checks) {
+            out.push_str(&paragraph(&format!("{}: ", printable(&on)), &why, Tone::Bad, colour));
+        }
+    }
     out
 }
 
-fn explained(report: &Explain, colour: bool) -> String {
-    let mut out = format!(
-        "{} {} to {}\n",
-        printable(&report.method),
-        printable(&report.path),
-        printable(&report.service)
-    );
-    let route = report.route.as_deref().unwrap_or("none matches: the policy of the upstream");
-    out.push_str(&format!("route:  {}\nrepeat: {}\n", printable(route), printable(&report.repeat)));
-    for note in &report.notes {
-        out.push_str(&format!("note:   {}\n", Tone::Warn.paint(&printable(note), colour)));
-    }
-    out.push('\n');
-    if report.endpoints.is_empty() {
-        out.push_str("No endpoints: no host that is up offers this service.\n");
-    } else {
-        let mut table =
-            Table::new(&["INSTANCE", "HOST", "ADDRESS", "USABLE", "COST", "FILTER", "VERDICT"]);
-        for endpoint in &report.endpoints {
-            let usable = if endpoint.usable { ("yes", Tone::Good) } else { ("no", Tone::Bad) };
-            let mut lead = vec![
-                Cell::text(&endpoint.instance),
-                Cell::text(&endpoint.host),
-                Cell::text(&endpoint.address),
-                Cell::text(usable.0).tone(usable.1),
-                Cell::number(
-                    endpoint.cost.map_or_else(|| "-".to_owned(), |cost| format!("{cost:.3}")),
-                ),
-            ];
-            if endpoint.verdicts.is_empty() {
-                table.row(lead.clone());
-            }
-            for verdict in &endpoint.verdicts {
-                let mut row = std::mem::replace(&mut lead, vec![Cell::default(); 5]);
-                row.push(Cell::text(&verdict.filter));
-                row.push(Cell::text(&verdict.reason).tone(if verdict.pass {
-                    Tone::Plain
-                } else {
-                    Tone::Bad
-                }));
-                table.row(row);
-            }
+/// What speaks against an instance: that its host drains, and what each check saw that does not pass.
+pub(super) fn against(draining: &str, checks: &[CheckResult]) -> Vec<String> {
+    let saw = |check: &CheckResult| {
+        let CheckResult { id, kind, status, output } = check;
+        match (kind.as_str(), output.as_str()) {
+            ("maintenance", "") => "in maintenance".to_owned(),
+            ("maintenance", reason) => format!("in maintenance: {reason}"),
+            (_, "") => format!("{status}: the {kind} check {id} has no result yet"),
+            (_, output) => format!("{status}: the {kind} check {id} says: {output}"),
         }
-        out.push_str(&table.render(colour));
-    }
-    if !report.policy.is_empty() {
-        out.push('\n');
-        let mut table = Table::new(&["POLICY", "VALUE", "FROM"]);
-        for field in &report.policy {
-            let origin = if field.origin == "built-in" { Tone::Dim } else { Tone::Plain };
-            table.row(vec![
-                Cell::text(&field.field),
-                Cell::text(&field.value),
-                Cell::text(&field.origin).tone(origin),
-            ]);
-        }
-        out.push_str(&table.render(colour));
-    }
-    out
+    };
+    let draining = (!draining.is_empty()).then(|| draining.to_owned());
+    draining.into_iter().chain(checks.iter().map(saw)).collect()
 }
 
 fn sharded(report: &Shards, colour: bool) -> String {
@@ -279,23 +238,6 @@ fn sharded(report: &Shards, colour: bool) -> String {
     out
 }
 
-fn events_table(report: &EventList, colour: bool) -> String {
-    if report.events.is_empty() {
-        return "Nothing has happened since the host started.\n".to_owned();
-    }
-    let mut table = Table::new(&["AT", "KIND", "SUBJECT", "WHAT"]);
-    for event in &report.events {
-        let tone = if event.severity == Severity::Warning { Tone::Warn } else { Tone::Plain };
-        table.row(vec![
-            Cell::text(&event.at).tone(Tone::Dim),
-            Cell::text(&event.kind).tone(tone),
-            Cell::text(&event.subject),
-            Cell::text(event.detail.replace('\n', "; ")),
-        ]);
-    }
-    table.render(colour)
-}
-
 fn state_tone(state: &str) -> Tone {
     match state {
         "alive" | "usable" | "passing" => Tone::Good,
@@ -328,7 +270,7 @@ pub(super) fn encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::report::{Endpoint, ExplainEndpoint, PolicyField, Service, Verdict};
+    use crate::admin::report::Service;
 
     #[test]
     fn members_and_services_as_tables() {
@@ -339,13 +281,20 @@ mod tests {
             for_ms: 61_000,
             instances: 2,
             id: "00ff".into(),
+            version: "0.1.0".into(),
             myself: true,
             ..Member::default()
         };
+        let twins = Members { members: vec![member.clone(), member.clone()] };
+        let twins = members_table(&twins, false);
+        assert!(twins.contains("ID") && twins.contains("00ff"), "names do not tell: {twins}");
+        let zoned = Member { zone: "east".into(), version: String::new(), ..member.clone() };
+        let zoned = members_table(&Members { members: vec![zoned] }, false);
+        assert!(zoned.contains("ZONE") && zoned.contains("  -  "), "{zoned}");
         assert_eq!(
             members_table(&Members { members: vec![member] }, false),
-            "NAME                ADDRESS   STATE   FOR  ZONE  INSTANCES  ID\n\
-             host-a (this host)  10.0.0.5  alive  1m1s                2  00ff\n"
+            "NAME                ADDRESS   STATE   FOR  VERSION  INSTANCES\n\
+             host-a (this host)  10.0.0.5  alive  1m1s  0.1.0            2\n"
         );
         let service = Service {
             name: "web".into(),
@@ -355,10 +304,18 @@ mod tests {
             critical: 1,
             ..Service::default()
         };
+        let from_file = Service {
+            name: "db".into(),
+            instances: 1,
+            usable: 1,
+            upstream: true,
+            ..Service::default()
+        };
         assert_eq!(
-            services_table(&Services { services: vec![service] }, false),
+            services_table(&Services { services: vec![service, from_file] }, false),
             "SERVICE  USABLE  INSTANCES  CRITICAL  DRAINING  TAGS\n\
-             web           2          3         1         0  v1,v2\n"
+             web           2          3         1         0  v1,v2\n\
+             db            1          1         0         0  (upstreams of this host's file)\n"
         );
     }
 
@@ -381,54 +338,50 @@ mod tests {
         assert_eq!(
             endpoints_table(&report, false),
             "web, balance: p2c\n\
-             INSTANCE  HOST    ADDRESS      STATE   IN FLIGHT  LATENCY  STALLED  EJECTIONS\n\
-             web-1     host-b  10.0.0.6:80  usable          0   1.25ms        -          0\n\
-             web-1     host-b  10.0.0.6:80  usable          2   1.25ms  120.0ms          0\n"
+             INSTANCE  HOST    ADDRESS      STATE   IN FLIGHT  LATENCY  STALLED\n\
+             web-1     host-b  10.0.0.6:80  usable          0   1.25ms        -\n\
+             web-1     host-b  10.0.0.6:80  usable          2   1.25ms  120.0ms\n"
         );
+        let calm = Endpoints { endpoints: vec![report.endpoints[0].clone()], ..report };
+        assert!(!endpoints_table(&calm, false).contains("STALLED"));
+        let failed = Endpoint { ejections: 2, host: String::new(), ..calm.endpoints[0].clone() };
+        let failed = endpoints_table(&Endpoints { endpoints: vec![failed], ..calm }, false);
+        assert!(failed.contains("EJECTIONS") && !failed.contains("HOST"), "{failed}");
     }
 
     #[test]
-    fn an_explanation_shows_each_verdict_and_each_origin() {
-        let verdict = |filter: &str, pass, reason: &str| Verdict {
-            filter: filter.into(),
-            pass,
-            reason: reason.into(),
+    fn what_a_check_saw_stands_below_the_table() {
+        let check = |status: &str, output: &str| CheckResult {
+            id: "service:web-1".into(),
+            kind: "http".into(),
+            status: status.into(),
+            output: output.into(),
         };
-        let explain = Explain {
+        let sick = Endpoint {
+            instance: "web-1".into(),
+            host: "host-b".into(),
+            state: "critical".into(),
+            checks: vec![check("critical", "cannot connect to 127.0.0.1:9001: Connection refused")],
+            ..Endpoint::default()
+        };
+        let new = Endpoint { checks: vec![check("critical", "")], ..sick.clone() };
+        let drained =
+            Endpoint { draining: "its host drains".into(), checks: Vec::new(), ..sick.clone() };
+        let report = Endpoints {
             service: "web".into(),
-            method: "GET".into(),
-            path: "/x".into(),
-            route: Some("GET /x".into()),
-            repeat: "yes".into(),
-            endpoints: vec![ExplainEndpoint {
-                instance: "web-1".into(),
-                host: "host-b".into(),
-                address: "10.0.0.6:7110".into(),
-                usable: false,
-                cost: Some(1.5),
-                verdicts: vec![
-                    verdict("serving", true, "passing"),
-                    verdict("ejection", false, "5 failures in a row"),
-                ],
-            }],
-            policy: vec![PolicyField {
-                field: "retry.max".into(),
-                value: "2".into(),
-                origin: "built-in".into(),
-            }],
-            notes: vec!["a copy is due after 3ms".into()],
+            endpoints: vec![sick, new, drained],
+            ..Default::default()
         };
-        let text = explained(&explain, false);
-        for line in [
-            "GET /x to web",
-            "route:  GET /x",
-            "note:   a copy is due after 3ms",
-            "web-1     host-b  10.0.0.6:7110  no      1.500  serving   passing",
-            "                                                ejection  5 failures in a row",
-            "retry.max  2      built-in",
+        let text = endpoints_table(&report, false);
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for sentence in [
+            "web-1 on host-b: critical: the http check service:web-1 says: cannot connect to 127.0.0.1:9001: Connection refused",
+            "web-1 on host-b: critical: the http check service:web-1 has no result yet",
+            "web-1 on host-b: its host drains",
         ] {
-            assert!(text.lines().any(|found| found == line), "{line:?} in\n{text}");
+            assert!(words.contains(sentence), "{sentence} in\n{text}");
         }
+        assert!(text.lines().all(|line| line.chars().count() <= 90), "{text}");
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! Tables for people: aligned, coloured only on a terminal, safe to print.
+//! Tables and sentences for people: aligned, at most [`WIDTH`] columns where that is possible, coloured only on a
+//! terminal, safe to print.
+//!
+//! The width is fixed and not the terminal's: what is printed into a ticket or a log is read elsewhere.
 //!
 //! Names, tags and errors in them come from other hosts: control characters are shown as `?`, or one host
 //! could steer the terminal of whoever looks at it.
@@ -9,6 +12,8 @@ use std::fmt::{Display, Write as _};
 pub struct Table {
     header: Vec<&'static str>,
     rows: Vec<Vec<Cell>>,
+    /// The column whose cells are broken into lines where the table would be too wide.
+    wrapping: Option<usize>,
 }
 
 /// One cell: text, how it is coloured and on which side it stands.
@@ -79,7 +84,14 @@ impl Table {
     /// An empty table with these columns.
     #[must_use]
     pub fn new(header: &[&'static str]) -> Table {
-        Table { header: header.to_vec(), rows: Vec::new() }
+        Table { header: header.to_vec(), rows: Vec::new(), wrapping: None }
+    }
+
+    /// The same, with one column that is broken into lines where the table would be wider than [`WIDTH`].
+    #[must_use]
+    pub fn wrapping(mut self, column: usize) -> Table {
+        self.wrapping = Some(column);
+        self
     }
 
     /// Adds a row; it has as many cells as the header.
@@ -99,7 +111,12 @@ impl Table {
                 .map(|cell| cell.text.chars().count());
             cells.chain([self.header[column].len()]).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut widths: Vec<usize> = (0..columns).map(width).collect();
+        if let Some(column) = self.wrapping {
+            let total: usize = widths.iter().sum::<usize>() + GAP * columns.saturating_sub(1);
+            let narrow = widths[column].saturating_sub(total.saturating_sub(WIDTH));
+            widths[column] = narrow.max(WRAPPED_MIN).min(widths[column]);
+        }
         let right: Vec<bool> = (0..columns)
             .map(|column| {
                 self.rows.iter().any(|row| row.get(column).is_some_and(|cell| cell.right))
@@ -111,11 +128,12 @@ impl Table {
             .map(|name| Cell { text: (*name).to_owned(), tone: Tone::Dim, right: false })
             .collect();
         let mut out = String::new();
-        for row in std::iter::once(&header).chain(&self.rows) {
+        let rows = self.rows.iter().flat_map(|row| self.lines_of(row, &widths));
+        for row in std::iter::once(header).chain(rows) {
             let mut line = String::new();
             let mut blanks = 0;
             for (column, cell) in row.iter().enumerate().take(columns) {
-                let fill = widths[column] - cell.text.chars().count();
+                let fill = widths[column].saturating_sub(cell.text.chars().count());
                 let (before, after) = if right[column] { (fill, 0) } else { (0, fill) };
                 if !cell.text.is_empty() {
                     let _ = write!(line, "{:blank$}", "", blank = blanks + before);
@@ -131,6 +149,63 @@ impl Table {
         }
         out
     }
+
+    /// A row as rows of one line each.
+    fn lines_of(&self, row: &[Cell], widths: &[usize]) -> Vec<Vec<Cell>> {
+        let long = self.wrapping.and_then(|column| Some((column, row.get(column)?)));
+        let Some((column, cell)) =
+            long.filter(|(at, cell)| cell.text.chars().count() > widths[*at])
+        else {
+            return vec![row.to_vec()];
+        };
+        let lines = wrapped(&cell.text, widths[column]).into_iter().enumerate();
+        let line = |(number, text)| {
+            let mut line =
+                if number == 0 { row.to_vec() } else { vec![Cell::default(); row.len()] };
+            line[column] = Cell { text, ..cell.clone() };
+            line
+        };
+        lines.map(line).collect()
+    }
+}
+
+/// The text in lines of at most `width` characters, broken at blanks and behind commas; what has neither is cut.
+#[must_use]
+pub fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let length = |text: &str| text.chars().count();
+    let (mut lines, mut line) = (Vec::new(), String::new());
+    for word in text.split_inclusive([' ', ',']) {
+        if length(&line) + length(word.trim_end()) > width && !line.is_empty() {
+            lines.push(std::mem::take(&mut line).trim_end().to_owned());
+        }
+        let mut rest = word;
+        while length(rest.trim_end()) > width {
+            let end = rest.char_indices().nth(width).map_or(rest.len(), |(at, _)| at);
+            lines.push(rest[..end].to_owned());
+            rest = &rest[end..];
+        }
+        line.push_str(rest);
+    }
+    if !line.trim_end().is_empty() || lines.is_empty() {
+        lines.push(line.trim_end().to_owned());
+    }
+    lines
+}
+
+/// What a sentence is about, and the sentence behind it, its further lines indented to where it begins.
+#[must_use]
+pub fn paragraph(lead: &str, text: &str, tone: Tone, colour: bool) -> String {
+    let indent = lead.chars().count();
+    let lines = wrapped(&printable(text), WIDTH.saturating_sub(indent).max(WRAPPED_MIN));
+    let mut out = String::new();
+    for (number, line) in lines.iter().enumerate() {
+        let line = tone.paint(line, colour);
+        let _ = match number {
+            0 => writeln!(out, "{lead}{line}"),
+            _ => writeln!(out, "{:indent$}{line}", ""),
+        };
+    }
+    out
 }
 
 /// The text without what would steer a terminal.
@@ -152,7 +227,11 @@ pub fn age(ms: u64) -> String {
     }
 }
 
+/// Columns of a terminal that nobody has made wider.
+pub const WIDTH: usize = 80;
 const GAP: usize = 2;
+/// What is broken into lines is not broken into single words.
+const WRAPPED_MIN: usize = 20;
 
 #[cfg(test)]
 mod tests {
@@ -165,6 +244,41 @@ mod tests {
         table.row(vec![Cell::text("longer"), Cell::number(7), Cell::text("")]);
         assert_eq!(table.render(false), "NAME      N  STATE\na       100  up\nlonger    7\n");
         assert!(table.render(true).contains("\x1b[32mup\x1b[0m"));
+    }
+
+    #[test]
+    fn a_long_column_is_broken_into_lines_within_the_width() {
+        let mut table = Table::new(&["FIELD", "VALUE", "FROM"]).wrapping(1);
+        let value = r#"["GET","HEAD","OPTIONS","TRACE","QUERY"] and more of what a list may hold"#;
+        table.row(vec![Cell::text("repeat.methods"), Cell::text(value), Cell::text("built-in")]);
+        table.row(vec![Cell::text("timeout"), Cell::text("15s"), Cell::text("host")]);
+        let text = table.render(false);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(
+            lines[1].ends_with("built-in") && lines[2].starts_with("                "),
+            "{text}"
+        );
+        assert!(lines[3].starts_with("timeout "), "{text}");
+    }
+
+    #[test]
+    fn lines_break_at_blanks_and_commas_and_nowhere_else_if_possible() {
+        for (text, width, lines) in [
+            ("", 5, vec![""]),
+            ("one two three", 7, vec!["one two", "three"]),
+            ("a,b,c", 2, vec!["a,", "b,", "c"]),
+            ("abcdefgh ij", 4, vec!["abcd", "efgh", "ij"]),
+            ("größe größe", 5, vec!["größe", "größe"]),
+            ("fits just", 9, vec!["fits just"]),
+        ] {
+            assert_eq!(wrapped(text, width), lines, "{text:?} in {width}");
+        }
+        assert_eq!(paragraph("note: ", "a b", Tone::Plain, false), "note: a b\n");
+        let long = paragraph("note: ", &"word ".repeat(40), Tone::Plain, false);
+        assert!(long.lines().skip(1).all(|line| line.starts_with("      word")), "{long}");
+        assert!(long.lines().all(|line| line.chars().count() <= WIDTH), "{long}");
     }
 
     #[test]

@@ -153,6 +153,7 @@ mod tests {
             status: NodeStatus::Alive,
             draining: false,
             drain_reason: String::new(),
+            version: String::new(),
             index: 1,
         };
         Arc::new(Instance {
@@ -188,7 +189,7 @@ mod tests {
     fn noted(old: &Catalog, new: &Catalog) -> Vec<(String, String)> {
         let events = Events::default();
         note(old, new, &events);
-        events.all().into_iter().map(|event| (event.kind, event.subject)).collect()
+        events.after(0).into_iter().map(|event| (event.kind, event.subject)).collect()
     }
 
     #[test]
@@ -248,7 +249,7 @@ mod tests {
         );
         let events = Events::default();
         note(&catalog(Vec::new()), &many, &events);
-        let all = events.all();
+        let all = events.after(0);
         assert_eq!(all.len(), NOTED_MAX + 1);
         assert!(
             all.last().is_some_and(|event| event.detail.contains("7 more")),

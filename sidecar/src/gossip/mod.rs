@@ -220,6 +220,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         address: advertised(settings, env, listens),
         mesh_port,
         zone: settings.node.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let config = Config {
         mesh: settings.mesh.name.clone(),

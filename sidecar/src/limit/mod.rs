@@ -230,6 +230,7 @@ impl Refusal {
             quota: rules.capacity.whole(),
             window: rules.per,
             retry_after: self.retry_after,
+            cause: self.cause,
         }
     }
 }

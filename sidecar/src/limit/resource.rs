@@ -14,6 +14,7 @@ use evenkeel_ratelimit::{
 use tokio::sync::{mpsc, watch};
 
 use super::{FIRST_WAIT, Wanted};
+use crate::error::LimitCause;
 
 /// A resource, with all its keys.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct Meter {
     demand: Demand,
     /// No root answers: what goes is for `fail` to say.
     alone: AtomicBool,
+    /// Something of it may be spent here, at whatever pace.
+    granted: AtomicBool,
 }
 
 /// How long a request may be held back.
@@ -59,6 +62,15 @@ pub struct Patience {
 pub struct Refusal {
     /// When it would be worth trying again; `None`: nobody knows.
     pub retry_after: Option<Duration>,
+    /// Why not.
+    pub cause: LimitCause,
+}
+
+impl Refusal {
+    /// The resource is used up.
+    fn reached(retry_after: Option<Duration>) -> Refusal {
+        Refusal { retry_after, cause: LimitCause::Reached }
+    }
 }
 
 impl Resource {
@@ -135,6 +147,30 @@ impl Resource {
         patience: Patience,
     ) -> Result<Option<Place>, Refusal> {
         let key = &*self.fitting(key);
+        let taken = self.take(now, key, cost, fail, patience).await;
+        taken.map_err(|refusal| Refusal { cause: self.cause(key), ..refusal })
+    }
+
+    /// Why nothing is left of a key.
+    fn cause(&self, key: &[u8]) -> LimitCause {
+        let Some(meter) = self.meter(key) else { return LimitCause::NotGrantedYet };
+        let stopped = self.rules.safe == Safe::Stop;
+        match (meter.granted.load(Relaxed), meter.alone.load(Relaxed)) {
+            (false, true) if stopped => LimitCause::RootSilent,
+            (false, _) => LimitCause::NotGrantedYet,
+            (true, true) => LimitCause::RootSilent,
+            (true, false) => LimitCause::Reached,
+        }
+    }
+
+    async fn take(
+        self: &Arc<Self>,
+        now: Instant,
+        key: &[u8],
+        cost: u32,
+        fail: Fail,
+        patience: Patience,
+    ) -> Result<Option<Place>, Refusal> {
         if let Some(meter) = self.meter(key) {
             let drawn = self.draw(&meter, now, cost, fail, patience.wait).await;
             // It may have been forgotten in this very moment.
@@ -162,7 +198,7 @@ impl Resource {
                 return self.draw_first(&meter, cost, fail, patience.wait, end).await;
             }
             if tokio::time::timeout_at(end.into(), changed.changed()).await.is_err() {
-                return Err(Refusal { retry_after: Some(FIRST_WAIT) });
+                return Err(Refusal::reached(Some(FIRST_WAIT)));
             }
         }
     }
@@ -205,7 +241,7 @@ impl Resource {
                 return Ok(None);
             }
             self.want(key);
-            return Err(Refusal { retry_after: None });
+            return Err(Refusal::reached(None));
         };
         if let Some(decided) = self.decided_alone(&meter, now, cost, fail) {
             return decided;
@@ -254,7 +290,7 @@ impl Resource {
         match (alone.allows(fail, self.rules.safe), fail, self.rules.safe) {
             (None, ..) => Some(Ok(None)),
             (Some(_), Fail::Closed, _) | (Some(_), Fail::Safe, Safe::Stop) => {
-                Some(Err(Refusal { retry_after: None }))
+                Some(Err(Refusal::reached(None)))
             }
             (Some(_), ..) => None,
         }
@@ -342,6 +378,7 @@ impl Meter {
             places: Concurrency::new(),
             demand: Demand::new(now, per.unwrap_or_default()),
             alone: AtomicBool::new(false),
+            granted: AtomicBool::new(false),
         }
     }
 
@@ -354,6 +391,7 @@ impl Meter {
         self.bucket.set_pace(now, rules.pace(amount));
         self.places.set_limit(amount);
         self.alone.store(!spending.in_touch, Relaxed);
+        self.granted.store(!amount.is_zero(), Relaxed);
     }
 
     /// What it is asked for, in the unit of the capacity.
@@ -375,7 +413,7 @@ impl Meter {
     }
 
     fn enter(&self) -> Result<Option<Place>, Refusal> {
-        self.places.try_enter().map(Some).map_err(|_| Refusal { retry_after: None })
+        self.places.try_enter().map(Some).map_err(|_| Refusal::reached(None))
     }
 
     /// As `enter`, but while the places are closed it tries again.
@@ -393,7 +431,7 @@ impl Meter {
 
 impl From<evenkeel_ratelimit::Refused> for Refusal {
     fn from(refused: evenkeel_ratelimit::Refused) -> Refusal {
-        Refusal { retry_after: refused.retry_after }
+        Refusal::reached(refused.retry_after)
     }
 }
 
@@ -518,7 +556,27 @@ mod tests {
         let refused = resource.acquire(now, b"", 1, Fail::Open, NOW).await.unwrap_err();
         assert!(now.elapsed() >= FIRST_WAIT);
         assert_eq!(refused.retry_after, Some(FIRST_WAIT));
+        assert_eq!(refused.cause, LimitCause::NotGrantedYet);
         assert!(resource.observe(Instant::now(), b"", 1, Fail::Open).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_whether_the_limit_is_reached_or_not_granted_yet() {
+        let (resource, _wants) = resource(rate());
+        let now = Instant::now();
+        let refused = async || {
+            let patience = Patience { wait: Duration::ZERO, first: Duration::ZERO };
+            let taken = resource.acquire(now, b"", 11, Fail::Closed, patience).await;
+            taken.unwrap_err().cause
+        };
+        assert_eq!(refused().await, LimitCause::NotGrantedYet, "nobody has told what it owns");
+        resource.set_own_part(now, Micros::ZERO);
+        let meter = resource.lease(now, b"", Spending { amount: Micros::ZERO, in_touch: true });
+        assert_eq!(refused().await, LimitCause::NotGrantedYet, "the root has not answered yet");
+        meter.set(now, resource.rules(), has(1));
+        assert_eq!(refused().await, LimitCause::Reached);
+        meter.set(now, resource.rules(), Spending { in_touch: false, ..has(1) });
+        assert_eq!(refused().await, LimitCause::RootSilent);
     }
 
     #[tokio::test]

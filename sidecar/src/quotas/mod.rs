@@ -93,7 +93,9 @@ pub struct QuotasArgs<'a> {
 /// # Errors
 /// No thread, or a metric of such a name is there already.
 pub fn spawn(args: QuotasArgs<'_>) -> io::Result<QuotasThread> {
-    let view = Arc::new(ArcSwap::default());
+    let configured = Some(args.settings.resources.len());
+    let view = report::View { configured, ..report::View::default() };
+    let view = Arc::new(ArcSwap::from_pointee(view));
     metrics::QuotaMetrics::new(Arc::clone(&view))
         .and_then(|collector| args.metrics.register(Box::new(collector)))
         .map_err(io::Error::other)?;

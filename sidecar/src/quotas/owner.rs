@@ -15,6 +15,7 @@ use evenkeel_ratelimit::{
     encode_rosters,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::debug;
 
 use self::clients::{Clients, longest_lease};
 use super::report::View;
@@ -269,6 +270,7 @@ impl Owner {
         key: Box<[u8]>,
         spending: Spending,
     ) {
+        debug!(resource = %shown(&id), amount = spending.amount.as_f64(), "a resource is leased from now on");
         let meter = resource.lease(now, &key, spending);
         if resource.rules().per.is_none() {
             // It is in use: it has just been asked for, or told of.
@@ -429,6 +431,7 @@ impl Owner {
             match event {
                 Event::Spend { resource, spending } => self.spend(now, resource, spending),
                 Event::Forgotten { resource } => {
+                    debug!(resource = %shown(&resource), "a resource is not leased any more");
                     if let Some(leased) = self.leased.remove(&resource) {
                         leased.resource.forget(now, &leased.key);
                     }
@@ -503,7 +506,9 @@ impl Owner {
         let waiting = !self.settings.resources.is_empty()
             && self.registrar.newest().epoch == 0
             && now < self.started + WAITING_MAX;
-        let view = view::of(now, &self.quotas, &self.registrar, &catalog, self.dropped, waiting);
+        let (dropped, configured) = (self.dropped, self.settings.resources.len());
+        let view =
+            view::of(now, &self.quotas, &self.registrar, &catalog, dropped, waiting, configured);
         self.view.store(Arc::new(view));
     }
 
@@ -534,6 +539,11 @@ impl Owner {
             drop(self.state.write(SAVED_FILE, bytes));
         }
     }
+}
+
+/// An id for the log: its name, and the key behind a point.
+fn shown(id: &[u8]) -> String {
+    String::from_utf8_lossy(id).replace('\0', "·")
 }
 
 /// How often demand is measured: half of the shortest time in which a step shows.

@@ -10,6 +10,9 @@ pub struct View {
     /// It has just begun and nobody has told it a roster: it owns nothing yet.
     #[serde(default)]
     pub waiting: bool,
+    /// How many rows `ratelimit.resources` of this host's file has; `None`: a host of another version did not say.
+    #[serde(default)]
+    pub configured: Option<usize>,
     /// Those in use here, by id.
     pub resources: Vec<Resource>,
     /// What was refused or lost since the start.

@@ -15,17 +15,21 @@ pub fn of(
     catalog: &Catalog,
     dropped: u64,
     waiting: bool,
+    configured: usize,
 ) -> View {
     let counters = quotas.counters();
     let newest = registrar.newest();
     let name = |host: u64| host_name(catalog, host);
+    let mut members: Vec<String> = newest.members.keys().map(|host| name(*host)).collect();
+    members.sort();
     View {
-        roster: (newest.epoch > 0).then(|| report::Roster {
+        roster: (newest.epoch > 0).then_some(report::Roster {
             epoch: newest.epoch,
             settled: newest.settled,
-            members: newest.members.keys().map(|host| name(*host)).collect(),
+            members,
         }),
         waiting,
+        configured: Some(configured),
         resources: quotas
             .reports(now)
             .map(|report| resource(now, quotas, catalog, &report))

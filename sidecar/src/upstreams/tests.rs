@@ -43,6 +43,7 @@ fn node(id: u64) -> Arc<Node> {
         status: NodeStatus::Alive,
         draining: false,
         drain_reason: String::new(),
+        version: String::new(),
         index: 1,
     })
 }

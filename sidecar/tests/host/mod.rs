@@ -1,12 +1,13 @@
 //! Hosts as processes, each on a loopback address of its own, and an application with a health check.
 
+#![allow(dead_code, reason = "each of the tests uses a part of it")]
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -21,10 +22,16 @@ pub struct Host {
     mesh: String,
     join: Vec<String>,
     key: Option<String>,
+    /// `outbound.listeners`.
+    service_listeners: String,
+    /// Where its admin is to listen; 0: anywhere.
+    admin_port: u16,
     /// Where its admin listens.
     admin: String,
     /// Where all of it listens, as the admin says.
     listeners: Value,
+    /// What it has logged in this life.
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Host {
@@ -43,21 +50,37 @@ impl Host {
 
     /// A host with this much more configuration, that joins these.
     pub fn with(mesh: &str, more: &str, key: Option<&str>, join: &[&Host]) -> Host {
+        let mut host = Host::prepared(mesh, key, join);
+        host.write(more);
+        host.start();
+        host
+    }
+
+    /// A host with this much more configuration, and listeners for one service each.
+    pub fn with_listeners(mesh: &str, more: &str, listeners: &str) -> Host {
+        let mut host = Host::prepared(mesh, None, &[]);
+        host.service_listeners = listeners.to_owned();
+        host.write(more);
+        host.start();
+        host
+    }
+
+    fn prepared(mesh: &str, key: Option<&str>, join: &[&Host]) -> Host {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut host = Host {
+        Host {
             child: None,
             directory: tempfile::tempdir().unwrap(),
             name: format!("host-{number}"),
             address: Ipv4Addr::new(127, 0, 9, number),
             mesh: mesh.to_owned(),
-            join: join.iter().map(|other| other.listener("gossip")).collect(),
+            join: join.iter().map(|other| other.listener("mesh.gossip.listen")).collect(),
             key: key.map(str::to_owned),
+            service_listeners: "[]".to_owned(),
+            admin_port: 0,
             admin: String::new(),
             listeners: Value::Null,
-        };
-        host.write(more);
-        host.start();
-        host
+            log: Arc::default(),
+        }
     }
 
     /// Its data directory.
@@ -83,14 +106,15 @@ impl Host {
 
     fn write(&self, more: &str) {
         let Host { directory, name, address, mesh, join, key, .. } = self;
+        let (listeners, admin_port) = (&self.service_listeners, self.admin_port);
         let keys = key.as_ref().map_or(String::new(), |key| format!(", keys: [\"{key}\"]"));
         let state = directory.path().join("state");
         let text = format!(
             "node: {{name: {name}, data_dir: \"{}\"}}\n\
              mesh:\n  name: {mesh}\n  join: {join:?}\n  gossip: {{listen: \"{address}:0\"{keys}}}\n  data: {{listen: \"{address}:0\"}}\n\
              discovery: {{http: \"{address}:0\", dns: \"{address}:0\"}}\n\
-             outbound: {{listen: \"{address}:0\"}}\n\
-             admin: {{listen: \"{address}:0\"}}\n\
+             outbound: {{listen: \"{address}:0\", listeners: {listeners}}}\n\
+             admin: {{listen: \"{address}:{admin_port}\"}}\n\
              shutdown: {{settle: 0ms, timeout: 1s}}\n\
              {more}",
             state.display(),
@@ -120,12 +144,15 @@ impl Host {
         self.child = Some(child);
         let (found, admin) = mpsc::channel();
         let name = self.name.clone();
+        self.log = Arc::default();
+        let kept = Arc::clone(&self.log);
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
+                kept.lock().unwrap().push(line.clone());
                 // Shown by the test runner when the test fails.
                 println!("{name}: {line}");
                 if let Some(address) =
-                    line.split_once("name=\"admin\" address=").map(|(_, rest)| rest)
+                    line.split_once("listener=\"admin.listen\" address=").map(|(_, rest)| rest)
                 {
                     let _ = found
                         .send(address.split_whitespace().next().unwrap_or_default().to_owned());
@@ -135,6 +162,35 @@ impl Host {
         self.admin = admin.recv_timeout(PATIENCE).expect("the host says where its admin listens");
         eventually("the admin answers", || self.admin_status("/livez") == 200);
         self.listeners = self.admin("/v1/self")["listeners"].clone();
+    }
+
+    /// The lines of its log so far that contain this.
+    pub fn logged(&self, what: &str) -> Vec<String> {
+        self.log.lock().unwrap().iter().filter(|line| line.contains(what)).cloned().collect()
+    }
+
+    /// Where its admin listens.
+    pub fn admin_address(&self) -> &str {
+        &self.admin
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The address that others dial.
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Ends it and starts it again, with its admin where it was and nothing else configured.
+    pub fn restart_at_the_same_admin(&mut self) {
+        let (_, port) = self.admin.rsplit_once(':').unwrap();
+        self.admin_port = port.parse().unwrap();
+        self.write("");
+        self.kill();
+        self.start();
     }
 
     /// SIGKILL.
@@ -192,7 +248,7 @@ impl Host {
 
     /// The catalogue's URL.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.listener("http"))
+        format!("http://{}{path}", self.listener("discovery.http"))
     }
 
     /// GETs JSON from the catalogue.
@@ -275,7 +331,7 @@ impl Host {
     }
 
     fn dig_with(&self, name: &str, kind: &str, transport: &str) -> Vec<String> {
-        let address: SocketAddr = self.listener("dns").parse().unwrap();
+        let address: SocketAddr = self.listener("discovery.dns").parse().unwrap();
         let (at, port) = (format!("@{}", address.ip()), address.port().to_string());
         let text = output_of(Command::new("dig").args([
             &at,

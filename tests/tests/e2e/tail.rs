@@ -237,10 +237,10 @@ fn explain_says_what_hedging_would_win_and_cost(workers: usize) {
         let path = if at % 36 == 35 { "/slow?ms=900" } else { "/" };
         assert_eq!(hosts[0].get("catalog.mesh", path).status, 200);
     }
-    let shown = hosts[0].cli(&["explain", "catalog"]);
-    let shown = String::from_utf8(shown.stdout).unwrap();
-    let sentence =
-        shown.lines().find_map(|line| line.strip_prefix("note:   hedging would take p99 from "));
+    let shown = hosts[0].cli(&["explain", "catalog", "--output", "json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let mut notes = shown["notes"].as_array().unwrap().iter().filter_map(|note| note.as_str());
+    let sentence = notes.find_map(|note| note.strip_prefix("hedging would take p99 from "));
     let sentence = sentence.unwrap_or_else(|| panic!("no advice in\n{shown}"));
     let words: Vec<&str> = sentence.split(' ').collect();
     // On a fast machine less than one.
