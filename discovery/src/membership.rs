@@ -574,13 +574,13 @@ fn suspicion(profile: &Profile, size: usize) -> Duration {
 fn foca_config(profile: &Profile, size: usize) -> foca::Config {
     // Each change is told so often by each host that hears of it. With four times the logarithm, as SWIM's paper has it, one of
     // twenty hosts missed every fortieth death and learnt it by anti-entropy, ten seconds later.
-    let transmissions = (7.0 * (size as f64 + 1.0).log10()).ceil().clamp(5.0, 40.0) as u8;
+    let transmissions = (7.0 * (size as f64 + 1.0).log10()).ceil().clamp(8.0, 40.0) as u8;
     let nonzero = |n| NonZeroUsize::new(n).expect("a constant above 0");
     foca::Config {
         probe_period: profile.probe_period,
         probe_rtt: profile.probe_rtt,
         num_indirect_probes: nonzero(3),
-        max_transmissions: NonZeroU8::new(transmissions).expect("at least 5"),
+        max_transmissions: NonZeroU8::new(transmissions).expect("at least 8"),
         suspect_to_down_after: suspicion(profile, size),
         remove_down_after: Some(DOWN_KEPT),
         max_packet_size: nonzero(PACKET_MAX),

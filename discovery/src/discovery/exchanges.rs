@@ -19,6 +19,8 @@ use crate::wire::{Delta, Extent, Frame, Hello, Located, Membered, encode_compres
 const PING_TIMEOUT: Duration = Duration::from_millis(600);
 /// Other exchanges.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// After a join.
+const COMPARE_SOON: Duration = Duration::from_secs(1);
 /// Exchanges of ours under way.
 const DIALS_MAX: usize = 128;
 /// Bytes of deltas in one message, before compression; what is left out comes with the next comparison.
@@ -131,11 +133,21 @@ impl Discovery {
         self.pump(now);
     }
 
-    /// Asks the host at this address for everything.
+    /// Asks the host at this address for everything, and tells it whom we have met: two groups that meet here are one.
     pub(super) fn dial_join(&mut self, now: Instant, address: SocketAddr) {
         let mut frames = vec![Frame::Join, Frame::Digest(self.registry.digest())];
+        if !self.membership.up().is_empty() {
+            frames.extend(self.state(self.config.node.id));
+            self.compare_soon(now);
+        }
         frames.extend(self.own_delta().map(Frame::Delta));
         self.dial(now, address, Purpose::Join, frames);
+    }
+
+    /// What was learnt in one exchange others may lack: notes are compared before their turn.
+    fn compare_soon(&mut self, now: Instant) {
+        let soon = now + self.jittered(COMPARE_SOON);
+        self.timers.anti_entropy = self.timers.anti_entropy.min(soon);
     }
 
     pub(super) fn compare_with_random_peer(&mut self, now: Instant) {
@@ -243,6 +255,7 @@ impl Discovery {
         for frame in &asked {
             match frame {
                 Frame::Join => {
+                    self.compare_soon(now);
                     answer.extend(self.state(sender));
                     let (deltas, tombstones) = self.registry.surplus(&their_digest);
                     answer.push(Frame::Digest(tombstones));

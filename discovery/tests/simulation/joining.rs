@@ -28,7 +28,7 @@ fn hosts_that_each_name_one_other_are_one_mesh_whatever_their_order() {
             let pause = Duration::from_millis(world.rng.random_range(0..3000));
             world.run(pause);
         }
-        let took = world.converge(Duration::from_secs(8));
+        let took = world.converge(Duration::from_secs(15));
         println!("{size} hosts are one mesh {took:?} after the last start");
         let all_ready = |world: &World| {
             let mut hosts = world.hosts.iter().map(|host| host.process.as_ref().expect("it runs"));
