@@ -68,6 +68,7 @@ pub(crate) enum Rank {
     Tried,
     TriedHeld,
     Preserved,
+    PreservedHeld,
     NotServing,
     Out,
 }
@@ -274,7 +275,11 @@ impl Pick<'_> {
     fn rank_in_full(&self, state: &State, serving: bool, weight: u32, index: usize) -> Rank {
         let spec = &self.set[index].spec;
         if spec.preserved && spec.serving {
-            return Rank::Preserved;
+            // What was tried of these and failed comes after what was not.
+            let failed = state.ejection.is_out(self.now)
+                || state.held(self.now)
+                || self.tried.contains(&state.serial);
+            return if failed { Rank::PreservedHeld } else { Rank::Preserved };
         }
         if !serving {
             return if self.desperate { Rank::NotServing } else { Rank::Out };

@@ -272,7 +272,7 @@ impl State {
             | self.retry_after.load(Relaxed)
             | self.unreachable.load(Relaxed)
             | self.ramp_from.load(Relaxed);
-        since == 0 && !self.on_probation.load(Relaxed)
+        since == 0 && !self.on_probation.load(Relaxed) && !self.unproven.load(Relaxed)
     }
 
     /// Asked to be left alone, or found unreachable: taken only when nothing better is there.
@@ -286,6 +286,9 @@ impl State {
     pub(crate) fn reached(&self) {
         if self.unreachable.load(Relaxed) != 0 {
             self.unreachable.store(0, Relaxed);
+        }
+        // By itself: another worker may have stored only one of the two yet.
+        if self.unproven.load(Relaxed) {
             self.unproven.store(false, Relaxed);
         }
     }

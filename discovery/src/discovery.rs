@@ -113,6 +113,8 @@ pub struct Discovery {
     /// Attempts to join since this host was last with others.
     join_attempts: u32,
     seeds: Seeds,
+    /// Somebody has answered the question for everything.
+    was_told: bool,
     /// What others found at our address instead of us.
     found_instead: Option<Found>,
     /// Hosts known from an earlier life.
@@ -199,6 +201,7 @@ impl Discovery {
             },
             join_attempts: 0,
             seeds: Seeds::default(),
+            was_told: false,
             found_instead: None,
             saved_members: Vec::new(),
             challenges: Allowance::new(now),
@@ -215,7 +218,8 @@ impl Discovery {
         discovery.write_node(now);
         if let Some(saved) = saved {
             discovery.saved_members = saved.members.into_iter().take(peers::SAVED_MAX).collect();
-            for member in &discovery.saved_members {
+            let own = discovery.config.node.address;
+            for member in discovery.saved_members.iter().filter(|member| member.address != own) {
                 discovery.seeds.remember(now, member.address);
             }
             for registration in saved.registrations {

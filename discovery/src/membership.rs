@@ -3,7 +3,7 @@
 //! What is decided here is what foca leaves to its embedder. Identities are (node id, epoch); where a host is, is
 //! known beside them. We own the timers and bend them:
 //! a pause of this process delays every timer by the pause, so that answers that wait in the socket are read first;
-//! the rest is in [`lifeguard`] and [`suspicion`].
+//! the rest is in [`lifeguard`] and [`mod@suspicion`].
 //!
 //! A late probe is reported ([`Note::ProbeLate`]) so that it can be tried over TCP; success counts as an
 //! acknowledgement ([`Membership::confirm_alive`]), several refused connections end it ([`Membership::declare_down`]).

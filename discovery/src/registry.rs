@@ -433,7 +433,9 @@ impl Registry {
         }
         let Some(record) = self.records.get(&delta.node) else {
             let present = delta.entries.iter().filter(|entry| entry.body.is_some()).count();
-            return self.records.len() >= self.records_max || !self.has_room(0, present);
+            // One of them is what the host says of itself, which does not count.
+            return self.records.len() >= self.records_max
+                || !self.has_room(0, present.saturating_sub(1));
         };
         let before = record.present();
         if !is_whole && self.has_room(before, before + delta.entries.len()) {

@@ -113,7 +113,7 @@ pub async fn send(
     let mut alarm = Alarm::new(&worker.alarms, earliest(copy_at, deadline.at));
 
     loop {
-        let leaves = || ticket.is_lost() && request.may_leave(story.retries);
+        let leaves = || ticket.is_lost() && request.may_leave(Instant::now(), story.retries);
         let event =
             poll_fn(|cx| poll_event(cx, first.as_mut(), leaves, &mut copies, &mut alarm)).await;
         let now = Instant::now();
@@ -413,10 +413,10 @@ pub fn settle(
     body: Option<&Replay>,
     now: Instant,
 ) -> Result<Won, Failed> {
-    let unreachable = matches!(ended, Err(Unsent::Dial(DialError::Unreachable(_))));
-    let unreachable = unreachable.then(|| Arc::clone(ticket.endpoint()));
+    let failed = ended.is_err().then(|| Arc::clone(ticket.endpoint()));
     let judged = judge(ended, ticket, upstream, body, now);
-    if let Some(endpoint) = unreachable {
+    // Whatever it was that spoke against connecting: nobody else would find out that it is over.
+    if let Some(endpoint) = failed {
         redial::begin(worker, upstream, policy, &endpoint);
     }
     judged

@@ -198,10 +198,12 @@ impl HttpBody for Body {
     }
 }
 
-/// Bytes of request bodies kept and of larger windows offered by the whole process, and their limit.
+/// Bytes of request bodies kept and of larger windows offered by the whole process, and their limit; beside them, up to half as
+/// much, those of large heads: a request is not refused because copies of others are kept.
 #[derive(Debug)]
 pub struct Buffers {
     used: AtomicUsize,
+    heads: AtomicUsize,
     max: AtomicUsize,
     /// Bodies that found no room.
     refused: prometheus::IntCounter,
@@ -210,7 +212,12 @@ pub struct Buffers {
 impl Buffers {
     /// At most `max` bytes.
     pub fn new(max: usize, refused: prometheus::IntCounter) -> Buffers {
-        Buffers { used: AtomicUsize::new(0), max: AtomicUsize::new(max), refused }
+        Buffers {
+            used: AtomicUsize::new(0),
+            heads: AtomicUsize::new(0),
+            max: AtomicUsize::new(max),
+            refused,
+        }
     }
 
     /// Changes the limit; what is kept stays.
@@ -229,8 +236,22 @@ impl Buffers {
         fits
     }
 
-    /// Takes room for what a connection may be refused: a larger window ([`crate::http2::window`]), a large head that waits. Up
-    /// to half of all, so that bodies have the rest.
+    /// Takes room for a large head that waits.
+    pub fn take_for_head(&self, bytes: usize) -> bool {
+        let max = self.max.load(Ordering::Relaxed) / 2;
+        let fits = self.heads.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= max;
+        if !fits {
+            self.heads.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// Gives back what a head had.
+    pub fn head_is_gone(&self, bytes: usize) {
+        self.heads.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes room for a larger window ([`crate::http2::window`]). Up to half of all, so that bodies have the rest.
     pub fn take_half(&self, bytes: usize) -> bool {
         let max = self.max.load(Ordering::Relaxed) / 2;
         let before = self.used.fetch_add(bytes, Ordering::Relaxed);

@@ -73,7 +73,7 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
         Role::Outbound | Role::Service(_) => Silence::IsPatience,
     };
     let buffers = Arc::clone(&worker.shared.buffers);
-    let accepting = Http2Server::accept(watched, pulse, buffers, silence);
+    let accepting = Http2Server::accept(watched, pulse.clone(), buffers, silence);
     let accepting = tokio::time::timeout(HEAD_TIMEOUT, accepting);
     let Some(Ok(Ok(mut connection))) = unless_closed(&link, accepting).await else { return };
     let mut waiting = WaitingRequests::new(Arc::clone(&worker.shared.buffers));
@@ -81,7 +81,10 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
         if graceful {
             connection.drain();
         }
-        while let Poll::Ready(came) = connection.poll_request(cx) {
+        pulse.begin_turn();
+        while !pulse.is_turn_over()
+            && let Poll::Ready(came) = connection.poll_request(cx)
+        {
             let came = match came {
                 Some(Ok(came)) => came,
                 Some(Err(error)) => return Poll::Ready(Err(error)),

@@ -245,7 +245,7 @@ impl DataPlane {
         }
     }
 
-    /// The listeners for one service each, by their keys in the configuration that [`DataPlane::reload`] has followed:
+    /// The listeners for one service each, by their keys in the configuration that [`DataPlane::take_over`] has followed:
     /// where in the file, which service, and the address in use.
     pub fn services<'p>(
         &'p self,

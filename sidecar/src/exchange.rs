@@ -212,14 +212,14 @@ impl Exchange {
         let connection = self.connection.take();
         match connection {
             Some(Connection::H1(h1)) => {
-                h1.answer_ends(self.idle_timeout);
+                h1.answer_ends(self.idle_timeout.min(UPLOAD_PATIENCE));
                 match self.interim.gate() {
                     // A body that was never asked for still stands between the connection and its next request.
                     Some(gate) if gate.ended() => h1.close(),
                     _ => self.worker.pool.put_back(h1),
                 }
             }
-            Some(Connection::H2(h2)) => h2.answer_ends(self.idle_timeout),
+            Some(Connection::H2(h2)) => h2.answer_ends(self.idle_timeout.min(UPLOAD_PATIENCE)),
             None => {}
         }
     }
@@ -314,3 +314,6 @@ impl Drop for Exchange {
 
 /// The reason when the caller went away.
 const CANCELLED: &str = "cancelled";
+
+/// An upload that outlasted its answer may stand still for this long at most, also where no policy limits it: on the receiving host.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(300);

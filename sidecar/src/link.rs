@@ -72,7 +72,7 @@ pub struct Link {
     interims: Cell<u32>,
     streams: Cell<StreamCounts>,
     ending: Cell<Ending>,
-    /// Since when the sweep has known that it is to end gracefully.
+    /// Since when the sweep has known that it is to end gracefully, and nothing is owed.
     graceful_since: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
     tunnel: RefCell<Option<Tunnel>>,
@@ -152,9 +152,10 @@ impl Link {
         if slow || blocked || (silent && self.in_flight.get() == 0) {
             self.end(Ending::Now);
         } else if self.ending.get() == Ending::Graceful {
-            let since = self.graceful_since.get().unwrap_or(now);
+            // Counted from when nothing was owed any more.
+            let since = self.graceful_since.get().filter(|_| !self.owes()).unwrap_or(now);
             self.graceful_since.set(Some(since));
-            if !self.owes() && past(since, GRACE_MAX) {
+            if past(since, GRACE_MAX) {
                 self.end(Ending::Now);
             }
         } else if self.in_flight.get() == 0 && past(self.idle_since.get(), IDLE_MAX) {
@@ -165,7 +166,9 @@ impl Link {
     /// Whether a request is being served or still comes, or some of an answer is still to be written.
     pub fn owes(&self) -> bool {
         let counts = [&self.in_flight, &self.answering, &self.bodies_due];
-        counts.iter().any(|count| count.get() > 0) || self.blocked_since.get().is_some()
+        counts.iter().any(|count| count.get() > 0)
+            || self.blocked_since.get().is_some()
+            || self.lingering.get()
     }
 
     /// Whether it could end now and nobody would miss anything: it has never been asked for anything, or has said all.

@@ -33,11 +33,11 @@ pub fn begin(
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST);
             let serial = redial.endpoint().serial();
-            let is_known = upstream.balancer().endpoints().iter().any(|e| e.serial() == serial);
-            if !is_known || !redial.is_needed() {
-                return;
-            }
-            if is_reachable(&worker, &upstream, &policy, redial.endpoint()).await {
+            // As it is known now: it may be dialled elsewhere.
+            let known = upstream.balancer().endpoints();
+            let known = known.iter().find(|endpoint| endpoint.serial() == serial).cloned();
+            let Some(endpoint) = known.filter(|_| redial.is_needed()) else { return };
+            if is_reachable(&worker, &upstream, &policy, &endpoint).await {
                 return redial.succeeded();
             }
         }

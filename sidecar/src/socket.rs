@@ -52,12 +52,23 @@ struct Blocked {
 pub struct Pulse {
     felt: Cell<bool>,
     bytes: Cell<u64>,
+    turn_over: Cell<bool>,
 }
 
 impl Pulse {
     /// Whether something was read since this was last asked.
     pub fn take(&self) -> bool {
         self.felt.take()
+    }
+
+    /// The connection has its turn: its task is polled anew.
+    pub fn begin_turn(&self) {
+        self.turn_over.set(false);
+    }
+
+    /// Whether others have their turn now. What the library has read already is left for the next.
+    pub fn is_turn_over(&self) -> bool {
+        self.turn_over.get()
     }
 
     /// How many bytes were read since the connection began.
@@ -155,6 +166,7 @@ impl AsyncRead for Socket {
         let is_over = |turns: &mut FrameTurns| me.reads > 0 && turns.handled(Instant::now());
         if me.reads >= READS_MAX || me.turns.as_mut().is_some_and(is_over) {
             me.reads = 0;
+            me.pulse.turn_over.set(true);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -78,6 +78,11 @@ impl SpokenProtocols {
         if let Some(learnt) = known.get(&address).filter(|learnt| valid(learnt)) {
             return Some(Rc::clone(learnt));
         }
+        if let Some(silent) = known.get(&address).filter(|old| begin && !old.http2.initialized()) {
+            // How often it was silent counts on.
+            silent.since.set(now);
+            return Some(Rc::clone(silent));
+        }
         let of_use = |old: &&Rc<Learnt>| old.http2.initialized() && (begin || old.not_http1.get());
         if let Some(old) = known.get(&address).filter(of_use) {
             old.since.set(now);

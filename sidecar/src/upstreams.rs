@@ -207,9 +207,14 @@ impl Upstreams {
 
     /// Tells the balancers which hosts are called down, and the workers if any endpoint's is that was not.
     fn mark_lost(&self, catalog: &Catalog) {
+        // Who is preserved may be there: it may be us who are cut off.
+        let instances = catalog.services.values().flat_map(|view| &view.instances);
+        let preserved: BTreeSet<u64> =
+            instances.filter(|instance| instance.preserved).map(|i| i.node.id).collect();
         let is_down = |node: u64| {
             let status = catalog.nodes.get(&node).map(|node| node.status);
             matches!(status, Some(NodeStatus::Failed | NodeStatus::Dead))
+                && !preserved.contains(&node)
         };
         let mut is_lost = false;
         for used in self.known.values().filter_map(|known| known.state.used()) {

@@ -54,7 +54,7 @@ pub struct LargeHead {
 impl Drop for LargeHead {
     fn drop(&mut self) {
         self.paid.set(self.paid.get() - self.bytes);
-        self.buffers.give_back(self.bytes);
+        self.buffers.head_is_gone(self.bytes);
     }
 }
 
@@ -119,7 +119,7 @@ impl WaitingRequests {
             return Ok(None);
         }
         let paid = self.paid.get() + bytes;
-        if paid > LARGE_HEADS_MAX || !self.buffers.take_half(bytes) {
+        if paid > LARGE_HEADS_MAX || !self.buffers.take_for_head(bytes) {
             return Err(NoRoom);
         }
         self.paid.set(paid);

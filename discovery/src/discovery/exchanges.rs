@@ -125,7 +125,7 @@ impl Discovery {
                         self.handle_ping_failed(now, node, epoch, own, error);
                     }
                     Purpose::Identify { node } => self.nobody_is_there(node, outgoing.to),
-                    Purpose::Join => self.seeds.failed(now, outgoing.to, &mut self.rng),
+                    Purpose::Join => self.join_failed(now, wall_ms, outgoing.to),
                     Purpose::Compare | Purpose::Trade => {}
                 }
             }
@@ -277,33 +277,51 @@ impl Discovery {
     }
 
     fn handle_answer(&mut self, now: Instant, wall_ms: u64, outgoing: Outgoing, envelope: &[u8]) {
+        let (purpose, to) = (outgoing.purpose, outgoing.to);
+        if !self.takes_answer(now, wall_ms, outgoing, envelope) && purpose == Purpose::Join {
+            self.join_failed(now, wall_ms, to);
+        }
+    }
+
+    /// Acts on an answer; `false`: it is none that can be read.
+    fn takes_answer(
+        &mut self,
+        now: Instant,
+        wall_ms: u64,
+        outgoing: Outgoing,
+        envelope: &[u8],
+    ) -> bool {
         if envelope.len() > FRAME_MAX {
             self.count_refused(Refused::Length);
-            return;
+            return false;
         }
         let Ok((sender, salt, counter, body, sub_key)) =
             self.open(Channel::Response, &outgoing.binding, envelope)
         else {
-            return;
+            return false;
         };
         let Ok(frames) = Frame::decode_all(&body) else {
             self.counters.refused_malformed += 1;
-            return;
+            return false;
         };
         self.sessions.prove(now, sender, salt, counter, sub_key);
         if let Some(cookie) = frames.iter().find_map(|frame| match frame {
             Frame::Challenge(cookie) => Some(*cookie),
             _ => None,
         }) {
-            if !outgoing.echoed {
+            let is_first = !outgoing.echoed;
+            if is_first {
                 self.dial_with(now, outgoing.to, outgoing.purpose, outgoing.frames, Some(cookie));
             }
-            return;
+            return is_first;
         }
         self.meet(now, sender, outgoing.to, true, &frames);
         match outgoing.purpose {
-            Purpose::Ping { node, epoch, .. } => return self.handle_pong(now, sender, node, epoch),
-            Purpose::Identify { .. } => return,
+            Purpose::Ping { node, epoch, .. } => {
+                self.handle_pong(now, sender, node, epoch);
+                return true;
+            }
+            Purpose::Identify { .. } => return true,
             Purpose::Join => self.seeds.met(outgoing.to),
             Purpose::Compare | Purpose::Trade => {}
         }
@@ -316,11 +334,17 @@ impl Discovery {
         self.handle_frames(now, wall_ms, sender, outgoing.to, frames);
         self.handle_extents(now, wall_ms, sender, &digest, false);
         if outgoing.purpose == Purpose::Join {
-            self.all_told(now, wall_ms);
+            self.join_ended(now, wall_ms, true);
         }
         if outgoing.purpose == Purpose::Compare && !digest.is_empty() {
             self.trade(now, outgoing.to, &digest);
         }
+        true
+    }
+
+    fn join_failed(&mut self, now: Instant, wall_ms: u64, address: SocketAddr) {
+        self.seeds.failed(now, address, &mut self.rng);
+        self.join_ended(now, wall_ms, false);
     }
 
     /// Gives what the other end lacks and asks for what we lack.

@@ -101,6 +101,13 @@ impl Seeds {
         }
     }
 
+    /// The host that was met there is down: whoever starts there next is to be told of us soon, for it may know nobody.
+    pub fn lost(&mut self, now: Instant, address: SocketAddr) {
+        if let Some(seed) = self.0.get_mut(&address).filter(|seed| seed.named && seed.met) {
+            (seed.met, seed.failures, seed.next) = (false, 1, now + RETRY_FIRST);
+        }
+    }
+
     /// A try failed.
     pub fn failed(&mut self, now: Instant, address: SocketAddr, rng: &mut ChaCha8Rng) {
         if let Some(seed) = self.0.get_mut(&address) {
@@ -141,6 +148,8 @@ impl Discovery {
     }
 
     pub(super) fn try_seed(&mut self, now: Instant, address: SocketAddr) {
+        // Whatever comes of it: a time that is past and stays so would be due for ever.
+        self.seeds.trying(now, address);
         if self.peers.at(address).any(|node| self.membership.up().contains_key(&node)) {
             self.seeds.met(address);
             if !self.is_partial() {
@@ -150,8 +159,16 @@ impl Discovery {
         let is_under_way =
             self.dials.values().any(|dial| dial.to == address && dial.purpose == Purpose::Join);
         if !self.left && address != self.config.node.address && !is_under_way {
-            self.seeds.trying(now, address);
             self.dial_join(now, address);
+        }
+    }
+
+    /// A try to join has ended; `answered`: with all that the host there knows. What we were told is all once each named address has
+    /// been tried: hosts that started a moment ago know no more than we do, and one of the others may.
+    pub(super) fn join_ended(&mut self, now: Instant, wall_ms: u64, answered: bool) {
+        self.was_told |= answered;
+        if self.was_told && self.seeds.untried().next().is_none() {
+            self.all_told(now, wall_ms);
         }
     }
 

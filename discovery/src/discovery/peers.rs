@@ -217,6 +217,9 @@ impl Discovery {
             self.tell(Event::NodeDown { node, name: self.name_of(node), left });
             self.save_members_later(now);
         }
+        if let Some(location) = self.peers.location(node) {
+            self.seeds.lost(now, location.address);
+        }
         self.make_room(now, node);
         if self.peers.told.is_empty() {
             self.join_attempts = 0;

@@ -738,3 +738,26 @@ fn what_a_slow_shell_loses_is_counted() {
     let told = events(&mut host);
     assert_eq!((told.len(), told.last()), (EVENTS_MAX + 1, Some(&Event::SaveDue)));
 }
+
+/// A member of an earlier life was where this host is now: addresses were given out anew.
+#[test]
+fn a_time_to_try_somebody_is_never_past_for_good() {
+    let now = t0();
+    let mut saved = host(1, now).saved();
+    saved.members = vec![
+        SavedMember { node: 9, address: address(1) },
+        SavedMember { node: 8, address: address(8) },
+    ];
+    let mut again = Discovery::new(config(1), Some(saved), now, WALL, [1; 32], [2; 16]);
+    let mut at = now;
+    let mut woken = 0;
+    while at < now + Duration::from_secs(30) {
+        again.handle_timeout(at, WALL);
+        // The name comes to the address that is being tried already.
+        again.join(at, address(8));
+        while again.poll_dial().is_some() {}
+        at = again.poll_timeout().expect("it goes on").max(at + Duration::from_micros(1));
+        woken += 1;
+    }
+    assert!(woken < 200, "{woken} times awake in half a minute");
+}

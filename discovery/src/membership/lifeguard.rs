@@ -99,11 +99,12 @@ impl Lifeguard {
         self.suspects.get(&id.node).filter(|s| s.epoch == id.epoch).map(|s| s.since)
     }
 
-    /// Another host says that it suspects this one too.
-    pub fn accused(&mut self, now: Instant, by: u64, id: Id, incarnation: u16) {
+    /// Another host says that it suspects this one too. Returns whether that brings the end of our suspicion forward: not if it said
+    /// so before, nor if the suspect got more time because it was heard from.
+    pub fn accused(&mut self, now: Instant, by: u64, id: Id, incarnation: u16) -> bool {
         self.accusations.retain(|_, it| now.saturating_duration_since(it.last) < ACCUSATION_KEPT);
         if self.accusations.len() >= SUSPECTS_MAX && !self.accusations.contains_key(&id.node) {
-            return;
+            return false;
         }
         let new = || Accusation { epoch: id.epoch, incarnation, by: BTreeSet::new(), last: now };
         let accusation = self.accusations.entry(id.node).or_insert_with(new);
@@ -113,9 +114,12 @@ impl Lifeguard {
         if (accusation.epoch, accusation.incarnation) == (id.epoch, incarnation)
             && accusation.by.len() < ACCUSERS_ENOUGH
         {
-            accusation.by.insert(by);
             accusation.last = now;
+            let is_new = accusation.by.insert(by);
+            let reprieved = self.suspects.get(&id.node).is_some_and(|s| s.extensions > 0);
+            return is_new && !reprieved;
         }
+        false
     }
 
     /// Of `whole`, how long a suspect has to refute: the less, the more hosts found on their own account that it does not
@@ -248,9 +252,12 @@ mod tests {
         let t0 = t0();
         let mut lifeguard = Lifeguard::default();
         lifeguard.suspect(t0, ID, 0);
+        assert!(lifeguard.accused(t0, 7, ID, 0));
+        assert!(!lifeguard.accused(t0, 7, ID, 0), "it has said so");
         for _ in 0..EXTENSIONS_MAX {
             lifeguard.heard_from(ID.node);
             assert!(lifeguard.is_reprieved(ID));
+            assert!(!lifeguard.accused(t0, 8, ID, 0), "what it was given is not taken back");
         }
         lifeguard.heard_from(ID.node);
         assert!(!lifeguard.is_reprieved(ID), "it talks, but it does not hear");

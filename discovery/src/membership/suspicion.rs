@@ -81,16 +81,18 @@ impl Membership {
         if self.left || by == node || self.up.get(&node) != Some(&epoch) {
             return;
         }
-        self.lifeguard.accused(now, by, id, incarnation);
-        self.hasten(now, id, incarnation);
+        if self.lifeguard.accused(now, by, id, incarnation) {
+            self.hasten(now, id, incarnation);
+        }
     }
 
     /// Whether it may be us who hear nobody, so that this suspect is not to be called down yet; it is absent meanwhile.
     pub(super) fn is_our_own_deafness(&mut self, now: Instant, suspect: Id) -> bool {
         let Id { node, epoch } = suspect;
         let absent = self.absent.get(&node).filter(|absent| absent.epoch == epoch).copied();
-        let Some(since) = absent.map(|it| it.since).or(self.lifeguard.suspected_since(suspect))
-        else {
+        // One that is beyond the suspects that are kept was suspected for as long as a suspicion lasts.
+        let known = absent.map(|it| it.since).or(self.lifeguard.suspected_since(suspect));
+        let Some(since) = known.or_else(|| now.checked_sub(self.suspicion())) else {
             return false;
         };
         let others = self.heard.iter().filter(|(other, _)| **other != node).map(|(_, at)| *at);

@@ -50,8 +50,12 @@ fn a_host_is_not_ready_before_each_name_was_tried() {
     let readiness = |world: &World| world.hosts[late].process.as_ref().expect("runs").readiness();
     world.run(Duration::from_secs(1));
     assert_eq!(readiness(&world), Readiness::Joining(world.hosts[slow].address));
+    let is_partial =
+        |world: &World| world.hosts[late].process.as_ref().expect("runs").snapshot().partial;
+    assert!(is_partial(&world), "the second may know more than the first");
     let took = world.wait(Duration::from_secs(20), |world| readiness(world) == Readiness::Ready);
     assert!(took.is_some(), "in the end it is found dead");
+    assert!(!is_partial(&world), "then the first has told all");
 }
 
 #[test]

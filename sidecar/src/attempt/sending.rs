@@ -115,11 +115,22 @@ impl<'r> Sending<'r> {
         repeat::may_copy(&request, &self.route.policy.hedge)
     }
 
-    /// Whether an attempt may be given up because its endpoint's host is called down: it may be repeated, and somewhere else.
-    pub fn may_leave(&self, retries: u32) -> bool {
-        let outcome = Outcome::ResetBeforeHead;
-        repeat::may_retry(&self.facts(retries), &outcome, &self.route.policy.retry)
-            && self.upstream.balancer().endpoints().iter().any(|endpoint| !endpoint.is_lost())
+    /// Whether an attempt may be given up because its endpoint's host is called down: it may be repeated, and somewhere else. One
+    /// that the budget does not pay for goes on waiting: the host may be there after all.
+    pub fn may_leave(&self, now: Instant, retries: u32) -> bool {
+        let (policy, budget) = (&self.route.policy.retry, self.upstream.retries());
+        let is_elsewhere = |endpoint: &Arc<Endpoint>| {
+            let spec = endpoint.spec();
+            spec.serving && !spec.preserved && !endpoint.is_lost()
+        };
+        let may = repeat::may_retry(&self.facts(retries), &Outcome::ResetBeforeHead, policy)
+            && self.upstream.balancer().endpoints().iter().any(is_elsewhere)
+            && budget.withdraw(now, policy.budget, RETRY_FLOOR_PER_SEC);
+        if may {
+            // The retry that follows at once takes it.
+            budget.refund(now);
+        }
+        may
     }
 
     /// An endpoint for one more attempt.

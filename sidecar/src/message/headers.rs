@@ -122,15 +122,17 @@ impl Found {
     }
 }
 
-/// Whether the caller asks to go on in another protocol (RFC 9110 §7.8). One that offers HTTP/2 can do without.
-pub fn asks_to_switch(headers: &HeaderMap) -> bool {
-    fn members(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-        value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
-    }
-    let named = headers.get_all(CONNECTION).iter().flat_map(members);
-    let mut offered = headers.get_all(UPGRADE).iter().flat_map(members);
-    named.into_iter().any(|name| name.eq_ignore_ascii_case(b"upgrade"))
-        && !offered.any(|protocol| protocol.eq_ignore_ascii_case(b"h2c"))
+/// Whether the caller asks to go on as a WebSocket (RFC 9110 §7.8): it cannot do without. Of other protocols, such as `h2c` or `TLS/1.2`, which
+/// some clients offer with every request, nothing need come.
+pub fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let names = |header: HeaderName, what: &[u8]| {
+        let members = |value: &HeaderValue| {
+            let mut members = value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+            members.any(|member| member.eq_ignore_ascii_case(what))
+        };
+        headers.get_all(header).iter().any(members)
+    };
+    names(CONNECTION, b"upgrade") && names(UPGRADE, b"websocket")
 }
 
 fn is_plain(connection: &HeaderValue) -> bool {

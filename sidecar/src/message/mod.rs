@@ -63,7 +63,7 @@ pub fn receive(
 ) -> Result<ReceivedRequest, MessageError> {
     let target = target::of(parts, fixed)?;
     let headers = &mut parts.headers;
-    if found.upgrade && headers::asks_to_switch(headers) {
+    if found.upgrade && headers::asks_for_websocket(headers) {
         return Err(MessageError::NotImplemented(SWITCH));
     }
     let length = framing::settle(headers, found)?;
@@ -100,8 +100,8 @@ pub fn answered<B>(response: &mut Response<B>) -> Result<Found, MessageError> {
     Ok(found)
 }
 
-/// A WebSocket above all: as a plain GET it would get an answer that its caller cannot use, and no reason.
-const SWITCH: &str = "it asks to go on in another protocol (Upgrade), which this proxy cannot pass on yet: \
+/// As a plain GET it would get an answer that its caller cannot use, and no reason.
+const SWITCH: &str = "it asks to go on as a WebSocket (Upgrade), which this proxy cannot pass on yet: \
     let the client reach the application directly, at an address from a look-up";
 
 /// Whether a request may go on by its `Max-Forwards` (RFC 9110 §7.6.2), which OPTIONS and TRACE have; if so, with one less.

@@ -189,6 +189,12 @@ fn upgrades() -> Vec<Row> {
                  Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
             )
             .expect(Nothing, &[Status(&[501])]),
+        Row::new("RFC 9110 §7.8", "an offer of TLS, which some clients make with each GET, is not taken")
+            .http1(
+                "GET {path} HTTP/1.1\r\n{to}Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n\r\n",
+            )
+            .over(TO_HTTP1)
+            .expect(Once(&[Lacks("upgrade")]), &[Status(&[200]), Body("ok")]),
         Row::new("RFC 9110 §7.8", "an Upgrade that Connection does not name is none")
             .http1("GET {path} HTTP/1.1\r\n{to}Upgrade: foo\r\n\r\n")
             .over(TO_HTTP1)
