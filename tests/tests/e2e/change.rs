@@ -264,9 +264,11 @@ fn a_listener_that_is_for_another_service_now_is_the_same_socket(workers: usize)
     });
     assert_eq!(sockets::listening(trio.caller.process.pid()), before);
     assert!(ask(early, "anything").starts_with("HTTP/1.1 200"), "who was there before is served");
-    let shown = trio.caller.ask_admin("/v1/self").unwrap().json();
-    assert_eq!(shown["listeners"]["service other"], address.to_string());
-    assert!(shown["listeners"]["service payments"].is_null());
+    wait::for_true("it is shown so", SOON, || {
+        let shown = trio.caller.ask_admin("/v1/self").unwrap().json();
+        shown["listeners"]["outbound.listeners[0] (other)"] == address.to_string()
+            && shown["listeners"]["outbound.listeners[0] (payments)"].is_null()
+    });
 }
 
 fn a_host_that_goes_away_follows_the_mesh_to_the_last(workers: usize) {
