@@ -3,7 +3,7 @@
 //! An application may answer before it has read the request's body, and what is still to come of that is sent on. The
 //! request is over then, for its caller and for every count of requests, but the upload still holds its stream or its
 //! connection, and nobody waits for anything that would end it. So it keeps its place among them, and once its answer
-//! has ended it has `policy.idle_timeout` between two movements. Not before: a call of gRPC may send nothing for hours
+//! has ended it has `policy.idle_timeout`, at most five minutes, between two movements. Not before: a call of gRPC may send nothing for hours
 //! while its answer streams.
 
 use std::cell::{Cell, RefCell};

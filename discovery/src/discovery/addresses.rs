@@ -320,7 +320,9 @@ impl Discovery {
     }
 
     pub(super) fn ask_who_is_there(&mut self, now: Instant, node: u64) {
-        let Some(Located { address, .. }) = self.peers.location(node) else { return };
+        // A guess is no claim.
+        let claim = self.peers.location(node).filter(|location| location.generation > 0);
+        let Some(Located { address, .. }) = claim else { return };
         if address == self.config.node.address && self.found_instead.is_none() {
             // We are.
             let doubt = Doubt { address, asked: 0, ask_again: now, found: None };

@@ -81,7 +81,7 @@ impl Discovery {
         Ok(())
     }
 
-    /// Whether this host can offer exactly these of its configuration, besides what applications registered. If it can,
+    /// Whether this host can offer exactly these of its configuration, and say this of their policies, besides what applications registered. If it can,
     /// each [`Discovery::register`] succeeds once the others of the configuration are withdrawn.
     ///
     /// # Errors
@@ -90,14 +90,25 @@ impl Discovery {
         &self,
         now: Instant,
         configured: &[Registration],
+        policies: &BTreeMap<String, Arc<Published>>,
     ) -> Result<(), (String, RegisterError)> {
         let ids: BTreeSet<&str> = configured.iter().map(|one| one.id.as_str()).collect();
         let stays = |offer: &&Offer| {
             offer.registration.origin == Origin::Api
                 && !ids.contains(offer.registration.id.as_str())
         };
-        let staying = self.offers.values().filter(stays).count();
-        let room = self.offers.len() - staying + self.registry.own_room();
+        let staying: Vec<&Registration> =
+            self.offers.values().filter(stays).map(|offer| &offer.registration).collect();
+        // What is said of a service takes a place of its own, once for all that say the same; what was said before gives its back.
+        let offered = configured.iter().chain(staying.iter().copied());
+        let said = offered.filter_map(|one| policies.get(&one.service));
+        let said: BTreeSet<PolicyHash> =
+            said.map(|policy| policy_hash(policy.text().as_bytes())).collect();
+        let staying = staying.len();
+        let room = self.offers.len() - staying
+            + self.registry.own_policies().count()
+            + self.registry.own_room();
+        let room = room.saturating_sub(said.len());
         for (at, registration) in configured.iter().enumerate() {
             let refuse = |cause| (registration.id.clone(), cause);
             if self.left {

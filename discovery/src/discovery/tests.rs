@@ -364,15 +364,22 @@ fn a_configuration_is_offered_whole_or_not_at_all() {
     };
     host.register(now, WALL, registration("api", "web")).unwrap();
     host.register(now, WALL, configured(0)).unwrap();
+    let none = BTreeMap::new();
     let fits: Vec<Registration> = (1..20).map(configured).collect();
-    assert_eq!(host.check_offers(now, &fits), Ok(()));
+    assert_eq!(host.check_offers(now, &fits, &none), Ok(()));
+    let policy = says("web", r#"{"policy":{"timeout":"7s"}}"#);
+    assert_eq!(
+        host.check_offers(now, &fits, &policy),
+        Err(("c19".into(), RegisterError::MeshFull)),
+        "what is said of the service takes a place too"
+    );
     let many: Vec<Registration> = (1..21).map(configured).collect();
-    assert_eq!(host.check_offers(now, &many), Err(("c20".into(), RegisterError::MeshFull)));
+    assert_eq!(host.check_offers(now, &many, &none), Err(("c20".into(), RegisterError::MeshFull)));
     let bad = Registration { service: "not a name".into(), ..configured(2) };
-    let (id, cause) = host.check_offers(now, &[configured(1), bad]).unwrap_err();
+    let (id, cause) = host.check_offers(now, &[configured(1), bad], &none).unwrap_err();
     assert!(id == "c2" && matches!(cause, RegisterError::Name(_)), "{id}: {cause}");
     let takes_over = Registration { id: "api".into(), ..configured(1) };
-    assert_eq!(host.check_offers(now, &[takes_over]), Ok(()));
+    assert_eq!(host.check_offers(now, &[takes_over], &none), Ok(()));
     let mut kept: Vec<&str> = host.registrations().map(|one| one.id.as_str()).collect();
     kept.sort_unstable();
     assert_eq!(kept, ["api", "c0"], "to ask changes nothing");

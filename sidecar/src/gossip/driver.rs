@@ -347,7 +347,7 @@ impl Driver {
                 self.events.info("draining", "this host", detail);
             }
             Command::Reconcile(offers, done) => {
-                let fits = self.discovery.check_offers(now, &offers.services);
+                let fits = self.discovery.check_offers(now, &offers.services, &offers.policies);
                 let fits = fits.map_err(|(id, cause)| ReconcileError::NotOffered(id, cause));
                 if fits.is_ok() {
                     self.reconcile(*offers);
