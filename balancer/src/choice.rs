@@ -273,15 +273,15 @@ impl Pick<'_> {
     }
 
     fn rank_in_full(&self, state: &State, serving: bool, weight: u32, index: usize) -> Rank {
-        let spec = &self.set[index].spec;
-        if spec.preserved && spec.serving {
-            // What was tried of these and failed comes after what was not.
-            let failed = state.ejection.is_out(self.now)
-                || state.held(self.now)
-                || self.tried.contains(&state.serial);
-            return if failed { Rank::PreservedHeld } else { Rank::Preserved };
-        }
         if !serving {
+            let spec = &self.set[index].spec;
+            if spec.preserved && spec.serving {
+                // What was tried of these and failed comes after what was not.
+                let failed = state.ejection.is_out(self.now)
+                    || state.held(self.now)
+                    || self.tried.contains(&state.serial);
+                return if failed { Rank::PreservedHeld } else { Rank::Preserved };
+            }
             return if self.desperate { Rank::NotServing } else { Rank::Out };
         }
         if state.ejection.is_out(self.now) && !self.panic {

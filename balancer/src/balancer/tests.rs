@@ -345,10 +345,8 @@ fn what_is_preserved_is_tried_last_but_before_what_does_not_serve() {
             .expect("there is one")
             .head(bench.now, Verdict::Unreachable);
         assert_eq!(bench.spread(50), BTreeMap::from([(2, 50)]), "one of them failed");
-        let one = bench.serial(1);
-        bench.pick(Attempt::Retry, &[two]).expect("there is one").head(bench.now, Verdict::Success);
-        assert_ne!(one, two);
-        bench.update(vec![EndpointSpec { serving: false, ..spec(0) }, preserved(1), preserved(2)]);
+        let one = Arc::clone(&bench.balancer.endpoints()[1]);
+        one.redial().expect("it has to be dialled").succeeded();
         let spread = bench.spread(100);
         assert_eq!(spread.keys().copied().collect::<Vec<_>>(), [1, 2], "{balance:?}");
     }
