@@ -28,7 +28,10 @@ pub(crate) fn service(text: &str) -> Result<String, String> {
 }
 pub(crate) const SERVICE: &str = r"^[a-z0-9_][a-z0-9_-]*(\.[a-z0-9_][a-z0-9_-]*)?$";
 
-fn is_service_name(text: &str) -> bool {
+/// Whether this is `name` or `name.namespace` of a service: at most 63 lower-case letters, digits, `-` and `_` each, not
+/// beginning with `-`. In the file, over HTTP, on the wire and in DNS alike.
+#[must_use]
+pub fn is_service_name(text: &str) -> bool {
     let is_part = |part: &str| {
         (1..=LABEL_MAX).contains(&part.len())
             && !part.starts_with('-')

@@ -63,6 +63,7 @@ mod schema;
 pub use bounds::Bounds;
 pub use diff::{Change, diff};
 pub use environment::Environment;
+pub use forms::is_service_name;
 pub use load::{Loaded, load, load_from, parse};
 pub use merge::{Effective, Merged, ROUTES_MAX};
 pub use notation::duration;

@@ -7,6 +7,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub use evenkeel_config::is_service_name;
+
 /// What the host of a request means to the HTTP router.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostName {
@@ -128,13 +130,6 @@ pub fn dns_name<'a>(labels: impl IntoIterator<Item = &'a str>, domain: &str, dc:
     }
 }
 
-/// Whether this is `name` or `name.namespace`: labels of lower-case letters, digits, `-` and `_`, at most 63 bytes each.
-#[must_use]
-pub fn is_service_name(name: &str) -> bool {
-    let labels: Vec<&str> = name.split('.').collect();
-    labels.len() <= 2 && labels.iter().all(|label| is_label(label))
-}
-
 /// `10.0.0.5` as `0a000005`, the form Consul uses in SRV targets.
 #[must_use]
 pub fn hex_address(address: IpAddr) -> String {
@@ -163,15 +158,6 @@ fn parse_hex_address(hex: &str) -> Option<IpAddr> {
 /// Whether all names under this label are of one kind.
 pub(crate) fn is_kind(label: &str) -> bool {
     matches!(label, "service" | "node" | "addr")
-}
-
-fn is_label(label: &str) -> bool {
-    !label.is_empty()
-        && label.len() <= 63
-        && !label.starts_with('-')
-        && label
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 }
 
 fn strip_domain<'a>(host: &'a str, domain: &str) -> Option<&'a str> {
