@@ -43,21 +43,35 @@ impl Network {
 
     /// Cuts a host off from all hosts of its test, the first 31 addresses of its network.
     pub fn cut(&self, host: Ipv4Addr) {
-        self.change("add", host);
+        change("add", &host.to_string(), &others(host));
     }
 
     /// Ends that.
     pub fn heal(&self, host: Ipv4Addr) {
-        self.change("del", host);
+        change("del", &host.to_string(), &others(host));
     }
 
-    fn change(&self, what: &str, host: Ipv4Addr) {
-        let [a, b, c, last] = host.octets();
-        assert!(last < 32, "{host}: only hosts 1 to 31 can be cut off");
-        let (host, others) = (host.to_string(), format!("{a}.{b}.{c}.0/27"));
-        for (from, to) in [(&host, &others), (&others, &host)] {
-            ip(&["rule", what, "pref", "10", "from", from, "to", to, "blackhole"]);
-        }
+    /// Cuts two hosts off from each other and from nobody else.
+    pub fn cut_between(&self, one: Ipv4Addr, other: Ipv4Addr) {
+        change("add", &one.to_string(), &other.to_string());
+    }
+
+    /// Ends that.
+    pub fn heal_between(&self, one: Ipv4Addr, other: Ipv4Addr) {
+        change("del", &one.to_string(), &other.to_string());
+    }
+}
+
+/// The hosts of a host's test, with itself.
+fn others(host: Ipv4Addr) -> String {
+    let [a, b, c, last] = host.octets();
+    assert!(last < 32, "{host}: only hosts 1 to 31 can be cut off");
+    format!("{a}.{b}.{c}.0/27")
+}
+
+fn change(what: &str, one: &str, other: &str) {
+    for (from, to) in [(one, other), (other, one)] {
+        ip(&["rule", what, "pref", "10", "from", from, "to", to, "blackhole"]);
     }
 }
 
@@ -101,6 +115,10 @@ mod tests {
         assert!(!hears(one, two) && !hears(two, one) && !hears(three, two));
         assert!(hears(one, three) && hears(two, app) && hears(app, two));
         network.heal(two);
+        assert!(hears(one, two) && hears(two, one));
+        network.cut_between(one, two);
+        assert!(!hears(one, two) && !hears(two, one) && hears(one, three) && hears(three, two));
+        network.heal_between(one, two);
         assert!(hears(one, two) && hears(two, one));
     }
 }
