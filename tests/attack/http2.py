@@ -160,7 +160,7 @@ def large_heads(storm, place):
 
 
 def zero_window(storm, place):
-    """A window of 0 for every stream, and long answers asked for on as many as there may be."""
+    """A window of 0 for every stream, and long answers asked for on a hundred of them."""
     opening = h2.hello({h2.INITIAL_WINDOW_SIZE: 0}) + many(place.large)
     storm.connections(16, opening)
 
@@ -259,7 +259,7 @@ def unread_uploads(storm, place):
 
 
 def many(block, end_stream=True):
-    """As many requests as a server usually allows."""
+    """As many requests as most servers allow at a time; Evenkeel allows ten times as many."""
     return b"".join(h2.headers(n, block, end_stream) for n in range(1, 2 * STREAMS, 2))
 
 
