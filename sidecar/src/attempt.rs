@@ -167,6 +167,7 @@ pub async fn send(
                 let ended = (ended, ticket.take());
                 match settle(worker, upstream, policy, ended, body.as_ref(), now) {
                     Ok(won) => {
+                        body.as_ref().inspect(|body| body.settled());
                         let latency = now.saturating_duration_since(dispatched);
                         route.hedger.record(now, latency);
                         if let Some(delay) = observed {
@@ -183,6 +184,7 @@ pub async fn send(
                 let ended = (ended, ticket.take());
                 match settle(worker, upstream, policy, ended, body.as_ref(), now) {
                     Ok(won) => {
+                        body.as_ref().inspect(|body| body.settled());
                         route.hedger.copy_won();
                         route.hedger.record(now, now.saturating_duration_since(dispatched));
                         metrics.hedges[Hedges::Won as usize].inc();

@@ -4,7 +4,8 @@
 //! keeps what went by, up to a limit for each request and one for all ([`Buffers`]). A later attempt starts
 //! with what is kept and goes on with the caller's stream. Once the limits are passed the kept part is
 //! dropped and only the attempt that is reading goes on: the request can no longer be repeated, which
-//! [`Replay::replayable`] says. Two attempts never read the caller's stream at once: a copy starts only when
+//! [`Replay::replayable`] says. The same once there is a response to pass on ([`Replay::settled`]): a stream that goes on for hours
+//! keeps nothing. Two attempts never read the caller's stream at once: a copy starts only when
 //! [`Replay::complete`], and after a retry only the newest reader may read on, whatever an earlier upload still does.
 //!
 //! A [`Reply`] carries the exchange's end: whatever happens to the body (read to the end, broken, dropped), the
@@ -297,6 +298,10 @@ struct Kept {
     awaited: bool,
     /// The newest reader: only that one may read the caller's stream.
     newest: u32,
+    /// How many of the chunks that one has read.
+    read: usize,
+    /// There will be no further attempt.
+    settled: bool,
     buffers: Arc<Buffers>,
 }
 
@@ -322,6 +327,8 @@ impl Replay {
             moved: now,
             awaited: true,
             newest: 0,
+            read: 0,
+            settled: false,
             buffers,
         };
         Replay { kept: Rc::new(RefCell::new(kept)), reader: 0, next: 0, ended: false }
@@ -332,6 +339,7 @@ impl Replay {
         let reader = {
             let mut kept = self.kept.borrow_mut();
             kept.newest += 1;
+            kept.read = 0;
             kept.newest
         };
         Replay { kept: Rc::clone(&self.kept), reader, next: 0, ended: false }
@@ -341,6 +349,13 @@ impl Replay {
     pub fn replayable(&self) -> bool {
         let kept = self.kept.borrow();
         !kept.lost && !kept.broken && kept.source.gate.as_ref().is_none_or(|gate| !gate.ended())
+    }
+
+    /// There is a response to pass on, so nothing of the body need be kept for a further attempt.
+    pub fn settled(&self) {
+        let mut kept = self.kept.borrow_mut();
+        kept.settled = true;
+        kept.let_go_of_what_was_read();
     }
 
     /// Whether the whole body is kept, so that a copy can be sent beside the first.
@@ -368,7 +383,11 @@ impl Replay {
         let mut kept = self.kept.borrow_mut();
         if let Some(chunk) = kept.chunks.get(self.next) {
             self.next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+            let chunk = chunk.clone();
+            if self.reader == kept.newest {
+                kept.read = self.next;
+            }
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
         if kept.complete {
             if !self.ended {
@@ -383,6 +402,7 @@ impl Replay {
             // An upload that went on after its response came early: its request was sent again meanwhile.
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
+        kept.let_go_of_what_was_read();
         let polled = Pin::new(&mut kept.source).poll_frame(cx);
         kept.awaited = polled.is_pending();
         match ready!(polled) {
@@ -390,9 +410,9 @@ impl Replay {
                 let frame = trailers::pass(frame);
                 kept.moved = Instant::now();
                 if let Some(data) = frame.data_ref() {
-                    let data = data.clone();
                     kept.keep(data);
                     self.next = kept.chunks.len();
+                    kept.read = self.next;
                 } else if let Some(trailers) = frame.trailers_ref() {
                     kept.trailers = Some(trailers.clone());
                     self.ended = true;
@@ -440,19 +460,30 @@ impl Replay {
 }
 
 impl Kept {
-    fn keep(&mut self, data: Bytes) {
+    fn keep(&mut self, data: &Bytes) {
         if self.lost || data.is_empty() {
             return;
         }
         let cost = data.len() + CHUNK_COST;
         if self.bytes + cost <= self.max + CHUNK_COST && self.buffers.take(cost) {
             self.bytes += cost;
-            self.chunks.push(data);
+            self.chunks.push(apart(data));
         } else {
-            self.lost = true;
-            self.chunks = Vec::new();
-            self.buffers.give_back(self.bytes);
-            self.bytes = 0;
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.lost = true;
+        self.chunks = Vec::new();
+        self.buffers.give_back(self.bytes);
+        self.bytes = 0;
+    }
+
+    /// Keeps nothing any more, once what is kept has been sent and nobody is to send it again.
+    fn let_go_of_what_was_read(&mut self) {
+        if self.settled && !self.lost && !self.complete && self.read == self.chunks.len() {
+            self.lose();
         }
     }
 
@@ -463,9 +494,16 @@ impl Kept {
     }
 }
 
+/// Bytes that are going to be kept for a while: without the rest of the buffer that they were read into, where that is most of it.
+pub fn apart(data: &Bytes) -> Bytes {
+    if data.len() < APART_BELOW { Bytes::copy_from_slice(data) } else { data.clone() }
+}
+
+/// Of the buffers that connections are read into, which are of 16 KiB or more, a piece of this size is a good part.
+const APART_BELOW: usize = 8 * 1024;
 /// How long a caller may leave an answer of ours unread.
 pub const UNREAD_MAX: Duration = Duration::from_secs(300);
-/// What a kept chunk costs beside its bytes: its handle, and its share of the buffer it is a slice of.
+/// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
 
 /// A response's body on its way to the caller.
@@ -527,7 +565,7 @@ impl HttpBody for Reply {
                     Poll::Ready(None)
                 }
                 Poll::Pending if exchange.poll_idle(cx).is_ready() => {
-                    exchange.broken();
+                    exchange.idled(incoming.size_hint().exact().is_some());
                     Poll::Ready(Some(Err(BodyError::Idle)))
                 }
                 Poll::Pending => Poll::Pending,

@@ -7,6 +7,7 @@
 //! as chunked and removes the length without a word, so the bytes of the head are kept until the request
 //! is parsed ([`Link::head_had_length`]), and the connection is closed after the response.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
@@ -131,6 +132,8 @@ async fn serve_http2(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
 
 async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: Rc<Role>) {
     let outflow = socket.outflow();
+    // An answer whose end nothing but the connection's end tells is on its way.
+    let unframed = Cell::new(false);
     let io = TokioIo::new(Watched { stream: socket, link: Rc::clone(&link) });
     let service = service_fn(|request: Request<Incoming>| {
         let caller = match request.version() {
@@ -138,11 +141,15 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
             _ => InterimCaller::Nobody,
         };
         let interim = Interim::new(caller, expects(&request));
+        let knows_chunks = request.version() >= Version::HTTP_11;
         let request = request.map(ReceivedBody::http1);
         let answer =
             answer(Rc::clone(&worker), Rc::clone(&link), Rc::clone(&role), request, interim);
-        let outflow = Rc::clone(&outflow);
-        answer.map_ok(move |answer| answer.map(|body| PacedBody::new(body, &outflow)))
+        let (outflow, unframed) = (Rc::clone(&outflow), &unframed);
+        answer.map_ok(move |answer| {
+            unframed.set(!knows_chunks && answer.body().size_hint().exact().is_none());
+            answer.map(|body| PacedBody::new(body, &outflow))
+        })
     });
     let mut connection = http1::Builder::new()
         .max_buf_size(HEAD_MAX)
@@ -163,7 +170,10 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
     if let Some(status) = link.refused_with(error.as_ref()) {
         refused(&worker, &link, status);
     }
-    if let Some(tunnel) = link.take_tunnel() {
+    if unframed.get() && (error.is_some() || link.ending() == Ending::Now) {
+        // It broke, and an orderly end would say that it was whole (RFC 9112 §9.8).
+        connection.into_parts().io.into_inner().stream.reset_when_closed();
+    } else if let Some(tunnel) = link.take_tunnel() {
         let parts = connection.into_parts();
         tunnel.run(parts.io.into_inner(), &parts.read_buf).await;
     } else if link.was_cut_short() {

@@ -20,6 +20,7 @@ use crate::access::AccessLog;
 use crate::body::Buffers;
 use crate::descriptors::Descriptors;
 use crate::listener::{self, Role};
+use crate::lookups::Lookups;
 use crate::metrics::Metrics;
 use crate::scout::Identity;
 use crate::strangers;
@@ -132,6 +133,7 @@ impl DataPlane {
             identity,
             strangers: strangers::waiting_room(&metrics.places),
             descriptors: Descriptors::raised(),
+            lookups: Lookups::default(),
             hosts_lost: watch::Sender::new(0),
             own: ArcSwap::default(),
             metrics,

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use evenkeel_balancer::{Hop, Ticket, Verdict, Visit};
@@ -233,6 +233,16 @@ impl Exchange {
         self.complete(Some("reset_after_head"));
     }
 
+    /// Nothing has moved for the idle timeout. That speaks against the endpoint only if it `owes` bytes that it has announced: a
+    /// watch that has nothing to say is no failure.
+    pub fn idled(&mut self, owes: bool) {
+        if owes {
+            return self.broken();
+        }
+        self.connection = None;
+        self.complete(Some("idle_timeout"));
+    }
+
     /// How long the body may stand still.
     pub fn idle_timeout(&self) -> Duration {
         self.idle_timeout
@@ -243,14 +253,26 @@ impl Exchange {
         self.moved = true;
     }
 
-    /// Ready once no frame has passed for the idle timeout. Armed only when a body makes the caller wait.
+    /// Ready once nothing has passed for the idle timeout, of the answer or of an upload beside it. Armed only when a body makes
+    /// the caller wait.
     pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let timeout = self.idle_timeout;
         let idle = self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         if std::mem::take(&mut self.moved) {
             idle.as_mut().reset((Instant::now() + timeout).into());
         }
-        idle.as_mut().poll(cx)
+        loop {
+            ready!(idle.as_mut().poll(cx));
+            let uploads = match &self.connection {
+                Some(Connection::H1(h1)) => h1.upload_moved(),
+                Some(Connection::H2(h2)) => h2.upload_moved(),
+                None => false,
+            };
+            if !uploads {
+                return Poll::Ready(());
+            }
+            idle.as_mut().reset((Instant::now() + timeout).into());
+        }
     }
 
     /// Counts and logs it, the first time.

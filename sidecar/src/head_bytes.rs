@@ -90,6 +90,9 @@ impl PendingBody {
             PendingBody::Known(left) => {
                 let here = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= here as u64;
+                if *left == 0 {
+                    *self = PendingBody::None;
+                }
                 here
             }
             PendingBody::Chunked(chunked) => {
@@ -232,8 +235,10 @@ mod tests {
         let body = [b'x'; 40];
         bytes.read(&[b"GET / HTTP/1.1\r\n\r\n", KNOWN, &body[..30]].concat());
         assert!(!bytes.request_begins(NO_BODY));
-        assert!(bytes.request_begins(Some(BodyLength::Known(40))));
-        bytes.read(&[&body[..10], CHUNKED].concat());
+        assert!(bytes.request_begins(Some(BodyLength::Known(40))) && bytes.body_is_due());
+        bytes.read(&body[..10]);
+        assert!(!bytes.body_is_due(), "all of it has come");
+        bytes.read(CHUNKED);
         assert!(!bytes.request_begins(CODED));
         let chunks = b"3;x=\"\r\nabc\r\nA \r\n0123456789\r\n00\r\nx-sum: 1\r\nx: a\n\r\n\r\n";
         let all = [chunks, BOTH, b"0\r\n\r\n", CHUNKED].concat();

@@ -38,6 +38,7 @@ mod link;
 mod listener;
 mod log_limit;
 mod logging;
+mod lookups;
 mod message;
 mod metrics;
 mod outbound;

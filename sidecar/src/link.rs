@@ -16,7 +16,6 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -31,6 +30,10 @@ use crate::message::framing::{BodyLength, StatedLength};
 use crate::message::headers::Found;
 use crate::passthrough::Tunnel;
 use crate::socket_owner::SocketOwner;
+
+mod links;
+
+pub use links::Links;
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -59,8 +62,9 @@ pub struct Link {
     /// The head of the request in flight may have had a length.
     had_length: Cell<bool>,
     http1: Cell<bool>,
-    /// The peer has ended its side, and may still read ours.
-    half_closed: Cell<bool>,
+    /// The peer has ended its side, and may still read ours: when it is looked whether it is there at all, and how long after the
+    /// last look that is.
+    half_closed: Cell<Option<(Instant, Duration)>>,
     /// A request waits for its response's head, so interim responses may come before it.
     head_due: Cell<bool>,
     /// Interim responses that wait for the connection to have written what came before, and who waits for them.
@@ -115,7 +119,7 @@ impl Link {
             head: RefCell::default(),
             had_length: Cell::new(false),
             http1: Cell::new(true),
-            half_closed: Cell::new(false),
+            half_closed: Cell::new(None),
             head_due: Cell::new(false),
             interim: RefCell::default(),
             interim_waker: RefCell::default(),
@@ -146,8 +150,11 @@ impl Link {
         let slow = self.head_since.get().is_some_and(|since| past(since, HEAD_TIMEOUT));
         let blocked =
             self.blocked_since.get().is_some_and(|since| past(since, self.blocked_max.get()));
-        if self.half_closed.get() && self.in_flight.get() > 0 {
-            self.end_if_abandoned();
+        if let Some((due, after)) = self.half_closed.get()
+            && now >= due
+            && self.in_flight.get() > 0
+        {
+            self.end_if_abandoned(now, (after * 2).min(LOOK_AFTER_MAX));
         }
         if slow || blocked || (silent && self.in_flight.get() == 0) {
             self.end(Ending::Now);
@@ -196,9 +203,12 @@ impl Link {
         *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
-    /// The tunnel that it is to become.
+    /// The tunnel that it is to become: what comes from now on is no HTTP.
     pub fn take_tunnel(&self) -> Option<Tunnel> {
-        self.tunnel.take()
+        self.tunnel.take().inspect(|_| {
+            self.http1.set(false);
+            *self.head.borrow_mut() = HeadBytes::default();
+        })
     }
 
     /// Whether the head of the request in flight had a `Content-Length`, whatever hyper made of it; true where that is
@@ -235,8 +245,9 @@ impl Link {
     /// The response to the request in flight begins: no interim response can come before it any more. `unread_max`: how
     /// long the peer may leave it unread.
     pub fn response_begins(&self, unread_max: Duration) {
-        // Others on the same connection may have longer.
-        let others = if self.in_flight.get() > 1 { self.blocked_max.get() } else { Duration::ZERO };
+        // Others on the same connection may have longer, until their answers are written.
+        let is_alone = self.in_flight.get() <= 1 && self.answering.get() <= 1;
+        let others = if is_alone { Duration::ZERO } else { self.blocked_max.get() };
         self.blocked_max.set(unread_max.max(others));
         self.head_due.set(false);
     }
@@ -370,17 +381,18 @@ impl Link {
     /// The peer has ended its side. It may have gone, or wait for the response (RFC 9112 §9.6): a caller on this machine
     /// that has closed its end is gone; of one elsewhere only a write can tell. `broken`: it ended both sides.
     pub fn peer_ends(&self, broken: bool) {
-        self.half_closed.set(true);
+        let now = Instant::now();
+        self.half_closed.set(Some((now, LOOK_AFTER)));
         if broken {
             self.end(Ending::Now);
         } else {
-            self.end_if_abandoned();
+            self.end_if_abandoned(now, LOOK_AFTER);
         }
     }
 
     /// Whether the end of the peer's side is known.
     pub fn is_half_closed(&self) -> bool {
-        self.half_closed.get()
+        self.half_closed.get().is_some()
     }
 
     /// Whether a request of HTTP/1.1 is in flight, while which nobody else looks whether the peer is still there.
@@ -388,7 +400,9 @@ impl Link {
         self.http1.get() && self.in_flight.get() > 0
     }
 
-    fn end_if_abandoned(&self) {
+    /// A caller that is still there is looked at again later, less and less often: each look is a question to the kernel.
+    fn end_if_abandoned(&self, now: Instant, again: Duration) {
+        self.half_closed.set(Some((now + again, again)));
         let local = self.peer.ip().to_canonical() == self.local.ip().to_canonical()
             || self.peer.ip().is_loopback();
         if local && matches!(SocketOwner::is_held(self.peer, self.local), Ok(false)) {
@@ -427,61 +441,24 @@ impl Link {
     }
 }
 
-/// The connections of a worker, for its sweep, its drain, and room when there is none.
-#[derive(Debug, Default)]
-pub struct Links(Vec<Weak<Link>>);
-
-impl Links {
-    /// One more.
-    pub fn insert(&mut self, link: &Rc<Link>) {
-        self.0.push(Rc::downgrade(link));
-    }
-
-    /// Looks at every connection and forgets those that ended.
-    pub fn sweep(&mut self, now: Instant) {
-        self.0.retain(|link| link.upgrade().inspect(|link| link.sweep(now)).is_some());
-    }
-
-    /// Makes room for another: ends the connection that has been without a request for longest. Whether there is one.
-    pub fn give_way(&self, now: Instant) -> bool {
-        let links = self.0.iter().filter_map(Weak::upgrade);
-        let idle = links.filter(|link| {
-            let since = now.saturating_duration_since(link.idle_since.get());
-            link.in_flight.get() == 0 && link.ending() == Ending::No && since >= GIVES_WAY_AFTER
-        });
-        let longest = idle.min_by_key(|link| link.idle_since.get());
-        let how = |link: &Link| if link.knows_no_grace() { Ending::Now } else { Ending::Graceful };
-        longest.inspect(|link| link.end(how(link))).is_some()
-    }
-
-    /// On how many something is still to be answered, or written.
-    pub fn owing(&self) -> usize {
-        self.0.iter().filter_map(Weak::upgrade).filter(|link| link.owes()).count()
-    }
-
-    /// Ends every connection gracefully.
-    pub fn drain(&self) {
-        self.0.iter().filter_map(Weak::upgrade).for_each(|link| link.drain());
-    }
-}
-
 /// From a head's first byte to its last, and from a connection's beginning to its first request.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Without a request; longer than clients keep idle connections.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 /// How long a peer that was told that its connection ends may keep it open with nothing on it.
 const GRACE_MAX: Duration = Duration::from_secs(10);
-/// Without a request for this long, a connection gives way to another when there are as many as there may be.
-const GIVES_WAY_AFTER: Duration = Duration::from_secs(1);
+/// After a caller has ended its side, and after each look whether it is there: twice as long each time.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+const LOOK_AFTER_MAX: Duration = Duration::from_secs(60);
 /// Streams that a peer may take back within [`TAKEN_BACK_WINDOW`], however few it lets be answered.
 const TAKEN_BACK_MAX: u32 = 1000;
 const TAKEN_BACK_WINDOW: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn link(now: Instant) -> Link {
+    pub fn link(now: Instant) -> Link {
         let address = "127.0.0.1:1".parse().unwrap();
         let link = Link::new(address, address, now);
         link.speaks(Version::HTTP_2);
@@ -550,21 +527,32 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_that_was_idle_longest_gives_way_and_a_busy_one_never() {
+    fn a_caller_that_has_ended_its_side_is_looked_at_less_and_less_often() {
         let now = Instant::now();
-        let all: Vec<Rc<Link>> =
-            (0..3).map(|n| Rc::new(link(now + Duration::from_secs(n)))).collect();
-        let mut links = Links::default();
-        all.iter().for_each(|link| links.insert(link));
-        all[0].request_begins(Found::default());
-        all[1].request_begins(Found::default());
-        all[1].request_ends(now + Duration::from_secs(1));
-        assert!(!links.give_way(now + GIVES_WAY_AFTER / 2), "they have only just begun");
-        assert!(links.give_way(now + GIVES_WAY_AFTER * 5));
-        let ending: Vec<Ending> = all.iter().map(|link| link.ending()).collect();
-        assert_eq!(ending, [Ending::No, Ending::Graceful, Ending::No]);
-        assert!(links.give_way(now + GIVES_WAY_AFTER * 5));
-        assert_eq!(all[2].ending(), Ending::Now, "it has never asked for anything");
+        let link = link(now);
+        link.request_begins(Found::default());
+        link.peer_ends(false);
+        let mut looks = 0;
+        for second in 1..=300 {
+            let before = link.half_closed.get();
+            link.sweep(now + Duration::from_secs(second));
+            looks += u32::from(link.half_closed.get() != before);
+        }
+        assert!((5..=12).contains(&looks), "{looks}");
+    }
+
+    #[test]
+    fn an_answer_that_is_still_being_written_keeps_the_time_it_has() {
+        let now = Instant::now();
+        let link = link(now);
+        for unread_max in [UNREAD_MAX, Duration::from_secs(2)] {
+            link.stream_begins();
+            link.request_begins(Found::default());
+            link.response_begins(unread_max);
+            // Its endpoint has sent all of it; the caller has not got it yet.
+            link.request_ends(now);
+        }
+        assert_eq!(link.blocked_max.get(), UNREAD_MAX);
     }
 
     #[test]

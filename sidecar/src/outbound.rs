@@ -37,8 +37,24 @@ pub async fn handle(
     request: Request<ReceivedBody>,
     interim: Interim,
 ) -> Response<Reply> {
+    let found = headers::find(request.headers());
+    let suspect = found.coded && link.head_had_length();
+    let mut response = answered(worker, link, fixed, request, found, interim).await;
+    if suspect {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn answered(
+    worker: &Rc<Worker>,
+    link: &Rc<Link>,
+    fixed: Option<&str>,
+    request: Request<ReceivedBody>,
+    found: Found,
+    interim: Interim,
+) -> Response<Reply> {
     let (mut parts, body) = request.into_parts();
-    let found = headers::find(&parts.headers);
     let mut exchange = Exchange::begin(worker, link, OUTBOUND, &parts, found, interim);
     if parts.method == Method::CONNECT && fixed.is_some() {
         return exchange.fail(
@@ -56,16 +72,11 @@ pub async fn handle(
     if !message::may_go_on(&mut parts, found) {
         return answer(exchange, &parts.method);
     }
-    let suspect = found.coded && link.head_had_length();
     let forwarding = forward(worker, link, fixed, (parts, received), body, found, &mut exchange);
-    let mut response = match forwarding.await {
+    match forwarding.await {
         Ok(answer) => exchange.respond(answer),
         Err(error) => exchange.fail(&error, found.grpc),
-    };
-    if suspect {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    response
 }
 
 async fn forward(

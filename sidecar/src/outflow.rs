@@ -41,10 +41,22 @@ impl Outflow {
         self.upload.moves();
     }
 
+    /// Whether some of a body was written since this was last asked.
+    pub fn moved(&self) -> bool {
+        self.bodies.get() > 0 && self.upload.moved()
+    }
+
     /// The answer to the body that is written has ended: what is left of it may stand still for this long.
     pub fn answer_ends(&self, patience: Duration) {
         if self.bodies.get() > 0 {
             self.upload.answer_ends(patience);
+        }
+    }
+
+    /// Nobody wants the answer to the body that is written any more.
+    pub fn answer_is_given_up(&self) {
+        if self.bodies.get() > 0 {
+            self.upload.answer_is_given_up();
         }
     }
 

@@ -170,11 +170,7 @@ async fn resolve(
     let port = authority.port_u16().unwrap_or(default_port);
     let address = match at.or_else(|| host.parse().ok()) {
         Some(ip) => SocketAddr::new(ip, port),
-        None => tokio::net::lookup_host((host, port))
-            .await
-            .ok()
-            .and_then(|mut found| found.next())
-            .ok_or_else(|| Error::Passthrough(format!("{host} does not resolve")))?,
+        None => shared.lookups.resolve(host, port).await.map_err(Error::Passthrough)?,
     };
     if address.ip().is_unspecified() || own::is_listener(shared, address) {
         return Err(Error::Loop);

@@ -457,9 +457,26 @@ impl H1 {
         self.outflow.answer_ends(patience);
     }
 
+    /// Whether an upload beside the answer went on since this was last asked.
+    pub fn upload_moved(&self) -> bool {
+        self.outflow.moved()
+    }
+
     /// Ends the connection, whatever is still to be written on it.
     pub fn close(self) {
         self.task.abort();
+    }
+}
+
+impl Drop for H1 {
+    fn drop(&mut self) {
+        self.outflow.answer_is_given_up();
+    }
+}
+
+impl Drop for H2 {
+    fn drop(&mut self) {
+        self.place.upload.answer_is_given_up();
     }
 }
 
@@ -467,6 +484,11 @@ impl H2 {
     /// The answer has ended; an upload that outlasts it may stand still for this long.
     pub fn answer_ends(&self, patience: Duration) {
         self.place.upload.answer_ends(patience);
+    }
+
+    /// Whether an upload beside the answer went on since this was last asked.
+    pub fn upload_moved(&self) -> bool {
+        self.place.upload.moved()
     }
 
     /// Sends a request and waits for the response's head; 1xx before it go to `interim`. Dropping the future resets

@@ -4,7 +4,8 @@
 //! request is over then, for its caller and for every count of requests, but the upload still holds its stream or its
 //! connection, and nobody waits for anything that would end it. So it keeps its place among them, and once its answer
 //! has ended it has `policy.idle_timeout`, at most five minutes, between two movements. Not before: a call of gRPC may send nothing for hours
-//! while its answer streams.
+//! while its answer streams. An answer that nobody wants any more, because its request is sent again or its caller has gone, ends the
+//! upload at once.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future as _;
@@ -30,11 +31,23 @@ impl UploadWatch {
         self.moved.set(true);
     }
 
+    /// Whether it moved since this was last asked, while its answer goes on.
+    pub fn moved(&self) -> bool {
+        self.moved.take()
+    }
+
     /// Its answer has ended: from now on it may stand still for this long.
     pub fn answer_ends(&self, patience: Duration) {
         self.patience.set(Some(patience));
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
+        }
+    }
+
+    /// Nobody wants its answer any more: it ends, unless that has ended before.
+    pub fn answer_is_given_up(&self) {
+        if self.patience.get().is_none() {
+            self.answer_ends(Duration::ZERO);
         }
     }
 
@@ -53,6 +66,9 @@ impl UploadWatch {
             }
             return Poll::Pending;
         };
+        if patience.is_zero() {
+            return Poll::Ready(());
+        }
         let mut still = self.still.borrow_mut();
         let timer = still.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         if self.moved.take() {
@@ -85,7 +101,13 @@ mod tests {
         assert!(!stands_still());
         tokio::time::advance(PATIENCE).await;
         assert!(stands_still());
+        watch.answer_is_given_up();
+        watch.moves();
+        assert!(!stands_still(), "its answer has been taken");
         watch.ends();
         assert!(!stands_still(), "the connection carries another");
+        watch.answer_is_given_up();
+        watch.moves();
+        assert!(stands_still(), "however fast it goes");
     }
 }

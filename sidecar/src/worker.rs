@@ -28,6 +28,7 @@ use crate::body::Buffers;
 use crate::descriptors::Descriptors;
 use crate::link::Links;
 use crate::listener::Role;
+use crate::lookups::Lookups;
 use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::places::Places;
 use crate::pool::Pool;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub strangers: Arc<Places>,
     /// How many file descriptors there are.
     pub descriptors: Descriptors,
+    /// Resolves names outside the mesh.
+    pub lookups: Lookups,
     /// Counts the times that the mesh called hosts down: whoever waits for one may want to go elsewhere.
     pub hosts_lost: watch::Sender<u64>,
     /// Our own listeners, so that a request to ourselves is told apart from one that passes through.
@@ -313,10 +316,12 @@ async fn take(
     let (shared, side) = (&worker.shared, side(role));
     let Ok(peer) = stream.peer_addr() else { return };
     let connections_max = shared.connections_max.load(Ordering::Relaxed);
-    if shared.accepted[side].load(Ordering::Relaxed) >= connections_max
-        && !worker.links[side].borrow().give_way(Instant::now())
-    {
-        return shared.metrics.connections_refused.inc();
+    if shared.accepted[side].load(Ordering::Relaxed) >= connections_max {
+        let links = worker.links[side].borrow();
+        if !links.give_way(Instant::now()) {
+            return shared.metrics.connections_refused.inc();
+        }
+        links.hurry();
     }
     let host = (side == INBOUND).then(|| peer.ip());
     if host.is_some_and(|host| shared.connections_from(host) >= host_share(connections_max)) {

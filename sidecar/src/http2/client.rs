@@ -2,8 +2,8 @@
 //!
 //! A request waits for the connection to be able to carry it; what cannot be sent comes back whole. From then on the
 //! stream belongs to the future of [`Http2Sender::send`]: dropping it resets the stream. An early answer leaves the
-//! upload running beside it, with the stream's [place](StreamPlace); it ends with the answer's body if that is given up (see
-//! [`StreamBody`]), and when it stands still for too long after it ([`UploadWatch`]).
+//! upload running beside it, with the stream's [place](StreamPlace), until it stands still for too long or the answer is given up
+//! ([`UploadWatch`]).
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -94,7 +94,11 @@ pub async fn handshake(
     let closed = Rc::clone(&sender.closed);
     let serve = async move {
         poll_fn(|cx| {
-            if upkeep.poll(cx, |size| connection.set_initial_window_size(size).is_ok()).is_ready() {
+            let set_windows = |stream, all| {
+                connection.set_target_window_size(all);
+                connection.set_initial_window_size(stream).is_ok()
+            };
+            if upkeep.poll(cx, set_windows).is_ready() {
                 return Poll::Ready(());
             }
             Pin::new(&mut connection).poll(cx).map(|_| ())
@@ -154,11 +158,10 @@ impl Http2Sender {
         let answered =
             poll_fn(|cx| poll_answer(cx, response.as_mut(), &mut upload, interim)).await?;
         let (head, stream) = answered.into_parts();
-        let mut body = StreamBody::new(stream, &head.headers, &self.windows);
+        let body = StreamBody::new(stream, &head.headers, &self.windows);
         // A caller that waits for leave to send its body has had its answer instead.
         if let Some(upload) = upload.filter(|_| !interim.waits()) {
-            let upload = tokio::task::spawn_local(outlast(upload, Rc::clone(place)));
-            body.set_upload(upload.abort_handle());
+            tokio::task::spawn_local(outlast(upload, Rc::clone(place)));
         }
         Ok(Response::from_parts(head, body))
     }

@@ -19,13 +19,12 @@ use h2::RecvStream;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::task::AbortHandle;
 
 use super::send::{GATHERED_MAX, together};
 use super::upkeep::{StreamShare, StreamWindows};
-use crate::body::BodyError;
+use crate::body::{BodyError, apart};
 
-/// A body that arrives on a stream. Dropped before its end it resets the stream, unless the stream is still being sent on.
+/// A body that arrives on a stream. Dropped before its end it resets the stream, once nothing is sent on that any more.
 #[derive(Debug)]
 pub struct StreamBody {
     arriving: Rc<RefCell<Arriving>>,
@@ -34,8 +33,6 @@ pub struct StreamBody {
     left: Option<u64>,
     data_ended: bool,
     ended: bool,
-    /// The upload of the request that this answers. It goes on after an early answer, and ends with a broken one.
-    upload: Option<AbortHandle>,
 }
 
 /// The stream, and what was taken from it before anybody asked.
@@ -86,7 +83,7 @@ impl Arriving {
                     Some(last) if last.len() + data.len() <= GATHERED_MAX => {
                         *last = together(std::mem::take(last), &data);
                     }
-                    _ => self.taken.push_back(data),
+                    _ => self.taken.push_back(apart(&data)),
                 },
                 Err(error) => self.broke = Some(error),
             }
@@ -135,23 +132,6 @@ impl StreamBody {
             left: length,
             data_ended: false,
             ended: false,
-            upload: None,
-        }
-    }
-
-    /// The request's own body is still being sent by this task.
-    pub fn set_upload(&mut self, upload: AbortHandle) {
-        self.upload = Some(upload);
-    }
-}
-
-impl Drop for StreamBody {
-    fn drop(&mut self) {
-        if !self.ended
-            && !self.arriving.borrow().is_end_stream()
-            && let Some(upload) = &self.upload
-        {
-            upload.abort();
         }
     }
 }

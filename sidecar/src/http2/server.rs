@@ -67,8 +67,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Http2Server<T> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<StreamRequest, h2::Error>>> {
         let connection = &mut self.connection;
-        if self.upkeep.poll(cx, |size| connection.set_initial_window_size(size).is_ok()).is_ready()
-        {
+        let set_windows = |stream, all| {
+            connection.set_target_window_size(all);
+            connection.set_initial_window_size(stream).is_ok()
+        };
+        if self.upkeep.poll(cx, set_windows).is_ready() {
             return Poll::Ready(None);
         }
         let accepted = ready!(self.connection.poll_accept(cx));

@@ -192,9 +192,13 @@ impl Upkeep {
         &self.windows
     }
 
-    /// Does what is due. `set_window` tells the peer a stream window, unless it has not yet acknowledged the last one:
-    /// then it is told later. Ready: the peer is dead; else the task is woken when something is due.
-    pub fn poll(&mut self, cx: &mut Context<'_>, set_window: impl FnOnce(u32) -> bool) -> Poll<()> {
+    /// Does what is due. `set_windows` tells the peer a stream's window, unless it has not yet acknowledged the last one:
+    /// then it is told later; and the connection's. Ready: the peer is dead; else the task is woken when something is due.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        set_windows: impl FnOnce(u32, u32) -> bool,
+    ) -> Poll<()> {
         self.remember(cx);
         if self.pulse.bytes() - self.taken_at >= TAKEN_EVERY {
             self.taken_at = self.pulse.bytes();
@@ -232,8 +236,10 @@ impl Upkeep {
                 self.windows.untold.set(true);
             }
         }
-        if self.windows.untold.take() && !set_window(self.windows.growth.borrow().window()) {
-            self.windows.untold.set(true);
+        if self.windows.untold.take() {
+            let growth = self.windows.growth.borrow();
+            let told = set_windows(growth.window(), growth.connection_window());
+            self.windows.untold.set(!told);
         }
         Poll::Pending
     }

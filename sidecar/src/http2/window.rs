@@ -16,11 +16,15 @@
 //!
 //! Why not what hyper does (`adaptive_window`): it gives the connection the window of one stream, so a reader that
 //! pauses stops the others. Why not the connection's window as the limit: it has no owner; whoever does not read holds
-//! it, and everybody waits. It is opened as far as it goes instead, and only the streams' own windows count.
+//! it, and everybody waits. It is larger than what all streams together can use, so that only their own windows count
+//! ([`WindowGrowth::connection_window`]). It is not endless: a peer may keep to a larger window until it has acknowledged a
+//! smaller one (RFC 9113 §6.5.3), which it may never do.
 //!
 //! Source: the estimator is gRPC's and hyper's idea of a bandwidth-delay product by PING; flow control is RFC 9113 §5.2.
 
 use std::time::{Duration, Instant};
+
+use super::STREAMS_MAX;
 
 /// The window of a connection's streams, and what is known of who needs it.
 #[derive(Debug)]
@@ -71,12 +75,21 @@ impl WindowGrowth {
         self.window
     }
 
+    /// The window that the connection itself should have: what as many streams as there may be can use of theirs, before
+    /// our first SETTINGS is acknowledged too, and twice what is paid for, because windows shrink by halves.
+    pub fn connection_window(&self) -> u32 {
+        let streams = self.streams.max(STREAMS_MAX).next_power_of_two() as usize;
+        let all = streams * WINDOW_UNTOLD as usize + 2 * self.paid;
+        u32::try_from(all).unwrap_or(u32::MAX).min(CONNECTION_WINDOW_MAX)
+    }
+
     /// What is paid for from `limits.buffers`; whoever ends the connection gives it back.
     pub fn paid(&self) -> usize {
         self.paid
     }
 
-    /// A stream began. Whether the window has shrunk, so that all of them stay within what is paid for.
+    /// A stream began. Whether the windows have changed: a stream's has shrunk, so that all of them stay within what is
+    /// paid for, or the connection's is larger.
     pub fn stream_begins(&mut self) -> bool {
         self.streams += 1;
         let room = WINDOW_BASE + to_window(self.paid / self.streams as usize);
@@ -85,7 +98,7 @@ impl WindowGrowth {
         if shrinks {
             self.window = room;
         }
-        shrinks
+        shrinks || self.streams > STREAMS_MAX && (self.streams - 1).is_power_of_two()
     }
 
     /// A stream ended.
@@ -172,8 +185,12 @@ pub const WINDOW_MAX: u32 = 8 * 1024 * 1024;
 /// A window that is too small hides how much more is needed: it grows by more than was seen to be, so that a large
 /// transfer has its window after a few round trips.
 const HEADROOM: f64 = 2.0;
-/// A connection's own window, which shall never be what a stream waits for.
-pub const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+/// A stream's window before a peer has acknowledged the first SETTINGS (RFC 9113 §6.9.2).
+const WINDOW_UNTOLD: u32 = 65_535;
+/// A connection's own window when it begins.
+pub const CONNECTION_WINDOW: u32 = STREAMS_MAX.next_power_of_two() * WINDOW_UNTOLD;
+/// As large as it may be (RFC 9113 §6.9.1).
+const CONNECTION_WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Between two measurements that came to nothing: doubled each time, so that a fast stream whose window is large
 /// enough costs a PING now and then.
 const PATIENCE_MIN: Duration = Duration::from_millis(20);
@@ -310,6 +327,25 @@ mod tests {
             );
         }
         assert_eq!(unpaid, 0, "a window of {window} for one stream");
+    }
+
+    #[test]
+    fn the_connection_holds_up_no_stream_and_no_more_than_streams_need() {
+        let path =
+            Path { round_trip: Duration::from_millis(50), capacity: 80.0 * MB, reader: 1e12 };
+        let (mut growth, mut now) = begun();
+        assert_eq!(growth.connection_window(), CONNECTION_WINDOW);
+        path.run(&mut growth, &mut now, Duration::from_secs(2), usize::MAX);
+        let mut told = growth.connection_window();
+        for streams in 2..=3000_u64 {
+            if growth.stream_begins() {
+                told = growth.connection_window();
+            }
+            let used = streams * u64::from(growth.window());
+            assert!(used <= u64::from(told), "{streams} streams use {used} of {told}");
+        }
+        let most = 4096 * WINDOW_UNTOLD as usize + 2 * growth.paid();
+        assert!(told as usize <= most, "whoever never acknowledges a smaller window has {told}");
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub fn call_http1(
                 }
             }
             Err(Stop::Silent) => return heard,
-            Err(Stop::Closed) => {
+            Err(Stop::Closed | Stop::Reset) => {
                 heard.closed = true;
                 return heard;
             }

@@ -18,8 +18,10 @@ pub struct Http1Reader {
 /// Why no more can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stop {
-    /// The other side closed or reset the connection.
+    /// The other side ended the connection in order.
     Closed,
+    /// The other side reset the connection: what came may not be all.
+    Reset,
     /// Nothing came until the deadline.
     Silent,
     /// What came breaks the grammar.
@@ -118,7 +120,8 @@ impl Http1Reader {
             match self.fill() {
                 Ok(()) => {}
                 Err(stop) => {
-                    return (stop == Stop::Closed, std::mem::take(&mut self.buffer));
+                    let ended = matches!(stop, Stop::Closed | Stop::Reset);
+                    return (ended, std::mem::take(&mut self.buffer));
                 }
             }
         }
@@ -183,7 +186,7 @@ impl Http1Reader {
                 Ok(())
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(Stop::Silent),
-            Err(_) => Err(Stop::Closed),
+            Err(_) => Err(Stop::Reset),
         }
     }
 }
@@ -191,7 +194,7 @@ impl Http1Reader {
 impl From<Stop> for Option<End> {
     fn from(stop: Stop) -> Option<End> {
         match stop {
-            Stop::Closed => Some(End::Closed),
+            Stop::Closed | Stop::Reset => Some(End::Closed),
             Stop::Silent => None,
             Stop::Malformed(what) => Some(End::Malformed(what)),
         }

@@ -17,6 +17,10 @@ each_workers!(
     a_retry_is_told_the_time_that_is_left_when_it_goes_out,
     an_upload_that_stands_still_after_its_answer_is_ended,
     an_upload_that_outlasts_its_answer_keeps_its_connections_place,
+    an_upload_ends_where_its_request_is_sent_again_elsewhere,
+    an_upload_that_goes_on_keeps_its_answer_waiting,
+    an_answer_that_says_nothing_more_speaks_against_nobody,
+    bodies_of_calls_that_are_answered_are_kept_for_nobody,
 );
 
 const MIB: usize = 1024 * 1024;
@@ -176,6 +180,130 @@ fn an_upload_that_outlasts_its_answer_keeps_its_connections_place(workers: usize
     assert_eq!(another(), 503, "its socket is open still");
     drop(held);
     wait::for_true("there is room again", SOON, || another() == 200);
+}
+
+/// Begins an answer at once, and ends it when `length` bytes have come.
+fn answer_and_end_later(mut stream: TcpStream, length: usize) {
+    let mut piece = vec![0; 64 * 1024];
+    let _ = stream.read(&mut piece);
+    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let mut read = 0;
+    while read < length {
+        let Ok(n @ 1..) = stream.read(&mut piece) else { return };
+        read += n;
+    }
+    let _ = stream.write_all(b"4\r\ndone\r\n0\r\n\r\n");
+}
+
+fn an_upload_that_goes_on_keeps_its_answer_waiting(workers: usize) {
+    let lab = Lab::new(workers);
+    let early = application(lab.ip(90), |stream| answer_and_end_later(stream, 10));
+    let policy = "{idle_timeout: 1s}";
+    let upstreams = format!("[{{name: direct, endpoints: [\"{early}\"], policy: {policy}}}]");
+    let services = format!("[{{name: far, address: \"{early}\", protocol: http}}]");
+    let caller = Setup { policy: policy.into(), upstreams, ..Setup::default() };
+    let hosts = lab.mesh(&[caller, Setup { services, ..Setup::default() }]);
+    hosts[0].wait_for_instances("far", 1);
+    for name in ["direct", "far"] {
+        let mut raw = Raw::connect(hosts[0].outbound().into()).unwrap();
+        raw.say(format!("POST / HTTP/1.1\r\nHost: {name}\r\nContent-Length: 11\r\n\r\nx"));
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(300));
+            raw.say("x");
+        }
+        let heard = raw.hear_text("done", SOON);
+        assert!(heard.text().contains("done"), "{name}: {}", heard.text());
+    }
+}
+
+fn an_answer_that_says_nothing_more_speaks_against_nobody(workers: usize) {
+    let lab = Lab::new(workers);
+    let watch = application(lab.ip(90), |stream| answer_and_end_later(stream, 1));
+    let policy = "{idle_timeout: 200ms, eject: {consecutive: 2}}";
+    let upstreams = format!("[{{name: watch, endpoints: [\"{watch}\"], policy: {policy}}}]");
+    let host = lab.mesh(&[Setup { upstreams, ..Setup::default() }]).remove(0);
+    for _ in 0..4 {
+        let mut raw = Raw::connect(host.outbound().into()).unwrap();
+        raw.say("GET / HTTP/1.1\r\nHost: watch\r\n\r\n");
+        let heard = raw.hear(SOON);
+        assert!(heard.closed && heard.status() == 200, "{}", heard.text());
+    }
+    assert_eq!(host.metrics().sum("evenkeel_ejections_total", &[]), 0.0);
+    let idle = host.metrics().sum("evenkeel_failures_total", &[("reason", "idle_timeout")]);
+    assert_eq!(idle, 4.0, "it is counted all the same");
+}
+
+fn bodies_of_calls_that_are_answered_are_kept_for_nobody(workers: usize) {
+    const PART: usize = 40_000;
+    let lab = Lab::new(workers);
+    let early = application(lab.ip(90), answer_and_read_on);
+    let upstreams = format!("[{{name: early, endpoints: [\"{early}\"]}}]");
+    let more = "limits: {buffers: 100KiB}".into();
+    let host = lab.mesh(&[Setup { upstreams, more, ..Setup::default() }]).remove(0);
+    let under_way: Vec<TcpStream> = (0..6)
+        .map(|_| {
+            let mut stream = upload(host.outbound(), "early", 2 * PART);
+            stream.write_all(&[b'x'; PART]).unwrap();
+            assert_eq!(status(&mut stream), 200);
+            stream
+        })
+        .collect();
+    assert_eq!(host.metrics().sum("evenkeel_bodies_refused_total", &[]), 0.0);
+    drop(under_way);
+}
+
+/// Reads a head and refuses, looks for the body later, and tells how much of it came.
+fn refuse_and_read_later(mut stream: TcpStream, tell: &mpsc::Sender<usize>) {
+    let mut piece = vec![0; 64 * 1024];
+    if !stream.read(&mut piece).is_ok_and(|n| n > 0) {
+        return;
+    }
+    let _ = stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+    std::thread::sleep(Duration::from_secs(2));
+    let mut read = 0;
+    while let Ok(n @ 1..) = stream.read(&mut piece) {
+        read += n;
+    }
+    let _ = tell.send(read);
+}
+
+/// Reads a head and the body of [`LARGE`] bytes, and answers.
+fn read_all(mut stream: TcpStream) {
+    let (mut piece, mut read) = (vec![0; MIB], 0);
+    while let Ok(n @ 1..) = stream.read(&mut piece) {
+        read += n;
+        if read >= LARGE {
+            read = 0;
+            let _ = stream.write_all(ANSWER);
+        }
+    }
+}
+
+fn an_upload_ends_where_its_request_is_sent_again_elsewhere(workers: usize) {
+    let lab = Lab::new(workers);
+    let (tell, came) = mpsc::channel();
+    let refuses = application(lab.ip(90), move |stream| refuse_and_read_later(stream, &tell));
+    let takes = application(lab.ip(91), read_all);
+    let policy = "{balance: round_robin, repeat: {methods: [POST]}, eject: {consecutive: 1000}, \
+                  max_body_buffer: 64MiB}";
+    let upstreams =
+        format!("[{{name: direct, endpoints: [\"{refuses}\", \"{takes}\"], protocol: http}}]");
+    let services = format!(
+        "[{{name: far, id: a, address: \"{refuses}\", protocol: http}}, \
+         {{name: far, id: b, address: \"{takes}\", protocol: http}}]"
+    );
+    let caller = Setup { policy: policy.into(), upstreams, ..Setup::default() };
+    let hosts = lab.mesh(&[caller, Setup { services, ..Setup::default() }]);
+    hosts[0].wait_for_instances("far", 2);
+    for name in ["direct", "far"] {
+        for _ in 0..4 {
+            let mut stream = upload(hosts[0].outbound(), name, LARGE);
+            stream.write_all(&vec![b'x'; LARGE]).unwrap();
+            assert_eq!(status(&mut stream), 200, "{name}");
+        }
+        let read = came.recv_timeout(SOON).expect("it was asked first at least once");
+        assert!(read < LARGE, "{name}: all was sent to who had refused it");
+    }
 }
 
 /// Reads a head, and answers this instead of giving leave to send a body.

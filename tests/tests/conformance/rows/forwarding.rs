@@ -3,7 +3,7 @@
 
 use crate::conformance::check::Arrives::{Nothing, Once, Unfinished};
 use crate::conformance::check::Check::{
-    Body, Contains, Count, Has, Lacks, Method, Only, Refused, Status,
+    Body, Closed, Contains, Count, Has, Lacks, Method, Only, Refused, Status,
 };
 use crate::conformance::row::{Content, MESH, Row, SERVICES, Way, answer, ask, get};
 use crate::conformance::script::{NO_ERROR, Step, data, headers, request_headers};
@@ -112,6 +112,19 @@ fn max_forwards() -> Vec<Row> {
         Row::new("RFC 9110 §7.6.2", "Max-Forwards of other methods passes as it is, or with less")
             .ask(get(&[("Max-Forwards", "0")]))
             .expect(Once(&[Only("max-forwards", "0")]), &[Status(&[200])]),
+    );
+    rows.push(
+        Row::new(
+            "RFC 9112 §6.1",
+            "both a length and Transfer-Encoding end the connection where the proxy answers by itself too",
+        )
+        .http1(
+            "OPTIONS {path} HTTP/1.1\r\n{to}Max-Forwards: 0\r\nTransfer-Encoding: chunked\r\n\
+             Content-Length: 5\r\n\r\n0\r\n\r\nGET {path}-smuggled HTTP/1.1\r\n{to}\r\n",
+        )
+        .methods(&["OPTIONS"])
+        .expect(Nothing, &[Status(&[200]), Closed])
+        .or(Nothing, &[Status(&[400]), Closed]),
     );
     rows.push(
         Row::new("RFC 9110 §9.3.7", "OPTIONS without Max-Forwards reaches the application")

@@ -390,6 +390,20 @@ fn cut_short_http1() -> Vec<Row> {
             );
         }
     }
+    rows.push(
+        Row::new(
+            "RFC 9112 §9.8",
+            "to a caller of HTTP/1.0, that knows the end of a response by the connection's, half of one does not look whole",
+        )
+        .http1("GET {path} HTTP/1.0\r\n{to}\r\n")
+        .reply_http1_steps(vec![
+            Step::AwaitRequest,
+            bytes("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nhello"),
+            Step::AwaitHeard(5),
+            Step::Close,
+        ])
+        .expect(Once(&[]), &[Broken]),
+    );
     for (content, about) in [
         ("x\r\nhello\r\n0\r\n\r\n", "a size that is no number"),
         ("-5\r\nhello\r\n0\r\n\r\n", "a negative size"),
