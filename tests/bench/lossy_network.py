@@ -3,6 +3,9 @@
 A network namespace that has nothing but loopback, entered by this harness itself, so that it reaches what it starts:
 the machine's own rules are not touched, and everything is gone with the last process in it. Hosts are addresses of
 one network, `HOSTS`; what applications exchange over 127.0.0.1 is never lost. Needs root and iptables.
+
+Congestion control is Reno, whatever the machine has: a namespace may not choose CUBIC, which does the same to so few
+packets, and under BBR no connection counts as thin (`TCP_THIN_LINEAR_TIMEOUTS`), as that goes by the slow start's end.
 """
 
 import ctypes
@@ -38,6 +41,8 @@ class LossyNetwork:
             raise
         try:
             subprocess.run([self.tools.ip, "link", "set", "lo", "up"], check=True)
+            with open("/proc/sys/net/ipv4/tcp_congestion_control", "w") as control:
+                control.write("reno")
             self.lose(0)
         except BaseException:
             self.__exit__()

@@ -34,7 +34,7 @@ DOCS = os.path.join(tools.ROOT, "docs")
 # `tuning_s`: for each setting of Envoy's that is tried. `degraded` is measured at the length of the original.
 FULL = SimpleNamespace(rounds=5, tuning_s=8, pauses_warm_s=1, pauses_s=16, stops_warm_s=1, stops_s=10,
                        slow_warm_s=4, slow_s=5, degraded_warm_s=4, degraded_s=60, together_warm_s=2, together_s=9,
-                       ramp_warm_s=3, ramp_step_s=3, sweep_s=6, loss_warm_s=3, loss_s=12)
+                       ramp_warm_s=3, ramp_step_s=3, sweep_s=6, loss_warm_s=3, loss_s=10)
 QUICK = SimpleNamespace(rounds=1, tuning_s=1, pauses_warm_s=1, pauses_s=3, stops_warm_s=1, stops_s=3,
                         slow_warm_s=4, slow_s=2, degraded_warm_s=2, degraded_s=8, together_warm_s=2, together_s=6,
                         ramp_warm_s=1, ramp_step_s=1, sweep_s=1, loss_warm_s=1, loss_s=2)
