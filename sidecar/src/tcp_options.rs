@@ -14,7 +14,8 @@
 //!   (1 to 10 ms), and stay a tick apart at the coarsest of them. A long path has its round trip on top, so the
 //!   values fit a rack and an ocean alike.
 //! - As long as fewer than four segments are out, six repetitions come at the same pace, and only then the time doubles
-//!   (`TCP_THIN_LINEAR_TIMEOUTS`: any kernel). It stops at [`LONGEST_WAIT_MS`], the least that the kernel takes: after a cut of
+//!   (`TCP_THIN_LINEAR_TIMEOUTS`: any kernel; but under BBR, which leaves no mark by which the kernel knows that slow start
+//!   is over, it doubles from the first). It stops at [`LONGEST_WAIT_MS`], the least that the kernel takes: after a cut of
 //!   seconds the first repetition comes within one, and not after as long as the cut has lasted.
 //!
 //! **Kernels before 6.15** have the third point without its limit and neither of the others. Where only the receiver's
@@ -24,9 +25,9 @@
 //! with all answers that slow, which an old kernel acknowledges at once.) Where only the sender's is that old, all is as it
 //! was in that direction, but for acknowledgements that come sooner.
 //!
-//! The last point costs nothing else: [`crate::socket`] gives up by time and not by the number of repetitions, and of a
-//! host whose window is closed and which does not even acknowledge probes for 15 s, nothing is heard on HTTP/2 either
-//! ([`crate::http2::upkeep`]), which gives up sooner.
+//! That limit costs nothing else. [`crate::socket`] gives up by time and not by the number of repetitions. The kernel gives
+//! up a closed window after 15 probes that nobody acknowledges, which are now 14 s; from such a host nothing is heard
+//! on HTTP/2 either, which gives up sooner ([`crate::http2::upkeep`]).
 
 #![allow(unsafe_code)]
 
