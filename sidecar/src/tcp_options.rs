@@ -1,33 +1,36 @@
 //! Options of a TCP socket that no safe wrapper has: what the kernel knows of a connection, and how soon it sends
 //! between hosts what got lost.
 //!
-//! **Why the defaults are wrong between hosts.** Requests between two hosts share a connection, and most are one small
-//! segment. When it is lost nothing comes behind it that would tell, so the kernel waits for its time-out: the round
-//! trip, and 200 ms at the least, doubled each time that the repetition is lost too. All requests of the connection wait
-//! with it. The 200 ms are there because the other end may leave a segment unacknowledged for as long, in the hope that an
-//! answer will carry the acknowledgement. Here both ends are ours, so both can wait less ([`resend_soon`]):
+//! **Why the defaults are wrong between hosts.** Requests between two hosts share a connection, and most are one
+//! small segment. When it is lost nothing comes behind it that would tell, so the kernel waits for its time-out:
+//! the round trip, and 200 ms at the least, doubled each time that the repetition is lost too. All requests of the
+//! connection wait with it. The 200 ms are there because the other end may leave a segment unacknowledged for as
+//! long, in the hope that an answer will carry the acknowledgement. Here both ends are ours, so both can wait less
+//! ([`resend_soon`]):
 //!
-//! - An acknowledgement waits [`ACKNOWLEDGED_WITHIN_US`] at most. Answers that are faster carry it as before; for slower
-//!   ones a packet without data is sent after 20 ms, where it would be after 40.
+//! - An acknowledgement waits [`ACKNOWLEDGED_WITHIN_US`] at most. Answers that are faster carry it as before; for
+//!   slower ones a packet without data is sent after 20 ms, where it would be after 40.
 //! - What is unacknowledged is sent again after the round trip as it was measured, its variation, and not 200 but
-//!   [`LEAST_VARIATION_US`] at the least: 10 ms more than the acknowledgement waits. Both are rounded up to the kernel's ticks
-//!   (1 to 10 ms), and stay a tick apart at the coarsest of them. A long path has its round trip on top, so the
-//!   values fit a rack and an ocean alike.
-//! - As long as fewer than four segments are out, six repetitions come at the same pace, and only then the time doubles
-//!   (`TCP_THIN_LINEAR_TIMEOUTS`: any kernel; but under BBR, which leaves no mark by which the kernel knows that slow start
-//!   is over, it doubles from the first). It stops at [`LONGEST_WAIT_MS`], the least that the kernel takes: after a cut of
-//!   seconds the first repetition comes within one, and not after as long as the cut has lasted.
+//!   [`LEAST_VARIATION_US`] at the least: 10 ms more than the acknowledgement waits. Both are rounded up to the
+//!   kernel's ticks (1 to 10 ms), and stay a tick apart at the coarsest of them. A long path has its round trip on
+//!   top, so the values fit a rack and an ocean alike.
+//! - As long as fewer than four segments are out, six repetitions come at the same pace, and only then the time
+//!   doubles (`TCP_THIN_LINEAR_TIMEOUTS`: any kernel; but under BBR, which leaves no mark by which the kernel knows
+//!   that slow start is over, it doubles from the first). It stops at [`LONGEST_WAIT_MS`], the least that the
+//!   kernel takes: after a cut of seconds the first repetition comes within one, and not after as long as the cut
+//!   has lasted.
 //!
-//! **Kernels before 6.15** have the third point without its limit and neither of the others. Where only the receiver's
-//! is that old, it acknowledges after 40 ms, so a request that takes longer than 30 ms among faster ones is sent twice: one
-//! small segment, as a probe (RFC 8985, 7) whose duplicate the receiver reports, so nothing is slowed down for it. (Measured,
-//! with one answer in ten after 60 ms: ten duplicates in a hundred requests, all reported; with both new none, and none
-//! with all answers that slow, which an old kernel acknowledges at once.) Where only the sender's is that old, all is as it
-//! was in that direction, but for acknowledgements that come sooner.
+//! **Kernels before 6.15** have the third point without its limit and neither of the others. Where only the
+//! receiver's is that old, it acknowledges after 40 ms, so a request that takes longer than 30 ms among faster ones
+//! is sent twice: one small segment, as a probe (RFC 8985, 7) whose duplicate the receiver reports, so nothing is
+//! slowed down for it. (Measured, with one answer in ten after 60 ms: ten duplicates in a hundred requests, all
+//! reported; with both new none, and none with all answers that slow, which an old kernel acknowledges at once.)
+//! Where only the sender's is that old, all is as it was in that direction, but for acknowledgements that come
+//! sooner.
 //!
-//! That limit costs nothing else. [`crate::socket`] gives up by time and not by the number of repetitions. The kernel gives
-//! up a closed window after 15 probes that nobody acknowledges, which are now 14 s; from such a host nothing is heard
-//! on HTTP/2 either, which gives up sooner ([`crate::http2::upkeep`]).
+//! That limit costs nothing else. [`crate::socket`] gives up by time and not by the number of repetitions. The
+//! kernel gives up a closed window after 15 probes that nobody acknowledges, which are now 14 s; from such a host
+//! nothing is heard on HTTP/2 either, which gives up sooner ([`crate::http2::upkeep`]).
 
 #![allow(unsafe_code)]
 
