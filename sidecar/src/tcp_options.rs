@@ -28,7 +28,7 @@
 //! Where only the sender's is that old, all is as it was in that direction, but for acknowledgements that come
 //! sooner.
 //!
-//! That limit costs nothing else. [`crate::socket`] gives up by time and not by the number of repetitions. The
+//! The limit of a second costs nothing else. [`crate::socket`] gives up by time and not by the number of repetitions. The
 //! kernel gives up a closed window after 15 probes that nobody acknowledges, which are now 14 s; from such a host
 //! nothing is heard on HTTP/2 either, which gives up sooner ([`crate::http2::upkeep`]).
 
