@@ -492,7 +492,10 @@ fn open_mesh(address: SocketAddr, workers: usize) -> anyhow::Result<(Sockets, Ud
         tries -= 1;
         let mesh = Sockets::open("mesh.data.listen", address, workers)?;
         match scout::bind(mesh.address) {
-            Ok(scouts) => return Ok((mesh, scouts)),
+            Ok(scouts) => {
+                mesh.between_hosts()?;
+                return Ok((mesh, scouts));
+            }
             Err(error) if tries == 0 => {
                 return Err(taken("mesh.data.listen, UDP", mesh.address, &error));
             }

@@ -24,6 +24,7 @@ use crate::lookups::Lookups;
 use crate::metrics::Metrics;
 use crate::scout::Identity;
 use crate::strangers;
+use crate::tcp_options::resend_soon;
 use crate::worker::{self, INBOUND, INBOX_MAX, Inboxes, OUTBOUND, Order, Shared};
 
 /// One listener's sockets, a socket for each worker.
@@ -41,6 +42,14 @@ impl Sockets {
     /// Names the address and what to do.
     pub fn open(what: &str, address: SocketAddr, workers: usize) -> anyhow::Result<Sockets> {
         Sockets::of(what, address, listener::open(address, workers))
+    }
+
+    /// What is accepted on them comes from other hosts: it has their options from its first packet on.
+    ///
+    /// # Errors
+    /// The sockets are closed.
+    pub fn between_hosts(&self) -> io::Result<()> {
+        self.sockets.iter().try_for_each(resend_soon)
     }
 
     fn of(

@@ -58,7 +58,7 @@ mod socket_owner;
 mod spoken;
 mod state;
 mod strangers;
-mod tcp_info;
+mod tcp_options;
 mod template;
 mod timer;
 mod upload;

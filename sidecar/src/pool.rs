@@ -39,6 +39,7 @@ use crate::interim::Interim;
 use crate::outflow::{Outflow, PacedBody};
 use crate::own;
 use crate::socket::Socket;
+use crate::tcp_options::resend_soon;
 use crate::worker::Shared;
 
 /// The connections of one worker.
@@ -268,7 +269,10 @@ impl Pool {
             return Err(DialError::OutOfDescriptors);
         }
         match from {
-            Some(from) => socket.bind(SocketAddr::new(from, 0)).map_err(failed)?,
+            Some(from) => {
+                resend_soon(&socket).map_err(failed)?;
+                socket.bind(SocketAddr::new(from, 0)).map_err(failed)?;
+            }
             None if own::is_listener(&self.shared, address) => return Err(DialError::OwnListener),
             None => {}
         }

@@ -1,8 +1,10 @@
 //! A TCP connection as HTTP is written to it and read from it.
 //!
-//! Two things are decided here. **What is written together**: hyper hands over a message's head and body as separate
-//! slices; for large bodies one `writev` saves a copy, for the usual small ones copying them together and sending one
-//! slice is cheaper, in the kernel above all.
+//! Two things are decided here (how soon a lost segment is sent again between hosts: [`crate::tcp_options`]).
+//!
+//! **What is written together**: hyper hands over a message's head and body as separate slices; for large bodies one
+//! `writev` saves a copy, for the usual small ones copying them together and sending one slice is cheaper, in the
+//! kernel above all.
 //!
 //! **When a silent peer is dead.** The kernel gives up after `TCP_USER_TIMEOUT` on a peer that acknowledges nothing,
 //! but it counts the time that the peer's window is closed as well (tcp(7)): a reader that pauses longer would lose
@@ -152,7 +154,7 @@ impl Socket {
             look: Box::pin(tokio::time::sleep(LOOK_AGAIN)),
         });
         while blocked.look.as_mut().poll(cx).is_ready() {
-            if crate::tcp_info::since_last_ack(&self.stream)? < HEARD_WITHIN {
+            if crate::tcp_options::since_last_ack(&self.stream)? < HEARD_WITHIN {
                 let limit = blocked.since.elapsed() + HEARD_WITHIN;
                 SockRef::from(&self.stream).set_tcp_user_timeout(Some(limit))?;
             }

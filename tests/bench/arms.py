@@ -33,6 +33,12 @@ def envoy(per_try_ms, retries):
     return f"envoy {per_try_ms:g} ms, {retries} retries"
 
 
+def envoy_setting(arm):
+    """What `envoy` made such a name of, as Envoy's configuration has it; nothing for another arm."""
+    found = re.fullmatch(r"envoy ([\d.]+) ms, (\d+) retries", arm)
+    return found and (f"{float(found[1]) / 1e3:.4f}s", int(found[2]))
+
+
 def start(stack, tools, work, arm, servers):
     """The proxy of this arm in front of these servers, ready, until the stack is left."""
     if arm == HAPROXY:
@@ -43,10 +49,9 @@ def start(stack, tools, work, arm, servers):
         return stack.enter_context(Nginx(tools, work, servers, ""))
     if arm == ENVOY_PLAIN:
         return stack.enter_context(Envoy(tools, work, servers))
-    hedging = re.fullmatch(r"envoy ([\d.]+) ms, (\d+) retries", arm)
+    hedging = envoy_setting(arm)
     if hedging:
-        return stack.enter_context(
-            Envoy(tools, work, servers, f"{float(hedging[1]) / 1e3:.4f}s", int(hedging[2])))
+        return stack.enter_context(Envoy(tools, work, servers, *hedging))
     policy = POLICIES[arm]
     scout = {"http": "/scout"} if "scout" in arm else None
     if arm != "evenkeel, two hosts":

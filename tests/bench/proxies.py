@@ -57,9 +57,9 @@ class Backend(Server):
     `counted`: it notes when each request came, and the `Host` that it named.
     """
 
-    def __init__(self, tools, work, name, counted=False):
+    def __init__(self, tools, work, name, counted=False, host="127.0.0.1"):
         directory = os.path.join(work, name)
-        self.port = free_port()
+        self.host, self.port = host, free_port()
         self.log = os.path.join(directory, "requests.log")
         # Unbuffered: a line for every request that nginx has read, cancelled or not.
         access = f"log_format seen '$msec $http_host'; access_log {self.log} seen;" if counted else "access_log off;"
@@ -73,7 +73,7 @@ http {{
   {access}
   keepalive_timeout 1h; keepalive_requests 1000000000;
   server {{
-    listen 127.0.0.1:{self.port} backlog=4096;
+    listen {self.host}:{self.port} backlog=4096;
     location = /scout {{ access_log off; return 200; }}
     location / {{ default_type text/plain; return 200 "{BODY}"; }}
   }}
@@ -81,7 +81,10 @@ http {{
 """)
         argv = [tools.nginx, "-p", directory, "-c", config, "-e", "stderr"]
         self.process = Process(argv, LOAD_CORE, os.path.join(directory, "log"))
-        self.address = f"127.0.0.1:{self.port}"
+        self.address = f"{self.host}:{self.port}"
+
+    def ready(self):
+        return accepts(self.port, self.host)
 
     def requests(self):
         """How many it has read so far."""
@@ -193,10 +196,11 @@ class Envoy(Server):
     """One worker, LEAST_REQUEST; the limits that would stop it are raised.
 
     It hedges when `per_try_timeout` passes, up to `retries` times; without one it neither hedges nor retries.
-    `filters` come before the router.
+    `filters` come before the router. `source`: the address that it dials the backends from, if it matters.
     """
 
-    def __init__(self, tools, work, backends, per_try_timeout=None, retries=0, filters=(), name="envoy-plain"):
+    def __init__(self, tools, work, backends, per_try_timeout=None, retries=0, filters=(), name="envoy-plain",
+                 source=None):
         directory = os.path.join(work, f"envoy-{per_try_timeout}-{retries}" if per_try_timeout else name)
         self.port = free_port()
         listen = {"socket_address": {"address": "127.0.0.1", "port_value": self.port}}
@@ -216,12 +220,13 @@ class Envoy(Server):
             }]},
         }
         endpoints = [{"endpoint": {"address": {"socket_address": {
-            "address": "127.0.0.1", "port_value": backend.port}}}} for backend in backends]
+            "address": backend.address.split(":")[0], "port_value": backend.port}}}} for backend in backends]
+        bound = {"upstream_bind_config": {"source_address": {"address": source, "port_value": 0}}} if source else {}
         config = write(directory, "envoy.json", json.dumps({"static_resources": {
             "listeners": [{"name": "in", "address": listen, "filter_chains": [{"filters": [
                 {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}]}],
             "clusters": [{
-                "name": "out", "type": "STATIC", "connect_timeout": "1s", "lb_policy": "LEAST_REQUEST",
+                "name": "out", "type": "STATIC", "connect_timeout": "1s", "lb_policy": "LEAST_REQUEST", **bound,
                 "circuit_breakers": {"thresholds": [{"max_retries": 1024, "max_requests": 4096,
                                                      "max_connections": 4096, "max_pending_requests": 4096}]},
                 "load_assignment": {"cluster_name": "out", "endpoints": [{"lb_endpoints": endpoints}]},

@@ -26,7 +26,8 @@ def markdown(results):
     return "\n\n".join(parts) + "\n"
 
 
-def heading(results):
+def heading(results, busy="do not rely on these figures"):
+    """Where and when it was measured. `busy`: what it means that others were at work."""
     machine, versions = results["machine"], results["versions"]
     peers = ", ".join(short(versions[name]) for name in ("haproxy", "envoy", "nginx", "wrk") if name in versions)
     lines = [f"{results['date'][:10]}, commit {results['commit']}, {machine['model']}, {machine['cores']} cores "
@@ -38,7 +39,7 @@ def heading(results):
         lines.append(f"**`{suite}` was broken off, so it is missing here: {error}**")
     if results["others_cores"] > BUSY_CORES:
         lines.append(f"**Others kept {results['others_cores']:.2f} cores of the machine busy: "
-                     "do not rely on these figures.**")
+                     f"{busy}.**")
     return "\n\n".join(lines)
 
 
@@ -188,7 +189,8 @@ def write_docs(path, text, command="make bench"):
         page = file.read()
     if begin not in page or END not in page:
         raise SystemExit(f"bench: {os.path.basename(path)} has lost its markers `{begin}` and `{END}`")
-    before, after = page.split(begin)[0], page.split(END)[1]
+    before, rest = page.split(begin, 1)
+    after = rest.split(END, 1)[1]
     with open(path, "w") as file:
         file.write(f"{before}{begin}\n\n{text}\n{END}{after}")
 

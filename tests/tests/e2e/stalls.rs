@@ -5,10 +5,12 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use evenkeel_tests::client::{self, Version, request};
 use evenkeel_tests::mesh::{Lab, Setup};
+use evenkeel_tests::wait::{self, SOON};
 use http::Method;
 
 use super::trio::{Trio, payments};
@@ -16,6 +18,7 @@ use super::trio::{Trio, payments};
 each_workers!(
     callers_that_stop_reading_stop_nobody_else,
     an_application_that_reads_no_upload_stops_no_other,
+    what_is_lost_between_hosts_is_sent_again_soon,
 );
 
 /// Far more than all windows and buffers between an application and its caller hold.
@@ -58,6 +61,49 @@ fn an_application_that_reads_no_upload_stops_no_other(workers: usize) {
     others_are_answered(proxy);
     drop(stuck);
 }
+
+/// As `ss` says of the connections, with requests on them: a time-out of the kernel's own is 200 ms and the round trip.
+fn what_is_lost_between_hosts_is_sent_again_soon(workers: usize) {
+    let trio = Trio::start(Lab::new(workers), &Setup::default());
+    let is_told = kernel() >= (6, 15);
+    for (host, app) in trio.hosts.iter().zip(&trio.apps) {
+        let (data, app) = (host.data().to_string(), app.address.to_string());
+        let ends = [["dst", &*data], ["src", &*data]];
+        wait::for_true("a connection each way has its round trip measured", SOON, || {
+            assert_eq!(trio.caller.get("payments", "/").status, 200);
+            let shortest = ends.map(|end| time_outs(end).into_iter().min());
+            shortest.iter().all(|ms| ms.is_some_and(|ms| !is_told || ms < KERNELS_OWN_MS))
+        });
+        if !is_told {
+            assert!(ends.iter().all(|&end| time_outs(end).iter().all(|&ms| ms >= KERNELS_OWN_MS)));
+        }
+        // Applications are not ours: they acknowledge when they like.
+        let others = time_outs(["dst", &app]);
+        assert!(others.iter().all(|&ms| ms >= KERNELS_OWN_MS), "{others:?}");
+    }
+}
+
+/// In milliseconds, of the established connections that this filter finds.
+fn time_outs(filter: [&str; 2]) -> Vec<u64> {
+    let out = Command::new("ss").args(["-tinOH", "state", "established"]).args(filter).output();
+    let out = String::from_utf8(out.expect("ss is installed by `make test`").stdout).unwrap();
+    let time_out = |line: &str| {
+        let found = line.split_whitespace().find_map(|word| word.strip_prefix("rto:"));
+        // A fraction follows where it is short.
+        found.and_then(|ms| ms.split('.').next()?.parse().ok())
+    };
+    out.lines().filter_map(time_out).collect()
+}
+
+/// The version of this machine's kernel, as far as it counts here.
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// The least that a kernel waits by itself before it sends something again.
+const KERNELS_OWN_MS: u64 = 200;
 
 /// Begins an upload and sends for as long as somebody takes it.
 fn stuck_upload(proxy: SocketAddr) -> TcpStream {
