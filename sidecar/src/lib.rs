@@ -60,6 +60,7 @@ mod strangers;
 mod tcp_info;
 mod template;
 mod timer;
+mod tunnel;
 mod upload;
 mod upstream_state;
 mod upstream_table;

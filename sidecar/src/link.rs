@@ -29,8 +29,8 @@ use crate::http2::server::StreamEnd;
 use crate::interim::INTERIMS_MAX;
 use crate::message::framing::{BodyLength, StatedLength};
 use crate::message::headers::Found;
-use crate::passthrough::Tunnel;
 use crate::socket_owner::SocketOwner;
+use crate::tunnel::Tunnel;
 
 /// An accepted connection.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ pub struct Link {
     /// Since when the sweep has known that it is to end gracefully, and nothing is owed.
     graceful_since: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
-    tunnel: RefCell<Option<Tunnel>>,
+    tunnel: RefCell<Option<Box<Tunnel>>>,
 }
 
 /// Streams of a connection in the current window.
@@ -192,12 +192,12 @@ impl Link {
     }
 
     /// Once the response to CONNECT is written, the connection becomes this tunnel.
-    pub fn tunnel(&self, tunnel: Tunnel) {
+    pub fn tunnel(&self, tunnel: Box<Tunnel>) {
         *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
     /// The tunnel that it is to become.
-    pub fn take_tunnel(&self) -> Option<Tunnel> {
+    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
         self.tunnel.take()
     }
 
