@@ -28,6 +28,8 @@ pub struct Ticket {
     /// The head came and left the outcome open.
     end_due: bool,
     sample: bool,
+    /// It opens a tunnel.
+    dials_only: bool,
     /// It tries an endpoint that had fallen silent.
     trial: bool,
     /// For so long it was without a head when that was longer than most; 0: it was not.
@@ -82,6 +84,7 @@ impl Ticket {
             head_due: true,
             end_due: false,
             sample: true,
+            dials_only: false,
             trial,
             late_ns: 0,
             attempt,
@@ -112,6 +115,8 @@ impl Ticket {
         let state = &self.endpoint.state;
         let now = state.epoch.moment(now);
         match verdict {
+            // The kernel accepts for a process that stands still, or that fails whatever it is asked.
+            Verdict::Success | Verdict::Undecided if self.dials_only => state.reached(),
             Verdict::Success | Verdict::Undecided => {
                 state.stall.answered(now, self.started, self.trial);
                 if self.sample && self.started >= state.clean_since.load(Relaxed) {
@@ -168,6 +173,13 @@ impl Ticket {
                 state.estimate.observe_at_least(now, now.saturating_sub(self.started));
             }
         }
+    }
+
+    /// The attempt opens a tunnel, and holds its place for as long as that is open. Its success says that the endpoint can be dialled: it ends
+    /// the hold that a failed dial began, and is neither a latency, nor a sign of life, nor an answer that would end a run of failures.
+    pub fn dials_only(&mut self) {
+        self.no_sample();
+        self.dials_only = true;
     }
 
     /// A stream or an upgrade: how long its head takes says nothing, and that it has not come neither.

@@ -267,7 +267,7 @@ const MATCH: &[Key] = &[
 pub(crate) const POLICY: &[Key] = &[
     key("timeout", Shape::Duration { zero: false }, "\"15s\"", "To the response's head, all attempts together."),
     key("idle_timeout", Shape::Duration { zero: false }, "\"5m\"",
-        "Between bytes of a body, and of an upgraded connection."),
+        "Between bytes of a body; and of a tunnel, in which neither side says anything."),
     key("balance", Shape::Choice { built: &["p2c", "least_request", "round_robin", "random", "hash", "scout"], later: &[] }, "\"p2c\"",
         "How an endpoint is chosen."),
     key("hash", Shape::Map(HASH), "", "For balance: hash."),

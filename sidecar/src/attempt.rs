@@ -12,6 +12,7 @@
 //!
 //! Sources: The Tail at Scale (hedged requests); RFC 9110 §9.2.2 (which requests may be repeated).
 
+pub mod connect;
 mod sending;
 
 use std::future::{Future, poll_fn};
@@ -22,11 +23,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use evenkeel_balancer::{Attempt, Endpoint, Hop, NoEndpoint, Ticket, Verdict};
 use evenkeel_config::policy::{Policy, ScoutMode};
 use evenkeel_config::settings::Protocol;
+use h2::SendStream;
 use http::header::{EXPECT, HeaderValue};
-use http::{Request, Response, Version};
+use http::{Method, Request, Response, Version};
 use smallvec::SmallVec;
 use tracing::debug;
 
@@ -44,6 +47,7 @@ use crate::redial;
 use crate::route::{Route, Upstream};
 use crate::scout;
 use crate::template::Template;
+use crate::tunnel::TunnelEnd;
 use crate::worker::Worker;
 
 use sending::{Next, NoCopy, Sending, Start};
@@ -255,6 +259,8 @@ pub enum Connection {
     H1(H1),
     /// A stream's place on a shared one, held for its count.
     H2(H2),
+    /// The far end of a tunnel that was asked for. It holds its connection, or its place on one, itself.
+    Tunnel(Box<TunnelEnd>),
 }
 
 /// A response's head and the connection that its body comes on.
@@ -269,6 +275,26 @@ pub struct Head {
 }
 
 impl Head {
+    /// A tunnel was opened.
+    pub fn of_tunnel(end: TunnelEnd) -> Box<Head> {
+        let response = Response::new(ReceivedBody::none());
+        let connection = Connection::Tunnel(Box::new(end));
+        Box::new(Head { response, found: Found::default(), connection })
+    }
+
+    /// What another host said to CONNECT.
+    fn of_connect(
+        response: Response<ReceivedBody>,
+        sending: SendStream<Bytes>,
+        connection: H2,
+    ) -> Ended {
+        if response.status().is_success() {
+            let pipe = connection.into_pipe(response.into_body(), sending);
+            return Ok(Head::of_tunnel(TunnelEnd::Stream(Box::new(pipe))));
+        }
+        Head::new(response, Connection::H2(connection))
+    }
+
     fn new(mut response: Response<ReceivedBody>, connection: Connection) -> Ended {
         match message::answered(&mut response) {
             Ok(found) => Ok(Box::new(Head { response, found, connection })),
@@ -390,7 +416,7 @@ async fn attempt(
     upstream: &Upstream,
     policy: &Policy,
     endpoint: Arc<Endpoint>,
-    (wants_http2, request): (bool, impl FnOnce(&Endpoint, bool) -> Request<Body>),
+    (template, request): (&Template, impl FnOnce(&Endpoint, bool) -> Request<Body>),
     interim: Interim,
     start: Start,
 ) -> Ended {
@@ -402,7 +428,7 @@ async fn attempt(
         }
     }
     let destination = destination(worker, upstream, policy, &endpoint);
-    let h2 = destination.speaks_http2(worker, wants_http2).await;
+    let h2 = destination.speaks_http2(worker, template).await;
     once(worker, destination, request(&endpoint, h2), &interim, fresh).await
 }
 
@@ -454,12 +480,15 @@ pub struct Destination<'a> {
 }
 
 impl Destination<'_> {
-    /// Whether a request to it goes in HTTP/2. `wanted`: its caller speaks that, or gRPC.
-    pub async fn speaks_http2(&self, worker: &Worker, wanted: bool) -> bool {
+    /// Whether a request to it goes in HTTP/2.
+    pub async fn speaks_http2(&self, worker: &Worker, template: &Template) -> bool {
         match (self.from, self.protocol) {
-            (Some(_), _) | (None, Some(Protocol::Http2 | Protocol::Grpc)) => true,
+            (Some(_), _) => true,
+            // To an application a tunnel is a connection, and what is spoken on it nobody's business.
+            (None, _) if template.opens_tunnel() => false,
+            (None, Some(Protocol::Http2 | Protocol::Grpc)) => true,
             (None, Some(Protocol::Http)) => false,
-            (None, None) => worker.spoken.speaks_http2(self.address, wanted).await,
+            (None, None) => worker.spoken.speaks_http2(self.address, template.wants_http2).await,
         }
     }
 
@@ -491,6 +520,8 @@ impl Destination<'_> {
 /// new one; in HTTP/2 as often as there are connections, since a peer that has reached their age tells all of them to go at once.
 ///
 /// `fresh`: on a new connection, in HTTP/1.1.
+///
+/// A CONNECT goes to other hosts as it is; to an application a connection is dialled.
 pub async fn once(
     worker: &Rc<Worker>,
     destination: Destination<'_>,
@@ -503,6 +534,12 @@ pub async fn once(
         request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
     }
     let http2 = request.version() == Version::HTTP_2;
+    let opens_tunnel = request.method() == Method::CONNECT;
+    if opens_tunnel && !http2 {
+        let dialled = worker.pool.dial_alone(address, charge).await;
+        let (socket, guard) = dialled.map_err(Unsent::Dial)?;
+        return Ok(Head::of_tunnel(TunnelEnd::dialled(socket, guard)));
+    }
     let mut others = match http2 {
         true => worker.pool.h2_connections(address).max(1),
         false => usize::from(!fresh),
@@ -510,7 +547,13 @@ pub async fn once(
     loop {
         let sent = if http2 {
             let mut h2 = worker.pool.h2(address, from, charge).await.map_err(Unsent::Dial)?;
-            h2.send(request, interim).await.map(|response| Head::new(response, Connection::H2(h2)))
+            if opens_tunnel {
+                let answered = h2.connect(request, interim).await;
+                answered.map(|(response, sending)| Head::of_connect(response, sending, h2))
+            } else {
+                let answered = h2.send(request, interim).await;
+                answered.map(|response| Head::new(response, Connection::H2(h2)))
+            }
         } else {
             let h1 = if fresh {
                 worker.pool.dial_h1(address, charge).await

@@ -32,6 +32,7 @@ use crate::http2::receive::StreamBody;
 use crate::interim::ContinueGate;
 use crate::link::Link;
 use crate::message::trailers;
+use crate::tunnel::Tunnel;
 
 /// The body of a message that is being received.
 #[derive(Debug)]
@@ -64,6 +65,7 @@ impl Drop for BodyDue {
 enum BodySource {
     Http1(Incoming),
     Http2(StreamBody),
+    None,
 }
 
 impl ReceivedBody {
@@ -75,6 +77,16 @@ impl ReceivedBody {
     /// The body of a message of HTTP/2.
     pub fn http2(body: StreamBody) -> ReceivedBody {
         ReceivedBody { source: BodySource::Http2(body), gate: None, _due: None }
+    }
+
+    /// None.
+    pub fn none() -> ReceivedBody {
+        ReceivedBody { source: BodySource::None, gate: None, _due: None }
+    }
+
+    /// Its sender need not wait for leave any more.
+    pub fn without_gate(self) -> ReceivedBody {
+        ReceivedBody { gate: None, ..self }
     }
 
     /// It comes from a caller on this connection, which is given leave to send it by this gate, if it waits for that.
@@ -89,6 +101,7 @@ impl ReceivedBody {
             // A length that has passed is the end; nothing can follow it.
             BodySource::Http1(body) => body.is_end_stream() || body.size_hint().exact() == Some(0),
             BodySource::Http2(body) => body.is_end_stream(),
+            BodySource::None => true,
         }
     }
 }
@@ -110,6 +123,7 @@ impl HttpBody for ReceivedBody {
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(BodyError::Source))),
             BodySource::Http2(body) => Pin::new(body).poll_frame(cx),
+            BodySource::None => Poll::Ready(None),
         }
     }
 
@@ -117,6 +131,7 @@ impl HttpBody for ReceivedBody {
         match &self.source {
             BodySource::Http1(body) => body.is_end_stream(),
             BodySource::Http2(body) => body.is_end_stream(),
+            BodySource::None => true,
         }
     }
 
@@ -124,6 +139,7 @@ impl HttpBody for ReceivedBody {
         match &self.source {
             BodySource::Http1(body) => body.size_hint(),
             BodySource::Http2(body) => body.size_hint(),
+            BodySource::None => SizeHint::with_exact(0),
         }
     }
 }
@@ -515,6 +531,8 @@ pub enum Reply {
     Full(Option<Bytes>),
     /// The endpoint's, with the exchange that ends when it does.
     Stream(ReceivedBody, Box<Exchange>),
+    /// To a caller of HTTP/2: no body but the far end of a tunnel, which takes over its stream, and what the caller says on that.
+    Tunnel(Box<Tunnel>, ReceivedBody),
 }
 
 impl Reply {
@@ -526,7 +544,7 @@ impl Reply {
     /// How long the caller may leave it unread.
     pub fn patience(&self) -> Duration {
         match self {
-            Reply::Empty | Reply::Full(_) => UNREAD_MAX,
+            Reply::Empty | Reply::Full(_) | Reply::Tunnel(..) => UNREAD_MAX,
             Reply::Stream(_, exchange) => exchange.idle_timeout(),
         }
     }
@@ -541,7 +559,7 @@ impl HttpBody for Reply {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Reply::Empty => Poll::Ready(None),
+            Reply::Empty | Reply::Tunnel(..) => Poll::Ready(None),
             Reply::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Reply::Stream(incoming, exchange) => match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
@@ -578,6 +596,7 @@ impl HttpBody for Reply {
             Reply::Empty => true,
             Reply::Full(bytes) => bytes.is_none(),
             Reply::Stream(incoming, _) => incoming.is_end_stream(),
+            Reply::Tunnel(..) => false,
         }
     }
 
@@ -588,6 +607,7 @@ impl HttpBody for Reply {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64))
             }
             Reply::Stream(incoming, _) => incoming.size_hint(),
+            Reply::Tunnel(..) => SizeHint::default(),
         }
     }
 }

@@ -39,6 +39,7 @@ use crate::listener::Role;
 use crate::outflow::PacedBody;
 use crate::pool::{FIELDS_MAX, HEAD_MAX};
 use crate::socket::Socket;
+use crate::tunnel::TunnelEnd;
 use crate::waiting::{Arrival, STARTS_MAX, WaitingRequest, WaitingRequests};
 use crate::worker::Worker;
 
@@ -174,8 +175,11 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
         // It broke, and an orderly end would say that it was whole (RFC 9112 §9.8).
         connection.into_parts().io.into_inner().stream.reset_when_closed();
     } else if let Some(tunnel) = link.take_tunnel() {
+        // What the link looks at in a connection is over: no head is read on it any more.
         let parts = connection.into_parts();
-        tunnel.run(parts.io.into_inner(), &parts.read_buf).await;
+        let near = TunnelEnd::accepted(parts.io.into_inner().stream, parts.read_buf);
+        // Boxed: seldom, and large in every connection else.
+        Box::pin(tunnel.run(near)).await;
     } else if link.was_cut_short() {
         // What is still to be written of the answer hyper has written before it ended.
         // Boxed: seldom, and large in every connection else.

@@ -3,7 +3,7 @@
 //! An [`Exchange`] is made when a request is read and goes with it: while it waits it counts as in flight, once there
 //! is a response it travels in its body and holds the connection and the ticket, and when it ends, it is counted and
 //! logged, once, with the reason if it failed. However it ends (read to the end, broken, the caller gone
-//! before or after the head), dropping it does the right thing.
+//! before or after the head), dropping it does the right thing. That of a CONNECT goes with its [tunnel](crate::tunnel).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,13 +18,13 @@ use evenkeel_ratelimit::Place;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Method, Response, Version};
+use http::{Method, Response, StatusCode, Version};
 use http_body::Body as _;
 use tokio::time::Sleep;
 
 use crate::access::Line;
 use crate::attempt::{Connection, Head};
-use crate::body::{Reply, UNREAD_MAX};
+use crate::body::{ReceivedBody, Reply, UNREAD_MAX};
 use crate::error::Error;
 use crate::interim::Interim;
 use crate::judge::grpc_end;
@@ -32,7 +32,9 @@ use crate::link::Link;
 use crate::message::framing;
 use crate::message::headers::{self, Found};
 use crate::message::hops::{self, ViaMark};
+use crate::metrics::Cells;
 use crate::route::Upstream;
+use crate::tunnel::{Tunnel, TunnelEnd, TunnelEnding, TunnelWay};
 use crate::worker::{OUTBOUND, Worker};
 
 /// A request that is being served.
@@ -66,6 +68,10 @@ pub struct Exchange {
     pub places: Vec<Place>,
     /// Where 1xx go, and the leave to send a body.
     pub interim: Interim,
+    /// Of a CONNECT: what its caller says in the tunnel, where that comes on its request's stream.
+    pub says_in_tunnel: Option<Box<ReceivedBody>>,
+    /// It has become a tunnel.
+    is_tunnel: bool,
 }
 
 /// Whom a request is for, as far as it is known.
@@ -141,12 +147,18 @@ impl Exchange {
             debug: None,
             places: Vec::new(),
             interim,
+            says_in_tunnel: None,
+            is_tunnel: false,
         })
     }
 
     /// The response that the caller gets; its body ends the exchange.
     pub fn respond(mut self: Box<Self>, answer: Answer) -> Response<Reply> {
         let Head { response, found, connection } = *answer.head;
+        let connection = match connection {
+            Connection::Tunnel(far) => return self.open(*far, answer.ticket, answer.idle_timeout),
+            connection => connection,
+        };
         let (mut parts, incoming) = response.into_parts();
         // An application of HTTP/1.0 is no reason to speak it to the caller.
         let came_in = std::mem::replace(&mut parts.version, Version::HTTP_11);
@@ -179,6 +191,36 @@ impl Exchange {
         Response::from_parts(parts, Reply::Stream(incoming, self))
     }
 
+    /// The tunnel that the caller asked for is there: it takes the exchange over, and the caller's connection, or stream, once it is told.
+    fn open(
+        mut self: Box<Self>,
+        far: TunnelEnd,
+        ticket: Option<Ticket>,
+        idle_timeout: Duration,
+    ) -> Response<Reply> {
+        let mut response = Response::new(Reply::Empty);
+        if let Some(debug) = self.debug.take() {
+            response.headers_mut().insert(headers::DEBUG, debug);
+        }
+        self.status = response.status().as_u16();
+        self.ticket = ticket;
+        self.link.response_begins(idle_timeout);
+        // Nobody waits for an answer any more, so our own pauses hide none.
+        self.worker.request_ends();
+        self.is_tunnel = true;
+        self.metrics().tunnel_opens();
+        let link = Rc::clone(&self.link);
+        let said = self.says_in_tunnel.take();
+        let tunnel = Box::new(Tunnel::new(far, self, idle_timeout));
+        match said {
+            Some(said) if !link.can_tunnel() => {
+                *response.body_mut() = Reply::Tunnel(tunnel, said.without_gate());
+            }
+            _ => link.tunnel(tunnel),
+        }
+        response
+    }
+
     /// There is no response: what the caller is told instead.
     pub fn fail(mut self: Box<Self>, error: &Error, grpc: bool) -> Response<Reply> {
         self.status = error.status().as_u16();
@@ -190,10 +232,25 @@ impl Exchange {
         if self.method == Method::HEAD { without_body(response) } else { response }
     }
 
-    /// The request became a tunnel, which ended; `broken`: not well.
-    pub fn tunnelled(mut self: Box<Self>, status: u16, broken: bool) {
-        self.status = status;
-        self.complete(broken.then_some("reset_after_head"));
+    /// The caller gets an answer of ours, which is not a failure.
+    pub fn answered(mut self: Box<Self>, status: StatusCode) {
+        self.status = status.as_u16();
+        self.complete(None);
+    }
+
+    /// So many bytes went through its tunnel.
+    pub fn tunnel_moved(&self, way: TunnelWay, bytes: usize) {
+        self.metrics().tunnel_moved(way, bytes);
+    }
+
+    /// Its tunnel has ended.
+    pub fn tunnel_ends(&mut self, ending: TunnelEnding) {
+        self.complete(match ending {
+            TunnelEnding::Whole => None,
+            TunnelEnding::NearBroke => Some(CANCELLED),
+            TunnelEnding::FarBroke => Some("reset_after_head"),
+            TunnelEnding::Idle => Some("idle_timeout"),
+        });
     }
 
     /// The body has ended with these.
@@ -220,7 +277,7 @@ impl Exchange {
                 }
             }
             Some(Connection::H2(h2)) => h2.answer_ends(self.idle_timeout.min(UPLOAD_PATIENCE)),
-            None => {}
+            Some(Connection::Tunnel(_)) | None => {}
         }
     }
 
@@ -275,6 +332,17 @@ impl Exchange {
         }
     }
 
+    /// Where it is counted.
+    fn metrics(&self) -> &Cells {
+        let shared = &self.worker.shared;
+        let metrics = match &self.target {
+            Target::Upstream(upstream) => upstream.metrics(),
+            _ if self.side == OUTBOUND => &shared.other,
+            _ => &shared.inbound,
+        };
+        metrics.of(self.worker.id)
+    }
+
     /// Counts and logs it, the first time.
     fn complete(&mut self, reason: Option<&'static str>) {
         if std::mem::replace(&mut self.ended, true) {
@@ -290,19 +358,20 @@ impl Exchange {
         self.link.request_ends(now);
         let shared = &self.worker.shared;
         shared.in_flight[self.side].fetch_sub(1, Ordering::Relaxed);
-        self.worker.request_ends();
-        let metrics = match &self.target {
-            Target::Upstream(upstream) => upstream.metrics(),
-            _ if self.side == OUTBOUND => &shared.other,
-            _ => &shared.inbound,
-        };
-        let metrics = metrics.of(self.worker.id);
+        if !self.is_tunnel {
+            self.worker.request_ends();
+        }
+        let metrics = self.metrics();
         // From another host that is what becomes of every attempt that loses: nothing has failed.
         let failure = reason.filter(|reason| self.side == OUTBOUND || *reason != CANCELLED);
         if failure != reason {
             metrics.taken_back.inc();
         }
-        metrics.request(self.status, failure, took);
+        if self.is_tunnel {
+            metrics.tunnel_ends(self.status, failure);
+        } else {
+            metrics.request(self.status, failure, took);
+        }
         if shared.access.wants(failure.is_some() || self.status >= 500) {
             shared.access.write(Line::new(
                 if self.side == OUTBOUND { "outbound" } else { "inbound" },

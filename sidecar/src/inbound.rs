@@ -5,6 +5,8 @@
 //! is decided by the host that knows all endpoints. What goes wrong is told in `evenkeel-refused` (the
 //! application never saw the request) or `evenkeel-failed` (it may have).
 //!
+//! A CONNECT is answered when its instance has accepted a connection; then its stream and that connection are one [tunnel](crate::tunnel).
+//!
 //! A caller's cancellation resets the stream, the stream's task drops [`handle`]'s future, and with it the connection to the
 //! application closes.
 
@@ -15,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use evenkeel_config::policy::Circuit;
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body::Body as _;
 
-use crate::attempt::{self, Destination, Head};
+use crate::attempt::{self, Connection, Destination, Head};
 use crate::body::{Body, ReceivedBody, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
@@ -46,7 +48,13 @@ pub async fn handle(
     let found = headers::find(&parts.headers);
     let mut exchange = Exchange::begin(worker, link, INBOUND, &parts, found, interim);
     match forward(worker, link, parts, body, found, &mut exchange).await {
-        Ok(head) => exchange.respond(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT }),
+        Ok(head) => {
+            let idle_timeout = match head.connection {
+                Connection::Tunnel(_) => TUNNEL_IDLE_TIMEOUT,
+                Connection::H1(_) | Connection::H2(_) => IDLE_TIMEOUT,
+            };
+            exchange.respond(Answer { head, ticket: None, idle_timeout })
+        }
         Err((error, told)) => {
             let grpc = found.grpc && matches!(told, Told::Limited);
             let mut response = exchange.fail(&error, grpc);
@@ -89,9 +97,6 @@ async fn forward(
     if worker.shared.refusing.load(Ordering::Relaxed) {
         return Err((Error::Refused("this host is draining".into()), Told::Refused("draining")));
     }
-    if parts.method == Method::CONNECT {
-        return Err(bad_request(MessageError::Malformed("hosts of the mesh do not send CONNECT")));
-    }
     let asked = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let service = asked(headers::SERVICE).unwrap_or_default();
     let local = asked(headers::INSTANCE)
@@ -116,10 +121,15 @@ async fn forward(
         exchange.places = places.map_err(|limited| (limited, Told::Limited))?;
     }
     let template = Template::new(parts, received, found, Keys::default(), exchange.start);
-    let body = if body.is_end_stream() { Body::Empty } else { Body::Stream(body) };
+    let body = if template.opens_tunnel() {
+        exchange.says_in_tunnel = Some(Box::new(body));
+        Body::Empty
+    } else {
+        // A tunnel owes no answer that could be late.
+        exchange.visit = local.watched.visit(Instant::now());
+        if body.is_end_stream() { Body::Empty } else { Body::Stream(body) }
+    };
 
-    let now = Instant::now();
-    exchange.visit = local.watched.visit(now);
     let sending = send(worker, local, &template, body, left, &exchange.interim);
     let sent = match left {
         None => sending.await,
@@ -149,7 +159,7 @@ async fn send(
     let charge = Some(Charge { circuit: &local.circuit, limits: &CIRCUIT });
     let (address, protocol) = (local.address, local.protocol);
     let application = Destination { address, from: None, charge, protocol };
-    let h2 = application.speaks_http2(worker, template.wants_http2).await;
+    let h2 = application.speaks_http2(worker, template).await;
     let request = template.handed_over(body, left, h2);
     let sent = attempt::once(worker, application, request, interim, false);
     sent.await.map_err(|unsent| match unsent {
@@ -201,5 +211,7 @@ fn bad_request(error: MessageError) -> (Error, Told) {
 
 /// The calling host ends idle streams by its policy; this one only keeps a lost caller from holding one for ever.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// A tunnel may be silent for longer than any policy of this host knows; the stream of a caller that is lost ends with its connection.
+const TUNNEL_IDLE_TIMEOUT: Duration = Duration::MAX;
 /// What other hosts may have open to one instance of this host: an application that hangs shall not take all descriptors.
 const CIRCUIT: Circuit = Circuit { connections: 1024, pending: 1024, requests: 4096 };

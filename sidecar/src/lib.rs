@@ -61,6 +61,7 @@ mod strangers;
 mod tcp_options;
 mod template;
 mod timer;
+mod tunnel;
 mod upload;
 mod upstream_state;
 mod upstream_table;

@@ -28,8 +28,8 @@ use crate::http2::server::StreamEnd;
 use crate::interim::INTERIMS_MAX;
 use crate::message::framing::{BodyLength, StatedLength};
 use crate::message::headers::Found;
-use crate::passthrough::Tunnel;
 use crate::socket_owner::SocketOwner;
+use crate::tunnel::Tunnel;
 
 mod links;
 
@@ -79,7 +79,7 @@ pub struct Link {
     /// Since when the sweep has known that it is to end gracefully, and nothing is owed.
     graceful_since: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
-    tunnel: RefCell<Option<Tunnel>>,
+    tunnel: RefCell<Option<Box<Tunnel>>>,
 }
 
 /// Streams of a connection in the current window.
@@ -199,12 +199,12 @@ impl Link {
     }
 
     /// Once the response to CONNECT is written, the connection becomes this tunnel.
-    pub fn tunnel(&self, tunnel: Tunnel) {
+    pub fn tunnel(&self, tunnel: Box<Tunnel>) {
         *self.tunnel.borrow_mut() = Some(tunnel);
     }
 
     /// The tunnel that it is to become: what comes from now on is no HTTP.
-    pub fn take_tunnel(&self) -> Option<Tunnel> {
+    pub fn take_tunnel(&self) -> Option<Box<Tunnel>> {
         self.tunnel.take().inspect(|_| {
             self.http1.set(false);
             *self.head.borrow_mut() = HeadBytes::default();

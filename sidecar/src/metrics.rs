@@ -13,6 +13,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::places::PlaceCounters;
+use crate::tunnel::TunnelWay;
 
 /// Every counter of this process.
 #[derive(Debug, Clone)]
@@ -77,6 +78,10 @@ pub struct Cells {
     pub taken_back: Count,
     buckets: [Count; BUCKETS.len() + 1],
     seconds_ns: Count,
+    tunnels_opened: Count,
+    tunnels_ended: Count,
+    /// By `TunnelWay as usize`.
+    tunnel_bytes: [Count; TUNNEL_WAYS.len()],
 }
 
 /// What became of copies.
@@ -145,6 +150,29 @@ impl Count {
 impl Cells {
     /// A request ended with `status` (0: no response) after `took`; `reason`: why it failed, if it did.
     pub fn request(&self, status: u16, reason: Option<&'static str>, took: Duration) {
+        self.ended(status, reason);
+        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.buckets[BUCKETS.partition_point(|bound| *bound < ns)].inc();
+        self.seconds_ns.add(ns);
+    }
+
+    /// A tunnel was opened.
+    pub fn tunnel_opens(&self) {
+        self.tunnels_opened.inc();
+    }
+
+    /// It ended; `reason`: why before its time, if so. How long it was open is no request's duration.
+    pub fn tunnel_ends(&self, status: u16, reason: Option<&'static str>) {
+        self.ended(status, reason);
+        self.tunnels_ended.inc();
+    }
+
+    /// So many bytes went through a tunnel.
+    pub fn tunnel_moved(&self, way: TunnelWay, bytes: usize) {
+        self.tunnel_bytes[way as usize].add(bytes as u64);
+    }
+
+    fn ended(&self, status: u16, reason: Option<&'static str>) {
         if let Some(class) = (status / 100).checked_sub(1).filter(|class| *class < 5) {
             self.responses[usize::from(class)].inc();
         }
@@ -152,9 +180,6 @@ impl Cells {
             let at = REASONS.iter().position(|r| *r == reason).unwrap_or(REASONS.len() - 1);
             self.failures[at].inc();
         }
-        let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.buckets[BUCKETS.partition_point(|bound| *bound < ns)].inc();
-        self.seconds_ns.add(ns);
     }
 }
 
@@ -356,6 +381,14 @@ impl Collector for Upstreams {
             for (at, by) in CHOSEN.iter().enumerate() {
                 push(6, ("by", by), sum(&|c| c.chosen[at].value()));
             }
+            for (at, way) in TUNNEL_WAYS.iter().enumerate() {
+                push(9, ("way", way), sum(&|c| c.tunnel_bytes[at].value()));
+            }
+            let opened = sum(&|c| c.tunnels_opened.value());
+            if opened > 0 {
+                let open = opened.saturating_sub(sum(&|c| c.tunnels_ended.value()));
+                families[10].mut_metric().push(gauge(&base, open as f64));
+            }
             let taken_back = sum(&|c| c.taken_back.value());
             if taken_back > 0 {
                 families[8].mut_metric().push(counter(&[], taken_back as f64));
@@ -387,6 +420,8 @@ fn family(opts: &Opts) -> MetricFamily {
     family.set_help(opts.help.clone());
     let kind = if opts.name.ends_with("_seconds") {
         prometheus::proto::MetricType::HISTOGRAM
+    } else if opts.name.ends_with("_open") {
+        prometheus::proto::MetricType::GAUGE
     } else {
         prometheus::proto::MetricType::COUNTER
     };
@@ -447,7 +482,7 @@ fn histogram(pairs: &[(&str, &str)], counts: &[u64], sum_ns: u64) -> prometheus:
     metric
 }
 
-const FAMILIES: [(&str, &str, &[&str]); 9] = [
+const FAMILIES: [(&str, &str, &[&str]); 11] = [
     (
         "evenkeel_responses_total",
         "Responses passed on, by status class.",
@@ -481,10 +516,19 @@ const FAMILIES: [(&str, &str, &[&str]); 9] = [
         "Requests that other hosts took back: attempts that lost, and those whose callers went away.",
         &[],
     ),
+    (
+        "evenkeel_tunnel_bytes_total",
+        "Bytes that went through tunnels: out from who asked for one, and back.",
+        &["direction", "upstream", "way"],
+    ),
+    ("evenkeel_tunnels_open", "Tunnels that are open.", &["direction", "upstream"]),
 ];
 
 /// Families that have no direction: attempts, hedges and scouts.
 const OUTBOUND_ONLY: [usize; 4] = [1, 3, 5, 6];
+
+/// By `TunnelWay as usize`.
+const TUNNEL_WAYS: [&str; 2] = ["out", "back"];
 
 /// By `Scouts as usize`.
 const SCOUTS: [&str; 5] = ["asked", "answered", "lost", "late", "unsent"];
@@ -511,7 +555,7 @@ const BUCKETS: [u64; 14] = [
 ];
 
 /// Every reason of [`crate::error::Error`], and of a response that broke.
-const REASONS: [&str; 23] = [
+const REASONS: [&str; 24] = [
     "limited",
     "unknown_service",
     "not_told",
@@ -533,6 +577,7 @@ const REASONS: [&str; 23] = [
     "misdirected",
     "not_member",
     "reset_after_head",
+    "idle_timeout",
     "cancelled",
     "other",
 ];

@@ -1,7 +1,7 @@
 //! A request of an application on this host, from its head to its response.
 //!
 //! Has its head [read](message::receive), decides whether the name it asks for is the mesh's, and hands the request to
-//! [`attempt::send`] or, for names outside the mesh, to [`passthrough`].
+//! [`attempt::send`] (a CONNECT to [`connect::open`]) or, for names outside the mesh, to [`passthrough`].
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 
-use crate::attempt::{self, Deadline, Story, Won};
+use crate::attempt::{self, Deadline, Story, Won, connect};
 use crate::body::{ReceivedBody, Replay, Reply};
 use crate::error::Error;
 use crate::exchange::{Answer, Exchange, Target};
@@ -61,9 +61,6 @@ async fn answered(
             &Error::BadRequest("CONNECT is for outbound.listen, this is one service's listener"),
             false,
         );
-    }
-    if parts.method == Method::CONNECT {
-        return passthrough::connect(worker, link, exchange, &parts).await;
     }
     let received = match message::receive(&mut parts, found, fixed) {
         Ok(received) => received,
@@ -145,13 +142,20 @@ async fn forward(
     }
     let keys = Keys::of(&route.policy, source);
     hops::mark(&mut parts.headers, parts.version, ViaMark::Mesh);
-    let body = (!body.is_end_stream()).then(|| {
-        let (max, buffers) = (route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers));
-        Replay::new(body, max, buffers, exchange.start)
-    });
     let template = Template::new(parts, received, found, keys, exchange.start);
-    let interim = &exchange.interim;
-    let won = attempt::send(worker, upstream, route, &template, body, deadline, interim).await?;
+    let won = if template.opens_tunnel() {
+        exchange.says_in_tunnel = Some(Box::new(body));
+        let interim = &exchange.interim;
+        // Seldom, and large: kept out of every other request.
+        Box::pin(connect::open(worker, upstream, route, &template, deadline, interim)).await?
+    } else {
+        let body = (!body.is_end_stream()).then(|| {
+            let (max, buffers) = (route.policy.max_body_buffer, Arc::clone(&worker.shared.buffers));
+            Replay::new(body, max, buffers, exchange.start)
+        });
+        let interim = &exchange.interim;
+        attempt::send(worker, upstream, route, &template, body, deadline, interim).await?
+    };
     if found.debug {
         exchange.debug = Some(debug(&won));
     }
@@ -190,7 +194,7 @@ fn answer(exchange: Box<Exchange>, method: &Method) -> Response<Reply> {
         );
         return exchange.fail(&refused, false);
     }
-    exchange.tunnelled(StatusCode::OK.as_u16(), false);
+    exchange.answered(StatusCode::OK);
     Response::new(Reply::Empty)
 }
 

@@ -2,7 +2,7 @@
 //! (`host-a.node.mesh:9001`) is asked in the same way: it is no service, so there is nothing to choose.
 //!
 //! Nothing is balanced, repeated or hedged: the name is resolved, the request sent once in HTTP/1.1, and CONNECT
-//! becomes a tunnel. A request that is addressed to one of our own listeners would come back for ever and is
+//! becomes a [tunnel](crate::tunnel). A request that is addressed to one of our own listeners would come back for ever and is
 //! refused; so is one that already passed a proxy with our `Via` (RFC 9110 §7.6.3).
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,29 +10,27 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use evenkeel_config::settings::Protocol;
+use http::Method;
 use http::request::Parts;
 use http::uri::Authority;
-use http::{Response, StatusCode};
 use http_body::Body as _;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::attempt::{self, Unsent};
-use crate::body::{Body, ReceivedBody, Reply};
+use crate::attempt::{self, Head, Unsent};
+use crate::body::{Body, ReceivedBody};
 use crate::error::Error;
-use crate::exchange::{Answer, Exchange, Target};
+use crate::exchange::{Answer, Exchange};
 use crate::judge::TOO_LARGE;
 use crate::key::Keys;
 use crate::link::Link;
+use crate::message::ReceivedRequest;
 use crate::message::headers::Found;
 use crate::message::hops::{self, ViaMark};
-use crate::message::{ReceivedRequest, target};
-use crate::outbound;
 use crate::own;
 use crate::pool::{DialError, SendError};
-use crate::route::Destination;
 use crate::socket::Socket;
 use crate::template::Template;
+use crate::tunnel::TunnelEnd;
 use crate::worker::{Shared, Worker};
 
 /// Sends a request to a host outside the mesh, or to a host of the mesh at this address.
@@ -46,6 +44,9 @@ pub async fn forward(
 ) -> Result<Answer, Error> {
     if received.hops.went_outside {
         return Err(Error::Loop);
+    }
+    if parts.method == Method::CONNECT {
+        return open(worker, link, &received.target.authority, at).await;
     }
     let address = resolve(&worker.shared, &received.target.authority, at, 80).await?;
     // A request that was not written for a proxy and goes to where it was sent is a loop even behind a redirect.
@@ -87,68 +88,19 @@ pub async fn forward(
     Ok(Answer { head, ticket: None, idle_timeout: IDLE_TIMEOUT })
 }
 
-/// Opens a tunnel to a host outside the mesh; the connection becomes one when the response is written.
-pub async fn connect(
-    worker: &Rc<Worker>,
-    link: &Link,
-    mut exchange: Box<Exchange>,
-    parts: &Parts,
-) -> Response<Reply> {
-    match dial(worker, link, &mut exchange, parts).await {
-        Ok(far) => {
-            link.tunnel(Tunnel { far, exchange });
-            Response::new(Reply::Empty)
-        }
-        Err(error) => exchange.fail(&error, false),
-    }
-}
-
-/// A connection to a host outside the mesh that an application's connection is joined to.
-#[derive(Debug)]
-pub struct Tunnel {
-    far: Socket,
-    exchange: Box<Exchange>,
-}
-
-impl Tunnel {
-    /// Joins them until both ends have ended; `early`: what the application sent already.
-    pub async fn run(mut self, mut near: impl AsyncRead + AsyncWrite + Unpin, early: &[u8]) {
-        let joined = async {
-            self.far.write_all(early).await?;
-            tokio::io::copy_bidirectional(&mut near, &mut self.far).await
-        };
-        let broken = joined.await.is_err();
-        self.exchange.tunnelled(StatusCode::OK.as_u16(), broken);
-    }
-}
-
-async fn dial(
+/// Opens a tunnel to a host outside the mesh. It may be silent for as long as its ends like.
+async fn open(
     worker: &Worker,
     link: &Link,
-    exchange: &mut Exchange,
-    parts: &Parts,
-) -> Result<Socket, Error> {
+    target: &Authority,
+    at: Option<IpAddr>,
+) -> Result<Answer, Error> {
     if !link.can_tunnel() {
-        return Err(Error::BadRequest("CONNECT is served over HTTP/1.1 only"));
+        return Err(Error::BadRequest(
+            "CONNECT to what is outside the mesh is served over HTTP/1.1 only",
+        ));
     }
-    let target = target::of_connect(parts)?;
-    exchange.target = Target::Foreign(target.as_str().into());
-    let router = outbound::router_for(worker, target.as_str()).await;
-    let at = match router.resolve(target.as_str()) {
-        Destination::Host(address) if router.passthrough => Some(address),
-        Destination::Foreign | Destination::ForeignSoFar if router.passthrough => None,
-        Destination::Host(_) | Destination::Foreign | Destination::ForeignSoFar => {
-            return Err(Error::PassthroughOff(target.to_string()));
-        }
-        Destination::Unknown(name) => return Err(Error::UnknownService(name)),
-        Destination::NotTold(name) => return Err(Error::NotTold(name)),
-        Destination::Upstream(_) => {
-            return Err(Error::BadRequest(
-                "CONNECT is for hosts outside the mesh: ask for a service's name by plain HTTP, without TLS of your own",
-            ));
-        }
-    };
-    let address = resolve(&worker.shared, &target, at, 443).await?;
+    let address = resolve(&worker.shared, target, at, 443).await?;
     let far = tokio::time::timeout(HEAD_TIMEOUT, TcpStream::connect(address))
         .await
         .map_err(|_| Error::Timeout(format!("{address} did not accept")))?;
@@ -157,7 +109,8 @@ async fn dial(
     if !worker.shared.descriptors.may_keep(&far) {
         return Err(Error::OutOfDescriptors);
     }
-    Socket::new(far).map_err(failed)
+    let far = TunnelEnd::dialled(Socket::new(far).map_err(failed)?, None);
+    Ok(Answer { head: Head::of_tunnel(far), ticket: None, idle_timeout: Duration::MAX })
 }
 
 async fn resolve(

@@ -23,8 +23,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use evenkeel_balancer::{Circuit, Guard};
 use foldhash::HashMap;
+use h2::SendStream;
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -34,6 +36,7 @@ use tokio::task::AbortHandle;
 
 use crate::body::{Body, ReceivedBody};
 use crate::http2::client::{Http2Sender, StreamPlace, handshake};
+use crate::http2::pipe::Http2Pipe;
 use crate::http2::upkeep::Silence;
 use crate::interim::Interim;
 use crate::outflow::{Outflow, PacedBody};
@@ -147,9 +150,7 @@ impl Pool {
         address: SocketAddr,
         charge: Option<Charge<'_>>,
     ) -> Result<H1, DialError> {
-        let _pending = charge.map(|c| c.pending()).transpose()?;
-        let guard = charge.map(|c| c.connection()).transpose()?;
-        let socket = self.dial(address, None).await?;
+        let (socket, guard) = self.dial_alone(address, charge).await?;
         let outflow = socket.outflow();
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(HEAD_MAX)
@@ -175,6 +176,17 @@ impl Pool {
         let task = task.abort_handle();
         let (tell_interim, interims) = mpsc::channel(INTERIMS_WAITING_MAX);
         Ok(H1 { sender, outflow, tell_interim, interims, task, address })
+    }
+
+    /// A connection of its own to an application, and its place in the circuit.
+    pub async fn dial_alone(
+        &self,
+        address: SocketAddr,
+        charge: Option<Charge<'_>>,
+    ) -> Result<(Socket, Option<Guard>), DialError> {
+        let _pending = charge.map(|c| c.pending()).transpose()?;
+        let guard = charge.map(|c| c.connection()).transpose()?;
+        Ok((self.dial(address, None).await?, guard))
     }
 
     fn take_idle(&self, address: SocketAddr) -> Option<H1> {
@@ -507,6 +519,24 @@ impl H2 {
     ) -> Result<Response<ReceivedBody>, SendError> {
         let response = self.sender.send(request, interim, &self.place).await?;
         Ok(response.map(ReceivedBody::http2))
+    }
+
+    /// Sends a CONNECT and waits for the response's head, beside which what is said in the tunnel goes out.
+    ///
+    /// # Errors
+    /// What became of the request when there is no response.
+    pub async fn connect(
+        &mut self,
+        request: Request<Body>,
+        interim: &Interim,
+    ) -> Result<(Response<ReceivedBody>, SendStream<Bytes>), SendError> {
+        let (response, sending) = self.sender.connect(request, interim).await?;
+        Ok((response.map(ReceivedBody::http2), sending))
+    }
+
+    /// Its stream as the end of a tunnel.
+    pub fn into_pipe(self, receiving: ReceivedBody, sending: SendStream<Bytes>) -> Http2Pipe {
+        Http2Pipe::new(receiving, sending, self.sender.windows(), Some(self.place))
     }
 }
 

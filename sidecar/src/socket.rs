@@ -135,6 +135,12 @@ impl Socket {
         }
     }
 
+    /// When it is closed, its peer is told that it broke and not that it ended (RST), and what is still to be sent is not.
+    pub fn resets_when_closed(&self) {
+        // Fails only where the connection has ended.
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+    }
+
     /// A write was tried: while it is blocked, the peer's death is told from its slowness.
     fn wrote<T>(
         &mut self,

@@ -75,6 +75,11 @@ impl Template {
         }
     }
 
+    /// It is a CONNECT.
+    pub fn opens_tunnel(&self) -> bool {
+        self.method == Method::CONNECT
+    }
+
     /// The request for one endpoint. `left`: until its response's head is due, if that is known. `h2`: it goes in HTTP/2.
     pub fn request(
         &self,
@@ -118,8 +123,13 @@ impl Template {
         if h2 {
             *request.version_mut() = Version::HTTP_2;
             request.headers_mut().remove(HOST);
-            uri.scheme = Some(Scheme::HTTP);
             uri.authority = Some(self.authority.clone());
+            if self.opens_tunnel() {
+                // RFC 9113 §8.5.
+                uri.path_and_query = None;
+            } else {
+                uri.scheme = Some(Scheme::HTTP);
+            }
         } else {
             let headers = request.headers_mut();
             // RFC 9112 §3.2.2: what the request line names counts, whatever `Host` said.
@@ -144,8 +154,8 @@ impl Template {
             let left = at.saturating_duration_since(Instant::now());
             request.headers_mut().insert(headers::GRPC_TIMEOUT, deadline::grpc_timeout_value(left));
         }
-        *request.uri_mut() =
-            Uri::from_parts(uri).expect("a path, or all three parts, are a valid URI");
+        *request.uri_mut() = Uri::from_parts(uri)
+            .expect("a path, an authority, or all three parts, are a valid URI");
         request
     }
 }

@@ -118,8 +118,20 @@ def one_request_each(storm, place):
     storm.connections(64, request(place), at_close=True)
 
 
+def idle_tunnels(storm, place):
+    """Tunnels in which nothing is said."""
+    storm.connections(1000, f"CONNECT {place.host}:80 HTTP/1.1\r\nHost: {place.host}:80\r\n\r\n".encode())
+
+
+def unread_tunnels(storm, place):
+    """Long answers in tunnels that nobody reads."""
+    tunnel = f"CONNECT {place.host}:80 HTTP/1.1\r\nHost: {place.host}:80\r\n\r\n".encode()
+    storm.connections(200, tunnel + request(place, path=place.large), reads=False)
+
+
 ATTACKS = (
     slow_heads, slow_bodies, slow_readers, header_flood, huge_heads, huge_targets, blank_lines, garbage,
     pipelining_flood, pipelining_unread, chunk_extension_flood, chunk_extensions, tiny_chunks, chunk_size_flood,
     trailer_flood, awaited_continue, hanging_requests, idle_connections, connection_flood, one_request_each,
+    idle_tunnels, unread_tunnels,
 )

@@ -34,6 +34,7 @@ mod e2e {
     pub mod messages;
     pub mod reach;
     pub mod recipes;
+    pub mod tunnels;
     pub mod uploads;
 
     pub mod limits;

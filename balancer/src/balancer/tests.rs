@@ -645,3 +645,43 @@ fn an_endpoint_whose_heads_are_quick_and_whose_calls_fail_is_ejected() {
     call(&mut bench, Verdict::Failure);
     assert!(ejected(&bench), "five in a row, though each of their heads was an answer");
 }
+
+#[test]
+fn a_tunnel_is_load_and_says_of_its_endpoint_only_that_it_can_be_dialled() {
+    let mut bench = Bench::new(1, Balance::P2c);
+    let endpoint = Arc::clone(&bench.balancer.endpoints()[0]);
+    let mut answered = bench.first();
+    bench.now += 100 * MS;
+    answered.head(bench.now, Verdict::Success);
+    drop(answered);
+    (0..4).for_each(|_| bench.end_at(0, Verdict::Failure));
+    let mut waiting = bench.first();
+    bench.now += 50 * MS;
+    waiting.late(bench.now);
+    assert!(endpoint.seems_silent(bench.now));
+
+    let mut tunnel = bench.first();
+    tunnel.dials_only();
+    bench.now += MS;
+    let latency = endpoint.latency(bench.now);
+    tunnel.head(bench.now, Verdict::Success);
+    assert_eq!(endpoint.latency(bench.now), latency, "a dial is not an answer's time");
+    assert!(endpoint.seems_silent(bench.now), "a process that stands still is dialled as well");
+    assert_eq!(endpoint.in_flight(), 2, "it is load for as long as it is open");
+    bench.end_at(0, Verdict::Failure);
+    assert!(endpoint.ejected(bench.now), "five failures in a row, whatever could be dialled");
+    drop(tunnel);
+    assert_eq!(endpoint.in_flight(), 1);
+}
+
+#[test]
+fn a_tunnel_that_opens_ends_the_hold_of_a_failed_dial() {
+    let mut bench = Bench::new(1, Balance::P2c);
+    let endpoint = Arc::clone(&bench.balancer.endpoints()[0]);
+    bench.end_at(0, Verdict::Unreachable);
+    let redial = endpoint.redial().expect("it could not be dialled");
+    let mut tunnel = bench.first();
+    tunnel.dials_only();
+    tunnel.head(bench.now, Verdict::Undecided);
+    assert!(!redial.is_needed());
+}

@@ -86,7 +86,9 @@ impl<'r> Sending<'r> {
         let grpc_path = template.grpc.then(|| template.path.path());
         let has = |name: &String| template.headers.contains_key(name.as_str());
         Sending {
-            safe: repeat::is_safe(repeat, template.method.as_str(), grpc_path),
+            // Nothing that its caller says is sent before a tunnel stands, so there is nothing to be executed twice.
+            safe: template.opens_tunnel()
+                || repeat::is_safe(repeat, template.method.as_str(), grpc_path),
             keyed: repeat.key_header.as_ref().is_some_and(has),
             worker,
             upstream,
@@ -158,7 +160,7 @@ impl<'r> Sending<'r> {
             let left = counts.then(|| deadline.at.saturating_duration_since(Instant::now()));
             template.request(upstream, endpoint, body, left, h2)
         };
-        let request = (template.wants_http2, request);
+        let request = (template, request);
         let (policy, endpoint) = (&self.route.policy, Arc::clone(endpoint));
         let interim = match start {
             Start::AsCopy => self.interim.for_copy(),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Method, Request, Response};
@@ -164,6 +165,36 @@ impl Http2Sender {
             tokio::task::spawn_local(outlast(upload, Rc::clone(place)));
         }
         Ok(Response::from_parts(head, body))
+    }
+
+    /// Sends a CONNECT and waits for the response's head. What is said in the tunnel goes out on the stream beside it; a response
+    /// that opens none has a body, as others do.
+    ///
+    /// # Errors
+    /// What became of the request when there is no response.
+    pub async fn connect(
+        &mut self,
+        request: Request<Body>,
+        interim: &Interim,
+    ) -> Result<(Response<StreamBody>, SendStream<Bytes>), SendError> {
+        if poll_fn(|cx| self.requests.poll_ready(cx)).await.is_err() {
+            self.closed.set(true);
+            return Err(SendError::NotSent(Box::new(request)));
+        }
+        let (response, sending) = self
+            .requests
+            .send_request(request.map(drop), false)
+            .map_err(|error| SendError::Unsendable(error.to_string()))?;
+        let mut response = pin!(response);
+        let answered = poll_fn(|cx| poll_answer(cx, response.as_mut(), &mut None, interim)).await?;
+        let (head, stream) = answered.into_parts();
+        let body = StreamBody::new(stream, &head.headers, &self.windows);
+        Ok((Response::from_parts(head, body), sending))
+    }
+
+    /// The windows of its streams.
+    pub fn windows(&self) -> &Rc<StreamWindows> {
+        &self.windows
     }
 }
 

@@ -8,6 +8,7 @@
 //!   connection ends, has a broken message, not a short one ([`receive`]).
 //! - **Interim responses** (1xx) pass in both directions ([`client`], [`server`]).
 //! - **Whether a request was sent**: one that never left comes back whole and may go elsewhere ([`client`]).
+//! - **Tunnels**: the stream of a CONNECT is joined with a connection, both ways ([`pipe`]).
 //! - **Cancellation**: whoever drops a request or a response resets its stream; a stream that the peer resets drops
 //!   the request that is being served on it ([`server`]).
 //!
@@ -15,6 +16,7 @@
 //! lets nobody set the windows of a connection that runs.
 
 pub mod client;
+pub mod pipe;
 pub mod receive;
 pub mod send;
 pub mod server;

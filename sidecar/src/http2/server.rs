@@ -18,6 +18,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::pipe::Http2Pipe;
 use super::receive::StreamBody;
 use super::send::SendBody;
 use super::upkeep::{Silence, StreamWindows, Upkeep};
@@ -27,6 +28,7 @@ use crate::body::{Buffers, Reply};
 use crate::interim::INTERIMS_MAX;
 use crate::pool::HEAD_MAX;
 use crate::socket::Pulse;
+use crate::tunnel::TunnelEnd;
 
 /// A connection whose peer sends requests.
 pub struct Http2Server<T> {
@@ -175,13 +177,18 @@ impl StreamReply {
             head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
         let sent = self.stream.borrow_mut().send_response(Response::from_parts(head, ()), ended);
-        match sent {
-            Ok(stream) if !ended => {
+        match (sent, body) {
+            (Ok(sending), Reply::Tunnel(tunnel, receiving)) => {
+                let pipe = Http2Pipe::new(receiving, sending, &self.windows, None);
+                // Boxed: seldom, and large in every stream else.
+                Box::pin(tunnel.run(TunnelEnd::Stream(Box::new(pipe)))).await;
+            }
+            (Ok(stream), body) if !ended => {
                 let patience = body.patience();
                 let _ = SendBody::new(body, stream, patience, &self.windows).await;
             }
-            Ok(_) => {}
-            Err(error) => {
+            (Ok(_), _) => {}
+            (Err(error), _) => {
                 tracing::debug!(%error, "a response could not be sent");
                 self.stream.borrow_mut().send_reset(h2::Reason::INTERNAL_ERROR);
             }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use http::header::{HeaderMap, HeaderValue, MAX_FORWARDS};
 use http::request::Parts;
+use http::uri::PathAndQuery;
 use http::{Method, Response, StatusCode, Version};
 
 use framing::{BodyLength, StatedLength};
@@ -61,7 +62,10 @@ pub fn receive(
     found: Found,
     fixed: Option<&str>,
 ) -> Result<ReceivedRequest, MessageError> {
-    let target = target::of(parts, fixed)?;
+    let target = match parts.method {
+        Method::CONNECT => tunnel_target(parts, found)?,
+        _ => target::of(parts, fixed)?,
+    };
     let headers = &mut parts.headers;
     if found.upgrade && headers::asks_for_websocket(headers) {
         return Err(MessageError::NotImplemented(SWITCH));
@@ -79,6 +83,16 @@ pub fn receive(
     };
     headers::strip(headers, found);
     Ok(received)
+}
+
+/// The target of a CONNECT. It has no path: rules and routes for paths are asked with `/`.
+fn tunnel_target(parts: &Parts, found: Found) -> Result<RequestTarget, MessageError> {
+    let authority = target::of_connect(parts)?;
+    // RFC 9110 §9.3.6 gives it no meaning, and who reads it as the tunnel's first bytes reads something else than who skips it.
+    if found.coded || !matches!(found.length, StatedLength::None | StatedLength::Once(0)) {
+        return Err(MessageError::Malformed("CONNECT has no content: send it in the tunnel"));
+    }
+    Ok(RequestTarget { authority, path: PathAndQuery::from_static("/") })
 }
 
 /// Reads a response's head as it comes from the hop that sent it.

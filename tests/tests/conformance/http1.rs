@@ -208,7 +208,9 @@ pub fn request_framing(fields: &[Field]) -> Result<Framing, Stop> {
 
 /// The framing of a response to a request of this method.
 pub fn response_framing(method: &str, response: &Message) -> Result<Framing, Stop> {
-    let bodiless = method == "HEAD" || matches!(response.status, 100..=199 | 204 | 304);
+    let opens_tunnel = method == "CONNECT" && matches!(response.status, 200..=299);
+    let bodiless =
+        method == "HEAD" || opens_tunnel || matches!(response.status, 100..=199 | 204 | 304);
     if bodiless { Ok(Framing::Length(0)) } else { framing(&response.fields, Framing::Close) }
 }
 

@@ -196,7 +196,6 @@ fn each_form_of_the_target_means_one_thing(workers: usize) {
         for (line, hosts) in [
             ("GET *", "Host: {}\r\n"),
             ("GET {}:80", "Host: {}\r\n"),
-            ("CONNECT {}:80", "Host: {}\r\n"),
             ("GET http://{}/", ""),
             ("GET http://{}/", "Host: a b/c\r\n"),
             ("GET http://{}/", "Host:\r\n"),
@@ -346,15 +345,15 @@ fn grpc_web_is_not_grpc(workers: usize) {
     }
 }
 
-fn connect_at_the_mesh_port_reaches_no_application(workers: usize) {
+fn connect_at_the_mesh_port_is_for_instances_alone(workers: usize) {
     let pair = Pair::start(workers, "");
     pair.app.answer(PLAIN);
     let mut stream =
         Raw::connect_from(pair.lab.ip(1).into(), SocketAddrV4::new(pair.lab.ip(2), 7110).into())
             .unwrap();
-    stream.say(http2_connect("far"));
-    let heard = stream.hear_text("bad_request", SILENCE);
-    assert!(heard.text().contains("bad_request"), "{}", heard.text());
+    stream.say(http2_connect("local"));
+    let heard = stream.hear_text("misdirected", SILENCE);
+    assert!(heard.text().contains("misdirected"), "{}", heard.text());
     assert_eq!(pair.app.heard(), [""; 0]);
 }
 
@@ -391,5 +390,5 @@ each_workers!(
     what_belongs_to_a_hop_stays_on_it,
     applications_are_told_the_time_that_is_left,
     grpc_web_is_not_grpc,
-    connect_at_the_mesh_port_reaches_no_application,
+    connect_at_the_mesh_port_is_for_instances_alone,
 );

@@ -3,7 +3,7 @@
 
 use crate::conformance::check::Arrives::{Nothing, Once, Unfinished};
 use crate::conformance::check::Check::{
-    Body, Closed, Contains, Count, Has, Lacks, Method, Only, Refused, Status,
+    Body, Closed, Contains, Count, Has, Lacks, Method, Of, Only, Refused, Status, Target,
 };
 use crate::conformance::row::{Content, MESH, Row, SERVICES, Way, answer, ask, get};
 use crate::conformance::script::{NO_ERROR, Step, data, headers, request_headers};
@@ -134,7 +134,7 @@ fn max_forwards() -> Vec<Row> {
     rows
 }
 
-/// CONNECT opens tunnels to names outside the mesh, and nothing else.
+/// CONNECT opens a tunnel, and what is said in it arrives as it is.
 fn connect() -> Vec<Row> {
     vec![
         Row::new("RFC 9110 §9.3.6", "CONNECT without a port is refused")
@@ -145,6 +145,28 @@ fn connect() -> Vec<Row> {
             .http1("CONNECT static-one:65536 HTTP/1.1\r\n{to}\r\n")
             .over(SERVICES)
             .expect(Nothing, &[Refused]),
+        Row::new("RFC 9110 §9.3.6", "what follows CONNECT to a service reaches one instance")
+            .http1(
+                "CONNECT {host}:80 HTTP/1.1\r\nHost: {host}:80\r\n\r\n\
+                 GET {path} HTTP/1.1\r\n{to}\r\n",
+            )
+            .methods(&["CONNECT", "GET"])
+            .over(&[Way::StaticHttp1, Way::MeshHttp1])
+            .expect(
+                Once(&[Target("{path}"), Lacks("via")]),
+                &[Status(&[200]), Lacks("content-length"), Of(1, &Body("ok"))],
+            ),
+        Row::new("RFC 9110 §9.3.6", "CONNECT with content is refused")
+            .http1("CONNECT {host}:80 HTTP/1.1\r\n{to}Content-Length: 5\r\n\r\nhello")
+            .over(SERVICES)
+            .expect(Nothing, &[Refused]),
+        Row::new("RFC 9113 §8.5", "CONNECT to a service over HTTP/2 reaches one instance")
+            .http2(vec![
+                headers(&[(":method", "CONNECT"), (":authority", "{host}:80")], false),
+                data("GET {path} HTTP/1.1\r\n{to}\r\n", true),
+            ])
+            .over(&[Way::StaticHttp1, Way::MeshHttp1])
+            .expect(Once(&[Target("{path}"), Lacks("via")]), &[Status(&[200])]),
         Row::new("RFC 9113 §8.5", "CONNECT over HTTP/2 with :path is malformed")
             .http2(vec![request_headers("CONNECT", &[], true)])
             .expect(Nothing, &[Refused]),
@@ -203,17 +225,26 @@ fn mesh_port() -> Vec<Row> {
         .expect(Nothing, &[Status(&[421]), Body(""), Count("content-length", 1)]),
         Row::new(
             "RFC 9110 §9.3.6",
-            "CONNECT at the mesh port is refused and reaches no \
+            "CONNECT at the mesh port without an instance is refused and reaches no \
              application",
         )
         .at_mesh_port()
         .http2(vec![headers(
-            &[&[(":method", "CONNECT"), (":authority", "x:80"), ("x-row", "{row}")][..], named]
-                .concat(),
+            &[(":method", "CONNECT"), (":authority", "{host}:80"), ("x-row", "{row}")],
             false,
         )])
-        .expect(Nothing, &[Refused])
-        .or(Nothing, &[Status(&[501, 502, 503])]),
+        .expect(Nothing, &[Refused]),
+        Row::new("RFC 9113 §8.5", "a member's CONNECT reaches its instance")
+            .at_mesh_port()
+            .http2(vec![
+                headers(
+                    &[&[(":method", "CONNECT"), (":authority", "x:80")][..], named].concat(),
+                    false,
+                ),
+                data("GET {path} HTTP/1.1\r\n{to}\r\n", true),
+            ])
+            .over(&[Way::MeshHttp1])
+            .expect(Once(&[Target("{path}"), Lacks("via")]), &[Status(&[200])]),
         Row::new(
             "RFC 9112 §3.2.3",
             "CONNECT in HTTP/1.1 at the mesh port is refused and reaches \
