@@ -124,7 +124,7 @@ pub const DEREGISTER_AFTER_MIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckKind {
-    /// `method path` over plain HTTP/1.1 to `authority` (`host:port`): 2xx passes, 429 warns.
+    /// `method path` over HTTP/1.1 to `authority` (`host:port`): 2xx passes, 429 warns.
     Http {
         /// `host:port`; a host name is looked up at each run.
         authority: String,
@@ -138,21 +138,39 @@ pub enum CheckKind {
         /// Sent with the request.
         #[serde(default)]
         body: String,
+        /// `None`: without TLS.
+        #[serde(default)]
+        tls: Option<CheckTls>,
     },
-    /// A connection to this `host:port` passes.
+    /// A connection to this `host:port` passes, with TLS once the handshake is done.
     Tcp {
         /// `host:port`; a host name is looked up at each run.
         authority: String,
+        /// `None`: without TLS.
+        #[serde(default)]
+        tls: Option<CheckTls>,
     },
-    /// `grpc.health.v1.Health/Check` without TLS: `SERVING` passes.
+    /// `grpc.health.v1.Health/Check`: `SERVING` passes.
     Grpc {
         /// `host:port`; a host name is looked up at each run.
         authority: String,
         /// What is asked about; empty: the whole server.
         service: String,
+        /// `None`: without TLS.
+        #[serde(default)]
+        tls: Option<CheckTls>,
     },
     /// Nothing is asked: the application reports, and is critical when it has not for the check's interval.
     Ttl,
+}
+
+/// Whose certificate a check over TLS expects.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckTls {
+    /// Asked for with the handshake (SNI) and expected in the certificate; `None`: the host that is dialled.
+    pub server_name: Option<String>,
+    /// Whatever certificate is shown is taken: the check says that somebody answers, not who.
+    pub skip_verify: bool,
 }
 
 impl CheckKind {
@@ -442,7 +460,7 @@ mod tests {
             checks: vec![Check {
                 id: "service:payments-1".into(),
                 name: "alive".into(),
-                kind: CheckKind::Tcp { authority: "127.0.0.1:8443".into() },
+                kind: CheckKind::Tcp { authority: "127.0.0.1:8443".into(), tls: None },
                 notes: "whether it listens".into(),
                 interval: Duration::from_secs(10),
                 timeout: Duration::from_millis(500),
@@ -460,6 +478,20 @@ mod tests {
         let json = serde_json::to_string(&SavedRegistration::from(&registration())).unwrap();
         let saved: SavedRegistration = serde_json::from_str(&json).unwrap();
         assert_eq!(Registration::from(saved), registration());
+    }
+
+    #[test]
+    fn what_builds_without_tls_saved_of_a_check_is_still_read() {
+        let text = r#"{"tcp": {"authority": "a:1"}}"#;
+        let kind: CheckKind = serde_json::from_str(text).unwrap();
+        assert_eq!(kind, CheckKind::Tcp { authority: "a:1".into(), tls: None });
+        let over_tls = CheckKind::Grpc {
+            authority: "a:1".into(),
+            service: String::new(),
+            tls: Some(CheckTls { server_name: Some("b".into()), skip_verify: true }),
+        };
+        let saved = serde_json::to_string(&over_tls).unwrap();
+        assert_eq!(serde_json::from_str::<CheckKind>(&saved).unwrap(), over_tls);
     }
 
     #[test]
@@ -489,6 +521,7 @@ mod tests {
                     method: "GET".into(),
                     headers: [("a".to_owned(), vec![String::new(); CHECK_HEADERS_MAX + 1])].into(),
                     body: String::new(),
+                    tls: None,
                 };
             }),
             ("number of meta", |r| {

@@ -25,7 +25,7 @@ use evenkeel_config::settings::{self, Settings};
 use evenkeel_config::{Environment, Published};
 use evenkeel_discovery::consul::CheckRegistration;
 use evenkeel_discovery::registration::{
-    Check, CheckKind, Origin, RegisterError, Registration, Weights,
+    Check, CheckKind, CheckTls, Origin, RegisterError, Registration, Weights,
 };
 use evenkeel_discovery::{
     Catalog, Config, Counters, Discovery, Health, Limits, NodeInfo, OrderError, Profile, Saved,
@@ -468,19 +468,25 @@ fn registrations(settings: &Settings, own: IpAddr) -> Vec<Registration> {
 
 fn configured_check(service: &settings::Service, check: &settings::Check) -> Check {
     let authority = service.address.to_string();
+    let get = |path: &str, tls| CheckKind::Http {
+        authority: authority.clone(),
+        path: path.to_owned(),
+        method: "GET".to_owned(),
+        headers: BTreeMap::new(),
+        body: String::new(),
+        tls,
+    };
     Check {
         id: format!("service:{}", service.id),
         name: format!("Service '{}' check", service.name),
         notes: String::new(),
         kind: match &check.kind {
-            settings::CheckKind::Http(path) => CheckKind::Http {
-                authority,
-                path: path.clone(),
-                method: "GET".to_owned(),
-                headers: BTreeMap::new(),
-                body: String::new(),
-            },
-            settings::CheckKind::Tcp => CheckKind::Tcp { authority },
+            settings::CheckKind::Http(path) => get(path, None),
+            settings::CheckKind::Https { path, skip_verify, server_name } => {
+                let server_name = server_name.clone();
+                get(path, Some(CheckTls { server_name, skip_verify: *skip_verify }))
+            }
+            settings::CheckKind::Tcp => CheckKind::Tcp { authority, tls: None },
         },
         interval: check.interval,
         timeout: check.timeout,

@@ -88,6 +88,11 @@ impl Host {
         self.directory.path().join("state")
     }
 
+    /// The file that is its store of certificates; to be written before anything asks for it.
+    pub fn authorities(&self) -> std::path::PathBuf {
+        self.directory.path().join("authorities.pem")
+    }
+
     /// What a host says that does not start with this configuration.
     pub fn refused(more: &str) -> String {
         let directory = tempfile::tempdir().unwrap();
@@ -136,6 +141,7 @@ impl Host {
             .arg("-c")
             .arg(&file)
             .env("NO_COLOR", "1")
+            .env("SSL_CERT_FILE", self.authorities())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
