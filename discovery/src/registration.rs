@@ -206,6 +206,8 @@ pub enum RegisterError {
     NoSuchId(String),
     /// There is no check of this id.
     NoSuchCheck(String),
+    /// There is a check of this id, of an instance or of the host: says whose.
+    CheckIdTaken(String, String),
     /// The check of this id is run by this host: only those with a TTL are reported by applications.
     NotReported(String),
     /// The host is leaving the mesh.
@@ -241,6 +243,9 @@ impl fmt::Display for RegisterError {
                     f,
                     "Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name"
                 )
+            }
+            RegisterError::CheckIdTaken(id, whose) => {
+                write!(f, "check id {id:?} is that of a check of {whose}: use another")
             }
             RegisterError::NotReported(id) => {
                 write!(
@@ -300,7 +305,7 @@ impl Registration {
 }
 
 impl Check {
-    fn validate(&self) -> Result<(), RegisterError> {
+    pub(crate) fn validate(&self) -> Result<(), RegisterError> {
         if self.id.is_empty() || self.id.len() > TEXT_MAX || self.id.chars().any(char::is_control) {
             return Err(RegisterError::CheckId(self.id.clone()));
         }
@@ -342,8 +347,9 @@ pub struct SavedRegistration {
     checks: Vec<SavedCheck>,
 }
 
+/// A check as it is saved; durations in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct SavedCheck {
+pub struct SavedCheck {
     id: String,
     name: String,
     kind: CheckKind,
@@ -358,10 +364,10 @@ struct SavedCheck {
     deregister_after_ms: Option<u64>,
 }
 
-impl From<&Registration> for SavedRegistration {
-    fn from(registration: &Registration) -> Self {
+impl From<&Check> for SavedCheck {
+    fn from(check: &Check) -> Self {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let check = |check: &Check| SavedCheck {
+        SavedCheck {
             id: check.id.clone(),
             name: check.name.clone(),
             kind: check.kind.clone(),
@@ -372,7 +378,41 @@ impl From<&Registration> for SavedRegistration {
             fall: check.fall,
             initial: check.initial,
             deregister_after_ms: check.deregister_after.map(millis),
-        };
+        }
+    }
+}
+
+impl SavedCheck {
+    /// What the application last reported is what is known after a restart, until its next report is due: it keeps
+    /// reporting, and was well while this process was away.
+    #[must_use]
+    pub fn with_reported(mut self, status: Status) -> Self {
+        if self.kind == CheckKind::Ttl {
+            self.initial = status;
+        }
+        self
+    }
+}
+
+impl From<SavedCheck> for Check {
+    fn from(saved: SavedCheck) -> Self {
+        Check {
+            id: saved.id,
+            name: saved.name,
+            kind: saved.kind,
+            notes: saved.notes,
+            interval: Duration::from_millis(saved.interval_ms),
+            timeout: Duration::from_millis(saved.timeout_ms),
+            rise: saved.rise,
+            fall: saved.fall,
+            initial: saved.initial,
+            deregister_after: saved.deregister_after_ms.map(Duration::from_millis),
+        }
+    }
+}
+
+impl From<&Registration> for SavedRegistration {
+    fn from(registration: &Registration) -> Self {
         SavedRegistration {
             id: registration.id.clone(),
             service: registration.service.clone(),
@@ -384,39 +424,23 @@ impl From<&Registration> for SavedRegistration {
             tags: registration.tags.clone(),
             meta: registration.meta.clone(),
             weights: registration.weights,
-            checks: registration.checks.iter().map(check).collect(),
+            checks: registration.checks.iter().map(SavedCheck::from).collect(),
         }
     }
 }
 
 impl SavedRegistration {
-    /// What the application last reported is what is known after a restart, until its next report is due: it keeps
-    /// reporting, and was well while this process was away.
+    /// With what is known of its checks, in their order: see [`SavedCheck::with_reported`].
     #[must_use]
     pub fn with_reported(mut self, statuses: impl IntoIterator<Item = Status>) -> Self {
-        for (check, status) in self.checks.iter_mut().zip(statuses) {
-            if check.kind == CheckKind::Ttl {
-                check.initial = status;
-            }
-        }
+        let checks = self.checks.into_iter().zip(statuses);
+        self.checks = checks.map(|(check, status)| check.with_reported(status)).collect();
         self
     }
 }
 
 impl From<SavedRegistration> for Registration {
     fn from(saved: SavedRegistration) -> Self {
-        let check = |check: SavedCheck| Check {
-            id: check.id,
-            name: check.name,
-            kind: check.kind,
-            notes: check.notes,
-            interval: Duration::from_millis(check.interval_ms),
-            timeout: Duration::from_millis(check.timeout_ms),
-            rise: check.rise,
-            fall: check.fall,
-            initial: check.initial,
-            deregister_after: check.deregister_after_ms.map(Duration::from_millis),
-        };
         Registration {
             id: saved.id,
             service: saved.service,
@@ -428,7 +452,7 @@ impl From<SavedRegistration> for Registration {
             tags: saved.tags,
             meta: saved.meta,
             weights: saved.weights,
-            checks: saved.checks.into_iter().map(check).collect(),
+            checks: saved.checks.into_iter().map(Check::from).collect(),
             origin: Origin::Api,
         }
     }

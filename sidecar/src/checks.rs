@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use evenkeel_discovery::health::{RiseFall, Status};
-use evenkeel_discovery::registration::{Check, CheckKind, CheckTls, Registration};
+use evenkeel_discovery::registration::{Check, CheckKind, CheckTls};
 use http::header::{CONNECTION, HOST, USER_AGENT};
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::Full;
@@ -40,7 +40,7 @@ use tls::TlsClient;
 /// A verdict to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whose.
+    /// Whose; empty: this host's own.
     pub instance: String,
     /// Which of its checks.
     pub check: String,
@@ -50,22 +50,20 @@ pub struct Verdict {
     pub output: String,
 }
 
-/// Runs the checks of whatever is registered on this host, until `local` closes. Each check's first result, each change
+/// Runs these checks of instances (by id) and of the host itself (whose id is empty), until `registered` closes. Each check's first result, each change
 /// after it, and now and then another reason for the same goes to `commands`. Must be called within a `LocalSet`.
 pub async fn run(
-    mut local: watch::Receiver<Arc<Vec<Registration>>>,
+    mut registered: watch::Receiver<Arc<Vec<(String, Check)>>>,
     commands: mpsc::Sender<Command>,
 ) {
     let tls = Rc::new(TlsClient::default());
     let mut running: BTreeMap<(String, String), Running> = BTreeMap::new();
     loop {
-        let registered = Arc::clone(&local.borrow_and_update());
-        let mut wanted: BTreeMap<(String, String), Check> = BTreeMap::new();
-        for instance in registered.iter() {
-            for check in instance.checks.iter().filter(|check| check.kind != CheckKind::Ttl) {
-                wanted.insert((instance.id.clone(), check.id.clone()), check.clone());
-            }
-        }
+        let checks = Arc::clone(&registered.borrow_and_update());
+        let run_here = checks.iter().filter(|(_, check)| check.kind != CheckKind::Ttl);
+        let wanted: BTreeMap<(String, String), Check> = run_here
+            .map(|(instance, check)| ((instance.clone(), check.id.clone()), check.clone()))
+            .collect();
         running.retain(|key, run| wanted.get(key) == Some(&run.check));
         for (key, check) in wanted {
             running.entry(key).or_insert_with_key(|(instance, _)| {
@@ -78,7 +76,7 @@ pub async fn run(
                 Running { check, task: task.abort_handle() }
             });
         }
-        if local.changed().await.is_err() {
+        if registered.changed().await.is_err() {
             return;
         }
     }

@@ -73,6 +73,43 @@ fn what_is_registered_on_one_host_is_found_on_the_other() {
 }
 
 #[test]
+fn a_check_of_the_host_takes_all_it_offers_out_and_back() {
+    let (a, mut b) = Host::pair("host-check");
+    b.offer("web", "10.0.0.9", 80);
+    eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
+    let check = r#"{"Name": "disk", "TTL": "10m", "Status": "passing", "Notes": "df /var"}"#;
+    assert_eq!(b.put("/v1/agent/check/register", check).0, 200);
+    eventually("it shows with the instance", || {
+        a.get("/v1/health/service/web?passing")[0]["Checks"]
+            .as_array()
+            .is_some_and(|checks| checks.iter().any(|check| check["CheckID"] == "disk"))
+    });
+    assert_eq!(b.put("/v1/agent/check/fail/disk?note=full", "").0, 200);
+    eventually("it is out of look-ups", || a.dig("web.service.mesh", "A").is_empty());
+    assert_eq!(a.get("/v1/health/service/web?passing"), Value::Array(Vec::new()));
+    assert_eq!(b.get("/v1/agent/checks")["disk"]["Output"], "full");
+    assert_eq!(a.get("/v1/health/state/critical")[0]["CheckID"], "disk");
+    assert!(a.evenkeel(&["explain", "web"]).contains("full"), "{}", a.evenkeel(&["explain", "web"]));
+
+    b.kill();
+    b.start();
+    eventually("it is still known after a restart", || b.get("/v1/agent/checks")["disk"].is_object());
+    assert_eq!(b.put("/v1/agent/check/pass/disk", "").0, 200);
+    eventually("it is back", || !a.dig("web.service.mesh", "A").is_empty());
+    // One that the host runs itself.
+    let application = Application::answering(503);
+    let check = format!(
+        r#"{{"Name": "agent", "HTTP": "http://{}/healthz", "Interval": "100ms"}}"#,
+        application.address
+    );
+    assert_eq!(b.put("/v1/agent/check/register", &check).0, 200);
+    eventually("its result takes it out", || a.dig("web.service.mesh", "A").is_empty());
+    assert_eq!(b.put("/v1/agent/check/deregister/agent", "").0, 200);
+    eventually("it is back without the check", || !a.dig("web.service.mesh", "A").is_empty());
+    assert_eq!(b.put("/v1/agent/check/deregister/agent", "").0, 404);
+}
+
+#[test]
 fn what_a_killed_host_offered_is_chosen_by_no_look_up() {
     let (a, mut b) = Host::pair("killed");
     b.offer("web", "10.0.0.9", 80);

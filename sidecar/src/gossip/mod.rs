@@ -57,7 +57,7 @@ pub struct GossipHandle {
     node: Arc<NodeInfo>,
     catalog: Arc<ArcSwap<Catalog>>,
     changes: watch::Receiver<u64>,
-    local: watch::Receiver<Arc<Vec<Registration>>>,
+    checks: watch::Receiver<Arc<Vec<(String, Check)>>>,
     joined: Arc<AtomicBool>,
     obstacle: Arc<ArcSwapOption<String>>,
     commands: mpsc::Sender<Command>,
@@ -110,12 +110,12 @@ pub enum Command {
     Leave(oneshot::Sender<()>),
 }
 
-/// What applications and operators say of the health of this host's instances.
+/// What applications and operators say of the health of this host and of its instances.
 #[derive(Debug)]
 pub enum HealthChange {
     /// An application reports on its check of this id, which has a TTL.
     Report(String, Health),
-    /// One more check for an instance, or another one of the same id.
+    /// One more check for an instance or for this host, or another one of the same id.
     AddCheck(Box<CheckRegistration>),
     /// No longer the check of this id.
     RemoveCheck(String),
@@ -238,8 +238,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
     }
     let catalog = Arc::new(ArcSwap::new(discovery.snapshot()));
     let (changed, changes) = watch::channel(0);
-    let (publish_local, local) =
-        watch::channel(Arc::new(discovery.registrations().cloned().collect::<Vec<_>>()));
+    let (publish_checks, checks) = watch::channel(driver::local_checks(&discovery));
     let partial = catalog.load().partial;
     let joined = Arc::new(AtomicBool::new(!partial));
     let obstacle = partial.then(|| Arc::new("joining".to_owned()));
@@ -263,7 +262,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         events,
         published,
         changed,
-        local: publish_local,
+        checks: publish_checks,
         joined: Arc::clone(&joined),
         obstacle: Arc::clone(&obstacle),
         listens,
@@ -285,7 +284,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         runtime.shutdown_background();
     })?;
     let handle =
-        GossipHandle { node: Arc::new(node), catalog, changes, local, joined, obstacle, commands };
+        GossipHandle { node: Arc::new(node), catalog, changes, checks, joined, obstacle, commands };
     Ok(Gossip { handle, stop: Some(stop), thread: Some(thread) })
 }
 
@@ -331,10 +330,10 @@ impl GossipHandle {
         self.changes.clone()
     }
 
-    /// What this host offers, from the configuration and by the HTTP API; wakes at each change.
+    /// What is checked on this host, with the id of the instance that each is for (empty: it is for the host itself); wakes at each change.
     #[must_use]
-    pub fn local(&self) -> watch::Receiver<Arc<Vec<Registration>>> {
-        self.local.clone()
+    pub fn checks(&self) -> watch::Receiver<Arc<Vec<(String, Check)>>> {
+        self.checks.clone()
     }
 
     /// Whether this host has met whom `mesh.join` names, they see it and one of them has told it which services there are;

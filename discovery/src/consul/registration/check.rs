@@ -18,11 +18,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Checks more often than this are asked for by mistake.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// A check to be added to an instance of this host.
+/// A check to be added to an instance of this host, or to the host itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckRegistration {
-    /// The instance's id.
-    pub instance: String,
+    /// The instance's id; `None`: it is for the host itself.
+    pub instance: Option<String>,
     /// What is to be checked.
     pub check: Check,
 }
@@ -33,11 +33,7 @@ pub struct CheckRegistration {
 /// A body that is not acceptable, with what to change; nothing was registered.
 pub fn decode_check_registration(body: &[u8]) -> Result<CheckRegistration, DecodeError> {
     let mut fields = Fields::of(parse(body)?, "the body")?;
-    let Some(instance) = fields.text("ServiceID")? else {
-        return not_built(
-            "a check of the host itself: give the ServiceID of the instance that it is for".into(),
-        );
-    };
+    let instance = fields.text("ServiceID")?;
     let name = fields.text("Name")?.ok_or_else(|| malformed("Name", "is missing"))?;
     let check = decode_check(fields, name.clone(), &name)?;
     Ok(CheckRegistration { instance, check })

@@ -212,15 +212,16 @@ fn checks_over_tls() {
 }
 
 #[test]
-fn a_check_for_an_instance_that_is_registered_already() {
+fn a_check_for_an_instance_that_is_registered_already_or_for_the_host() {
     let decode = |body: Value| decode_check_registration(body.to_string().as_bytes());
     let one = decode(json!({"Name": "beat", "ServiceID": "web-1", "TTL": "5s"})).unwrap();
-    assert_eq!((&*one.instance, &*one.check.id, &*one.check.name), ("web-1", "beat", "beat"));
+    assert_eq!(one.instance.as_deref(), Some("web-1"));
+    assert_eq!((&*one.check.id, &*one.check.name), ("beat", "beat"));
     let one =
         decode(json!({"Name": "beat", "ID": "b", "ServiceID": "web-1", "TTL": "5s"})).unwrap();
     assert_eq!(one.check.id, "b");
-    let error = decode(json!({"Name": "disk", "TTL": "5s"})).unwrap_err().to_string();
-    assert!(error.contains("give the ServiceID"), "{error}");
+    let one = decode(json!({"Name": "disk", "ServiceID": "", "TTL": "5s"})).unwrap();
+    assert_eq!((one.instance, &*one.check.id), (None, "disk"), "a check of the host itself");
     let error = decode(json!({"ServiceID": "web-1", "TTL": "5s"})).unwrap_err().to_string();
     assert!(error.contains("Name is missing"), "{error}");
 }
