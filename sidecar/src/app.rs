@@ -269,7 +269,13 @@ impl App {
             surfaces.push(Surface {
                 name: "discovery.http",
                 listener,
-                router: catalog_http::router(handle.clone(), limits, &registry, &metrics.places)?,
+                router: catalog_http::router(
+                    handle.clone(),
+                    limits,
+                    Arc::clone(&plane.shared().own),
+                    &registry,
+                    &metrics.places,
+                )?,
                 timeout: catalog_http::ANSWER_TIMEOUT,
                 guard: guard(own.name.clone(), address),
                 refuse: catalog_http::refuse,

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use evenkeel_config::settings::{self, Settings};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -21,6 +20,7 @@ use crate::body::Buffers;
 use crate::descriptors::Descriptors;
 use crate::listener::{self, Role};
 use crate::metrics::Metrics;
+use crate::own::OwnListeners;
 use crate::scout::Identity;
 use crate::strangers;
 use crate::worker::{self, INBOUND, INBOX_MAX, Inboxes, OUTBOUND, Order, Shared};
@@ -133,7 +133,7 @@ impl DataPlane {
             strangers: strangers::waiting_room(&metrics.places),
             descriptors: Descriptors::raised(),
             hosts_lost: watch::Sender::new(0),
-            own: ArcSwap::default(),
+            own: Arc::new(OwnListeners::new(node_address)),
             metrics,
         });
         let (senders, receivers): (Vec<_>, Vec<_>) =
@@ -150,8 +150,7 @@ impl DataPlane {
     /// Requests that pass through must not reach these listeners of ours: they take orders from this host, and what
     /// passes through comes from it.
     pub fn keep_from_callers(&self, listeners: impl Iterator<Item = SocketAddr>) {
-        let listeners: Vec<SocketAddr> = listeners.collect();
-        self.shared.own.rcu(|own| [own.as_slice(), &listeners].concat());
+        self.shared.own.add(&listeners.collect::<Vec<_>>());
     }
 
     /// What the workers and the control side share.
@@ -162,11 +161,7 @@ impl DataPlane {
     /// Accepts on these sockets from now on.
     pub async fn listen(&self, sockets: Sockets, role: &Role) {
         let address = sockets.address;
-        self.shared.own.rcu(|own| {
-            let mut own = Vec::clone(own);
-            own.push(address);
-            own
-        });
+        self.shared.own.add(&[address]);
         for (inbox, socket) in self.inboxes.0.iter().zip(sockets.sockets) {
             // A worker that is gone ends the process elsewhere.
             let _ = inbox.send(Order::Listen(socket, address, role.clone())).await;
@@ -215,9 +210,7 @@ impl DataPlane {
         }
         for old in closed {
             let address = self.services.remove(&old).expect("it was prepared from this table");
-            self.shared
-                .own
-                .rcu(|own| own.iter().copied().filter(|a| *a != address).collect::<Vec<_>>());
+            self.shared.own.remove(address);
             self.order(|| Order::Close(address)).await;
         }
     }

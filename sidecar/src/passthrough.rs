@@ -28,7 +28,6 @@ use crate::message::headers::Found;
 use crate::message::hops::{self, ViaMark};
 use crate::message::{ReceivedRequest, target};
 use crate::outbound;
-use crate::own;
 use crate::pool::{DialError, SendError};
 use crate::route::Destination;
 use crate::socket::Socket;
@@ -176,7 +175,7 @@ async fn resolve(
             .and_then(|mut found| found.next())
             .ok_or_else(|| Error::Passthrough(format!("{host} does not resolve")))?,
     };
-    if address.ip().is_unspecified() || own::is_listener(shared, address) {
+    if address.ip().is_unspecified() || shared.own.has(address) {
         return Err(Error::Loop);
     }
     Ok(address)

@@ -37,7 +37,6 @@ use crate::http2::client::{Http2Sender, StreamPlace, handshake};
 use crate::http2::upkeep::Silence;
 use crate::interim::Interim;
 use crate::outflow::{Outflow, PacedBody};
-use crate::own;
 use crate::socket::Socket;
 use crate::worker::Shared;
 
@@ -269,7 +268,7 @@ impl Pool {
         }
         match from {
             Some(from) => socket.bind(SocketAddr::new(from, 0)).map_err(failed)?,
-            None if own::is_listener(&self.shared, address) => return Err(DialError::OwnListener),
+            None if self.shared.own.has(address) => return Err(DialError::OwnListener),
             None => {}
         }
         let connected = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address)).await;

@@ -65,6 +65,12 @@ impl Host {
         host
     }
 
+    /// Opens other listeners for one service each, while it runs.
+    pub fn relisten(&mut self, listeners: &str) {
+        self.service_listeners = listeners.to_owned();
+        self.reconfigure("");
+    }
+
     fn prepared(mesh: &str, key: Option<&str>, join: &[&Host]) -> Host {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Host {
