@@ -327,16 +327,21 @@ fn service(service: &Service) -> Doc {
     let meta = service.meta.iter().map(|(key, value)| (key.clone(), Doc::text(value)));
     let check = service.check.as_ref().map(|check| {
         let kind = match &check.kind {
-            CheckKind::Http(path) => ("http", Doc::text(path)),
-            CheckKind::Tcp => ("tcp", Doc::Bool(true)),
+            CheckKind::Http(path) => vec![("http", Doc::text(path))],
+            CheckKind::Https { path, skip_verify, server_name } => vec![
+                ("https", Doc::text(path)),
+                ("tls_skip_verify", Doc::Bool(*skip_verify)),
+                ("tls_server_name", Doc::set_or(server_name.as_ref(), "the address")),
+            ],
+            CheckKind::Tcp => vec![("tcp", Doc::Bool(true))],
         };
-        Doc::map([
-            kind,
+        let when = [
             ("interval", Doc::text(&AsText(check.interval))),
             ("timeout", Doc::text(&AsText(check.timeout))),
             ("rise", Doc::Number(check.rise.into())),
             ("fall", Doc::Number(check.fall.into())),
-        ])
+        ];
+        Doc::Map(kind.into_iter().chain(when).map(|(key, doc)| (key.to_owned(), doc)).collect())
     });
     let protocol = service.protocol.map(crate::settings::Protocol::name);
     Doc::map([

@@ -212,6 +212,17 @@ pub(crate) fn host_port(text: &str) -> Result<String, String> {
 }
 pub(crate) const HOST_PORT: &str = r"^(\[[0-9A-Fa-f:.]+(%[0-9]+)?\]|[A-Za-z0-9.-]+):[0-9]+$";
 
+/// The name that a certificate must have.
+pub(crate) fn tls_name(text: &str) -> Result<String, String> {
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    let is_host = !text.is_empty() && text.len() <= DNS_NAME_MAX && text.bytes().all(is_name);
+    match is_host || text.parse::<IpAddr>().is_ok() {
+        true => Ok(text.to_owned()),
+        false => Err(format!("`{text}` is not a host name or an IP address")),
+    }
+}
+pub(crate) const TLS_NAME: &str = r"^[A-Za-z0-9._:-]+$";
+
 /// The path that a check asks for.
 pub(crate) fn path(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
@@ -357,7 +368,7 @@ mod tests {
     #[test]
     fn takes_and_refuses() {
         type Check = fn(&str) -> Result<(), String>;
-        let table: [(&str, Check, &[&str], &[&str]); 15] = [
+        let table: [(&str, Check, &[&str], &[&str]); 16] = [
             (
                 "pattern",
                 |t| pattern(t).map(drop),
@@ -419,6 +430,12 @@ mod tests {
                     "9101:22",
                     "0.0.0.0:7111",
                 ],
+            ),
+            (
+                "tls_name",
+                |t| tls_name(t).map(drop),
+                &["web.example", "a_b", "127.0.0.1", "::1"],
+                &["", "a b", "a:1", "https://a", "ä"],
             ),
             (
                 "path",

@@ -223,6 +223,11 @@ const SERVICE: &[Key] = &[
 #[rustfmt::skip]
 const CHECK: &[Key] = &[
     key("http", Shape::Text { pattern: forms::PATH }, "", "Passes when a GET of this path answers 2xx."),
+    key("https", Shape::Text { pattern: forms::PATH }, "",
+        "Passes when a GET of this path over TLS answers 2xx. Requests do not speak TLS to applications: for services that are only looked up."),
+    key("tls_skip_verify", Shape::Bool, "false", "`https` takes whatever certificate is shown, instead of one that this host trusts."),
+    key("tls_server_name", Shape::Text { pattern: forms::TLS_NAME }, "",
+        "The name that `https` asks for and expects in the certificate. Default: the address."),
     key("tcp", Shape::True, "", "Passes when the address accepts a connection."),
     later("grpc"),
     later("ttl"),

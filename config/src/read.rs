@@ -154,18 +154,37 @@ fn published(service: &Section<'_>) -> Option<At<PolicyLayer>> {
 
 fn check(check: &Section<'_>, report: &Report) -> CheckKeys {
     let http = check.text("http", forms::path).map(|path| CheckKind::Http(path.value));
+    let skip_verify = check.flag("tls_skip_verify").is_some_and(|flag| flag.value);
+    let server_name = check.text("tls_server_name", forms::tls_name).map(|name| name.value);
+    let https = check.text("https", forms::path).map(|path| CheckKind::Https {
+        path: path.value,
+        skip_verify,
+        server_name,
+    });
     let tcp = check.flag("tcp").map(|_| CheckKind::Tcp);
     let later = check.has("grpc") || check.has("ttl");
-    if check.has("http") && check.has("tcp") {
-        report.problem(check.key_at("tcp"), &format!("{}: `http` or `tcp`, not both", check.path));
-    } else if !check.has("http") && !check.has("tcp") && !later {
-        report.missing(
+    let kinds: Vec<&str> =
+        ["http", "https", "tcp"].into_iter().filter(|kind| check.has(kind)).collect();
+    match kinds[..] {
+        [_] => {}
+        [first, second, ..] => report.problem(
+            check.key_at(second),
+            &format!("{}: `{first}` or `{second}`, not both", check.path),
+        ),
+        [] if later => {}
+        [] => report.missing(
             check.at,
             &format!("{}: what to check is missing: `http: /healthz` or `tcp: true`", check.path),
-        );
+        ),
+    }
+    for key in ["tls_skip_verify", "tls_server_name"] {
+        if check.has(key) && !check.has("https") {
+            let why = format!("{}.{key}: is for `https`: no other check speaks TLS", check.path);
+            report.problem(check.key_at(key), &why);
+        }
     }
     CheckKeys {
-        kind: http.or(tcp),
+        kind: http.or(https).or(tcp),
         interval: check.duration("interval"),
         timeout: check.duration("timeout"),
         rise: check.int("rise"),

@@ -182,6 +182,15 @@ pub struct Check {
 pub enum CheckKind {
     /// GET this path: 2xx passes.
     Http(String),
+    /// The same over TLS.
+    Https {
+        /// As of [`CheckKind::Http`].
+        path: String,
+        /// Whatever certificate is shown is taken.
+        skip_verify: bool,
+        /// Expected in the certificate; `None`: the service's address.
+        server_name: Option<String>,
+    },
     /// A connection passes.
     Tcp,
 }

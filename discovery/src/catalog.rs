@@ -77,6 +77,8 @@ pub struct Node {
     pub drain_reason: String,
     /// Of the program that runs there; empty: it does not say.
     pub version: String,
+    /// Of the host itself: they count for all its instances.
+    pub checks: Vec<CheckState>,
     /// When it last changed.
     pub index: u64,
 }
@@ -157,9 +159,9 @@ pub struct Instance {
     pub meta: BTreeMap<String, String>,
     /// As registered.
     pub weights: Weights,
-    /// The worst of its checks; passing if it has none.
+    /// The worst of its checks and of its host's; passing if there are none.
     pub status: Status,
-    /// Each check.
+    /// Each of its own.
     pub checks: Vec<CheckState>,
     /// Its host vanished together with many others, so it may be this host that is cut off: try it last.
     pub preserved: bool,
@@ -169,10 +171,10 @@ pub struct Instance {
     pub modify_index: u64,
 }
 
-/// One check of an instance, as published by its host.
+/// One check of an instance or of a host, as published by that host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckState {
-    /// `service:<id>` or `service:<id>:N`.
+    /// `service:<id>` or `service:<id>:N`, if the registration says nothing else.
     pub id: String,
     /// For a human.
     pub name: String,

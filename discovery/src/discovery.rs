@@ -12,7 +12,7 @@
 //! The parts know nothing of each other; here is what connects them: who came up is asked for its record, who went
 //! down is hidden, what changed is told on, who does not answer is dialled. `discovery/` has one file for each
 //! direction: `datagrams` and `exchanges` take what arrives, `joining` and `peers` follow who comes and goes, `addresses` who is
-//! where, `offers` is this host's own record.
+//! where, `offers` is this host's own record, with its health in `checks` and `host_checks`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -29,7 +29,6 @@ use crate::catalog::Catalog;
 use crate::index::PolicyHash;
 use crate::membership::{Membership, Note, Packet};
 use crate::publish::Publisher;
-use crate::record::{NODE_KEY, NodeBody};
 use crate::refusal::Cases;
 use crate::registration::Registration;
 use crate::registry::Registry;
@@ -42,6 +41,7 @@ mod addresses;
 mod checks;
 mod datagrams;
 mod exchanges;
+mod host_checks;
 mod interface;
 mod joining;
 mod offers;
@@ -53,6 +53,7 @@ pub use interface::*;
 
 use datagrams::Allowance;
 use exchanges::Outgoing;
+use host_checks::HostChecks;
 use joining::Seeds;
 use offers::Offer;
 use peers::Peers;
@@ -104,6 +105,7 @@ pub struct Discovery {
     draining: bool,
     /// Why instances of this host are in maintenance, by id; of the host itself under [`HOST_MAINTENANCE`](checks).
     maintenance: BTreeMap<String, String>,
+    host_checks: HostChecks,
     dials: BTreeMap<DialId, Outgoing>,
     dial_seq: u64,
     /// What to fetch from whom.
@@ -186,6 +188,7 @@ impl Discovery {
             policies: BTreeMap::new(),
             draining: false,
             maintenance: saved.as_ref().map(|saved| saved.maintenance.clone()).unwrap_or_default(),
+            host_checks: HostChecks::restored(now, saved.as_ref()),
             dials: BTreeMap::new(),
             dial_seq: 0,
             missing: BTreeMap::new(),
@@ -370,11 +373,12 @@ impl Discovery {
             registrations: self.registrations_to_save(),
             orders: self.orders_to_save(),
             maintenance: self.maintenance.clone(),
+            host_checks: self.host_checks.to_save(),
             index: self.publisher.reserved(),
         }
     }
 
-    /// This host's own registrations: after a restart those that were saved are among them, and their checks must be run.
+    /// This host's own registrations: after a restart those that were saved are among them.
     pub fn registrations(&self) -> impl Iterator<Item = &Registration> {
         self.offers.values().map(|offer| &offer.registration)
     }
@@ -563,16 +567,6 @@ impl Discovery {
     fn own_location(&self) -> Located {
         let NodeInfo { id, address, .. } = self.config.node;
         Located { node: id, generation: self.generation(), address }
-    }
-
-    fn write_node(&mut self, now: Instant) {
-        let NodeInfo { name, address, mesh_port, zone, version, .. } = self.config.node.clone();
-        let mesh = SocketAddr::new(address.ip(), mesh_port);
-        let maintenance = self.host_maintenance();
-        let draining = self.draining || maintenance.is_some();
-        let drain_reason = maintenance.unwrap_or_default().to_owned();
-        let body = NodeBody { name, address, mesh, zone, draining, drain_reason, version }.encode();
-        self.write_own(now, NODE_KEY, Some(body));
     }
 
     fn count_refused(&mut self, refused: Refused) {

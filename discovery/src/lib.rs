@@ -105,4 +105,4 @@ pub use discovery::{
 pub use health::{Health, Status};
 pub use index::PolicyHash;
 pub use order::{Instruction, Order, OrderError, Subject};
-pub use registration::{Check, CheckKind, Origin, RegisterError, Registration, Weights};
+pub use registration::{Check, CheckKind, CheckTls, Origin, RegisterError, Registration, Weights};

@@ -14,7 +14,7 @@ use crate::catalog::{
 };
 use crate::index::PolicyHash;
 use crate::order::{Order, Subject};
-use crate::record::InstanceBody;
+use crate::record::{InstanceBody, worst};
 use crate::registry::Registry;
 
 mod lost;
@@ -315,6 +315,7 @@ fn node(
             draining: body.draining || ordered_away,
             drain_reason: body.drain_reason.clone(),
             version: body.version.clone(),
+            checks: body.checks.clone(),
             index,
         },
         // Its record is gone; who it was is still of interest for a while.
@@ -371,7 +372,7 @@ fn view(
             tags: body.tags.clone(),
             meta: body.meta.clone(),
             weights: body.weights,
-            status: body.status(),
+            status: body.status().max(worst(&node.checks)),
             checks: body.checks.clone(),
             preserved,
             create_index: known.map_or(index, |known| known.create_index),
@@ -489,6 +490,7 @@ mod tests {
             draining: false,
             drain_reason: String::new(),
             version: String::new(),
+            checks: Vec::new(),
         };
         owner.write(t0(), NODE_KEY, Some(node.encode()));
         for (i, which) in (0..).zip(policies) {

@@ -12,7 +12,7 @@ use evenkeel_config::settings::Protocol;
 use crate::catalog::CheckState;
 use crate::health::{Health, OUTPUT_MAX, Status};
 use crate::index::PolicyHash;
-use crate::registration::{Registration, TaggedAddresses, Weights};
+use crate::registration::{Check, Registration, TaggedAddresses, Weights};
 use crate::wire::{
     Malformed, Reader, fields, frame, put_address, put_bytes, put_varint, whole_text,
 };
@@ -34,6 +34,8 @@ pub(crate) struct NodeBody {
     pub drain_reason: String,
     /// Of the program that runs there; empty: it does not say, as those of the first builds.
     pub version: String,
+    /// Of the host itself: they count for all its instances.
+    pub checks: Vec<CheckState>,
 }
 
 /// What a host says of one instance.
@@ -62,6 +64,7 @@ const NODE_DRAINING: u8 = 5;
 const NODE_VERSIONS: u8 = 6;
 /// The version of the program.
 const NODE_PROGRAM: u8 = 7;
+const NODE_CHECK: u8 = 8;
 
 const SERVICE: u8 = 1;
 const ADDRESS: u8 = 2;
@@ -103,13 +106,16 @@ impl NodeBody {
         if !self.version.is_empty() {
             frame(&mut out, NODE_PROGRAM, |out| out.extend_from_slice(self.version.as_bytes()));
         }
+        for check in &self.checks {
+            frame(&mut out, NODE_CHECK, |out| put_check(out, check));
+        }
         out
     }
 
     pub fn decode(body: &[u8]) -> Result<NodeBody, Malformed> {
         let (mut name, mut address, mut mesh, mut zone, mut draining) =
             (None, None, None, None, None);
-        let mut version = String::new();
+        let (mut version, mut checks) = (String::new(), Vec::new());
         fields(body, |field, r| {
             match field {
                 NODE_NAME => name = Some(whole_text(r, TEXT_MAX)?),
@@ -118,6 +124,7 @@ impl NodeBody {
                 NODE_ZONE => zone = Some(whole_text(r, TEXT_MAX)?),
                 NODE_DRAINING => draining = Some(whole_text(r, TEXT_MAX)?),
                 NODE_PROGRAM => version = whole_text(r, TEXT_MAX)?,
+                NODE_CHECK => checks.push(decode_check(r)?),
                 _ => {}
             }
             Ok(())
@@ -130,6 +137,7 @@ impl NodeBody {
             draining: draining.is_some(),
             drain_reason: draining.unwrap_or_default(),
             version,
+            checks,
         })
     }
 }
@@ -147,14 +155,7 @@ impl InstanceBody {
             .checks
             .iter()
             .zip(health)
-            .map(|(check, health)| CheckState {
-                id: check.id.clone(),
-                name: check.name.clone(),
-                kind: check.kind.name(),
-                notes: cut(&check.notes, OUTPUT_MAX).to_owned(),
-                status: health.status,
-                output: cut(&health.output, OUTPUT_MAX).to_owned(),
-            })
+            .map(|(check, health)| CheckState::of(check, health))
             .collect();
         checks.extend(maintenance.map(|reason| CheckState {
             id: format!("_service_maintenance:{}", registration.id),
@@ -209,14 +210,7 @@ impl InstanceBody {
             });
         }
         for check in &self.checks {
-            frame(&mut out, CHECK, |out| {
-                put_bytes(out, check.id.as_bytes());
-                put_bytes(out, check.name.as_bytes());
-                put_bytes(out, check.kind.as_bytes());
-                out.push(check.status as u8);
-                put_bytes(out, check.output.as_bytes());
-                put_bytes(out, check.notes.as_bytes());
-            });
+            frame(&mut out, CHECK, |out| put_check(out, check));
         }
         for (name, (host, port)) in &self.tagged_addresses {
             frame(&mut out, TAGGED_ADDRESS, |out| {
@@ -286,8 +280,36 @@ impl InstanceBody {
 
     /// The worst of the checks.
     pub fn status(&self) -> Status {
-        self.checks.iter().map(|check| check.status).max().unwrap_or(Status::Passing)
+        worst(&self.checks)
     }
+}
+
+impl CheckState {
+    /// What is said of a check that is registered here.
+    pub(crate) fn of(check: &Check, health: &Health) -> CheckState {
+        CheckState {
+            id: check.id.clone(),
+            name: check.name.clone(),
+            kind: check.kind.name(),
+            notes: cut(&check.notes, OUTPUT_MAX).to_owned(),
+            status: health.status,
+            output: cut(&health.output, OUTPUT_MAX).to_owned(),
+        }
+    }
+}
+
+/// The status of what has these checks.
+pub(crate) fn worst(checks: &[CheckState]) -> Status {
+    checks.iter().map(|check| check.status).max().unwrap_or(Status::Passing)
+}
+
+fn put_check(out: &mut Vec<u8>, check: &CheckState) {
+    put_bytes(out, check.id.as_bytes());
+    put_bytes(out, check.name.as_bytes());
+    put_bytes(out, check.kind.as_bytes());
+    out.push(check.status as u8);
+    put_bytes(out, check.output.as_bytes());
+    put_bytes(out, check.notes.as_bytes());
 }
 
 fn decode_check(r: &mut Reader<'_>) -> Result<CheckState, Malformed> {
@@ -375,6 +397,7 @@ mod tests {
             draining: true,
             drain_reason: "new disk".into(),
             version: "0.2.0".into(),
+            checks: Vec::new(),
         }
     }
 
@@ -385,6 +408,14 @@ mod tests {
         assert_eq!(NodeBody::decode(&node().encode()), Ok(node()));
         let plain = NodeBody { zone: None, draining: false, drain_reason: String::new(), ..node() };
         assert_eq!(NodeBody::decode(&plain.encode()), Ok(plain));
+    }
+
+    #[test]
+    fn checks_of_a_host_stand_behind_what_older_hosts_read() {
+        let checked = NodeBody { checks: instance().checks, ..node() };
+        let bytes = checked.encode();
+        assert_eq!(NodeBody::decode(&bytes), Ok(checked));
+        assert!(bytes.starts_with(&node().encode()));
     }
 
     #[test]

@@ -124,7 +124,7 @@ pub const DEREGISTER_AFTER_MIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckKind {
-    /// `method path` over plain HTTP/1.1 to `authority` (`host:port`): 2xx passes, 429 warns.
+    /// `method path` over HTTP/1.1 to `authority` (`host:port`): 2xx passes, 429 warns.
     Http {
         /// `host:port`; a host name is looked up at each run.
         authority: String,
@@ -138,21 +138,39 @@ pub enum CheckKind {
         /// Sent with the request.
         #[serde(default)]
         body: String,
+        /// `None`: without TLS.
+        #[serde(default)]
+        tls: Option<CheckTls>,
     },
-    /// A connection to this `host:port` passes.
+    /// A connection to this `host:port` passes, with TLS once the handshake is done.
     Tcp {
         /// `host:port`; a host name is looked up at each run.
         authority: String,
+        /// `None`: without TLS.
+        #[serde(default)]
+        tls: Option<CheckTls>,
     },
-    /// `grpc.health.v1.Health/Check` without TLS: `SERVING` passes.
+    /// `grpc.health.v1.Health/Check`: `SERVING` passes.
     Grpc {
         /// `host:port`; a host name is looked up at each run.
         authority: String,
         /// What is asked about; empty: the whole server.
         service: String,
+        /// `None`: without TLS.
+        #[serde(default)]
+        tls: Option<CheckTls>,
     },
     /// Nothing is asked: the application reports, and is critical when it has not for the check's interval.
     Ttl,
+}
+
+/// Whose certificate a check over TLS expects.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckTls {
+    /// Asked for with the handshake (SNI) and expected in the certificate; `None`: the host that is dialled.
+    pub server_name: Option<String>,
+    /// Whatever certificate is shown is taken: the check says that somebody answers, not who.
+    pub skip_verify: bool,
 }
 
 impl CheckKind {
@@ -188,6 +206,8 @@ pub enum RegisterError {
     NoSuchId(String),
     /// There is no check of this id.
     NoSuchCheck(String),
+    /// There is a check of this id, of an instance or of the host: says whose.
+    CheckIdTaken(String, String),
     /// The check of this id is run by this host: only those with a TTL are reported by applications.
     NotReported(String),
     /// The host is leaving the mesh.
@@ -223,6 +243,9 @@ impl fmt::Display for RegisterError {
                     f,
                     "Unknown check ID {id:?}. Ensure that the check ID is passed, not the check name"
                 )
+            }
+            RegisterError::CheckIdTaken(id, whose) => {
+                write!(f, "check id {id:?} is that of a check of {whose}: use another")
             }
             RegisterError::NotReported(id) => {
                 write!(
@@ -282,7 +305,7 @@ impl Registration {
 }
 
 impl Check {
-    fn validate(&self) -> Result<(), RegisterError> {
+    pub(crate) fn validate(&self) -> Result<(), RegisterError> {
         if self.id.is_empty() || self.id.len() > TEXT_MAX || self.id.chars().any(char::is_control) {
             return Err(RegisterError::CheckId(self.id.clone()));
         }
@@ -324,8 +347,9 @@ pub struct SavedRegistration {
     checks: Vec<SavedCheck>,
 }
 
+/// A check as it is saved; durations in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct SavedCheck {
+pub struct SavedCheck {
     id: String,
     name: String,
     kind: CheckKind,
@@ -340,10 +364,10 @@ struct SavedCheck {
     deregister_after_ms: Option<u64>,
 }
 
-impl From<&Registration> for SavedRegistration {
-    fn from(registration: &Registration) -> Self {
+impl From<&Check> for SavedCheck {
+    fn from(check: &Check) -> Self {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let check = |check: &Check| SavedCheck {
+        SavedCheck {
             id: check.id.clone(),
             name: check.name.clone(),
             kind: check.kind.clone(),
@@ -354,7 +378,41 @@ impl From<&Registration> for SavedRegistration {
             fall: check.fall,
             initial: check.initial,
             deregister_after_ms: check.deregister_after.map(millis),
-        };
+        }
+    }
+}
+
+impl SavedCheck {
+    /// What the application last reported is what is known after a restart, until its next report is due: it keeps
+    /// reporting, and was well while this process was away.
+    #[must_use]
+    pub fn with_reported(mut self, status: Status) -> Self {
+        if self.kind == CheckKind::Ttl {
+            self.initial = status;
+        }
+        self
+    }
+}
+
+impl From<SavedCheck> for Check {
+    fn from(saved: SavedCheck) -> Self {
+        Check {
+            id: saved.id,
+            name: saved.name,
+            kind: saved.kind,
+            notes: saved.notes,
+            interval: Duration::from_millis(saved.interval_ms),
+            timeout: Duration::from_millis(saved.timeout_ms),
+            rise: saved.rise,
+            fall: saved.fall,
+            initial: saved.initial,
+            deregister_after: saved.deregister_after_ms.map(Duration::from_millis),
+        }
+    }
+}
+
+impl From<&Registration> for SavedRegistration {
+    fn from(registration: &Registration) -> Self {
         SavedRegistration {
             id: registration.id.clone(),
             service: registration.service.clone(),
@@ -366,39 +424,23 @@ impl From<&Registration> for SavedRegistration {
             tags: registration.tags.clone(),
             meta: registration.meta.clone(),
             weights: registration.weights,
-            checks: registration.checks.iter().map(check).collect(),
+            checks: registration.checks.iter().map(SavedCheck::from).collect(),
         }
     }
 }
 
 impl SavedRegistration {
-    /// What the application last reported is what is known after a restart, until its next report is due: it keeps
-    /// reporting, and was well while this process was away.
+    /// With what is known of its checks, in their order: see [`SavedCheck::with_reported`].
     #[must_use]
     pub fn with_reported(mut self, statuses: impl IntoIterator<Item = Status>) -> Self {
-        for (check, status) in self.checks.iter_mut().zip(statuses) {
-            if check.kind == CheckKind::Ttl {
-                check.initial = status;
-            }
-        }
+        let checks = self.checks.into_iter().zip(statuses);
+        self.checks = checks.map(|(check, status)| check.with_reported(status)).collect();
         self
     }
 }
 
 impl From<SavedRegistration> for Registration {
     fn from(saved: SavedRegistration) -> Self {
-        let check = |check: SavedCheck| Check {
-            id: check.id,
-            name: check.name,
-            kind: check.kind,
-            notes: check.notes,
-            interval: Duration::from_millis(check.interval_ms),
-            timeout: Duration::from_millis(check.timeout_ms),
-            rise: check.rise,
-            fall: check.fall,
-            initial: check.initial,
-            deregister_after: check.deregister_after_ms.map(Duration::from_millis),
-        };
         Registration {
             id: saved.id,
             service: saved.service,
@@ -410,7 +452,7 @@ impl From<SavedRegistration> for Registration {
             tags: saved.tags,
             meta: saved.meta,
             weights: saved.weights,
-            checks: saved.checks.into_iter().map(check).collect(),
+            checks: saved.checks.into_iter().map(Check::from).collect(),
             origin: Origin::Api,
         }
     }
@@ -442,7 +484,7 @@ mod tests {
             checks: vec![Check {
                 id: "service:payments-1".into(),
                 name: "alive".into(),
-                kind: CheckKind::Tcp { authority: "127.0.0.1:8443".into() },
+                kind: CheckKind::Tcp { authority: "127.0.0.1:8443".into(), tls: None },
                 notes: "whether it listens".into(),
                 interval: Duration::from_secs(10),
                 timeout: Duration::from_millis(500),
@@ -460,6 +502,20 @@ mod tests {
         let json = serde_json::to_string(&SavedRegistration::from(&registration())).unwrap();
         let saved: SavedRegistration = serde_json::from_str(&json).unwrap();
         assert_eq!(Registration::from(saved), registration());
+    }
+
+    #[test]
+    fn what_builds_without_tls_saved_of_a_check_is_still_read() {
+        let text = r#"{"tcp": {"authority": "a:1"}}"#;
+        let kind: CheckKind = serde_json::from_str(text).unwrap();
+        assert_eq!(kind, CheckKind::Tcp { authority: "a:1".into(), tls: None });
+        let over_tls = CheckKind::Grpc {
+            authority: "a:1".into(),
+            service: String::new(),
+            tls: Some(CheckTls { server_name: Some("b".into()), skip_verify: true }),
+        };
+        let saved = serde_json::to_string(&over_tls).unwrap();
+        assert_eq!(serde_json::from_str::<CheckKind>(&saved).unwrap(), over_tls);
     }
 
     #[test]
@@ -489,6 +545,7 @@ mod tests {
                     method: "GET".into(),
                     headers: [("a".to_owned(), vec![String::new(); CHECK_HEADERS_MAX + 1])].into(),
                     body: String::new(),
+                    tls: None,
                 };
             }),
             ("number of meta", |r| {

@@ -107,6 +107,7 @@ fn node(id: u64, name: &str, ip: &str, status: NodeStatus) -> Node {
         draining: false,
         drain_reason: String::new(),
         version: "0.1.0".into(),
+        checks: vec![],
         index: 40,
     }
 }

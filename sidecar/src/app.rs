@@ -269,7 +269,13 @@ impl App {
             surfaces.push(Surface {
                 name: "discovery.http",
                 listener,
-                router: catalog_http::router(handle.clone(), limits, &registry, &metrics.places)?,
+                router: catalog_http::router(
+                    handle.clone(),
+                    limits,
+                    Arc::clone(&plane.shared().own),
+                    &registry,
+                    &metrics.places,
+                )?,
                 timeout: catalog_http::ANSWER_TIMEOUT,
                 guard: guard(own.name.clone(), address),
                 refuse: catalog_http::refuse,
@@ -320,12 +326,12 @@ impl App {
             guard: guard(own.name.clone(), address),
             refuse: admin::error,
         });
-        let (local, commands) = (handle.local(), handle.commands());
+        let (checks, commands) = (handle.checks(), handle.commands());
         let control = control::start(surfaces, &metrics.places, move || async {
             if let Some(doorman) = doorman {
                 tokio::task::spawn_local(doorman.serve());
             }
-            checks::run(local, commands).await;
+            checks::run(checks, commands).await;
         })?;
         metrics.reload_successful.set(1);
         metrics.reload_time.set(unix_seconds());

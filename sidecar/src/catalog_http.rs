@@ -21,6 +21,7 @@ use prometheus::{IntCounterVec, Opts};
 
 use crate::gossip::{ChangeError, GossipHandle};
 use crate::limit::{Limits, acquire};
+use crate::own::OwnListeners;
 use crate::places::{PlaceCounters, Places};
 
 mod blocking;
@@ -38,6 +39,7 @@ use query::WAIT_MAX;
 pub fn router(
     gossip: GossipHandle,
     limits: Arc<Limits>,
+    own: Arc<OwnListeners>,
     metrics: &prometheus::Registry,
     counters: &PlaceCounters,
 ) -> prometheus::Result<Router> {
@@ -48,7 +50,7 @@ pub fn router(
     metrics.register(Box::new(requests.clone()))?;
     let acquire = acquire::router(limits);
     let parked = Places::new(PARKED_MAX, PARKED_MAX, counters, "blocking queries");
-    let shared = Arc::new(Shared { gossip, requests, parked });
+    let shared = Arc::new(Shared { gossip, own, requests, parked });
     let mut router = Router::new();
     for (path, method) in paths::CONSUL_PATHS.iter().filter_map(paths::ConsulPath::route) {
         router = router.route(path, method);
@@ -67,6 +69,7 @@ pub const ANSWER_TIMEOUT: Duration =
 
 struct Shared {
     gossip: GossipHandle,
+    own: Arc<OwnListeners>,
     requests: IntCounterVec,
     /// Of blocking queries that wait.
     parked: Arc<Places>,

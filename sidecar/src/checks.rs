@@ -2,24 +2,28 @@
 //!
 //! Each host checks its own applications over loopback and publishes the verdict; nobody checks over the
 //! network, so a partition does not make instances critical, it makes hosts unreachable, which gossip knows better.
-//! An HTTP check passes with a 2xx head and warns with 429, a TCP check passes with a connection, a gRPC check with `SERVING`.
+//! An HTTP check passes with a 2xx head and warns with 429, a TCP check passes with a connection, a gRPC check with `SERVING`;
+//! each of them may speak TLS ([`tls`]), whose handshake is part of the time that the check has.
 //! Rise and fall are counted by `discovery::health`. An HTTP check never follows redirects and never reads a body: that the
 //! head came is the answer. A check with a TTL is not run: the application reports, and `discovery` decides.
 //!
 //! Runs on the control thread, one small task for each check; the set follows what is registered.
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use evenkeel_discovery::health::{RiseFall, Status};
-use evenkeel_discovery::registration::{Check, CheckKind, Registration};
+use evenkeel_discovery::registration::{Check, CheckKind, CheckTls};
 use http::header::{CONNECTION, HOST, USER_AGENT};
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::Full;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -29,11 +33,14 @@ use tracing::debug;
 use crate::gossip::Command;
 
 mod grpc;
+mod tls;
+
+use tls::TlsClient;
 
 /// A verdict to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whose.
+    /// Whose; empty: this host's own.
     pub instance: String,
     /// Which of its checks.
     pub check: String,
@@ -43,33 +50,33 @@ pub struct Verdict {
     pub output: String,
 }
 
-/// Runs the checks of whatever is registered on this host, until `local` closes. Each check's first result, each change
+/// Runs these checks of instances (by id) and of the host itself (whose id is empty), until `registered` closes. Each check's first result, each change
 /// after it, and now and then another reason for the same goes to `commands`. Must be called within a `LocalSet`.
 pub async fn run(
-    mut local: watch::Receiver<Arc<Vec<Registration>>>,
+    mut registered: watch::Receiver<Arc<Vec<(String, Check)>>>,
     commands: mpsc::Sender<Command>,
 ) {
+    let tls = Rc::new(TlsClient::default());
     let mut running: BTreeMap<(String, String), Running> = BTreeMap::new();
     loop {
-        let registered = Arc::clone(&local.borrow_and_update());
-        let mut wanted: BTreeMap<(String, String), Check> = BTreeMap::new();
-        for instance in registered.iter() {
-            for check in instance.checks.iter().filter(|check| check.kind != CheckKind::Ttl) {
-                wanted.insert((instance.id.clone(), check.id.clone()), check.clone());
-            }
-        }
+        let checks = Arc::clone(&registered.borrow_and_update());
+        let run_here = checks.iter().filter(|(_, check)| check.kind != CheckKind::Ttl);
+        let wanted: BTreeMap<(String, String), Check> = run_here
+            .map(|(instance, check)| ((instance.clone(), check.id.clone()), check.clone()))
+            .collect();
         running.retain(|key, run| wanted.get(key) == Some(&run.check));
         for (key, check) in wanted {
             running.entry(key).or_insert_with_key(|(instance, _)| {
                 let task = tokio::task::spawn_local(repeat(
                     instance.clone(),
                     check.clone(),
+                    Rc::clone(&tls),
                     commands.clone(),
                 ));
                 Running { check, task: task.abort_handle() }
             });
         }
-        if local.changed().await.is_err() {
+        if registered.changed().await.is_err() {
             return;
         }
     }
@@ -87,7 +94,12 @@ impl Drop for Running {
     }
 }
 
-async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>) {
+async fn repeat(
+    instance: String,
+    check: Check,
+    tls: Rc<TlsClient>,
+    commands: mpsc::Sender<Command>,
+) {
     let mut health = RiseFall::new(check.initial, check.rise, check.fall);
     // Checks of one host are spread over the interval by their name, so that they do not run in lockstep.
     let spread = instance
@@ -100,7 +112,7 @@ async fn repeat(instance: String, check: Check, commands: mpsc::Sender<Command>)
     let mut said: Option<Said> = None;
     loop {
         due.tick().await;
-        let (result, output) = ask(&check.kind, check.timeout).await;
+        let (result, output) = ask(&tls, &check.kind, check.timeout).await;
         if result != Status::Passing {
             debug!(instance, check = check.id, result = result.as_str(), "{output}");
         }
@@ -135,45 +147,79 @@ impl Said {
 }
 
 /// Runs a check once: what it found, and that as a sentence for people.
-async fn ask(kind: &CheckKind, timeout: Duration) -> (Status, String) {
-    let (authority, asked) = match kind {
-        CheckKind::Http { authority, .. } => {
-            (authority, tokio::time::timeout(timeout, ask_http(kind)).await)
-        }
-        CheckKind::Grpc { authority, service } => {
-            (authority, tokio::time::timeout(timeout, grpc::ask(authority, service)).await)
-        }
+async fn ask(tls: &TlsClient, kind: &CheckKind, timeout: Duration) -> (Status, String) {
+    let authority = match kind {
+        CheckKind::Http { authority, .. }
+        | CheckKind::Grpc { authority, .. }
+        | CheckKind::Tcp { authority, .. } => authority,
         CheckKind::Ttl => return (Status::Critical, "is reported by the application".to_owned()),
-        CheckKind::Tcp { authority } => (
-            authority,
-            tokio::time::timeout(timeout, async {
-                connect(authority)
-                    .await
-                    .map(|_| (Status::Passing, format!("{authority} accepts connections")))
-            })
-            .await,
-        ),
     };
-    match asked {
+    let dial = CheckDial { client: tls, authority, deadline: Instant::now() + timeout };
+    let asked = async {
+        match kind {
+            CheckKind::Http { .. } => ask_http(&dial, kind).await,
+            CheckKind::Grpc { service, tls, .. } => grpc::ask(&dial, tls.as_ref(), service).await,
+            CheckKind::Tcp { tls, .. } => {
+                dial.connect(tls.as_ref(), None).await?;
+                let what = if tls.is_some() { "connections with TLS" } else { "connections" };
+                Ok((Status::Passing, format!("{authority} accepts {what}")))
+            }
+            CheckKind::Ttl => Err("is reported by the application".to_owned()),
+        }
+    };
+    match tokio::time::timeout_at(dial.deadline, asked).await {
         Ok(Ok(found)) => found,
         Ok(Err(problem)) => (Status::Critical, problem),
         Err(_) => (Status::Critical, format!("{authority} did not answer within {timeout:?}")),
     }
 }
 
-async fn connect(authority: &str) -> Result<TcpStream, String> {
-    TcpStream::connect(authority)
-        .await
-        .map_err(|cause| format!("cannot connect to {authority}: {cause}"))
+/// Whom one run of a check asks, and until when.
+struct CheckDial<'a> {
+    client: &'a TlsClient,
+    /// `host:port`.
+    authority: &'a str,
+    deadline: Instant,
 }
 
-async fn ask_http(kind: &CheckKind) -> Result<(Status, String), String> {
-    let CheckKind::Http { authority, path, method, headers, body } = kind else {
+/// A connection to an application, with TLS or without.
+trait CheckStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> CheckStream for S {}
+
+impl CheckDial<'_> {
+    /// Connects, and shakes hands where TLS is spoken; `protocol` is what the application is asked to speak then (ALPN).
+    async fn connect(
+        &self,
+        tls: Option<&CheckTls>,
+        protocol: Option<&[u8]>,
+    ) -> Result<Box<dyn CheckStream>, String> {
+        let authority = self.authority;
+        let stream = TcpStream::connect(authority)
+            .await
+            .map_err(|cause| format!("cannot connect to {authority}: {cause}"))?;
+        let Some(tls) = tls else { return Ok(Box::new(stream)) };
+        let shaken = self.client.handshake(stream, authority, tls, protocol, self.deadline);
+        Ok(Box::new(shaken.await?))
+    }
+}
+
+/// What is said of an exchange that broke off.
+fn broke_off(what: &str, cause: &(dyn Error + 'static)) -> String {
+    match tls::said_of(cause) {
+        Some(said) => format!("{what}: {said}"),
+        None => format!("{what} broke off: {cause}"),
+    }
+}
+
+async fn ask_http(dial: &CheckDial<'_>, kind: &CheckKind) -> Result<(Status, String), String> {
+    let CheckKind::Http { authority, path, method, headers, body, tls } = kind else {
         return Err("is no HTTP check".to_owned());
     };
-    let stream = connect(authority).await?;
-    let what = format!("{method} http://{authority}{path}");
-    let broken = |cause: &dyn std::fmt::Display| format!("{what} broke off: {cause}");
+    let stream = dial.connect(tls.as_ref(), Some(b"http/1.1")).await?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let what = format!("{method} {scheme}://{authority}{path}");
+    let broken = |cause: &(dyn Error + 'static)| broke_off(&what, cause);
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|cause| broken(&cause))?;
     let mut request = Request::builder()
@@ -230,7 +276,12 @@ mod tests {
             method: "GET".into(),
             headers: BTreeMap::new(),
             body: String::new(),
+            tls: None,
         }
+    }
+
+    async fn ask(kind: &CheckKind, timeout: Duration) -> (Status, String) {
+        super::ask(&TlsClient::default(), kind, timeout).await
     }
 
     /// Answers every connection with these bytes.
@@ -317,6 +368,7 @@ mod tests {
             ]
             .into(),
             body: "ping".into(),
+            tls: None,
         };
         assert_eq!(ask(&check, Duration::from_secs(5)).await.0, Status::Passing);
         let received = application.await.unwrap();
@@ -331,7 +383,7 @@ mod tests {
     async fn a_listener_that_never_answers_passes_tcp_and_fails_http() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let authority = listener.local_addr().unwrap().to_string();
-        let tcp = CheckKind::Tcp { authority: authority.clone() };
+        let tcp = CheckKind::Tcp { authority: authority.clone(), tls: None };
         assert_eq!(ask(&tcp, Duration::from_secs(5)).await.0, Status::Passing);
         let (status, output) = ask(&http(&authority), Duration::from_millis(50)).await;
         assert_eq!(status, Status::Critical);

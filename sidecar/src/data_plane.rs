@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use evenkeel_config::settings::{self, Settings};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -22,6 +21,7 @@ use crate::descriptors::Descriptors;
 use crate::listener::{self, Role};
 use crate::lookups::Lookups;
 use crate::metrics::Metrics;
+use crate::own::OwnListeners;
 use crate::scout::Identity;
 use crate::strangers;
 use crate::tcp_options::resend_soon;
@@ -144,7 +144,7 @@ impl DataPlane {
             descriptors: Descriptors::raised(),
             lookups: Lookups::default(),
             hosts_lost: watch::Sender::new(0),
-            own: ArcSwap::default(),
+            own: Arc::new(OwnListeners::new(node_address)),
             metrics,
         });
         let (senders, receivers): (Vec<_>, Vec<_>) =
@@ -161,8 +161,7 @@ impl DataPlane {
     /// Requests that pass through must not reach these listeners of ours: they take orders from this host, and what
     /// passes through comes from it.
     pub fn keep_from_callers(&self, listeners: impl Iterator<Item = SocketAddr>) {
-        let listeners: Vec<SocketAddr> = listeners.collect();
-        self.shared.own.rcu(|own| [own.as_slice(), &listeners].concat());
+        self.shared.own.add(&listeners.collect::<Vec<_>>());
     }
 
     /// What the workers and the control side share.
@@ -173,11 +172,7 @@ impl DataPlane {
     /// Accepts on these sockets from now on.
     pub async fn listen(&self, sockets: Sockets, role: &Role) {
         let address = sockets.address;
-        self.shared.own.rcu(|own| {
-            let mut own = Vec::clone(own);
-            own.push(address);
-            own
-        });
+        self.shared.own.add(&[address]);
         for (inbox, socket) in self.inboxes.0.iter().zip(sockets.sockets) {
             // A worker that is gone ends the process elsewhere.
             let _ = inbox.send(Order::Listen(socket, address, role.clone())).await;
@@ -226,9 +221,7 @@ impl DataPlane {
         }
         for old in closed {
             let address = self.services.remove(&old).expect("it was prepared from this table");
-            self.shared
-                .own
-                .rcu(|own| own.iter().copied().filter(|a| *a != address).collect::<Vec<_>>());
+            self.shared.own.remove(address);
             self.order(|| Order::Close(address)).await;
         }
     }

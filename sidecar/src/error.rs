@@ -34,7 +34,12 @@ pub enum Error {
     /// This process has no file descriptors left for another connection.
     OutOfDescriptors,
     /// Every endpoint that was tried could not be reached; nothing was sent.
-    Connect(String),
+    Connect {
+        /// The service.
+        service: String,
+        /// What stood in the way.
+        what: String,
+    },
     /// The endpoint's host refused the request before its application saw it.
     Refused(String),
     /// The connection broke after the request was sent.
@@ -131,6 +136,11 @@ impl Limited {
 }
 
 impl Error {
+    /// Nothing could be sent to any endpoint of this service.
+    pub fn connect(service: &str, what: impl Into<String>) -> Error {
+        Error::Connect { service: service.to_owned(), what: what.into() }
+    }
+
     /// The label in `evenkeel_failures_total{reason}` and in the access log.
     pub fn reason(&self) -> &'static str {
         self.facts().reason
@@ -171,7 +181,7 @@ impl Error {
                 "connection_limit_reached",
                 UNAVAILABLE,
             ),
-            Error::Connect(_) => {
+            Error::Connect { .. } => {
                 f(StatusCode::SERVICE_UNAVAILABLE, "connect", "connection_refused", UNAVAILABLE)
             }
             Error::Refused(_) => f(
@@ -255,9 +265,9 @@ impl Error {
             Error::OutOfDescriptors => {
                 "this host has no file descriptors left for another connection; raise LimitNOFILE or ulimit -n".to_owned()
             }
-            Error::Connect(what) => {
-                format!("nothing was sent: {what}; `evenkeel endpoints SERVICE` shows who answers")
-            }
+            Error::Connect { service, what } => format!(
+                "nothing was sent to {service}: {what}; `evenkeel endpoints {service}` shows who answers"
+            ),
             Error::Refused(what) => format!(
                 "the receiving host refused the request before the application saw it: {what}"
             ),
@@ -281,7 +291,7 @@ impl Error {
                 "the request was addressed to this proxy itself; name a service in Host".to_owned()
             }
             Error::TooManyHops => format!(
-                "the request has passed {HOPS_MAX} hosts of the mesh: some service's address leads back into the mesh; `evenkeel endpoints SERVICE` shows where each leads"
+                "the request has passed {HOPS_MAX} hosts of the mesh: some service's address leads back into the mesh; `evenkeel endpoints`, with the name of one, shows where its instances are"
             ),
             Error::PassthroughOff(host) => {
                 format!("{host} is outside the mesh and outbound.passthrough is false")
@@ -420,6 +430,12 @@ mod tests {
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(problem["reason"], "unknown_service");
         assert!(problem["detail"].as_str().unwrap().contains("paymnts"));
+    }
+
+    #[test]
+    fn the_command_to_go_on_with_can_be_copied() {
+        let detail = Error::connect("payments", "connection refused").detail();
+        assert!(detail.contains("`evenkeel endpoints payments`"), "{detail}");
     }
 
     #[test]

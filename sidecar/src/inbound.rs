@@ -164,10 +164,10 @@ async fn send(
     let sent = attempt::once(worker, application, request, interim, false);
     sent.await.map_err(|unsent| match unsent {
         attempt::Unsent::Dial(DialError::Unreachable(what)) => {
-            (Error::Connect(what), Told::Refused("connect"))
+            (Error::connect(&local.service, what), Told::Refused("connect"))
         }
         attempt::Unsent::Dial(DialError::OwnListener) => (
-            Error::Connect(own::SERVICE_IS_OWN_LISTENER.into()),
+            Error::connect(&local.service, own::SERVICE_IS_OWN_LISTENER),
             Told::Refused(own::SERVICE_IS_OWN_LISTENER),
         ),
         attempt::Unsent::Dial(DialError::OutOfDescriptors) => {
@@ -177,7 +177,7 @@ async fn send(
             (Error::CircuitOpen(local.service.to_string()), Told::Refused("circuit_open"))
         }
         attempt::Unsent::Send(SendError::NotSent(_)) => (
-            Error::Connect("the application closed the connection at once".into()),
+            Error::connect(&local.service, "the application closed the connection at once"),
             Told::Refused("connect"),
         ),
         attempt::Unsent::Send(SendError::Unsendable(what)) => {

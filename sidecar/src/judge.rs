@@ -91,18 +91,18 @@ fn judged(
         }
         Err(Unsent::Dial(DialError::OwnListener)) => {
             ticket.head(now, Verdict::Absent);
-            let error = Error::Connect(own::SERVICE_IS_OWN_LISTENER.to_owned());
+            let error = Error::connect(&upstream.name, own::SERVICE_IS_OWN_LISTENER);
             return Err(failed(Outcome::NotSent, error));
         }
         Err(Unsent::Dial(DialError::Unreachable(what))) => {
             ticket.head(now, Verdict::Unreachable);
-            return Err(failed(Outcome::NotSent, Error::Connect(what)));
+            return Err(failed(Outcome::NotSent, Error::connect(&upstream.name, what)));
         }
         Err(Unsent::Send(SendError::NotSent(_))) => {
             ticket.head(now, Verdict::Unreachable);
             return Err(failed(
                 Outcome::NotSent,
-                Error::Connect("the connection closed before the request".into()),
+                Error::connect(&upstream.name, "the connection closed before the request"),
             ));
         }
         Err(Unsent::Send(SendError::Unsendable(what))) => {
@@ -147,7 +147,8 @@ fn judged(
     };
     if head.found.peers_failure
         && ticket.endpoint().spec().hop == Hop::Mesh
-        && let Some((outcome, verdict, error)) = peers_failure(head.response.headers())
+        && let Some((outcome, verdict, error)) =
+            peers_failure(&upstream.name, head.response.headers())
     {
         match verdict {
             Some(verdict) => ticket.head(now, verdict),
@@ -210,7 +211,7 @@ pub fn grpc_end(trailers: Option<&HeaderMap>) -> Verdict {
 }
 
 /// What a receiving host says when it answers instead of its application; without a verdict where it says nothing of it.
-fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Option<Verdict>, Error)> {
+fn peers_failure(service: &str, headers: &HeaderMap) -> Option<(Outcome, Option<Verdict>, Error)> {
     let text = |value: &HeaderValue| value.to_str().unwrap_or("unreadable").to_owned();
     if let Some(why) = headers.get(headers::REFUSED).map(text) {
         // A limit of the host's is no failure of the instance.
@@ -222,7 +223,7 @@ fn peers_failure(headers: &HeaderMap) -> Option<(Outcome, Option<Verdict>, Error
             _ => Some(Verdict::Absent),
         };
         let error = match why.as_str() {
-            "connect" => Error::Connect("the receiving host cannot reach its application".into()),
+            "connect" => Error::connect(service, "the receiving host cannot reach its application"),
             _ => Error::Refused(why),
         };
         return Some((Outcome::Refused, verdict, error));

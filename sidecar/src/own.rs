@@ -1,15 +1,44 @@
 //! Our own listeners: nothing is ever sent to them for a service or for a name outside the mesh.
 //!
 //! A request that came back to where it was sent from would go round; one to a listener for operators would give orders that
-//! come from this host. A registration that names one of them is a mistake (a port mixed up), and its error says so.
+//! come from this host. A registration that names one of them is a mistake (a port mixed up): it is refused where it comes, and where
+//! that could not be known then (a listener that is newer) the error of its requests says so.
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::worker::Shared;
+use arc_swap::ArcSwap;
 
-/// Whether one of our listeners is at this address.
-pub fn is_listener(shared: &Shared, address: SocketAddr) -> bool {
-    is_one_of(&shared.own.load(), shared.node_address, address)
+/// The addresses of our own listeners, as they are now.
+#[derive(Debug)]
+pub struct OwnListeners {
+    addresses: ArcSwap<Vec<SocketAddr>>,
+    /// This host's own address.
+    node: IpAddr,
+}
+
+impl OwnListeners {
+    /// None so far.
+    pub fn new(node: IpAddr) -> OwnListeners {
+        OwnListeners { addresses: ArcSwap::default(), node }
+    }
+
+    /// These are ours from now on.
+    pub fn add(&self, addresses: &[SocketAddr]) {
+        self.addresses.rcu(|known| [known.as_slice(), addresses].concat());
+    }
+
+    /// This one is no longer.
+    pub fn remove(&self, address: SocketAddr) {
+        let others = |known: &Vec<SocketAddr>| {
+            known.iter().copied().filter(|one| *one != address).collect::<Vec<_>>()
+        };
+        self.addresses.rcu(|known| others(known));
+    }
+
+    /// Whether one of them is at this address.
+    pub fn has(&self, address: SocketAddr) -> bool {
+        is_one_of(&self.addresses.load(), self.node, address)
+    }
 }
 
 fn is_one_of(own: &[SocketAddr], node: IpAddr, address: SocketAddr) -> bool {

@@ -26,7 +26,6 @@ use crate::link::Link;
 use crate::message::ReceivedRequest;
 use crate::message::headers::Found;
 use crate::message::hops::{self, ViaMark};
-use crate::own;
 use crate::pool::{DialError, SendError};
 use crate::socket::Socket;
 use crate::template::Template;
@@ -125,7 +124,7 @@ async fn resolve(
         Some(ip) => SocketAddr::new(ip, port),
         None => shared.lookups.resolve(host, port).await.map_err(Error::Passthrough)?,
     };
-    if address.ip().is_unspecified() || own::is_listener(shared, address) {
+    if address.ip().is_unspecified() || shared.own.has(address) {
         return Err(Error::Loop);
     }
     Ok(address)

@@ -40,7 +40,6 @@ use crate::http2::pipe::Http2Pipe;
 use crate::http2::upkeep::Silence;
 use crate::interim::Interim;
 use crate::outflow::{Outflow, PacedBody};
-use crate::own;
 use crate::socket::Socket;
 use crate::tcp_options::resend_soon;
 use crate::worker::Shared;
@@ -285,7 +284,7 @@ impl Pool {
                 resend_soon(&socket).map_err(failed)?;
                 socket.bind(SocketAddr::new(from, 0)).map_err(failed)?;
             }
-            None if own::is_listener(&self.shared, address) => return Err(DialError::OwnListener),
+            None if self.shared.own.has(address) => return Err(DialError::OwnListener),
             None => {}
         }
         let connected = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address)).await;

@@ -263,7 +263,8 @@ fn drained(catalog: &Catalog, instance: &Instance) -> String {
 }
 
 fn failing_checks(instance: &Instance) -> Vec<report::CheckResult> {
-    let failing = instance.checks.iter().filter(|check| check.status != Status::Passing);
+    let checks = instance.checks.iter().chain(&instance.node.checks);
+    let failing = checks.filter(|check| check.status != Status::Passing);
     let result = |check: &CheckState| report::CheckResult {
         id: check.id.clone(),
         kind: check.kind.to_owned(),

@@ -30,6 +30,7 @@ use crate::link::Links;
 use crate::listener::Role;
 use crate::lookups::Lookups;
 use crate::metrics::{Metrics, UpstreamMetrics};
+use crate::own::OwnListeners;
 use crate::places::Places;
 use crate::pool::Pool;
 use crate::route::Router;
@@ -81,7 +82,7 @@ pub struct Shared {
     /// Counts the times that the mesh called hosts down: whoever waits for one may want to go elsewhere.
     pub hosts_lost: watch::Sender<u64>,
     /// Our own listeners, so that a request to ourselves is told apart from one that passes through.
-    pub own: ArcSwap<Vec<SocketAddr>>,
+    pub own: Arc<OwnListeners>,
 }
 
 /// One worker's state; lives on its thread.

@@ -73,6 +73,49 @@ fn what_is_registered_on_one_host_is_found_on_the_other() {
 }
 
 #[test]
+fn a_check_of_the_host_takes_all_it_offers_out_and_back() {
+    let (a, mut b) = Host::pair("host-check");
+    b.offer("web", "10.0.0.9", 80);
+    eventually("it is found", || !a.dig("web.service.mesh", "A").is_empty());
+    let check = r#"{"Name": "disk", "TTL": "10m", "Status": "passing", "Notes": "df /var"}"#;
+    assert_eq!(b.put("/v1/agent/check/register", check).0, 200);
+    eventually("it shows with the instance", || {
+        a.get("/v1/health/service/web?passing")[0]["Checks"]
+            .as_array()
+            .is_some_and(|checks| checks.iter().any(|check| check["CheckID"] == "disk"))
+    });
+    assert_eq!(b.put("/v1/agent/check/fail/disk?note=full", "").0, 200);
+    eventually("it is out of look-ups", || a.dig("web.service.mesh", "A").is_empty());
+    assert_eq!(a.get("/v1/health/service/web?passing"), Value::Array(Vec::new()));
+    assert_eq!(b.get("/v1/agent/checks")["disk"]["Output"], "full");
+    assert_eq!(a.get("/v1/health/state/critical")[0]["CheckID"], "disk");
+    assert!(
+        a.evenkeel(&["explain", "web"]).contains("full"),
+        "{}",
+        a.evenkeel(&["explain", "web"])
+    );
+
+    b.kill();
+    b.start();
+    eventually("it is still known after a restart", || {
+        b.get("/v1/agent/checks")["disk"].is_object()
+    });
+    assert_eq!(b.put("/v1/agent/check/pass/disk", "").0, 200);
+    eventually("it is back", || !a.dig("web.service.mesh", "A").is_empty());
+    // One that the host runs itself.
+    let application = Application::answering(503);
+    let check = format!(
+        r#"{{"Name": "agent", "HTTP": "http://{}/healthz", "Interval": "100ms"}}"#,
+        application.address
+    );
+    assert_eq!(b.put("/v1/agent/check/register", &check).0, 200);
+    eventually("its result takes it out", || a.dig("web.service.mesh", "A").is_empty());
+    assert_eq!(b.put("/v1/agent/check/deregister/agent", "").0, 200);
+    eventually("it is back without the check", || !a.dig("web.service.mesh", "A").is_empty());
+    assert_eq!(b.put("/v1/agent/check/deregister/agent", "").0, 404);
+}
+
+#[test]
 fn what_a_killed_host_offered_is_chosen_by_no_look_up() {
     let (a, mut b) = Host::pair("killed");
     b.offer("web", "10.0.0.9", 80);
@@ -286,4 +329,42 @@ fn a_limit_that_keeps_a_registration_out_shows_at_the_host_that_was_asked() {
     host.offer("one", "10.0.0.9", 80);
     assert_eq!(host.put("/v1/agent/service/deregister/two", "").0, 200);
     host.offer("three", "10.0.0.1", 80);
+}
+
+#[test]
+fn a_registration_of_a_listener_of_evenkeels_is_refused() {
+    let mut host = Host::alone("own");
+    let register = |host: &Host, address: &str| {
+        let (ip, port) = address.rsplit_once(':').unwrap();
+        let body = format!(r#"{{"Name": "round", "Address": "{ip}", "Port": {port}}}"#);
+        host.put("/v1/agent/service/register", &body)
+    };
+    let listeners = [
+        "outbound.listen",
+        "mesh.data.listen",
+        "mesh.gossip.listen",
+        "admin.listen",
+        "discovery.http",
+        "discovery.dns",
+    ];
+    for listener in listeners {
+        let (status, text) = register(&host, &host.listener(listener));
+        assert_eq!(status, 400, "{listener}: {text}");
+        assert!(text.contains("register the application's own Address and Port"), "{text}");
+    }
+    // A listener that is newer than the registration: its requests say so.
+    let free = TcpListener::bind((host.address(), 0)).unwrap().local_addr().unwrap().to_string();
+    assert_eq!(register(&host, &free).0, 200);
+    host.relisten(&format!("[{{listen: \"{free}\", service: other}}]"));
+    let proxy = format!("http://{}/", host.listener("outbound.listen"));
+    let ask = || {
+        let curl = ["-sS", "--max-time", "20", "-H", "Host: round.mesh", "-w", "%{http_code}"];
+        output_of(Command::new("curl").args(curl).arg(&proxy))
+    };
+    eventually("its requests are told", || {
+        let told = ask();
+        told.ends_with("503")
+            && told.contains("register the application's own")
+            && told.contains("evenkeel endpoints round")
+    });
 }

@@ -258,6 +258,12 @@ const MISTAKES: &[(&str, &str)] = &[
      "1:52: services[0].check: what to check is missing: `http: /healthz` or `tcp: true`"),
     ("services: [{name: a, address: '10.0.0.1:1', check: {http: /, tcp: true}}]",
      "1:62: services[0].check: `http` or `tcp`, not both"),
+    ("services: [{name: a, address: '10.0.0.1:1', check: {http: /, https: /}}]",
+     "1:62: services[0].check: `http` or `https`, not both"),
+    ("services: [{name: a, address: '10.0.0.1:1', check: {http: /, tls_skip_verify: true}}]",
+     "1:62: services[0].check.tls_skip_verify: is for `https`: no other check speaks TLS"),
+    ("services: [{name: a, address: '10.0.0.1:1', check: {https: /, tls_server_name: a b}}]",
+     "1:80: services[0].check.tls_server_name: `a b` is not a host name or an IP address"),
     ("services: [{name: a, address: '10.0.0.1:1', check: {tcp: false}}]",
      "1:58: services[0].check.tcp: is `true` or left out"),
     // Names, addresses, paths.

@@ -7,7 +7,7 @@ use crate::policy::{
     After, Balance, Factor, KeySource, Mode, Origin, Probation, Shard, ShardFallback, Zone,
 };
 use crate::ratelimit::{Algorithm, Direction, Fail, Safe};
-use crate::settings::{Access, DataDir, Protocol};
+use crate::settings::{Access, CheckKind, DataDir, Protocol};
 
 const KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
@@ -274,6 +274,12 @@ fn reads_what_a_full_file_says() {
     assert_eq!(settings.services[0].tags[..4], ["v2", "2.1", "true", "2024-01-02"]);
     assert_eq!(settings.services[1].protocol, Some(Protocol::Grpc));
     assert_eq!(settings.services[2].check, None);
+    let https = CheckKind::Https {
+        path: "/".into(),
+        skip_verify: true,
+        server_name: Some("vault.example".into()),
+    };
+    assert_eq!(settings.services[3].check.as_ref().map(|check| &check.kind), Some(&https));
     assert_eq!(settings.policy.hedge.mode, Mode::Off);
     assert_eq!(settings.policy.repeat.key_header.as_deref(), Some("idempotency-key"));
     let catalog = settings.effective("catalog", None, None);

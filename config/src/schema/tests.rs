@@ -152,7 +152,8 @@ fn file_with(path: &str, value: &str) -> String {
         let held = if name.ends_with("[]") && rest.is_some() { format!("[{held}]") } else { held };
         let needed: &[(&str, &str)] = match done {
             "services[]." => &[("name", "a"), ("address", "'10.0.0.1:1'")],
-            "services[].check." if !matches!(key, "http" | "tcp") => &[("tcp", "true")],
+            "services[].check." if key.starts_with("tls_") => &[("https", "/")],
+            "services[].check." if !matches!(key, "http" | "https" | "tcp") => &[("tcp", "true")],
             "upstreams[]." if matches!(key, "protocol" | "scout") => {
                 &[("name", "a"), ("endpoints", "['10.0.0.1:1']")]
             }
@@ -340,7 +341,7 @@ fn defaults_are_what_an_empty_file_means() {
     }
     assert!(seen > 40, "{seen}");
 
-    let text = "services: [{name: a, address: '10.0.0.1:1', check: {tcp: true}}]\nupstreams: [{name: a}]\n\
+    let text = "services: [{name: a, address: '10.0.0.1:1', check: {https: /}}]\nupstreams: [{name: a}]\n\
                 ratelimit: {resources: [{match: a, capacity: 1}], apply: [{direction: inbound, service: a, resource: a}]}";
     let full = serde_json::to_value(load(text).expect("loads")).expect("JSON");
     for (path, key) in built().into_iter().filter(|(path, key)| {

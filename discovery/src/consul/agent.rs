@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::checks::{maintenance_of, of_instance};
+use super::checks::{of_instance, said_of_host};
 use super::{Selection, node_meta, service, uuid};
 use crate::catalog::{Catalog, Instance, Node, NodeStatus};
 
@@ -53,7 +53,7 @@ pub fn agent_service(catalog: &Catalog, id: &str) -> Option<Value> {
 /// `/v1/agent/checks`: the checks of this host's own instances by id, and of the host where there are any.
 #[must_use]
 pub fn agent_checks(catalog: &Catalog, selection: &Selection) -> Value {
-    let host = catalog.nodes.get(&catalog.own).into_iter().flat_map(|node| maintenance_of(node));
+    let host = catalog.nodes.get(&catalog.own).into_iter().flat_map(|node| said_of_host(node));
     let entries = host
         .chain(own(catalog).flat_map(|instance| of_instance(instance)))
         .filter(|entry| selection.has_entry(entry))

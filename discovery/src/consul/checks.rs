@@ -1,4 +1,4 @@
-//! Checks in Consul's JSON: of a host whether it is there (`serfHealth`) and in maintenance, of an instance its own.
+//! Checks in Consul's JSON: of a host whether it is there (`serfHealth`), in maintenance, and its own; of an instance its own.
 //!
 //! A host that stopped answering is critical by its `serfHealth`, and so is everything on it. One that vanished together
 //! with many others is not called so as long as its instances are kept: it may be this host that is cut off.
@@ -100,37 +100,47 @@ fn of_host(node: &Node, preserved: bool) -> Vec<Value> {
         (true, false) => (Status::Critical, "Agent not live or unreachable"),
         (false, false) => (Status::Passing, "Agent alive and reachable"),
     };
-    let mut checks = vec![host_check(node, "serfHealth", "Serf Health Status", status, "", output)];
-    checks.extend(maintenance_of(node));
+    let alive = CheckState {
+        id: "serfHealth".to_owned(),
+        name: "Serf Health Status".to_owned(),
+        kind: "",
+        notes: String::new(),
+        status,
+        output: output.to_owned(),
+    };
+    let mut checks = vec![host_check(node, &alive)];
+    checks.extend(said_of_host(node));
     checks
 }
 
-pub(super) fn maintenance_of(node: &Node) -> Option<Value> {
-    let (id, name) = ("_node_maintenance", "Node Maintenance Mode");
+/// What the host says of itself: that it is in maintenance, and its own checks.
+pub(super) fn said_of_host(node: &Node) -> impl Iterator<Item = Value> {
     let why =
         if node.drain_reason.is_empty() { "the host is draining" } else { &node.drain_reason };
-    node.draining.then(|| host_check(node, id, name, Status::Critical, why, ""))
+    let maintenance = node.draining.then(|| CheckState {
+        id: "_node_maintenance".to_owned(),
+        name: "Node Maintenance Mode".to_owned(),
+        kind: "",
+        notes: why.to_owned(),
+        status: Status::Critical,
+        output: String::new(),
+    });
+    let maintenance = maintenance.map(|check| host_check(node, &check));
+    maintenance.into_iter().chain(node.checks.iter().map(|check| host_check(node, check)))
 }
 
-fn host_check(
-    node: &Node,
-    id: &str,
-    name: &str,
-    status: Status,
-    notes: &str,
-    output: &str,
-) -> Value {
+fn host_check(node: &Node, check: &CheckState) -> Value {
     json!({
         "Node": node.name,
-        "CheckID": id,
-        "Name": name,
-        "Status": status.as_str(),
-        "Notes": notes,
-        "Output": output,
+        "CheckID": check.id,
+        "Name": check.name,
+        "Status": check.status.as_str(),
+        "Notes": check.notes,
+        "Output": check.output,
         "ServiceID": "",
         "ServiceName": "",
         "ServiceTags": [],
-        "Type": "",
+        "Type": check.kind,
         "CreateIndex": node.index,
         "ModifyIndex": node.index,
     })

@@ -1,4 +1,5 @@
 use super::*;
+use crate::catalog::CheckState;
 use crate::sample::catalog;
 
 fn ids(value: &Value, pointer: &str) -> Vec<String> {
@@ -83,6 +84,43 @@ fn checks_say_what_is_wrong() {
     assert_eq!(statuses(2), ["passing", "critical"]);
     assert_eq!(names(3), ["serfHealth", "_node_maintenance"]);
     assert_eq!(statuses(3), ["passing", "critical"]);
+}
+
+#[test]
+fn checks_of_a_host_stand_with_all_that_is_on_it() {
+    let mut catalog = catalog();
+    let disk = CheckState {
+        id: "disk".into(),
+        name: "Disk".into(),
+        kind: "ttl",
+        notes: String::new(),
+        status: Status::Critical,
+        output: "full".into(),
+    };
+    let node = Node { checks: vec![disk], ..Node::clone(&catalog.nodes[&1]) };
+    let (node, all) = (Arc::new(node), Selection::default());
+    catalog.nodes.insert(1, Arc::clone(&node));
+    for view in catalog.services.values_mut() {
+        let view = Arc::make_mut(view);
+        for instance in view.instances.iter_mut().filter(|instance| instance.node.id == 1) {
+            Arc::make_mut(instance).node = Arc::clone(&node);
+        }
+    }
+    let shop = health_service(&catalog, "payments.shop", &all);
+    let check = &shop[0]["Checks"][1];
+    assert_eq!(
+        (&check["CheckID"], &check["Type"], &check["Output"]),
+        (&json!("disk"), &json!("ttl"), &json!("full"))
+    );
+    assert_eq!((&check["ServiceID"], &check["Status"]), (&json!(""), &json!("critical")));
+    assert_eq!(health_node(&catalog, "host-a", &all)[1]["CheckID"], "disk");
+    assert_eq!(agent_checks(&catalog, &all)["disk"]["Name"], "Disk");
+    let critical = health_state(&catalog, CheckStates::Only(Status::Critical), &all);
+    let disks = |found: &Value| {
+        found.as_array().unwrap().iter().filter(|check| check["CheckID"] == "disk").count()
+    };
+    assert_eq!(disks(&critical), 1);
+    assert_eq!(disks(&health_checks(&catalog, "payments.shop", &all)), 0, "only the service's own");
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! that the configuration offers: who asked for it did so for a reason that the restart does not know. A host in
 //! maintenance asks all hosts not to choose it, as one that drains.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Discovery, Event};
 use crate::discovery::offers::Offer;
@@ -63,6 +63,28 @@ impl CheckRun {
         is_other
     }
 
+    /// Takes an application's report; returns whether it says something else, or for the first time why.
+    pub fn report(&mut self, now: Instant, check: &Check, health: Health) -> bool {
+        self.expires = Some(now + check.interval);
+        self.set(now, health)
+    }
+
+    /// When the application's next report is due.
+    pub fn expires(&self) -> Option<Instant> {
+        self.expires
+    }
+
+    /// Becomes critical if the report that was due did not come; returns whether that is news.
+    pub fn expire(&mut self, now: Instant, check: &Check) -> bool {
+        if self.expires.is_none_or(|at| at > now) {
+            return false;
+        }
+        self.expires = None;
+        let ttl = check.interval.as_secs_f64();
+        let output = format!("TTL expired: nothing was reported for {ttl}s");
+        self.set(now, Health { status: Status::Critical, output })
+    }
+
     /// When the check has been critical for so long that its instance is to be withdrawn.
     fn withdrawn_at(&self, check: &Check) -> Option<Instant> {
         let after = check.deregister_after?.max(DEREGISTER_AFTER_MIN);
@@ -99,6 +121,9 @@ impl Discovery {
         check: &str,
         health: Health,
     ) -> Result<(), RegisterError> {
+        if self.has_host_check(check) {
+            return self.report_host_check(now, wall_ms, check, health);
+        }
         let (id, at) = self.find_check(check)?;
         let known = self.offers.get_mut(&id).and_then(|offer| {
             let Offer { registration, runs } = offer;
@@ -109,8 +134,7 @@ impl Discovery {
         if registered.kind != CheckKind::Ttl {
             return Err(RegisterError::NotReported(check.to_owned()));
         }
-        run.expires = Some(now + registered.interval);
-        let is_other = run.set(now, health);
+        let is_other = run.report(now, registered, health);
         self.schedule_checks();
         if is_other {
             self.write_offer(now, &id);
@@ -212,7 +236,7 @@ impl Discovery {
     }
 
     /// Which instance has this check, and the check's place in it.
-    fn find_check(&self, check: &str) -> Result<(String, usize), RegisterError> {
+    pub(super) fn find_check(&self, check: &str) -> Result<(String, usize), RegisterError> {
         let place = |offer: &Offer| offer.registration.checks.iter().position(|c| c.id == check);
         self.offers
             .iter()
@@ -223,27 +247,20 @@ impl Discovery {
     /// Notes when a check next becomes something by itself.
     pub(super) fn schedule_checks(&mut self) {
         let due = |offer: &Offer| offer.checks().filter_map(|(check, run)| run.due(check)).min();
-        self.timers.checks = self.offers.values().filter_map(due).min();
+        let due = self.offers.values().filter_map(due).chain(self.host_checks.due()).min();
+        self.timers.checks = due;
     }
 
     /// Reports that did not come make their checks critical; what was critical for too long is withdrawn.
     pub(super) fn checks_due(&mut self, now: Instant, wall_ms: u64) {
-        let is_over = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let mut changed = Vec::new();
         let mut withdrawn = Vec::new();
         for (id, offer) in &mut self.offers {
             let Offer { registration, runs } = offer;
             for (check, run) in registration.checks.iter().zip(runs) {
-                if is_over(run.expires) {
-                    run.expires = None;
-                    let output = format!(
-                        "TTL expired: nothing was reported for {}",
-                        seconds(check.interval)
-                    );
-                    if run.set(now, Health { status: Status::Critical, output }) {
-                        changed.push(id.clone());
-                    }
-                } else if is_over(run.withdrawn_at(check)) {
+                if run.expire(now, check) {
+                    changed.push(id.clone());
+                } else if run.withdrawn_at(check).is_some_and(|at| at <= now) {
                     withdrawn.push((id.clone(), check.id.clone()));
                 }
             }
@@ -257,11 +274,18 @@ impl Discovery {
                 self.tell(Event::Withdrawn { id, check });
             }
         }
+        if self.host_checks.expire(now) {
+            self.host_checks_changed(now, wall_ms);
+        }
         self.schedule_checks();
         self.publish(now, wall_ms);
     }
-}
 
-fn seconds(duration: Duration) -> String {
-    format!("{}s", duration.as_secs_f64())
+    /// Every check of this host, with the id of the instance that it is for; empty: it is for the host itself.
+    pub fn checks(&self) -> impl Iterator<Item = (&str, &Check)> {
+        let of_instances = self.offers.iter().flat_map(|(id, offer)| {
+            offer.registration.checks.iter().map(move |check| (id.as_str(), check))
+        });
+        self.host_checks.iter().map(|check| ("", check)).chain(of_instances)
+    }
 }

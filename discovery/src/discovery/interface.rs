@@ -10,7 +10,7 @@ use super::Found;
 
 pub use crate::order::SavedOrder;
 use crate::registration::RegisterError;
-pub use crate::registration::SavedRegistration;
+pub use crate::registration::{SavedCheck, SavedRegistration};
 
 /// Hosts that went away are still listed (as failed or left, without instances) for this long.
 pub const DOWN_KEPT: Duration = Duration::from_secs(3600);
@@ -108,6 +108,9 @@ pub struct Saved {
     /// Why instances of this host are in maintenance, by id; of the host itself under the empty id.
     #[serde(default)]
     pub maintenance: BTreeMap<String, String>,
+    /// Checks of this host itself.
+    #[serde(default)]
+    pub host_checks: Vec<SavedCheck>,
     /// No index that this host gave out is above it.
     #[serde(default)]
     pub index: u64,

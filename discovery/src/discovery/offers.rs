@@ -2,6 +2,7 @@
 //! Its own changes are published at once, so that a client that registered finds itself in its next look-up.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,12 @@ use rand_chacha::ChaCha8Rng;
 
 use super::checks::CheckRun;
 use super::{
-    Discovery, Event, GENERATION_MAX, JUMP_WINDOW, JUMPS_MAX, NOTE_MAX, SavedRegistration,
+    Discovery, Event, GENERATION_MAX, JUMP_WINDOW, JUMPS_MAX, NOTE_MAX, NodeInfo, SavedRegistration,
 };
 use crate::health::Health;
 use crate::index::{PolicyHash, note_key, policy_hash, policy_key};
 use crate::membership::Membership;
-use crate::record::InstanceBody;
+use crate::record::{InstanceBody, NODE_KEY, NodeBody};
 use crate::registration::{BODY_MAX, INSTANCES_MAX, Origin, RegisterError, Registration};
 
 /// That records are not taken, for want of room, is told this often.
@@ -135,6 +136,9 @@ impl Discovery {
         policy: Option<PolicyHash>,
     ) -> Result<(Offer, Vec<u8>), RegisterError> {
         registration.validate()?;
+        if let Some(check) = registration.checks.iter().find(|one| self.has_host_check(&one.id)) {
+            return Err(RegisterError::CheckIdTaken(check.id.clone(), "this host".to_owned()));
+        }
         let known = self.offers.get(&registration.id);
         let begin = |check| {
             let same = known.and_then(|known| known.run_of(check));
@@ -213,6 +217,22 @@ impl Discovery {
             self.write_node(now);
             self.publish(now, wall_ms);
         }
+    }
+
+    /// Writes what this host says of itself into its record again.
+    pub(super) fn write_node(&mut self, now: Instant) {
+        let body = self.node_body();
+        self.write_own(now, NODE_KEY, Some(body));
+    }
+
+    pub(super) fn node_body(&self) -> Vec<u8> {
+        let NodeInfo { name, address, mesh_port, zone, version, .. } = self.config.node.clone();
+        let mesh = SocketAddr::new(address.ip(), mesh_port);
+        let maintenance = self.host_maintenance();
+        let draining = self.draining || maintenance.is_some();
+        let drain_reason = maintenance.unwrap_or_default().to_owned();
+        let checks = self.host_checks.states();
+        NodeBody { name, address, mesh, zone, draining, drain_reason, version, checks }.encode()
     }
 
     /// What this host says of the policy of each service, as long as it offers the service. Replaces all it said before.

@@ -65,7 +65,7 @@ fn registration(id: &str, service: &str) -> Registration {
         checks: vec![Check {
             id: format!("service:{id}"),
             name: String::new(),
-            kind: CheckKind::Tcp { authority: "127.0.0.1:8080".into() },
+            kind: CheckKind::Tcp { authority: "127.0.0.1:8080".into(), tls: None },
             notes: String::new(),
             interval: Duration::from_secs(1),
             timeout: Duration::from_secs(1),

@@ -30,6 +30,13 @@ pub(super) async fn register(State(shared): Ours, body: Bytes) -> Answered {
         None => None,
     };
     let registration = consul::decode_registration(&body, node.address.ip(), looked_up)?;
+    if shared.own.has(registration.address) {
+        let why = format!(
+            "{} is a listener of Evenkeel itself, and requests would go in a circle: register the application's own Address and Port. For a service that is only to be listed, such as what monitoring finds hosts by, leave Port out",
+            registration.address
+        );
+        return Err(Refusal(StatusCode::BAD_REQUEST, why));
+    }
     shared.gossip.register(registration).await?;
     Ok(StatusCode::OK.into_response())
 }

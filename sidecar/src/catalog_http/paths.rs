@@ -133,7 +133,7 @@ pub(super) const CONSUL_PATHS: &[ConsulPath] = &[
         "PUT",
         "/v1/agent/check/register",
         || put(changes::register_check),
-        "for an instance of this host: needs `ServiceID`",
+        "for an instance of this host (`ServiceID`), else for the host itself: see Checks of a host",
     ),
     served(
         "PUT",

@@ -1,11 +1,14 @@
-//! A gRPC check: one call of `grpc.health.v1.Health/Check` over HTTP/2 without TLS.
+//! A gRPC check: one call of `grpc.health.v1.Health/Check` over HTTP/2, with TLS or without.
 //!
 //! Only `SERVING` passes; all else is critical, with what was answered: a service that the server does not know
 //! (`NOT_FOUND`), a server without the health service (`UNIMPLEMENTED`). By hand on hyper rather than with tonic's channel, which
 //! keeps connections and dials again by itself: a check dials each time, because whether one can is what it asks.
 
+use std::error::Error;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use evenkeel_discovery::health::Status;
+use evenkeel_discovery::registration::CheckTls;
 use http::header::{CONTENT_TYPE, TE, USER_AGENT};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -15,17 +18,23 @@ use prost::Message as _;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::connect;
+use super::{CheckDial, broke_off};
 
 /// Asks once; what was found, and that as a sentence for people.
-pub(super) async fn ask(authority: &str, service: &str) -> Result<(Status, String), String> {
-    let stream = connect(authority).await?;
+pub(super) async fn ask(
+    dial: &CheckDial<'_>,
+    tls: Option<&CheckTls>,
+    service: &str,
+) -> Result<(Status, String), String> {
+    let stream = dial.connect(tls, Some(b"h2")).await?;
+    let authority = dial.authority;
     let what = format!("gRPC health of {service:?} at {authority}");
-    let broken = |cause: &dyn std::fmt::Display| format!("{what} broke off: {cause}");
+    let broken = |cause: &(dyn Error + 'static)| broke_off(&what, cause);
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
         .map_err(|cause| broken(&cause))?;
-    let request = Request::post(format!("http://{authority}/grpc.health.v1.Health/Check"))
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let request = Request::post(format!("{scheme}://{authority}/grpc.health.v1.Health/Check"))
         .header(CONTENT_TYPE, "application/grpc")
         .header(TE, "trailers")
         .header(USER_AGENT, "evenkeel-check")
@@ -35,7 +44,7 @@ pub(super) async fn ask(authority: &str, service: &str) -> Result<(Status, Strin
         let response = sender.send_request(request).await.map_err(|cause| broken(&cause))?;
         let (head, body) = response.into_parts();
         let body =
-            Limited::new(body, ANSWER_MAX).collect().await.map_err(|cause| broken(&cause))?;
+            Limited::new(body, ANSWER_MAX).collect().await.map_err(|cause| broken(&*cause))?;
         let trailers = body.trailers().cloned().unwrap_or_default();
         match grpc_status(&trailers).or_else(|| grpc_status(&head.headers)) {
             Some((0, _)) => {}
@@ -89,6 +98,8 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::checks::ask;
+    use crate::checks::tls::TlsClient;
 
     #[tokio::test]
     async fn a_server_says_what_it_serves() {
@@ -110,9 +121,12 @@ mod tests {
             ("shop.Old", Status::Critical, ": NOT_SERVING"),
             ("shop.No", Status::Critical, "status 5"),
         ] {
-            let kind =
-                CheckKind::Grpc { authority: authority.clone(), service: service.to_owned() };
-            let (found, output) = crate::checks::ask(&kind, Duration::from_secs(5)).await;
+            let kind = CheckKind::Grpc {
+                authority: authority.clone(),
+                service: service.to_owned(),
+                tls: None,
+            };
+            let (found, output) = ask(&TlsClient::default(), &kind, Duration::from_secs(5)).await;
             assert_eq!(found, status, "{output}");
             assert!(output.contains(says), "{output}");
         }
@@ -129,8 +143,8 @@ mod tests {
                 let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, hello).await;
             }
         });
-        let kind = CheckKind::Grpc { authority, service: String::new() };
-        let (found, output) = crate::checks::ask(&kind, Duration::from_secs(5)).await;
+        let kind = CheckKind::Grpc { authority, service: String::new(), tls: None };
+        let (found, output) = ask(&TlsClient::default(), &kind, Duration::from_secs(5)).await;
         assert_eq!(found, Status::Critical);
         assert!(output.contains("broke off"), "{output}");
     }

@@ -55,7 +55,7 @@ fn explained(report: &Explain, colour: bool) -> String {
         out.push('\n');
     }
     if !report.policy.is_empty() {
-        let mut table = Table::new(&["POLICY", "VALUE", "FROM"]).wrapping(1);
+        let mut table = Table::new(&["POLICY", "VALUE", "FROM"]).wrapping([1]);
         for field in &report.policy {
             let origin = if field.origin == "built-in" { Tone::Dim } else { Tone::Plain };
             table.row(vec![

@@ -86,7 +86,7 @@ fn listed(orders: &Orders, colour: bool) -> String {
     if orders.orders.is_empty() {
         return "Nothing is overridden and no host is drained by an order.\n".to_owned();
     }
-    let mut table = Table::new(&["KIND", "SUBJECT", "BY", "UNTIL", "POLICY"]).wrapping(4);
+    let mut table = Table::new(&["KIND", "SUBJECT", "BY", "UNTIL", "POLICY"]).wrapping([4]);
     for Order { kind, subject, policy, by, until, .. } in &orders.orders {
         table.row(vec![
             Cell::text(kind).tone(Tone::Warn),

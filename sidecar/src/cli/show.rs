@@ -106,8 +106,8 @@ fn services_table(report: &Services, colour: bool) -> String {
             colour,
         );
     }
-    let mut table =
-        Table::new(&["SERVICE", "USABLE", "INSTANCES", "CRITICAL", "DRAINING", "TAGS"]).wrapping(5);
+    let mut table = Table::new(&["SERVICE", "USABLE", "INSTANCES", "CRITICAL", "DRAINING", "TAGS"])
+        .wrapping([5]);
     let noted =
         |count: usize, tone| Cell::number(count).tone(if count > 0 { tone } else { Tone::Dim });
     for service in &report.services {
@@ -143,46 +143,65 @@ fn endpoints_table(report: &Endpoints, colour: bool) -> String {
     // What says nothing of any of them is left out: a line is to fit a terminal.
     let any = |says: fn(&Endpoint) -> bool| report.endpoints.iter().any(says);
     let with_hosts = any(|endpoint| !endpoint.host.is_empty());
-    let with_stalls = any(|endpoint| endpoint.stall_ms.is_some());
-    let with_ejections = any(|endpoint| endpoint.ejections > 0);
     let mut columns = vec!["INSTANCE"];
     columns.extend(with_hosts.then_some("HOST"));
     columns.extend(["ADDRESS", "STATE", "IN FLIGHT", "LATENCY"]);
-    columns.extend(with_stalls.then_some("STALLED"));
-    columns.extend(with_ejections.then_some("EJECTIONS"));
-    let mut table = Table::new(&columns);
+    let mut table = Table::new(&columns).wrapping(0..=usize::from(with_hosts));
     for endpoint in &report.endpoints {
-        let state = match endpoint.ejected_ms {
-            Some(ms) if endpoint.state == "ejected" => format!("ejected for {}", age(ms)),
-            _ => endpoint.state.clone(),
+        let latency = endpoint.latency_ms.map_or_else(|| "-".to_owned(), short);
+        let in_flight = match endpoint.stall_ms {
+            Some(ms) => {
+                Cell::number(format!("{} ({})", endpoint.in_flight, short(ms))).tone(stall_tone(ms))
+            }
+            None => Cell::number(endpoint.in_flight),
         };
-        let latency = endpoint.latency_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}ms"));
-        let stall = || match endpoint.stall_ms {
-            Some(ms) => Cell::number(format!("{ms:.1}ms")).tone(stall_tone(ms)),
-            None => Cell::number("-"),
-        };
-        let ejections = if endpoint.ejections > 0 { Tone::Warn } else { Tone::Dim };
         let mut row = vec![Cell::text(&endpoint.instance)];
         row.extend(with_hosts.then(|| Cell::text(&endpoint.host)));
         row.extend([
             Cell::text(&endpoint.address),
-            Cell::text(state).tone(state_tone(&endpoint.state)),
-            Cell::number(endpoint.in_flight),
+            Cell::text(&endpoint.state).tone(state_tone(&endpoint.state)),
+            in_flight,
             Cell::number(latency),
         ]);
-        row.extend(with_stalls.then(stall));
-        row.extend(with_ejections.then(|| Cell::number(endpoint.ejections).tone(ejections)));
         table.row(row);
     }
     out.push_str(&table.render(colour));
     for endpoint in &report.endpoints {
         let Endpoint { instance, host, draining, checks, .. } = endpoint;
         let on = if host.is_empty() { instance.clone() } else { format!("{instance} on {host}") };
+        if let Some(said) = ejections(endpoint) {
+            out.push_str(&paragraph(&format!("{}: ", printable(&on)), &said, Tone::Warn, colour));
+        }
         for why in against(draining, checks) {
             out.push_str(&paragraph(&format!("{}: ", printable(&on)), &why, Tone::Bad, colour));
         }
     }
     out
+}
+
+/// A time in at most three digits and a point.
+fn short(ms: f64) -> String {
+    match ms {
+        ms if ms < 9.995 => format!("{ms:.2}ms"),
+        ms if ms < 99.95 => format!("{ms:.1}ms"),
+        ms if ms < 999.5 => format!("{ms:.0}ms"),
+        ms => format!("{:.1}s", ms / 1000.0),
+    }
+}
+
+/// That an endpoint is ejected, and how often it was.
+fn ejections(endpoint: &Endpoint) -> Option<String> {
+    let times = match endpoint.ejections {
+        0 => return None,
+        1 => "once".to_owned(),
+        times => format!("{times} times"),
+    };
+    Some(match endpoint.ejected_ms {
+        Some(ms) if endpoint.state == "ejected" => {
+            format!("ejected for another {}, {times} so far", age(ms))
+        }
+        _ => format!("was ejected {times}"),
+    })
 }
 
 /// What speaks against an instance: that its host drains, and what each check saw that does not pass.
@@ -271,6 +290,7 @@ pub(super) fn encoded(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::admin::report::Service;
+    use crate::cli::table::WIDTH;
 
     #[test]
     fn members_and_services_as_tables() {
@@ -338,15 +358,45 @@ mod tests {
         assert_eq!(
             endpoints_table(&report, false),
             "web, balance: p2c\n\
-             INSTANCE  HOST    ADDRESS      STATE   IN FLIGHT  LATENCY  STALLED\n\
-             web-1     host-b  10.0.0.6:80  usable          0   1.25ms        -\n\
-             web-1     host-b  10.0.0.6:80  usable          2   1.25ms  120.0ms\n"
+             INSTANCE  HOST    ADDRESS      STATE   IN FLIGHT  LATENCY\n\
+             web-1     host-b  10.0.0.6:80  usable          0   1.25ms\n\
+             web-1     host-b  10.0.0.6:80  usable  2 (120ms)   1.25ms\n"
         );
         let calm = Endpoints { endpoints: vec![report.endpoints[0].clone()], ..report };
-        assert!(!endpoints_table(&calm, false).contains("STALLED"));
         let failed = Endpoint { ejections: 2, host: String::new(), ..calm.endpoints[0].clone() };
         let failed = endpoints_table(&Endpoints { endpoints: vec![failed], ..calm }, false);
-        assert!(failed.contains("EJECTIONS") && !failed.contains("HOST"), "{failed}");
+        assert!(
+            failed.contains("web-1: was ejected 2 times") && !failed.contains("HOST"),
+            "{failed}"
+        );
+    }
+
+    #[test]
+    fn times_are_short() {
+        let said = [0.0, 1.254, 12.34, 120.4, 999.6, 12_345.6].map(short);
+        assert_eq!(said, ["0.00ms", "1.25ms", "12.3ms", "120ms", "1.0s", "12.3s"]);
+    }
+
+    #[test]
+    fn endpoints_fit_a_terminal_whatever_there_is_to_tell() {
+        let worst = Endpoint {
+            instance: "payments-eu-west-1a-00c0ffee".into(),
+            host: "payments-host-17.rack-4.example".into(),
+            address: "192.168.100.100:50051".into(),
+            state: "ejected".into(),
+            in_flight: 12,
+            latency_ms: Some(12_345.67),
+            stall_ms: Some(723.6),
+            ejected_ms: Some(723_000),
+            ejections: 11,
+            draining: "its host is in maintenance: new disk".into(),
+            ..Endpoint::default()
+        };
+        let report = Endpoints { endpoints: vec![worst], ..Endpoints::default() };
+        let text = endpoints_table(&report, false);
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains("ejected for another 12m3s, 11 times so far"), "{text}");
     }
 
     #[test]
@@ -381,7 +431,7 @@ mod tests {
         ] {
             assert!(words.contains(sentence), "{sentence} in\n{text}");
         }
-        assert!(text.lines().all(|line| line.chars().count() <= 90), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use std::fmt::{Display, Write as _};
 pub struct Table {
     header: Vec<&'static str>,
     rows: Vec<Vec<Cell>>,
-    /// The column whose cells are broken into lines where the table would be too wide.
-    wrapping: Option<usize>,
+    /// The columns whose cells are broken into lines where the table would be too wide.
+    wrapping: Vec<usize>,
 }
 
 /// One cell: text, how it is coloured and on which side it stands.
@@ -84,13 +84,13 @@ impl Table {
     /// An empty table with these columns.
     #[must_use]
     pub fn new(header: &[&'static str]) -> Table {
-        Table { header: header.to_vec(), rows: Vec::new(), wrapping: None }
+        Table { header: header.to_vec(), rows: Vec::new(), wrapping: Vec::new() }
     }
 
-    /// The same, with one column that is broken into lines where the table would be wider than [`WIDTH`].
+    /// The same, with columns that are broken into lines where the table would be wider than [`WIDTH`].
     #[must_use]
-    pub fn wrapping(mut self, column: usize) -> Table {
-        self.wrapping = Some(column);
+    pub fn wrapping(mut self, columns: impl IntoIterator<Item = usize>) -> Table {
+        self.wrapping = columns.into_iter().collect();
         self
     }
 
@@ -112,10 +112,12 @@ impl Table {
             cells.chain([self.header[column].len()]).max().unwrap_or(0)
         };
         let mut widths: Vec<usize> = (0..columns).map(width).collect();
-        if let Some(column) = self.wrapping {
-            let total: usize = widths.iter().sum::<usize>() + GAP * columns.saturating_sub(1);
-            let narrow = widths[column].saturating_sub(total.saturating_sub(WIDTH));
-            widths[column] = narrow.max(WRAPPED_MIN).min(widths[column]);
+        // The widest gives way first.
+        while widths.iter().sum::<usize>() + GAP * columns.saturating_sub(1) > WIDTH
+            && let Some(widest) = self.wrapping.iter().copied().max_by_key(|at| widths[*at])
+            && widths[widest] > WRAPPED_MIN
+        {
+            widths[widest] -= 1;
         }
         let right: Vec<bool> = (0..columns)
             .map(|column| {
@@ -152,20 +154,16 @@ impl Table {
 
     /// A row as rows of one line each.
     fn lines_of(&self, row: &[Cell], widths: &[usize]) -> Vec<Vec<Cell>> {
-        let long = self.wrapping.and_then(|column| Some((column, row.get(column)?)));
-        let Some((column, cell)) =
-            long.filter(|(at, cell)| cell.text.chars().count() > widths[*at])
-        else {
-            return vec![row.to_vec()];
-        };
-        let lines = wrapped(&cell.text, widths[column]).into_iter().enumerate();
-        let line = |(number, text)| {
-            let mut line =
-                if number == 0 { row.to_vec() } else { vec![Cell::default(); row.len()] };
-            line[column] = Cell { text, ..cell.clone() };
-            line
-        };
-        lines.map(line).collect()
+        let mut lines = vec![row.to_vec()];
+        for (column, cell) in self.wrapping.iter().filter_map(|at| Some((*at, row.get(*at)?))) {
+            for (number, text) in wrapped(&cell.text, widths[column]).into_iter().enumerate() {
+                if number == lines.len() {
+                    lines.push(vec![Cell::default(); row.len()]);
+                }
+                lines[number][column] = Cell { text, ..cell.clone() };
+            }
+        }
+        lines
     }
 }
 
@@ -192,12 +190,19 @@ pub fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// What a sentence is about, and the sentence behind it, its further lines indented to where it begins.
+/// What a sentence is about, and the sentence behind it, its further lines indented to where it begins. What is longer than half a
+/// line has lines of its own.
 #[must_use]
 pub fn paragraph(lead: &str, text: &str, tone: Tone, colour: bool) -> String {
-    let indent = lead.chars().count();
-    let lines = wrapped(&printable(text), WIDTH.saturating_sub(indent).max(WRAPPED_MIN));
     let mut out = String::new();
+    if lead.chars().count() > WIDTH / 2 {
+        for line in wrapped(lead.trim_end(), WIDTH) {
+            let _ = writeln!(out, "{line}");
+        }
+        return out + &paragraph("    ", text, tone, colour);
+    }
+    let indent = lead.chars().count();
+    let lines = wrapped(&printable(text), WIDTH.saturating_sub(indent));
     for (number, line) in lines.iter().enumerate() {
         let line = tone.paint(line, colour);
         let _ = match number {
@@ -230,8 +235,8 @@ pub fn age(ms: u64) -> String {
 /// Columns of a terminal that nobody has made wider.
 pub const WIDTH: usize = 80;
 const GAP: usize = 2;
-/// What is broken into lines is not broken into single words.
-const WRAPPED_MIN: usize = 20;
+/// What is broken into lines is not broken into single letters.
+const WRAPPED_MIN: usize = 12;
 
 #[cfg(test)]
 mod tests {
@@ -248,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_long_column_is_broken_into_lines_within_the_width() {
-        let mut table = Table::new(&["FIELD", "VALUE", "FROM"]).wrapping(1);
+        let mut table = Table::new(&["FIELD", "VALUE", "FROM"]).wrapping([1]);
         let value = r#"["GET","HEAD","OPTIONS","TRACE","QUERY"] and more of what a list may hold"#;
         table.row(vec![Cell::text("repeat.methods"), Cell::text(value), Cell::text("built-in")]);
         table.row(vec![Cell::text("timeout"), Cell::text("15s"), Cell::text("host")]);
@@ -279,6 +284,10 @@ mod tests {
         let long = paragraph("note: ", &"word ".repeat(40), Tone::Plain, false);
         assert!(long.lines().skip(1).all(|line| line.starts_with("      word")), "{long}");
         assert!(long.lines().all(|line| line.chars().count() <= WIDTH), "{long}");
+        let lead = format!("{}: ", "x".repeat(100));
+        let apart = paragraph(&lead, "a b", Tone::Plain, false);
+        assert!(apart.ends_with("x:\n    a b\n"), "{apart}");
+        assert!(apart.lines().all(|line| line.chars().count() <= WIDTH), "{apart}");
     }
 
     #[test]

@@ -97,6 +97,7 @@ fn compare(old: Option<&ServiceView>, new: Option<&ServiceView>, noted: &mut Not
                 let said = instance
                     .checks
                     .iter()
+                    .chain(&instance.node.checks)
                     .find(|check| check.status == instance.status)
                     .map_or(String::new(), |check| format!(": {}", check.output));
                 let detail = format!(
@@ -154,6 +155,7 @@ mod tests {
             draining: false,
             drain_reason: String::new(),
             version: String::new(),
+            checks: Vec::new(),
             index: 1,
         };
         Arc::new(Instance {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use evenkeel_discovery::discovery::DATAGRAM_MAX;
-use evenkeel_discovery::registration::{Origin, Registration};
+use evenkeel_discovery::registration::{Check, Origin, Registration};
 use evenkeel_discovery::{Discovery, Event, Health, RegisterError};
 use tokio::net::UdpSocket;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -43,7 +43,7 @@ pub(super) struct Driver {
     pub events: Arc<Events>,
     pub published: Arc<Published>,
     pub changed: watch::Sender<u64>,
-    pub local: watch::Sender<Arc<Vec<Registration>>>,
+    pub checks: watch::Sender<Arc<Vec<(String, Check)>>>,
     pub joined: Arc<AtomicBool>,
     /// Why this host is not a working member of its mesh.
     pub obstacle: Arc<ArcSwapOption<String>>,
@@ -255,7 +255,7 @@ impl Driver {
                 }
             }
             Event::Withdrawn { id, check } => {
-                self.publish_local();
+                self.publish_checks();
                 let why = format!("check {check} was critical for as long as its DeregisterCriticalServiceAfter allows");
                 self.events.warn("deregistered", id, why);
             }
@@ -403,7 +403,7 @@ impl Driver {
         }
         round.was_full = false;
         note(&self.events);
-        self.publish_local();
+        self.publish_checks();
         round.save_due = None;
         let kept = self.save();
         round.changes += 1;
@@ -432,6 +432,15 @@ impl Driver {
 
     fn health(&mut self, verdict: Verdict) {
         let Verdict { instance, check, status, output } = verdict;
+        let health = Health { status, output };
+        if instance.is_empty() {
+            // The check may have gone while it ran.
+            let set = self.discovery.set_host_health(Instant::now(), wall_ms(), &check, health);
+            if let Err(cause) = set {
+                debug!(check, %cause, "the result of a check was not published");
+            }
+            return;
+        }
         let index = self
             .discovery
             .registrations()
@@ -439,13 +448,8 @@ impl Driver {
             .and_then(|one| one.checks.iter().position(|known| known.id == check));
         // Its instance may have gone while the check ran.
         if let Some(index) = index {
-            let set = self.discovery.set_health(
-                Instant::now(),
-                wall_ms(),
-                &instance,
-                index,
-                Health { status, output },
-            );
+            let set =
+                self.discovery.set_health(Instant::now(), wall_ms(), &instance, index, health);
             if let Err(cause) = set {
                 debug!(instance, check, %cause, "the result of a check was not published");
             }
@@ -487,11 +491,11 @@ impl Driver {
                 );
             }
         }
-        self.publish_local();
+        self.publish_checks();
     }
 
-    fn publish_local(&self) {
-        self.local.send_replace(Arc::new(self.discovery.registrations().cloned().collect()));
+    fn publish_checks(&self) {
+        self.checks.send_replace(local_checks(&self.discovery));
     }
 
     fn arrival(&mut self, arrival: Arrival, round: &mut Round) {
@@ -561,6 +565,11 @@ impl Driver {
             }
         }
     }
+}
+
+/// What is checked on this host, with the id of the instance that each is for; empty: it is for the host itself.
+pub(super) fn local_checks(discovery: &Discovery) -> Arc<Vec<(String, Check)>> {
+    Arc::new(discovery.checks().map(|(id, check)| (id.to_owned(), check.clone())).collect())
 }
 
 /// Unix time in milliseconds.

@@ -25,7 +25,7 @@ use evenkeel_config::settings::{self, Settings};
 use evenkeel_config::{Environment, Published};
 use evenkeel_discovery::consul::CheckRegistration;
 use evenkeel_discovery::registration::{
-    Check, CheckKind, Origin, RegisterError, Registration, Weights,
+    Check, CheckKind, CheckTls, Origin, RegisterError, Registration, Weights,
 };
 use evenkeel_discovery::{
     Catalog, Config, Counters, Discovery, Health, Limits, NodeInfo, OrderError, Profile, Saved,
@@ -57,7 +57,7 @@ pub struct GossipHandle {
     node: Arc<NodeInfo>,
     catalog: Arc<ArcSwap<Catalog>>,
     changes: watch::Receiver<u64>,
-    local: watch::Receiver<Arc<Vec<Registration>>>,
+    checks: watch::Receiver<Arc<Vec<(String, Check)>>>,
     joined: Arc<AtomicBool>,
     obstacle: Arc<ArcSwapOption<String>>,
     commands: mpsc::Sender<Command>,
@@ -110,12 +110,12 @@ pub enum Command {
     Leave(oneshot::Sender<()>),
 }
 
-/// What applications and operators say of the health of this host's instances.
+/// What applications and operators say of the health of this host and of its instances.
 #[derive(Debug)]
 pub enum HealthChange {
     /// An application reports on its check of this id, which has a TTL.
     Report(String, Health),
-    /// One more check for an instance, or another one of the same id.
+    /// One more check for an instance or for this host, or another one of the same id.
     AddCheck(Box<CheckRegistration>),
     /// No longer the check of this id.
     RemoveCheck(String),
@@ -238,8 +238,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
     }
     let catalog = Arc::new(ArcSwap::new(discovery.snapshot()));
     let (changed, changes) = watch::channel(0);
-    let (publish_local, local) =
-        watch::channel(Arc::new(discovery.registrations().cloned().collect::<Vec<_>>()));
+    let (publish_checks, checks) = watch::channel(driver::local_checks(&discovery));
     let partial = catalog.load().partial;
     let joined = Arc::new(AtomicBool::new(!partial));
     let obstacle = partial.then(|| Arc::new("joining".to_owned()));
@@ -263,7 +262,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         events,
         published,
         changed,
-        local: publish_local,
+        checks: publish_checks,
         joined: Arc::clone(&joined),
         obstacle: Arc::clone(&obstacle),
         listens,
@@ -285,7 +284,7 @@ pub fn spawn(args: GossipArgs<'_>) -> io::Result<Gossip> {
         runtime.shutdown_background();
     })?;
     let handle =
-        GossipHandle { node: Arc::new(node), catalog, changes, local, joined, obstacle, commands };
+        GossipHandle { node: Arc::new(node), catalog, changes, checks, joined, obstacle, commands };
     Ok(Gossip { handle, stop: Some(stop), thread: Some(thread) })
 }
 
@@ -331,10 +330,10 @@ impl GossipHandle {
         self.changes.clone()
     }
 
-    /// What this host offers, from the configuration and by the HTTP API; wakes at each change.
+    /// What is checked on this host, with the id of the instance that each is for (empty: it is for the host itself); wakes at each change.
     #[must_use]
-    pub fn local(&self) -> watch::Receiver<Arc<Vec<Registration>>> {
-        self.local.clone()
+    pub fn checks(&self) -> watch::Receiver<Arc<Vec<(String, Check)>>> {
+        self.checks.clone()
     }
 
     /// Whether this host has met whom `mesh.join` names, they see it and one of them has told it which services there are;
@@ -468,19 +467,25 @@ fn registrations(settings: &Settings, own: IpAddr) -> Vec<Registration> {
 
 fn configured_check(service: &settings::Service, check: &settings::Check) -> Check {
     let authority = service.address.to_string();
+    let get = |path: &str, tls| CheckKind::Http {
+        authority: authority.clone(),
+        path: path.to_owned(),
+        method: "GET".to_owned(),
+        headers: BTreeMap::new(),
+        body: String::new(),
+        tls,
+    };
     Check {
         id: format!("service:{}", service.id),
         name: format!("Service '{}' check", service.name),
         notes: String::new(),
         kind: match &check.kind {
-            settings::CheckKind::Http(path) => CheckKind::Http {
-                authority,
-                path: path.clone(),
-                method: "GET".to_owned(),
-                headers: BTreeMap::new(),
-                body: String::new(),
-            },
-            settings::CheckKind::Tcp => CheckKind::Tcp { authority },
+            settings::CheckKind::Http(path) => get(path, None),
+            settings::CheckKind::Https { path, skip_verify, server_name } => {
+                let server_name = server_name.clone();
+                get(path, Some(CheckTls { server_name, skip_verify: *skip_verify }))
+            }
+            settings::CheckKind::Tcp => CheckKind::Tcp { authority, tls: None },
         },
         interval: check.interval,
         timeout: check.timeout,

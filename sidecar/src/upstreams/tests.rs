@@ -44,6 +44,7 @@ fn node(id: u64) -> Arc<Node> {
         draining: false,
         drain_reason: String::new(),
         version: String::new(),
+        checks: Vec::new(),
         index: 1,
     })
 }

@@ -65,6 +65,12 @@ impl Host {
         host
     }
 
+    /// Opens other listeners for one service each, while it runs.
+    pub fn relisten(&mut self, listeners: &str) {
+        self.service_listeners = listeners.to_owned();
+        self.reconfigure("");
+    }
+
     fn prepared(mesh: &str, key: Option<&str>, join: &[&Host]) -> Host {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Host {
@@ -86,6 +92,11 @@ impl Host {
     /// Its data directory.
     pub fn state(&self) -> std::path::PathBuf {
         self.directory.path().join("state")
+    }
+
+    /// The file that is its store of certificates; to be written before anything asks for it.
+    pub fn authorities(&self) -> std::path::PathBuf {
+        self.directory.path().join("authorities.pem")
     }
 
     /// What a host says that does not start with this configuration.
@@ -136,6 +147,7 @@ impl Host {
             .arg("-c")
             .arg(&file)
             .env("NO_COLOR", "1")
+            .env("SSL_CERT_FILE", self.authorities())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()

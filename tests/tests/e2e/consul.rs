@@ -248,16 +248,18 @@ fn registrations_of_frameworks_and_filters() {
         json!({"Name": "a", "Port": 9001, "Check": {"TCP": format!("{at}:9001"), "Interval": "10s", "DeregisterCriticalServiceAfter": "30m"}}),
         json!({"Name": "b", "Port": 9001, "Check": {"HTTP": format!("http://{at}:9001/"), "Header": {"X-Probe": ["1"]}, "TLSSkipVerify": true, "Interval": "10s"}}),
         json!({"Name": "c", "Port": 9001, "Check": {"GRPC": format!("{at}:9001"), "Interval": "10s"}}),
+        json!({"Name": "f", "Port": 9001, "Check": {"HTTP": format!("https://{at}:9001/"), "TLSSkipVerify": true, "Interval": "10s"}}),
         json!({"Name": "d", "Port": 8080, "Address": "localhost", "Tags": ["v2"], "Meta": {"secure": "false"}}),
         json!({"Name": "e", "Tags": ["v1"], "TaggedAddresses": {"wan": {"Address": "web.example", "Port": 443}}}),
     ] {
         let answer = put(&host, "/v1/agent/service/register", &body);
         assert_eq!(answer.status, 200, "{body}: {}", answer.text());
     }
-    let https = json!({"Name": "f", "Port": 1, "Check": {"HTTP": "https://a/", "Interval": "10s"}});
-    let refused = put(&host, "/v1/agent/service/register", &https);
+    let script =
+        json!({"Name": "g", "Port": 1, "Check": {"Args": ["/bin/true"], "Interval": "10s"}});
+    let refused = put(&host, "/v1/agent/service/register", &script);
     assert_eq!(refused.status, 501);
-    assert!(refused.text().contains("use a TCP check"), "{}", refused.text());
+    assert!(refused.text().contains("use an HTTP, TCP, GRPC or TTL check"), "{}", refused.text());
     let one = ask(&host, "/v1/agent/service/e").json();
     assert_eq!(one["Port"], 0);
     assert_eq!(one["TaggedAddresses"]["wan"], json!({"Address": "web.example", "Port": 443}));

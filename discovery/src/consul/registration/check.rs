@@ -1,7 +1,7 @@
 //! One check of a registration, or the body of `PUT /v1/agent/check/register`.
 //!
-//! `TLSSkipVerify`, `TLSServerName` and `DisableRedirects` need no reading: without TLS the first two mean nothing, and
-//! redirects are never followed.
+//! `TLSSkipVerify` and `TLSServerName` are read where the check speaks TLS (an `https` URL, `GRPCUseTLS`, `TCPUseTLS`), and mean
+//! nothing elsewhere: clients write every field. `DisableRedirects` needs no reading, redirects are never followed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,20 +9,20 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::{DecodeError, malformed, not_built, parse};
+use super::{DecodeError, HOST_NAME_MAX, malformed, not_built, parse};
 use crate::health::Status;
-use crate::registration::{Check, CheckKind};
+use crate::registration::{Check, CheckKind, CheckTls};
 
 /// A check that does not say how long it may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Checks more often than this are asked for by mistake.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// A check to be added to an instance of this host.
+/// A check to be added to an instance of this host, or to the host itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckRegistration {
-    /// The instance's id.
-    pub instance: String,
+    /// The instance's id; `None`: it is for the host itself.
+    pub instance: Option<String>,
     /// What is to be checked.
     pub check: Check,
 }
@@ -33,11 +33,7 @@ pub struct CheckRegistration {
 /// A body that is not acceptable, with what to change; nothing was registered.
 pub fn decode_check_registration(body: &[u8]) -> Result<CheckRegistration, DecodeError> {
     let mut fields = Fields::of(parse(body)?, "the body")?;
-    let Some(instance) = fields.text("ServiceID")? else {
-        return not_built(
-            "a check of the host itself: give the ServiceID of the instance that it is for".into(),
-        );
-    };
+    let instance = fields.text("ServiceID")?;
     let name = fields.text("Name")?.ok_or_else(|| malformed("Name", "is missing"))?;
     let check = decode_check(fields, name.clone(), &name)?;
     Ok(CheckRegistration { instance, check })
@@ -60,12 +56,6 @@ pub(super) fn decode_check(
         "OSService",
     ] {
         fields.refuse(key, "use an HTTP, TCP, GRPC or TTL check")?;
-    }
-    for key in ["GRPCUseTLS", "TCPUseTLS"] {
-        fields.refuse(
-            key,
-            "checks have no TLS: let the application answer checks without it, or use a TCP check",
-        )?;
     }
     fields.refuse("FailuresBeforeWarning", "use FailuresBeforeCritical")?;
     fields.refuse("OutputMaxSize", "leave it out, outputs are cut at 256 bytes")?;
@@ -116,24 +106,29 @@ fn decode_kind(fields: &mut Fields) -> Result<CheckKind, DecodeError> {
     let method = fields.text("Method")?.unwrap_or_else(|| "GET".into()).to_ascii_uppercase();
     let body = fields.text("Body")?.unwrap_or_default();
     let headers = decode_headers(fields)?;
+    let tls = decode_tls(fields)?;
+    let (grpc_tls, tcp_tls) = (fields.flag("GRPCUseTLS")?, fields.flag("TCPUseTLS")?);
     if http.is_none() && !(headers.is_empty() && body.is_empty()) {
         return Err(malformed("Check", "has a Header or Body, which only an HTTP check sends"));
     }
     match (http, tcp, grpc, has_ttl) {
         (Some(url), None, None, false) => {
-            let (authority, path) = split_url(&url)?;
+            let CheckUrl { is_https, authority, path } = split_url(&url)?;
             if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) {
                 return Err(malformed("Method", "must be an HTTP method"));
             }
-            Ok(CheckKind::Http { authority, path, method, headers, body })
+            let tls = is_https.then_some(tls);
+            Ok(CheckKind::Http { authority, path, method, headers, body, tls })
         }
         (None, Some(authority), None, false) => {
-            Ok(CheckKind::Tcp { authority: with_port(&authority, None, "TCP")? })
+            let authority = with_port(&authority, None, "TCP")?;
+            Ok(CheckKind::Tcp { authority, tls: tcp_tls.then_some(tls) })
         }
         (None, None, Some(target), false) => {
             let (authority, service) = target.split_once('/').unwrap_or((target.as_str(), ""));
             let authority = with_port(authority, None, "GRPC")?;
-            Ok(CheckKind::Grpc { authority, service: service.to_owned() })
+            let tls = grpc_tls.then_some(tls);
+            Ok(CheckKind::Grpc { authority, service: service.to_owned(), tls })
         }
         (None, None, None, true) => Ok(CheckKind::Ttl),
         (None, None, None, false) => Err(malformed("Check", "needs HTTP, TCP, GRPC or TTL")),
@@ -142,6 +137,19 @@ fn decode_kind(fields: &mut Fields) -> Result<CheckKind, DecodeError> {
             "has more than one of HTTP, TCP, GRPC and TTL: make it several checks",
         )),
     }
+}
+
+/// What is said of the certificate that the check is shown, should it speak TLS.
+fn decode_tls(fields: &mut Fields) -> Result<CheckTls, DecodeError> {
+    let server_name = fields.text("TLSServerName")?;
+    let is_name = |name: &String| {
+        name.len() <= HOST_NAME_MAX
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
+    };
+    if !server_name.as_ref().is_none_or(is_name) {
+        return Err(malformed("TLSServerName", "must be a host name or an IP address"));
+    }
+    Ok(CheckTls { server_name, skip_verify: fields.flag("TLSSkipVerify")? })
 }
 
 /// `{"X-Probe": ["1"]}`.
@@ -175,15 +183,23 @@ fn decode_headers(fields: &mut Fields) -> Result<BTreeMap<String, Vec<String>>, 
     Ok(headers)
 }
 
-/// `http://host[:port][/path]` as `host:port` and path.
-pub(super) fn split_url(url: &str) -> Result<(String, String), DecodeError> {
-    let Some(rest) = url.strip_prefix("http://") else {
-        return if url.starts_with("https://") {
-            not_built("HTTP: https: checks have no TLS, use a TCP check of the same port".into())
-        } else {
-            Err(malformed("HTTP", "must begin with http://"))
-        };
-    };
+/// A URL that a check asks for, in its parts.
+#[derive(Debug)]
+pub(super) struct CheckUrl {
+    pub is_https: bool,
+    /// `host:port`.
+    pub authority: String,
+    /// Begins with `/`; may carry a query.
+    pub path: String,
+}
+
+/// Takes `http://host[:port][/path]` apart, or the same with `https`.
+pub(super) fn split_url(url: &str) -> Result<CheckUrl, DecodeError> {
+    let schemes = [("http://", false, 80), ("https://", true, 443)];
+    let (rest, is_https, port) = schemes
+        .into_iter()
+        .find_map(|(scheme, is_https, port)| Some((url.strip_prefix(scheme)?, is_https, port)))
+        .ok_or_else(|| malformed("HTTP", "must begin with http:// or https://"))?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let path = path.split('#').next().unwrap_or_default();
@@ -194,7 +210,7 @@ pub(super) fn split_url(url: &str) -> Result<(String, String), DecodeError> {
     if path.bytes().any(|b| b <= b' ' || b == 0x7f) {
         return Err(malformed("HTTP", "has spaces or control characters in its path"));
     }
-    Ok((with_port(authority, Some(80), "HTTP")?, path))
+    Ok(CheckUrl { is_https, authority: with_port(authority, Some(port), "HTTP")?, path })
 }
 
 /// `host:port`, with the port that is meant if none is given.

@@ -7,7 +7,7 @@ use super::check::split_url;
 use super::*;
 use crate::consul::go_duration;
 use crate::health::Status;
-use crate::registration::{Check, CheckKind};
+use crate::registration::{Check, CheckKind, CheckTls};
 
 const NODE: &str = "10.0.0.5";
 
@@ -42,7 +42,7 @@ fn a_whole_registration() {
         (Duration::from_secs(10), Duration::from_millis(1500))
     );
     assert_eq!((check.rise, check.fall, check.initial), (1, 1, Status::Critical));
-    let CheckKind::Http { authority, path, method, .. } = &check.kind else {
+    let CheckKind::Http { authority, path, method, tls: None, .. } = &check.kind else {
         panic!("an HTTP check")
     };
     assert_eq!((&**authority, &**path, &**method), ("10.0.0.9:8080", "/health?full=1", "GET"));
@@ -106,7 +106,8 @@ fn table_of_what_is_refused_and_why() {
         (json!({"TTL": "30s", "Interval": "1s"}), "TTL stands for Interval"),
         (json!({"TTL": "30s", "TCP": "a:80"}), "more than one of"),
         (json!({"GRPC": "a", "Interval": "1s"}), "host and a port"),
-        (json!({"GRPC": "a:1", "Interval": "1s", "GRPCUseTLS": true}), "not built: GRPCUseTLS"),
+        (json!({"GRPC": "a:1", "Interval": "1s", "GRPCUseTLS": "yes"}), "GRPCUseTLS must be"),
+        (json!({"HTTP": "https://a/", "Interval": "1s", "TLSServerName": "a b"}), "TLSServerName"),
         (json!({"TCP": "a:80", "Interval": "1s", "Header": {"a": ["b"]}}), "only an HTTP check"),
         (json!({"HTTP": "http://a/", "Interval": "1s", "Header": {"a": "b"}}), "Header must be"),
         (
@@ -120,8 +121,7 @@ fn table_of_what_is_refused_and_why() {
         (json!({"HTTP": "http://a/", "Interval": "1s", "Header": {"Upgrade": ["x"]}}), "not built"),
         (json!({"Args": ["/bin/true"], "Interval": "1s"}), "not built: Args"),
         (json!({"TCP": "a:80", "Interval": "1s", "OutputMaxSize": 9}), "not built: OutputMaxSize"),
-        (json!({"HTTP": "https://a/", "Interval": "1s"}), "not built: HTTP: https"),
-        (json!({"HTTP": "ftp://a/", "Interval": "1s"}), "must begin with http://"),
+        (json!({"HTTP": "ftp://a/", "Interval": "1s"}), "must begin with http:// or https://"),
         (json!({"HTTP": "http://a b/", "Interval": "1s"}), "host and a port"),
         (json!({"HTTP": "http://a/x y", "Interval": "1s"}), "spaces"),
         (json!({"TCP": "a", "Interval": "1s"}), "host and a port"),
@@ -149,10 +149,13 @@ fn registrations_as_frameworks_send_them() {
         "DeregisterCriticalServiceAfter": "30m",
     }));
     assert_eq!((http.deregister_after, &*http.notes), (Some(Duration::from_secs(1800)), "why"));
-    let CheckKind::Http { method, headers, body, .. } = http.kind else { panic!("an HTTP check") };
+    let CheckKind::Http { method, headers, body, tls: None, .. } = http.kind else {
+        panic!("an HTTP check without TLS")
+    };
     assert_eq!((&*method, &*body, headers["X-Probe"].len()), ("POST", "ping", 2));
     let grpc = check(json!({"GRPC": "a:50051/shop.Cart", "Interval": "10s", "GRPCUseTLS": false}));
-    let wanted = CheckKind::Grpc { authority: "a:50051".into(), service: "shop.Cart".into() };
+    let wanted =
+        CheckKind::Grpc { authority: "a:50051".into(), service: "shop.Cart".into(), tls: None };
     assert_eq!((grpc.kind, grpc.deregister_after), (wanted, None));
     let ttl = check(json!({"TTL": "30s", "Interval": null, "HTTP": "", "Status": "passing"}));
     assert_eq!((ttl.kind, ttl.interval), (CheckKind::Ttl, Duration::from_secs(30)));
@@ -185,26 +188,57 @@ fn registrations_as_frameworks_send_them() {
 }
 
 #[test]
-fn a_check_for_an_instance_that_is_registered_already() {
+fn checks_over_tls() {
+    let kind = |value: Value| check(&value).unwrap().kind;
+    let https = kind(json!({
+        "HTTP": "https://web.example/health", "Interval": "10s", "TLSSkipVerify": true,
+        "TLSServerName": "api.example",
+    }));
+    let CheckKind::Http { authority, path, tls, .. } = https else { panic!("an HTTP check") };
+    assert_eq!((&*authority, &*path), ("web.example:443", "/health"));
+    let named = CheckTls { server_name: Some("api.example".into()), skip_verify: true };
+    assert_eq!(tls, Some(named));
+    let grpc = kind(json!({"GRPC": "a:1", "Interval": "1s", "grpc_use_tls": true}));
+    let plain = Some(CheckTls::default());
+    let wanted =
+        CheckKind::Grpc { authority: "a:1".into(), service: String::new(), tls: plain.clone() };
+    assert_eq!(grpc, wanted);
+    let tcp = kind(json!({"TCP": "a:1", "Interval": "1s", "TCPUseTLS": true}));
+    assert_eq!(tcp, CheckKind::Tcp { authority: "a:1".into(), tls: plain });
+    // What the one has says nothing of the other.
+    let tcp =
+        kind(json!({"TCP": "a:1", "Interval": "1s", "GRPCUseTLS": true, "TLSSkipVerify": true}));
+    assert_eq!(tcp, CheckKind::Tcp { authority: "a:1".into(), tls: None });
+}
+
+#[test]
+fn a_check_for_an_instance_that_is_registered_already_or_for_the_host() {
     let decode = |body: Value| decode_check_registration(body.to_string().as_bytes());
     let one = decode(json!({"Name": "beat", "ServiceID": "web-1", "TTL": "5s"})).unwrap();
-    assert_eq!((&*one.instance, &*one.check.id, &*one.check.name), ("web-1", "beat", "beat"));
+    assert_eq!(one.instance.as_deref(), Some("web-1"));
+    assert_eq!((&*one.check.id, &*one.check.name), ("beat", "beat"));
     let one =
         decode(json!({"Name": "beat", "ID": "b", "ServiceID": "web-1", "TTL": "5s"})).unwrap();
     assert_eq!(one.check.id, "b");
-    let error = decode(json!({"Name": "disk", "TTL": "5s"})).unwrap_err().to_string();
-    assert!(error.contains("give the ServiceID"), "{error}");
+    let one = decode(json!({"Name": "disk", "ServiceID": "", "TTL": "5s"})).unwrap();
+    assert_eq!((one.instance, &*one.check.id), (None, "disk"), "a check of the host itself");
     let error = decode(json!({"ServiceID": "web-1", "TTL": "5s"})).unwrap_err().to_string();
     assert!(error.contains("Name is missing"), "{error}");
 }
 
 #[test]
 fn urls_and_durations() {
-    let authority = |url: &str| split_url(url).unwrap();
-    assert_eq!(authority("http://a"), ("a:80".into(), "/".into()));
-    assert_eq!(authority("http://a:8080?x=1"), ("a:8080".into(), "/?x=1".into()));
-    assert_eq!(authority("http://[::1]/h#frag"), ("[::1]:80".into(), "/h".into()));
-    assert_eq!(authority("http://[::1]:81/h"), ("[::1]:81".into(), "/h".into()));
+    for (url, is_https, authority, path) in [
+        ("http://a", false, "a:80", "/"),
+        ("http://a:8080?x=1", false, "a:8080", "/?x=1"),
+        ("http://[::1]/h#frag", false, "[::1]:80", "/h"),
+        ("http://[::1]:81/h", false, "[::1]:81", "/h"),
+        ("https://a/h", true, "a:443", "/h"),
+        ("https://[::1]:8443", true, "[::1]:8443", "/"),
+    ] {
+        let found = split_url(url).unwrap();
+        assert_eq!((found.is_https, &*found.authority, &*found.path), (is_https, authority, path));
+    }
     for (text, millis) in [("10s", 10_000), ("1m30s", 90_000), ("500ms", 500), ("1.5h", 5_400_000)]
     {
         assert_eq!(go_duration(text), Some(Duration::from_millis(millis)), "{text}");

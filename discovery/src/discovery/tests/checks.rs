@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::publish::LOST_KEPT;
+use crate::registration::CHECKS_MAX;
 
 const TTL: Duration = Duration::from_secs(30);
 
@@ -153,6 +154,83 @@ fn maintenance_outlives_a_restart_and_ends_with_the_instance() {
     assert_eq!(status(&again), Some(Status::Passing), "it is another one");
     let unknown = again.set_maintenance(t0, WALL, "9", None);
     assert_eq!(unknown, Err(RegisterError::NoSuchId("9".into())));
+}
+
+fn host_check(id: &str) -> Check {
+    let beating = beating("1").checks.remove(0);
+    Check { id: id.into(), initial: Status::Critical, ..beating }
+}
+
+#[test]
+fn a_check_of_the_host_counts_for_all_on_it_everywhere() {
+    let t0 = t0();
+    let mut hosts = pair(t0);
+    let later = t0 + Duration::from_millis(40);
+    let ok = Health { status: Status::Passing, output: "listens".into() };
+    hosts[1].set_health(t0, WALL, "1", 0, ok).unwrap();
+    hosts[1].register_host_check(t0, WALL, host_check("disk")).unwrap();
+    assert_eq!(status(&hosts[1]), Some(Status::Critical), "it has not been reported on yet");
+    let seen = |hosts: &mut Vec<Discovery>, now: Instant| {
+        hosts[1].handle_timeout(now, WALL);
+        talk(now, hosts);
+        hosts[0].handle_timeout(now + Duration::from_millis(20), WALL);
+        status(&hosts[0])
+    };
+    assert_eq!(seen(&mut hosts, later), Some(Status::Critical));
+    hosts[1].report_check(later, WALL, "disk", health(Status::Passing)).unwrap();
+    let later = later + Duration::from_secs(1);
+    assert_eq!(seen(&mut hosts, later), Some(Status::Passing));
+    let node = &hosts[0].snapshot().nodes[&2];
+    assert_eq!((&*node.checks[0].id, &*node.checks[0].output), ("disk", "said so"));
+
+    // The next report is owed, as it is by applications.
+    assert!(hosts[1].poll_timeout().is_some_and(|due| due <= later + TTL));
+    hosts[1].handle_timeout(later + TTL, WALL);
+    assert_eq!(status(&hosts[1]), Some(Status::Critical));
+    hosts[1].deregister_host_check(later + TTL, WALL, "disk").unwrap();
+    assert_eq!(status(&hosts[1]), Some(Status::Passing));
+    let gone = hosts[1].deregister_host_check(later + TTL, WALL, "disk");
+    assert_eq!(gone, Err(RegisterError::NoSuchCheck("disk".into())));
+}
+
+#[test]
+fn checks_of_the_host_outlive_a_restart_and_have_ids_of_their_own() {
+    let t0 = t0();
+    let mut host = host(1, t0);
+    host.register(t0, WALL, registration("1", "web")).unwrap();
+    let taken = host.register_host_check(t0, WALL, host_check("service:1")).unwrap_err();
+    assert!(taken.to_string().contains("of the instance \"1\": use another"), "{taken}");
+    host.register_host_check(t0, WALL, host_check("disk")).unwrap();
+    let mut other = registration("2", "web");
+    other.checks[0].id = "disk".into();
+    let taken = host.register(t0, WALL, other).unwrap_err();
+    assert!(taken.to_string().contains("of this host: use another"), "{taken}");
+    host.report_check(t0, WALL, "disk", health(Status::Warning)).unwrap();
+    host.register_host_check(t0, WALL, host_check("disk")).unwrap();
+    let states = |host: &Discovery| -> Vec<(String, Status)> {
+        let node = Arc::clone(&host.snapshot().nodes[&1]);
+        node.checks.iter().map(|check| (check.id.clone(), check.status)).collect()
+    };
+    assert_eq!(states(&host), [("disk".to_owned(), Status::Warning)], "the same again is the same");
+    let mut run_here = host_check("port");
+    run_here.kind = CheckKind::Tcp { authority: "127.0.0.1:22".into(), tls: None };
+    host.register_host_check(t0, WALL, run_here).unwrap();
+    let whose: Vec<(&str, &str)> = host.checks().map(|(of, check)| (of, &*check.id)).collect();
+    assert_eq!(whose, [("", "disk"), ("", "port"), ("1", "service:1")]);
+    let not_reported = Err(RegisterError::NotReported("port".into()));
+    assert_eq!(host.report_check(t0, WALL, "port", health(Status::Passing)), not_reported);
+    host.set_host_health(t0, WALL, "port", health(Status::Passing)).unwrap();
+
+    let mut again = Discovery::new(config(1), Some(host.saved()), t0, WALL, [9; 32], [9; 16]);
+    let known = [("disk".to_owned(), Status::Warning), ("port".to_owned(), Status::Critical)];
+    assert_eq!(states(&again), known, "one that is run here is run again first");
+    again.handle_timeout(t0 + TTL, WALL);
+    assert_eq!(states(&again)[0].1, Status::Critical, "the report goes on being owed");
+    for number in 2..CHECKS_MAX {
+        again.register_host_check(t0, WALL, host_check(&number.to_string())).unwrap();
+    }
+    let full = again.register_host_check(t0, WALL, host_check("one more")).unwrap_err();
+    assert!(full.to_string().contains("checks of the host: more than the limit of 8"), "{full}");
 }
 
 /// Two hosts that know each other; the second offers `web`.

@@ -1,4 +1,4 @@
-//! Carries out what applications and operators say of the health of this host's instances.
+//! Carries out what applications and operators say of the health of this host and of its instances.
 
 use std::time::Instant;
 
@@ -26,15 +26,28 @@ impl Driver {
             HealthChange::AddCheck(added) => {
                 let CheckRegistration { instance, check } = *added;
                 let id = check.id.clone();
-                let result = self.discovery.with_check(&instance, check);
-                let result = self.register_again(result);
+                let result = match instance {
+                    None => {
+                        let registered = self.discovery.register_host_check(now, wall, check);
+                        registered.map_err(ChangeError::Refused)
+                    }
+                    Some(instance) => {
+                        let result = self.discovery.with_check(&instance, check);
+                        self.register_again(result)
+                    }
+                };
                 self.finish(result, done, round, |events| {
                     events.info("check_registered", id, "by the HTTP API");
                 });
             }
             HealthChange::RemoveCheck(check) => {
-                let result = self.discovery.without_check(&check);
-                let result = self.register_again(result);
+                let result = if self.discovery.has_host_check(&check) {
+                    let withdrawn = self.discovery.deregister_host_check(now, wall, &check);
+                    withdrawn.map_err(ChangeError::Refused)
+                } else {
+                    let result = self.discovery.without_check(&check);
+                    self.register_again(result)
+                };
                 self.finish(result, done, round, |events| {
                     events.info("check_deregistered", check, "by the HTTP API");
                 });
