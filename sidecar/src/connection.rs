@@ -173,7 +173,7 @@ async fn serve_http1(worker: Rc<Worker>, link: Rc<Link>, socket: Socket, role: R
     }
     if unframed.get() && (error.is_some() || link.ending() == Ending::Now) {
         // It broke, and an orderly end would say that it was whole (RFC 9112 §9.8).
-        connection.into_parts().io.into_inner().stream.reset_when_closed();
+        connection.into_parts().io.into_inner().stream.resets_when_closed();
     } else if let Some(tunnel) = link.take_tunnel() {
         // What the link looks at in a connection is over: no head is read on it any more.
         let parts = connection.into_parts();

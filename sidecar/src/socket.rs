@@ -107,12 +107,6 @@ impl Socket {
         Socket { turns: Some(FrameTurns::new(Instant::now())), ..self }
     }
 
-    /// Its end will be a reset, which no peer takes for the end of a message.
-    pub fn reset_when_closed(&self) {
-        // Fails only where the connection has ended, which the peer knows then.
-        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
-    }
-
     /// Tells whether anything is read.
     pub fn pulse(&self) -> Rc<Pulse> {
         Rc::clone(&self.pulse)
