@@ -323,7 +323,7 @@ impl Exchange {
             let uploads = match &self.connection {
                 Some(Connection::H1(h1)) => h1.upload_moved(),
                 Some(Connection::H2(h2)) => h2.upload_moved(),
-                None => false,
+                Some(Connection::Tunnel(_)) | None => false,
             };
             if !uploads {
                 return Poll::Ready(());

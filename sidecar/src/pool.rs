@@ -535,7 +535,7 @@ impl H2 {
 
     /// Its stream as the end of a tunnel.
     pub fn into_pipe(self, receiving: ReceivedBody, sending: SendStream<Bytes>) -> Http2Pipe {
-        Http2Pipe::new(receiving, sending, self.sender.windows(), Some(self.place))
+        Http2Pipe::new(receiving, sending, self.sender.windows(), Some(Rc::clone(&self.place)))
     }
 }
 
