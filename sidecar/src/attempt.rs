@@ -171,7 +171,6 @@ pub async fn send(
                 let ended = (ended, ticket.take());
                 match settle(worker, upstream, policy, ended, body.as_ref(), now) {
                     Ok(won) => {
-                        body.as_ref().inspect(|body| body.settled());
                         let latency = now.saturating_duration_since(dispatched);
                         route.hedger.record(now, latency);
                         if let Some(delay) = observed {
@@ -188,7 +187,6 @@ pub async fn send(
                 let ended = (ended, ticket.take());
                 match settle(worker, upstream, policy, ended, body.as_ref(), now) {
                     Ok(won) => {
-                        body.as_ref().inspect(|body| body.settled());
                         route.hedger.copy_won();
                         route.hedger.record(now, now.saturating_duration_since(dispatched));
                         metrics.hedges[Hedges::Won as usize].inc();
@@ -447,7 +445,7 @@ pub fn settle(
     if let Some(endpoint) = failed {
         redial::begin(worker, upstream, policy, &endpoint);
     }
-    judged
+    judged.inspect(|_| body.into_iter().for_each(Replay::settled))
 }
 
 /// How an endpoint is dialled: peers know this host by its address.

@@ -10,6 +10,7 @@ mod app;
 mod attempt;
 mod balancer_metrics;
 mod body;
+mod buffers;
 mod catalog_http;
 mod checks;
 mod cli;
