@@ -45,7 +45,6 @@ use crate::pool::{Charge, DialError, H1, H2, SendError};
 use crate::probe;
 use crate::redial;
 use crate::route::{Route, Upstream};
-use crate::scout;
 use crate::template::Template;
 use crate::tunnel::TunnelEnd;
 use crate::worker::Worker;
@@ -83,21 +82,17 @@ pub async fn send(
     upstream.retries().request(start);
     route.hedger.request(start);
 
-    let wish = template.keys.wish(Attempt::First, &[]);
-    let (ticket, mut dispatched) = match policy.scouting() {
-        ScoutMode::Off => (request.pick(start, Attempt::First, &[]), start),
-        // Seldom, and large: kept out of every other request.
-        _ => {
-            let scouted = Box::pin(scout::first(worker, upstream, policy, wish));
-            let ticket = tokio::time::timeout_at(deadline.at.into(), scouted).await;
-            (ticket.map_err(|_| too_late(upstream, start))?, Instant::now())
-        }
+    let ticket = request.first(deadline).await?;
+    // What the scouts took is not the application's time.
+    let mut dispatched = match policy.scouting() {
+        ScoutMode::Off => start,
+        _ => Instant::now(),
     };
-    let ticket = ticket.map_err(|why| no_endpoint(upstream, why))?;
     metrics.attempts[Attempt::First as usize].inc();
     let mut tried: SmallVec<[u64; 4]> = SmallVec::from_slice(&[ticket.endpoint().serial()]);
     let mut first = pin!(Some(request.begin(ticket.endpoint(), deadline, Start::AtOnce)));
     let mut ticket = Waiting::new(ticket, start);
+    let wish = template.keys.wish(Attempt::First, &[]);
     if body.is_none()
         && may_copy
         && let Some(ticket) =
@@ -445,7 +440,7 @@ pub fn settle(
     if let Some(endpoint) = failed {
         redial::begin(worker, upstream, policy, &endpoint);
     }
-    judged.inspect(|_| body.into_iter().for_each(Replay::settled))
+    judged
 }
 
 /// How an endpoint is dialled: peers know this host by its address.

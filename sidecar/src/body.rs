@@ -4,8 +4,8 @@
 //! keeps what went by, up to a limit for each request and one for all ([`Buffers`]). A later attempt starts
 //! with what is kept and goes on with the caller's stream. Once the limits are passed the kept part is
 //! dropped and only the attempt that is reading goes on: the request can no longer be repeated, which
-//! [`Replay::replayable`] says. The same once there is a response to pass on ([`Replay::settled`]): a stream that goes on for hours
-//! keeps nothing. Two attempts never read the caller's stream at once: a copy starts only when
+//! [`Replay::replayable`] says. The same once nobody can send it again, because the [`Replay`] that the others are readers of is gone: a
+//! stream that goes on for hours keeps nothing. Two attempts never read the caller's stream at once: a copy starts only when
 //! [`Replay::complete`], and after a retry only the newest reader may read on, whatever an earlier upload still does.
 //!
 //! A [`Reply`] carries the exchange's end: whatever happens to the body (read to the end, broken, dropped), the
@@ -215,7 +215,8 @@ impl HttpBody for Body {
     }
 }
 
-/// One reader of a request's body that is kept while it passes.
+/// A request's body that is kept while it passes, for as long as the first of these lives; those that it gives out
+/// ([`Replay::again`]) read it.
 #[derive(Debug)]
 pub struct Replay {
     kept: Rc<RefCell<Kept>>,
@@ -272,12 +273,12 @@ impl Replay {
             ended: false,
             moved: now,
             awaited: true,
-            newest: 0,
+            newest: OWNER,
             read: 0,
             settled: false,
             buffers,
         };
-        Replay { kept: Rc::new(RefCell::new(kept)), reader: 0, next: 0, ended: false }
+        Replay { kept: Rc::new(RefCell::new(kept)), reader: OWNER, next: 0, ended: false }
     }
 
     /// A further reader, from the beginning. Only while [`Replay::replayable`].
@@ -295,13 +296,6 @@ impl Replay {
     pub fn replayable(&self) -> bool {
         let kept = self.kept.borrow();
         !kept.lost && !kept.broken && kept.source.gate.as_ref().is_none_or(|gate| !gate.ended())
-    }
-
-    /// There is a response to pass on, so nothing of the body need be kept for a further attempt.
-    pub fn settled(&self) {
-        let mut kept = self.kept.borrow_mut();
-        kept.settled = true;
-        kept.let_go_of_what_was_read();
     }
 
     /// Whether the whole body is kept, so that a copy can be sent beside the first.
@@ -405,6 +399,16 @@ impl Replay {
     }
 }
 
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if self.reader == OWNER {
+            let mut kept = self.kept.borrow_mut();
+            kept.settled = true;
+            kept.let_go_of_what_was_read();
+        }
+    }
+}
+
 impl Kept {
     fn keep(&mut self, data: &Bytes) {
         if self.lost || data.is_empty() {
@@ -449,6 +453,8 @@ pub fn apart(data: &Bytes) -> Bytes {
 const APART_BELOW: usize = 8 * 1024;
 /// How long a caller may leave an answer of ours unread.
 pub const UNREAD_MAX: Duration = Duration::from_secs(300);
+/// The number of the [`Replay`] that gives out the readers, whose numbers are higher.
+const OWNER: u32 = 0;
 /// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
 

@@ -2,9 +2,29 @@
 //!
 //! HTTP/1.1 alone, and of that only where a request ends: what a library would mend, refuse or leave out is what is tested.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// An application that has each connection served by `serve`, on a thread of its own. It ends with the test's process.
+///
+/// # Panics
+/// When the address is not this machine's.
+#[must_use]
+pub fn application(
+    ip: Ipv4Addr,
+    serve: impl Fn(TcpStream) + Clone + Send + 'static,
+) -> SocketAddrV4 {
+    let listener = TcpListener::bind((ip, 0)).expect("an address of this machine's");
+    let port = listener.local_addr().expect("it is bound").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    SocketAddrV4::new(ip, port)
+}
 
 /// The application. It ends with the test's process.
 #[derive(Debug, Clone)]
@@ -23,21 +43,15 @@ struct Script {
 impl RawApp {
     /// Listens on a free port of this address.
     ///
-    /// # Errors
+    /// # Panics
     /// When the address is not this machine's.
-    pub fn listen(ip: Ipv4Addr) -> io::Result<RawApp> {
-        let listener = TcpListener::bind((ip, 0))?;
-        let address = SocketAddrV4::new(ip, listener.local_addr()?.port());
+    #[must_use]
+    pub fn listen(ip: Ipv4Addr) -> RawApp {
         let script = Script { answer: PLAIN.into(), heard: Vec::new() };
-        let app = RawApp { address, script: Arc::new(Mutex::new(script)) };
-        let serving = app.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let app = serving.clone();
-                std::thread::spawn(move || app.serve(stream));
-            }
-        });
-        Ok(app)
+        let script = Arc::new(Mutex::new(script));
+        let serving = Arc::clone(&script);
+        let address = application(ip, move |stream| serve(&serving, stream));
+        RawApp { address, script }
     }
 
     /// Answers every request with these bytes from now on, and forgets what it heard.
@@ -52,30 +66,30 @@ impl RawApp {
     pub fn heard(&self) -> Vec<String> {
         self.script.lock().unwrap_or_else(PoisonError::into_inner).heard.clone()
     }
+}
 
-    fn serve(&self, mut stream: TcpStream) {
-        let mut bytes = Vec::new();
-        let mut buffer = [0; 16 * 1024];
-        loop {
-            while let Some(end) = end_of_request(&bytes) {
-                let request: Vec<u8> = bytes.drain(..end).collect();
-                // Asked whether it speaks HTTP/2, it hangs up.
-                if request.starts_with(b"PRI ") {
-                    return;
-                }
-                let answer = {
-                    let mut script = self.script.lock().unwrap_or_else(PoisonError::into_inner);
-                    script.heard.push(String::from_utf8_lossy(&request).into_owned());
-                    script.answer.clone()
-                };
-                if stream.write_all(&answer).is_err() {
-                    return;
-                }
+fn serve(script: &Mutex<Script>, mut stream: TcpStream) {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        while let Some(end) = end_of_request(&bytes) {
+            let request: Vec<u8> = bytes.drain(..end).collect();
+            // Asked whether it speaks HTTP/2, it hangs up.
+            if request.starts_with(b"PRI ") {
+                return;
             }
-            match stream.read(&mut buffer) {
-                Ok(n) if n > 0 => bytes.extend_from_slice(&buffer[..n]),
-                _ => return,
+            let answer = {
+                let mut script = script.lock().unwrap_or_else(PoisonError::into_inner);
+                script.heard.push(String::from_utf8_lossy(&request).into_owned());
+                script.answer.clone()
+            };
+            if stream.write_all(&answer).is_err() {
+                return;
             }
+        }
+        match stream.read(&mut buffer) {
+            Ok(n) if n > 0 => bytes.extend_from_slice(&buffer[..n]),
+            _ => return,
         }
     }
 }

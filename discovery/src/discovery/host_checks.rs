@@ -70,8 +70,9 @@ impl HostChecks {
         any
     }
 
-    fn find(&mut self, id: &str) -> Option<&mut HostCheck> {
-        self.0.iter_mut().find(|one| one.check.id == id)
+    fn find(&mut self, id: &str) -> Result<&mut HostCheck, RegisterError> {
+        let found = self.0.iter_mut().find(|one| one.check.id == id);
+        found.ok_or_else(|| RegisterError::NoSuchCheck(id.to_owned()))
     }
 
     /// With this one more, or instead of that of the same id. One that stays the same keeps its health.
@@ -156,8 +157,7 @@ impl Discovery {
         id: &str,
         health: Health,
     ) -> Result<(), RegisterError> {
-        let known = self.host_checks.find(id);
-        let known = known.ok_or_else(|| RegisterError::NoSuchCheck(id.to_owned()))?;
+        let known = self.host_checks.find(id)?;
         if known.run.set(now, health.clone()) || known.run.set_output(health) {
             self.write_node(now);
             self.publish(now, wall_ms);
@@ -173,8 +173,7 @@ impl Discovery {
         id: &str,
         health: Health,
     ) -> Result<(), RegisterError> {
-        let known = self.host_checks.find(id);
-        let known = known.ok_or_else(|| RegisterError::NoSuchCheck(id.to_owned()))?;
+        let known = self.host_checks.find(id)?;
         if known.check.kind != CheckKind::Ttl {
             return Err(RegisterError::NotReported(id.to_owned()));
         }

@@ -13,17 +13,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use evenkeel_balancer::{Attempt, Ticket};
-use evenkeel_config::policy::ScoutMode;
+use evenkeel_balancer::Attempt;
 use smallvec::SmallVec;
 
 use super::sending::{Next, Sending, Start};
-use super::{Deadline, Event, Story, Waiting, Won, no_endpoint, poll_event, settle, too_late};
+use super::{Deadline, Event, Story, Waiting, Won, poll_event, settle, too_late};
 use crate::alarm::Alarm;
 use crate::error::Error;
 use crate::interim::Interim;
 use crate::route::{Route, Upstream};
-use crate::scout;
 use crate::template::Template;
 use crate::worker::Worker;
 
@@ -42,7 +40,7 @@ pub async fn open(
     let (policy, start) = (&route.policy, deadline.start);
     let request = Sending::new(worker, upstream, route, template, None, interim);
     upstream.retries().request(start);
-    let mut ticket = first(&request, worker, upstream, route, template, deadline).await?;
+    let mut ticket = request.first(deadline).await?;
     upstream.metrics().of(worker.id).attempts[Attempt::First as usize].inc();
 
     let (mut how, mut since, mut story) = (Start::AtOnce, Instant::now(), Story::default());
@@ -73,25 +71,4 @@ pub async fn open(
         story.retries += 1;
         (ticket, how, since) = (next, Start::Again { wait, fresh }, now + wait);
     }
-}
-
-/// The endpoint of the first attempt, asked for by scouts where the policy wants that.
-async fn first(
-    request: &Sending<'_>,
-    worker: &Rc<Worker>,
-    upstream: &Arc<Upstream>,
-    route: &Route,
-    template: &Template,
-    deadline: Deadline,
-) -> Result<Ticket, Error> {
-    let ticket = match route.policy.scouting() {
-        ScoutMode::Off => request.pick(deadline.start, Attempt::First, &[]),
-        _ => {
-            let wish = template.keys.wish(Attempt::First, &[]);
-            let scouted = scout::first(worker, upstream, &route.policy, wish);
-            let ticket = tokio::time::timeout_at(deadline.at.into(), scouted).await;
-            ticket.map_err(|_| too_late(upstream, deadline.start))?
-        }
-    };
-    ticket.map_err(|why| no_endpoint(upstream, why))
 }

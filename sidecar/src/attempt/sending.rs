@@ -10,14 +10,17 @@ use std::time::{Duration, Instant};
 
 use evenkeel_balancer::repeat::{self, Outcome, Pushback};
 use evenkeel_balancer::{Attempt, Endpoint, MayCopy, NoEndpoint, RETRY_FLOOR_PER_SEC, Ticket};
+use evenkeel_config::policy::ScoutMode;
 use rand::RngExt as _;
 use tracing::debug;
 
-use super::{Deadline, Ended, attempt};
+use super::{Deadline, Ended, attempt, no_endpoint, too_late};
 use crate::body::{Body, Replay};
+use crate::error::Error;
 use crate::interim::Interim;
 use crate::metrics::Hedges;
 use crate::route::{Route, Upstream};
+use crate::scout;
 use crate::template::Template;
 use crate::worker::Worker;
 
@@ -133,6 +136,25 @@ impl<'r> Sending<'r> {
             budget.refund(now);
         }
         may
+    }
+
+    /// An endpoint for the first attempt, asked for by scouts where the policy wants that.
+    ///
+    /// # Errors
+    /// What the caller is told: there is none, or the scouts took all the time there was.
+    pub async fn first(&self, deadline: Deadline) -> Result<Ticket, Error> {
+        let (upstream, policy) = (self.upstream, &self.route.policy);
+        let picked = match policy.scouting() {
+            ScoutMode::Off => self.pick(deadline.start, Attempt::First, &[]),
+            // Seldom, and large: kept out of every other request.
+            _ => {
+                let wish = self.template.keys.wish(Attempt::First, &[]);
+                let scouted = Box::pin(scout::first(self.worker, upstream, policy, wish));
+                let picked = tokio::time::timeout_at(deadline.at.into(), scouted).await;
+                picked.map_err(|_| too_late(upstream, deadline.start))?
+            }
+        };
+        picked.map_err(|why| no_endpoint(upstream, why))
     }
 
     /// An endpoint for one more attempt.

@@ -136,8 +136,7 @@ impl Http2Sender {
         interim: &Interim,
         place: &Rc<StreamPlace>,
     ) -> Result<Response<StreamBody>, SendError> {
-        if poll_fn(|cx| self.requests.poll_ready(cx)).await.is_err() {
-            self.closed.set(true);
+        if !self.takes_another().await {
             return Err(SendError::NotSent(Box::new(request)));
         }
         let (mut head, body) = request.into_parts();
@@ -177,8 +176,7 @@ impl Http2Sender {
         request: Request<Body>,
         interim: &Interim,
     ) -> Result<(Response<StreamBody>, SendStream<Bytes>), SendError> {
-        if poll_fn(|cx| self.requests.poll_ready(cx)).await.is_err() {
-            self.closed.set(true);
+        if !self.takes_another().await {
             return Err(SendError::NotSent(Box::new(request)));
         }
         let (response, sending) = self
@@ -190,6 +188,13 @@ impl Http2Sender {
         let (head, stream) = answered.into_parts();
         let body = StreamBody::new(stream, &head.headers, &self.windows);
         Ok((Response::from_parts(head, body), sending))
+    }
+
+    /// Waits until the connection can carry a request; false: it takes none any more.
+    async fn takes_another(&mut self) -> bool {
+        let ready = poll_fn(|cx| self.requests.poll_ready(cx)).await.is_ok();
+        self.closed.set(self.closed.get() || !ready);
+        ready
     }
 
     /// The windows of its streams.

@@ -33,7 +33,7 @@ struct Pair {
 impl Pair {
     fn start(workers: usize, policy: &str) -> Pair {
         let lab = Lab::new(workers);
-        let app = RawApp::listen(lab.ip(100)).unwrap();
+        let app = RawApp::listen(lab.ip(100));
         let (address, round) = (app.address, SocketAddrV4::new(lab.ip(1), 7080));
         let setup = Setup { join: vec![1, 2], policy: policy.into(), ..Setup::default() };
         let caller = Setup {

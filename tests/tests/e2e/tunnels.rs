@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use evenkeel_tests::mesh::{Host, Lab, Setup};
 use evenkeel_tests::raw::noise;
+use evenkeel_tests::raw_app::application;
 use evenkeel_tests::wait::{self, SOON};
 use rustix::process::Signal;
 use socket2::SockRef;
@@ -36,19 +37,6 @@ const WAYS: [&str; 3] = ["direct", "local", "far"];
 const MIB: usize = 1024 * 1024;
 /// For bytes that come at once; long, because other tests run beside this one.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// An application that has each connection served by `serve`. It ends with the test's process.
-fn application(ip: Ipv4Addr, serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddrV4 {
-    let listener = TcpListener::bind((ip, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let serve = serve.clone();
-            std::thread::spawn(move || serve(stream));
-        }
-    });
-    SocketAddrV4::new(ip, port)
-}
 
 /// Sends back what it reads, and `end` behind it.
 fn echo(mut stream: TcpStream) {

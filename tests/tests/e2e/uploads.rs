@@ -1,12 +1,13 @@
 //! Uploads that take their time, or outlast their answer: who is still sending, or still being read, is not cut short.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use evenkeel_tests::mesh::{Host, Lab, Setup};
 use evenkeel_tests::raw::Raw;
+use evenkeel_tests::raw_app::application;
 use evenkeel_tests::wait::{self, SOON};
 
 each_workers!(
@@ -28,25 +29,29 @@ const MIB: usize = 1024 * 1024;
 const LARGE: usize = 32 * MIB;
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// An application that has each connection served by `serve`. It ends with the test's process.
-fn application(ip: Ipv4Addr, serve: impl Fn(TcpStream) + Clone + Send + 'static) -> SocketAddrV4 {
-    let listener = TcpListener::bind((ip, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let serve = serve.clone();
-            std::thread::spawn(move || serve(stream));
-        }
-    });
-    SocketAddrV4::new(ip, port)
-}
-
 /// Host 1 asks, and host 2 offers `service` at this address.
 fn pair(lab: &Lab, service: &str, address: SocketAddrV4, policy: &str) -> Vec<Host> {
     let services = format!("[{{name: {service}, address: \"{address}\", protocol: http}}]");
     let offering = Setup { services, ..Setup::default() };
     let hosts = lab.mesh(&[Setup { policy: policy.into(), ..Setup::default() }, offering]);
     hosts.iter().for_each(|host| host.wait_for_instances(service, 1));
+    hosts
+}
+
+/// Host 1 asks these two in turn, and the other one again where one refuses: as `direct`, its own upstream, and as `far`, which
+/// host 2 offers.
+fn in_turn(lab: &Lab, one: SocketAddrV4, other: SocketAddrV4) -> Vec<Host> {
+    let policy = "{balance: round_robin, repeat: {methods: [POST]}, eject: {consecutive: 1000}, \
+                  max_body_buffer: 64MiB}";
+    let upstreams =
+        format!("[{{name: direct, endpoints: [\"{one}\", \"{other}\"], protocol: http}}]");
+    let services = format!(
+        "[{{name: far, id: a, address: \"{one}\", protocol: http}}, \
+         {{name: far, id: b, address: \"{other}\", protocol: http}}]"
+    );
+    let caller = Setup { policy: policy.into(), upstreams, ..Setup::default() };
+    let hosts = lab.mesh(&[caller, Setup { services, ..Setup::default() }]);
+    hosts[0].wait_for_instances("far", 2);
     hosts
 }
 
@@ -284,17 +289,7 @@ fn an_upload_ends_where_its_request_is_sent_again_elsewhere(workers: usize) {
     let (tell, came) = mpsc::channel();
     let refuses = application(lab.ip(90), move |stream| refuse_and_read_later(stream, &tell));
     let takes = application(lab.ip(91), read_all);
-    let policy = "{balance: round_robin, repeat: {methods: [POST]}, eject: {consecutive: 1000}, \
-                  max_body_buffer: 64MiB}";
-    let upstreams =
-        format!("[{{name: direct, endpoints: [\"{refuses}\", \"{takes}\"], protocol: http}}]");
-    let services = format!(
-        "[{{name: far, id: a, address: \"{refuses}\", protocol: http}}, \
-         {{name: far, id: b, address: \"{takes}\", protocol: http}}]"
-    );
-    let caller = Setup { policy: policy.into(), upstreams, ..Setup::default() };
-    let hosts = lab.mesh(&[caller, Setup { services, ..Setup::default() }]);
-    hosts[0].wait_for_instances("far", 2);
+    let hosts = in_turn(&lab, refuses, takes);
     for name in ["direct", "far"] {
         for _ in 0..4 {
             let mut stream = upload(hosts[0].outbound(), name, LARGE);
@@ -328,16 +323,7 @@ fn a_request_that_waits_for_leave_is_sent_again_where_the_first_refuses(workers:
     let lab = Lab::new(workers);
     let refuses = application(lab.ip(90), refuse_from_the_head);
     let takes = application(lab.ip(91), give_leave);
-    let policy = "{balance: round_robin, repeat: {methods: [POST]}, eject: {consecutive: 1000}}";
-    let upstreams =
-        format!("[{{name: direct, endpoints: [\"{refuses}\", \"{takes}\"], protocol: http}}]");
-    let services = format!(
-        "[{{name: far, id: a, address: \"{refuses}\", protocol: http}}, \
-         {{name: far, id: b, address: \"{takes}\", protocol: http}}]"
-    );
-    let caller = Setup { policy: policy.into(), upstreams, ..Setup::default() };
-    let hosts = lab.mesh(&[caller, Setup { services, ..Setup::default() }]);
-    hosts[0].wait_for_instances("far", 2);
+    let hosts = in_turn(&lab, refuses, takes);
     for name in ["direct", "far"] {
         for _ in 0..4 {
             let mut raw = Raw::connect(hosts[0].outbound().into()).unwrap();
